@@ -1,0 +1,10 @@
+// The Python module infoseg_fast._C. Each subject binds its own functions in bind_<subject>.cpp; everything behind
+// them takes pointers, sizes and strides, and knows neither Python nor torch.
+#include <pybind11/pybind11.h>
+
+void bind_confusion_matrix(pybind11::module_& module);
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled kernels of infoseg_fast for CPUs.";
+  bind_confusion_matrix(module);
+}

@@ -1,0 +1,30 @@
+"""Unsupervised semantic segmentation by mutual information maximisation, made fast.
+
+Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
+"""
+
+from .backends import backends
+from .confusion import confusion_matrix
+from .errors import BackendUnavailableError, DataError
+from .loss import InfoSegLoss
+from .matching import linear_sum_assignment, match_clusters
+from .metrics import ClusterMetrics
+from .ops import assign, local_global_similarity, mutual_information_loss, segment, segment_and_count
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "ClusterMetrics",
+    "DataError",
+    "InfoSegLoss",
+    "assign",
+    "backends",
+    "confusion_matrix",
+    "linear_sum_assignment",
+    "local_global_similarity",
+    "match_clusters",
+    "mutual_information_loss",
+    "segment",
+    "segment_and_count",
+]

@@ -1,0 +1,46 @@
+"""The only door to the compiled extension `infoseg_fast._C`, imported on first use; the package imports without it."""
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+BUILD_RECORD = Path(__file__).parent / "_build.json"
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("infoseg_fast._C"), None
+    except ImportError as error:
+        return None, _build_reason() or f"importing infoseg_fast._C failed: {error}"
+
+
+def _build_reason() -> str | None:
+    """Why the build left the extension out, from the record that setup.py wrote."""
+    try:
+        reason = json.loads(BUILD_RECORD.read_text())["cpp"]["reason"]
+    except FileNotFoundError:
+        return "the C++ extension has not been built (run `pip install .` in the checkout)"
+    except (OSError, ValueError, KeyError):
+        return None
+    return f"the C++ extension was not built: {reason}" if reason else None
+
+
+def compiled() -> ModuleType | None:
+    """The extension module, or None when it cannot be imported (`unavailable()` says why)."""
+    return _load()[0]
+
+
+def unavailable() -> str | None:
+    """Why the extension cannot be used; None when it can."""
+    return _load()[1]
+
+
+def build_record() -> dict:
+    """What setup.py recorded about the build; empty when there is no readable record."""
+    try:
+        return json.loads(BUILD_RECORD.read_text())
+    except (OSError, ValueError):
+        return {}

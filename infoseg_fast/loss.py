@@ -1,0 +1,57 @@
+"""`InfoSegLoss`: the loss as a module that carries its settings."""
+
+import torch
+from torch import Tensor
+
+from .ops import checks, mutual_information_loss
+from .ops.mutual_information import ESTIMATORS, NEGATIVES
+
+
+class InfoSegLoss(torch.nn.Module):
+    """`mutual_information_loss` with its settings fixed; they are described there and checked here."""
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        estimator: str = "jsd",
+        negatives: str = "same_position",
+        num_negatives: int | str = 1,
+        balance: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.temperature = checks.real("temperature", temperature, positive=True)
+        checks.one_of("estimator", estimator, ESTIMATORS)
+        checks.one_of("negatives", negatives, NEGATIVES)
+        self.estimator, self.negatives, self.num_negatives = estimator, negatives, num_negatives
+        self.balance = checks.real("balance", balance, positive=False)
+        self.backend = backend
+
+    def forward(
+        self,
+        features: Tensor,
+        global_features: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar; arguments as in `mutual_information_loss`."""
+        return mutual_information_loss(
+            features,
+            global_features,
+            weight,
+            bias,
+            temperature=self.temperature,
+            estimator=self.estimator,
+            negatives=self.negatives,
+            num_negatives=self.num_negatives,
+            balance=self.balance,
+            mask=mask,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, estimator={self.estimator!r}, negatives={self.negatives!r}, "
+            f"num_negatives={self.num_negatives!r}, balance={self.balance}"
+        )

@@ -1,0 +1,7 @@
+"""The public ops: arguments are checked and the projection folded here, once, for every backend."""
+
+from .mutual_information import mutual_information_loss
+from .segmentation import segment, segment_and_count
+from .similarity import assign, local_global_similarity
+
+__all__ = ["assign", "local_global_similarity", "mutual_information_loss", "segment", "segment_and_count"]

@@ -1,0 +1,121 @@
+"""What every public op asks of its arguments. Each error names the argument, what it was and what is accepted."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MAX_CLASSES = 256
+
+
+def described(x: object) -> str:
+    if isinstance(x, Tensor):
+        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {list(x.shape)} on {x.device}"
+    return f"{x!r} ({type(x).__name__})"
+
+
+def local_and_global(
+    features: Tensor, global_features: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Check the four tensors against each other; return `weight` as [D, C], and all in autocast's dtype if on."""
+    named = {"features": features, "global_features": global_features, "weight": weight, "bias": bias}
+    for name, x in named.items():
+        if x is None and name in ("weight", "bias"):
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {described(x)}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, not {described(x)}")
+        if x.device != features.device:
+            raise ValueError(f"{name} must be on {features.device} as features are, not {described(x)}")
+    if features.dim() != 4:
+        raise ValueError(f"features must be [B, C, h, w], not {described(features)}")
+    if global_features.dim() != 3 or len(global_features) != len(features):
+        raise ValueError(
+            f"global_features must be [B, K, D] with B = {len(features)} as in features, "
+            f"not {described(global_features)}"
+        )
+    C, (K, D) = features.shape[1], global_features.shape[1:]
+    if not 2 <= K <= MAX_CLASSES:
+        raise ValueError(
+            f"global_features must have K from 2 to {MAX_CLASSES} in dim 1, not {described(global_features)}"
+        )
+    if weight is not None:
+        if weight.shape not in ((D, C), (D, C, 1, 1)):
+            raise ValueError(f"weight must be [D, C] = [{D}, {C}] or [{D}, {C}, 1, 1], not {described(weight)}")
+        weight = weight.view(D, C) if weight.dim() == 4 else weight
+    elif C != D:
+        raise ValueError(
+            f"features must have C = D = {D} channels, as global_features have, when no weight projects them, "
+            f"not {described(features)}"
+        )
+    if bias is not None and bias.shape != (D,):
+        raise ValueError(f"bias must be [D] = [{D}], not {described(bias)}")
+
+    device_type = features.device.type
+    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        features, global_features = features.to(dtype), global_features.to(dtype)
+        weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
+    for name, x in (("global_features", global_features), ("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != features.dtype:
+            raise TypeError(f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}")
+    return features, global_features, weight, bias
+
+
+def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, not {value!r}")
+
+
+def real(name: str, value: float, *, positive: bool) -> float:
+    """`value` as a float; it must be finite, and positive or at least 0."""
+    if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (value == 0 and not positive)):
+        return float(value)
+    raise ValueError(f"{name} must be a finite number {'above' if positive else 'of at least'} 0, not {value!r}")
+
+
+def num_negatives(value: int | str, B: int) -> int:
+    """The number of partners of each image: `value`, or B - 1 for "all"."""
+    if B < 2:
+        raise ValueError(f"features must hold B >= 2 images, since negatives come from other images, not B = {B}")
+    if value == "all":
+        return B - 1
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < B:
+        raise ValueError(f"num_negatives must be 'all' or from 1 to B - 1 = {B - 1}, not {value!r}")
+    return value
+
+
+def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """`mask` as a contiguous bool [B, P]."""
+    if mask is None:
+        return None
+    shape = (features.shape[0], *features.shape[2:])
+    if (
+        not isinstance(mask, Tensor)
+        or mask.dtype != torch.bool
+        or mask.shape != shape
+        or mask.device != features.device
+    ):
+        raise ValueError(
+            f"mask must be a bool tensor of shape {list(shape)} on {features.device}, not {described(mask)}"
+        )
+    return mask.flatten(1).contiguous()
+
+
+def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple[int, int]:
+    """`size` as (rows, columns); the size of the features for None."""
+    rows, columns = features.shape[2:]
+    if size is None:
+        return rows, columns
+    if (
+        not isinstance(size, (tuple, list, torch.Size))
+        or len(size) != 2
+        or not all(isinstance(n, int) and n >= 1 for n in size)
+    ):
+        raise ValueError(f"{name} must be two numbers of pixels, (rows, columns), each at least 1, not {size!r}")
+    if rows * columns == 0:
+        raise ValueError(f"features must have at least one position to be upsampled, not {described(features)}")
+    return tuple(size)

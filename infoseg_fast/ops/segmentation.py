@@ -1,0 +1,100 @@
+"""`segment` and `segment_and_count`."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import choose
+from ..confusion import checked_counts_arguments, confusion_matrix
+from . import checks, custom
+
+INTERPOLATIONS = ("probs", "logits")
+
+
+@torch.no_grad()
+def segment(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    size: tuple[int, int] | None = None,
+    interpolate: str = "probs",
+    backend: str = "auto",
+) -> Tensor:
+    """The class of every pixel: argmax_k of the probabilities (or similarities), upsampled bilinearly to `size`.
+
+    Args:
+        features, global_features, weight, bias, backend: as in `local_global_similarity`.
+        temperature: tau > 0; it multiplies.
+        size: (rows, columns) of the label maps in pixels; None for h x w.
+        interpolate: "probs" upsamples V = softmax_k(tau z) (align_corners=False), "logits" upsamples z. Both differ
+            from upsampling the labels.
+
+    Returns:
+        Labels 0 .. K - 1, [B, *size] uint8; of equal classes the lowest. A NaN gives some label below K. Not
+        differentiable.
+
+    Raises:
+        As `local_global_similarity`; ValueError also for a size below 1 x 1.
+    """
+    features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+    temperature = checks.real("temperature", temperature, positive=True)
+    checks.one_of("interpolate", interpolate, INTERPOLATIONS)
+    size = checks.image_size("size", size, features)
+    backend = choose("segment", backend, features.device.type, features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        G, g0 = reference.fold_projection(global_features, weight, bias)
+        if backend == "reference":
+            return reference.folded_segment(
+                features, G, g0, temperature=temperature, size=size, interpolate=interpolate
+            )
+        return custom.segment(features, G, g0, temperature, *size, interpolate, backend)
+
+
+@torch.no_grad()
+def segment_and_count(
+    features: Tensor,
+    global_features: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_classes: int,
+    temperature: float = 1.0,
+    interpolate: str = "probs",
+    ignore_index: int | None = 255,
+    return_labels: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Joint counts of the segmentation at the target's size and the target: what an evaluation sums up.
+
+    Args:
+        features, global_features, weight, bias, temperature, interpolate, backend: as in `segment`.
+        target: ground truth, [B, H_img, W_img] uint8 (or another integer dtype).
+        num_classes: classes of the target.
+        ignore_index: target value that is left out of the counts; None counts all.
+        return_labels: return the label maps too.
+
+    Returns:
+        int64 [K, num_classes], rows = predicted clusters; with `return_labels` also the labels [B, H_img, W_img] uint8.
+
+    Raises:
+        As `segment`; ValueError also for a target value from num_classes on that is not `ignore_index`.
+    """
+    if not isinstance(target, Tensor) or target.dim() != 3 or len(target) != len(features):
+        raise ValueError(f"target must be [B, H_img, W_img] with B = {len(features)}, not {checks.described(target)}")
+    checked_counts_arguments(target, "target", num_classes, "num_classes")
+    labels = segment(
+        features,
+        global_features,
+        weight,
+        bias,
+        temperature=temperature,
+        size=tuple(target.shape[1:]),
+        interpolate=interpolate,
+        backend=backend,
+    )
+    counts = confusion_matrix(labels, target, global_features.shape[1], num_classes, ignore_index)
+    return (counts, labels) if return_labels else counts

@@ -1,0 +1,77 @@
+"""`local_global_similarity` and `assign`."""
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import choose
+from . import checks, custom
+
+
+def local_global_similarity(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Similarity of every position with every global feature of its image: z[b,k,p] = <W f[b,p] + b, H[b,k]>.
+
+    The projection is folded into the global features (identity 2 of the method), so no D-dimensional map is formed.
+
+    Args:
+        features: f, [B, C, h, w], any strides; float32, float64, bfloat16 or float16. Without `weight` they are the
+            local features themselves and C = D.
+        global_features: H, [B, K, D] with 2 <= K <= 256.
+        weight: W of the local projection, [D, C] or a 1x1 convolution's [D, C, 1, 1].
+        bias: b of the local projection, [D].
+        backend: "auto" (the fastest that can run), "reference", "cpp" or "triton".
+
+    Returns:
+        z, [B, K, h, w], in the dtype of `features`; sums are formed in float32 (float64 for float64).
+        Differentiable in all four tensors.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, dtypes are mixed, or devices are (under autocast the
+            inputs are cast to its dtype first).
+        BackendUnavailableError: the backend asked for by name cannot run here.
+    """
+    features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+    backend = choose("local_global_similarity", backend, features.device.type, features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        if backend == "reference":
+            return reference.local_global_similarity(features, global_features, weight, bias)
+        G, g0 = reference.fold_projection(global_features, weight, bias)
+        return custom.local_global_similarity(features, G, g0, backend)
+
+
+def assign(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Class probabilities of every position: V = softmax_k(temperature * z), z as in `local_global_similarity`.
+
+    Args:
+        features, global_features, weight, bias, backend: as in `local_global_similarity`.
+        temperature: tau > 0; it multiplies.
+
+    Returns:
+        V, [B, K, h, w], in the dtype of `features`. Differentiable in all four tensors.
+
+    Raises:
+        As `local_global_similarity`.
+    """
+    features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+    temperature = checks.real("temperature", temperature, positive=True)
+    backend = choose("assign", backend, features.device.type, features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        if backend == "reference":
+            return reference.assign(features, global_features, weight, bias, temperature=temperature)
+        G, g0 = reference.fold_projection(global_features, weight, bias)
+        return custom.assign(features, G, g0, temperature, backend)

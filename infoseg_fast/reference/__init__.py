@@ -1,0 +1,22 @@
+"""Plain PyTorch statements of every op: the meaning that the kernels are verified against, for any dtype and device.
+
+They read like the method's equations and are differentiable to any order. Half-precision inputs are computed in
+float32. Symbols: B images, C feature channels, D embedding dimension, K classes, h x w positions (P = h*w), n negatives
+per image.
+"""
+
+from .mutual_information import folded_loss, mutual_information_loss
+from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
+from .similarity import assign, fold_projection, local_global_similarity
+
+__all__ = [
+    "assign",
+    "confusion_counts",
+    "fold_projection",
+    "folded_loss",
+    "folded_segment",
+    "local_global_similarity",
+    "mutual_information_loss",
+    "segment",
+    "segment_and_count",
+]
