@@ -3,13 +3,15 @@
 Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
 """
 
-from .backends import backends
 from .confusion import confusion_matrix
+from .dispatch import backends
 from .errors import BackendUnavailableError, DataError
 from .loss import InfoSegLoss
 from .matching import linear_sum_assignment, match_clusters
 from .metrics import ClusterMetrics
+from .model import InfoSegNet
 from .ops import assign, local_global_similarity, mutual_information_loss, segment, segment_and_count
+from .segmenter import Segmenter, load
 
 __version__ = "0.1.0"
 
@@ -18,10 +20,13 @@ __all__ = [
     "ClusterMetrics",
     "DataError",
     "InfoSegLoss",
+    "InfoSegNet",
+    "Segmenter",
     "assign",
     "backends",
     "confusion_matrix",
     "linear_sum_assignment",
+    "load",
     "local_global_similarity",
     "match_clusters",
     "mutual_information_loss",

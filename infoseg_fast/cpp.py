@@ -1,8 +1,8 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.backends`)."""
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.dispatch`)."""
 
 from . import extension
 
-# op name -> kernel, as infoseg_fast.backends describes.
+# op name -> kernel, as infoseg_fast.dispatch describes.
 KERNELS: dict[str, object] = {}
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" (see `infoseg_fast.backends`).
+"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" (see `infoseg_fast.dispatch`).
 
 This module is the only door to Triton: it is imported without it and asks no driver.
 """
@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import os
 
-# op name -> kernel, as infoseg_fast.backends describes.
+# op name -> kernel, as infoseg_fast.dispatch describes.
 KERNELS: dict[str, object] = {}
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import dispatch
 from ..reference.mutual_information import folded_loss, folded_loss_gradient
 from ..reference.segmentation import folded_segment
 from ..reference.similarity import folded_similarity, folded_similarity_gradient
@@ -69,7 +69,7 @@ def _wanted(gradients: Gradients, needs: Needs) -> list[Tensor | None]:
 
 
 def _kernel(op: str, backend: str):
-    return REFERENCE[op] if backend == "reference" else backends.kernel(op, backend)
+    return REFERENCE[op] if backend == "reference" else dispatch.kernel(op, backend)
 
 
 # local_global_similarity

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import choose
+from ..dispatch import choose
 from . import checks, custom
 
 ESTIMATORS = ("jsd", "infonce")

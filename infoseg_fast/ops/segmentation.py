@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import choose
 from ..confusion import checked_counts_arguments, confusion_matrix
+from ..dispatch import choose
 from . import checks, custom
 
 INTERPOLATIONS = ("probs", "logits")

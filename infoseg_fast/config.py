@@ -1,0 +1,115 @@
+"""What a training run is told: every setting, its default and its meaning, once, for the command line and the RUN."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from .errors import DataError
+from .ops.mutual_information import ESTIMATORS, NEGATIVES
+
+# Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
+# leaves the negatives, the temperature and the optimiser's settings open; "default" is what trials on real images
+# chose.
+RECIPES = {
+    "default": {"estimator": "infonce", "num_negatives": "all", "balance": 0.5},
+    "paper": {"estimator": "jsd", "num_negatives": 1, "balance": 0.0},
+}
+
+
+def setting(default, help: str, **argument):
+    """A field with what the command line says of it and takes for it."""
+    return field(default=default, metadata={"help": help, **argument})
+
+
+def count_or_all(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+@dataclass
+class TrainConfig:
+    """Settings of a run. None means: decided from the data or the recipe, and then recorded."""
+
+    data: str = setting("", "a set's name or a folder with images/")
+    classes: int | None = setting(None, "number of classes K (default: as many as the ground truth has)", type=int)
+    steps: int | None = setting(None, "training steps (default: 2000)", type=int)
+    epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
+    batch_size: int = setting(16, "images B of a step", type=int)
+    seed: int = setting(0, "seed of everything random", type=int)
+    crop: int | None = setting(
+        None, "side of the training crops in pixels (default: 128, or the shortest side if less)", type=int
+    )
+    scale: float = setting(1.0, "factor by which images are resized when read", type=float)
+    width: int = setting(64, "channels of the network's first block", type=int)
+    dim: int = setting(512, "embedding dimension D", type=int)
+    recipe: str = setting("default", "the objective's settings", choices=tuple(RECIPES))
+    estimator: str | None = setting(None, "of the mutual information (default: the recipe's)", choices=ESTIMATORS)
+    negatives: str | None = setting(None, "of the jsd estimator (default: same_position)", choices=NEGATIVES)
+    num_negatives: int | str | None = setting(
+        None, "other images an image is compared with, or all (default: the recipe's)", type=count_or_all
+    )
+    balance: float | None = setting(None, "weight of the class-usage term (default: the recipe's)", type=float)
+    temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
+    lr: float = setting(1e-3, "learning rate of AdamW", type=float)
+    weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
+    warmup: int = setting(100, "steps over which the learning rate rises", type=int)
+    flip: bool = setting(True, "random flips", switch=True)
+    rotate: bool = setting(True, "random quarter turns", switch=True)
+    jitter: float = setting(0.0, "greatest relative change of brightness, contrast and colour", type=float)
+    log_every: int = setting(50, "steps between lines of metrics.jsonl", type=int)
+    eval_every: int = setting(500, "steps between evaluations, if there are labels (0: only at the end)", type=int)
+    checkpoint_every: int = setting(250, "steps between checkpoints", type=int)
+    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"))
+    workers: int | None = setting(None, "processes that read images (default: by the set's size)", type=int)
+
+    def complete(self) -> None:
+        """Fill in what the recipe decides, and check every number."""
+        for name, value in ({"negatives": NEGATIVES[0]} | RECIPES[self.recipe]).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.steps is not None and self.epochs is not None:
+            raise DataError("--steps and --epochs are two ways to say one thing; give one of them")
+        if self.steps is None and self.epochs is None:
+            self.steps = 2000
+        least = {
+            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "crop": 4, "width": 1, "dim": 1,
+            "balance": 0, "weight_decay": 0, "warmup": 0, "jitter": 0, "log_every": 1, "eval_every": 0,
+            "checkpoint_every": 1, "workers": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and not bound <= value < float("inf"):
+                raise DataError(f"{option(name)} must be at least {bound}, not {value}")
+        for name in ("scale", "temperature", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
+        if self.classes is not None and self.classes > 256:
+            raise DataError(f"--classes must be from 2 to 256, not {self.classes}")
+        n = self.num_negatives
+        if n != "all" and not 1 <= n < self.batch_size:
+            most = self.batch_size - 1
+            raise DataError(f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {n}")
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# What a resumed run may change: how long it goes on and how it is watched, not what it computes.
+CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+
+
+def resumed(stored: dict, given: dict) -> TrainConfig:
+    """The configuration of a run on disk, with what was `given` anew; only CHANGEABLE settings may differ."""
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    for name, value in given.items():
+        if name not in CHANGEABLE and getattr(config, name) != value:
+            raise DataError(
+                f"--resume: the run was started with {option(name)} {getattr(config, name)}, not {value}; "
+                "resume it with its own settings, or start a new run in another --out"
+            )
+        setattr(config, name, value)
+    if "epochs" in given:
+        config.steps = None
+    elif "steps" in given:
+        config.epochs = None
+    return config

@@ -1,0 +1,126 @@
+"""Random crops for training: which are drawn is a function of (seed, epoch), so a run can start at any step."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import DataError
+from .base import ImageSet, InMemory, to_float
+
+IN_MEMORY_BYTES = 256 * 2**20  # sets up to this size are decoded once
+MAX_WORKERS = 4
+
+
+class Crop(NamedTuple):
+    """A crop before the image's size is known: its corner is at these fractions of the free rows and columns."""
+
+    index: int
+    y: float
+    x: float
+
+
+class Batch(NamedTuple):
+    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every pixel is."""
+
+    images: torch.Tensor
+    valid: torch.Tensor | None
+
+
+class CropSampler(Sampler):
+    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's `size` images."""
+
+    def __init__(self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int) -> None:
+        self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
+        self.steps_per_epoch = steps_per_epoch(size, batch_size, least)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Crop]]:
+        epoch = -1
+        for step in range(self.start, self.stop):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                rng = np.random.default_rng((self.seed, epoch))
+                order, corners = rng.permutation(self.size), rng.random((self.size, 2))
+            first = step % self.steps_per_epoch * self.batch_size
+            chosen = slice(first, first + self.batch_size)
+            yield [Crop(int(i), *map(float, c)) for i, c in zip(order[chosen], corners[chosen], strict=True)]
+
+
+def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
+    """Batches in a pass over `size` images; a last one of fewer than `least` images is dropped."""
+    return size // batch_size + (size % batch_size >= least)
+
+
+class CropSet(Dataset):
+    """Cuts whole batches of crops out of an image set; images smaller than the crop are padded and marked so."""
+
+    def __init__(self, images: ImageSet, crop: int) -> None:
+        self.images, self.crop = images, crop
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, crops: list[Crop]) -> Batch | DataError:
+        try:
+            return self._cut(crops)
+        except DataError as error:  # returned, since a worker process would wrap it in a traceback's text
+            return error
+
+    def _cut(self, crops: list[Crop]) -> Batch:
+        side = self.crop
+        batch = np.empty((len(crops), self.images.channels, side, side), dtype=self.images.dtype)
+        valid = None
+        for b, (index, y, x) in enumerate(crops):
+            pixels = self.images.image(index)
+            rows, columns = pixels.shape[1:]
+            top, left = int(y * (max(rows - side, 0) + 1)), int(x * (max(columns - side, 0) + 1))
+            cut = pixels[:, top : top + side, left : left + side]
+            if cut.shape[1:] != (side, side):
+                valid = np.ones((len(crops), side, side), dtype=bool) if valid is None else valid
+                valid[b, cut.shape[1] :] = valid[b, :, cut.shape[2] :] = False
+                cut = np.pad(cut, ((0, 0), (0, side - cut.shape[1]), (0, side - cut.shape[2])), mode="edge")
+            batch[b] = cut
+        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid))
+
+
+def held_in_memory(images: ImageSet) -> ImageSet:
+    """The set decoded once, when it is small enough; else the set itself."""
+    if isinstance(images, InMemory) or images.num_bytes > IN_MEMORY_BYTES:
+        return images
+    with ThreadPoolExecutor() as pool:
+        return InMemory(images, list(pool.map(images.image, range(len(images)))))
+
+
+def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int) -> DataLoader:
+    """The sampler's batches, read ahead by `workers` processes (0: in this one)."""
+    return DataLoader(
+        CropSet(images, crop),
+        batch_sampler=sampler,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
+    return batch
+
+
+def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel in [0, 1], over at most `limit` images spread evenly over the set."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
+    count, total, squares = 0, 0.0, 0.0
+    for index in chosen:
+        pixels = to_float(images.image(int(index))).double().flatten(1)
+        count += pixels.shape[1]
+        total, squares = total + pixels.sum(1), squares + pixels.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    # A constant channel carries nothing: leave its scale alone rather than divide by 0.
+    return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()

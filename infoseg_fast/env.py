@@ -1,0 +1,84 @@
+"""What this installation is and can do: recorded with every run, printed by `infoseg env`.
+
+`python -m infoseg_fast.env` prints the same.
+"""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from . import dispatch, extension
+
+PACKAGES = ("infoseg-fast", "torch", "triton", "numpy", "scipy", "pillow", "matplotlib", "tensorboard", "tqdm")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions; None for a package that is not installed."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from; None when it was installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment() -> dict:
+    """Versions, commit, machine and backends, as plain values."""
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions(),
+        "commit": commit(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "backends": dispatch.backends(),
+    }
+
+
+def as_text() -> str:
+    """The environment as lines for a person, with what was left out of the build and why."""
+    found = environment()
+    lines = [f"{name:<14} {version or 'not installed'}" for name, version in found["versions"].items()]
+    lines += [
+        f"{'commit':<14} {found['commit'] or 'not a checkout'}",
+        f"{'platform':<14} {found['platform']}",
+        f"{'processor':<14} {found['processor']}, {found['cores']} cores, {found['threads']} threads",
+        f"{'GPUs':<14} {', '.join(found['gpus']) or 'none'}",
+    ]
+    build = extension.build_record().get("cpp", {})
+    missing = extension.unavailable()
+    lines.append(f"{'C++ extension':<14} {missing or 'built by ' + build.get('compiler', 'an unknown compiler')}")
+    lines += [f"backend {name:<10} {reason or 'usable'}" for name, reason in found["backends"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_text())

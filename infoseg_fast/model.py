@@ -1,0 +1,166 @@
+"""`InfoSegNet`: local features, and K global features of each image."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 4  # of the local features
+MIN_SIDE = 32  # pixels; smaller images are padded
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, batch normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """x + two 3x3 convolutions of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ConvBlock(channels, channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+class Encoder(nn.Module):
+    """Blocks A to D. Returns the maps of block C (stride 4, 2 x width channels) and D (stride 16, 4 x width).
+
+    A position of C sees 39 x 39 pixels, which is 0.3 of a 128-pixel crop.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.A = ConvBlock(in_channels, width, stride=2)  # sees 3 px
+        self.B = nn.Sequential(ConvBlock(width, 2 * width, stride=2))  # sees 7 px
+        self.C = nn.Sequential(ResidualBlock(2 * width), ResidualBlock(2 * width))  # sees 39 px
+        self.D = nn.Sequential(ConvBlock(2 * width, 4 * width, stride=2), ConvBlock(4 * width, 4 * width, stride=2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        local = self.C(self.B(self.A(x)))
+        return [local, self.D(local)]
+
+
+class InfoSegNet(nn.Module):
+    """Maps images to local features f (of block C) and global features H (METHOD symbols: C, D, K).
+
+    Args:
+        in_channels: c of the images.
+        num_classes: K, 2 to 256.
+        width: channels of the first block; f has 2 x width.
+        dim: D, the embedding dimension that f is projected to (by `local_projection`, within the ops).
+
+    The images' mean and standard deviation are buffers (`set_normalization`), saved with the model.
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 2, width: int = 64, dim: int = 512) -> None:
+        super().__init__()
+        for name, value, least in (("in_channels", in_channels, 1), ("width", width, 1), ("dim", dim, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value!r}")
+        self._assemble(
+            Encoder(in_channels, width),
+            (0, 1),
+            num_classes,
+            dim,
+            nn.Conv2d(2 * width, dim, 1),
+            nn.Linear(4 * width, num_classes * dim),
+            in_channels,
+        )
+
+    def _assemble(
+        self,
+        backbone: nn.Module,
+        indices: tuple[int, int],
+        num_classes: int,
+        dim: int,
+        local_projection: nn.Module,
+        global_projection: nn.Module,
+        channels: int,
+    ) -> None:
+        if not 2 <= num_classes <= 256:
+            raise ValueError(f"num_classes must be from 2 to 256, not {num_classes!r}")
+        self.num_classes, self.dim, self._indices = num_classes, dim, indices
+        self.backbone = backbone
+        self.local_projection = local_projection
+        self.global_projection = global_projection
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: Callable[[Tensor], Sequence[Tensor]],
+        local_index: int,
+        global_index: int,
+        num_classes: int,
+        dim: int = 512,
+    ) -> "InfoSegNet":
+        """A network on any module that returns a list of maps [B, channels, h, w] (timm's `features_only` is one).
+
+        Args:
+            backbone: the module; it gets the normalised images.
+            local_index, global_index: which of its maps are the local features, and which is averaged over positions
+                and projected to the global features.
+            num_classes, dim: as for the class.
+
+        The projections find their channels at the first call: make one before handing the parameters to an optimiser.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        projections = nn.LazyConv2d(dim, 1), nn.LazyLinear(num_classes * dim)
+        model._assemble(backbone, (local_index, global_index), num_classes, dim, *projections, 1)
+        return model
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Mean and standard deviation of each channel of the images, in their [0, 1] scale."""
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).flatten()
+            if not torch.isfinite(buffer).all() or (name == "std" and not (buffer > 0).all()):
+                raise ValueError(f"{name} must be finite{' and above 0' if name == 'std' else ''}, not {values}")
+            setattr(self, name, buffer)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images [B, c, H_img, W_img] in [0, 1] -> normalised, padded to multiples of 4 and at least 32 pixels.
+
+        The padding repeats the last row and column, at the bottom and right.
+        """
+        if images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
+        if self.mean.numel() not in (1, images.shape[1]):
+            raise ValueError(f"images must have {self.mean.numel()} channels, not {images.shape[1]}")
+        if 0 in images.shape[2:]:
+            raise ValueError(f"images must have at least one pixel, not {list(images.shape)}")
+        images = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        bottom, right = (padded_side(n) - n for n in images.shape[2:])
+        return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img / 4), at least 8."""
+        maps = self.backbone(self.normalize(images))
+        features, deep = (maps[index] for index in self._indices)
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
+            self.local_projection(features.detach()[:1, :, :1, :1])  # tells it its channels; the ops use its weight
+        return features, self.global_features(deep.mean(dim=(2, 3)))
+
+    def global_features(self, pooled: Tensor) -> Tensor:
+        """H [B, K, D] from the spatial mean of block D [B, channels]."""
+        return self.global_projection(pooled).view(len(pooled), self.num_classes, self.dim)
+
+
+def padded_side(n: int) -> int:
+    """The side in pixels that the network sees for an image of side n."""
+    return max(MIN_SIDE, -(-n // STRIDE) * STRIDE)

@@ -1,0 +1,161 @@
+"""report.html: one self-contained file with curves, scores and segmentations beside the images."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+from .checkpoint import write_atomically
+from .colours import as_rgb, coloured, palette
+from .data.base import ImageSet, to_float
+from .segmenter import EVALUATION, Segmenter
+
+REPORT = "report.html"
+EXAMPLES = 12
+EXAMPLE_SIDE = 512  # pixels; larger images are shown smaller
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; }
+th, td { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid #d8dee4; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
+.examples figure { margin: 0; } .examples figcaption { font-size: 12px; color: #57606a; }
+.examples div { display: flex; gap: 4px; } .examples img { flex: 1; min-width: 0; image-rendering: pixelated; }
+.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em; }
+.curves { max-width: 100%; }
+"""
+
+
+def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.device) -> None:
+    """Write `run`/report.html from its metrics.jsonl and last evaluation, with examples from `images`."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((run / "config.json").read_text())
+    scores = json.loads((run / EVALUATION).read_text()).get("last") if (run / EVALUATION).is_file() else None
+    sections = [
+        f"<h1>{html.escape(run.resolve().name)}</h1>",
+        f"<p>{rows[-1]['step']} steps on {html.escape(images.name)}; K = {segmenter.num_clusters}; "
+        f"last training loss {rows[-1]['loss']:.4f}; "
+        f"effective number of classes in use {rows[-1]['classes_in_use']:.2f}.</p>",
+        "<h2>Curves</h2>",
+        f'<img class="curves" alt="curves" src="{curves(rows)}">',
+    ]
+    if scores is not None:
+        sections += [
+            f"<h2>Scores on the {scores['split']} split</h2>",
+            score_table(scores),
+            class_table(scores, images),
+        ]
+    sections += [examples(segmenter, images, device, scores), "<h2>Settings</h2>", settings_table(config)]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>infoseg: {html.escape(run.resolve().name)}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(sections)}</body></html>\n"
+    )
+    write_atomically(run / REPORT, page.encode())
+
+
+def curves(rows: list[dict]) -> str:
+    """The training loss, the classes in use and the scores over the steps, as a data URL."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scored = [row for row in rows if "pixel_accuracy" in row]
+    figure, axes = pyplot.subplots(1, 3 if scored else 2, figsize=(12 if scored else 8, 3.2), layout="constrained")
+    for axis, name, label in zip(axes, ("loss", "classes_in_use"), ("training loss", "classes in use"), strict=False):
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows], color="#4477aa")
+        axis.set(xlabel="step", title=label)
+    if scored:
+        for name, label in (("pixel_accuracy", "accuracy"), ("mean_iou", "mean IoU"), ("nmi", "NMI")):
+            axes[2].plot([row["step"] for row in scored], [row[name] for row in scored], marker=".", label=label)
+        constant = scored[-1]["majority_accuracy"]
+        axes[2].axhline(constant, color="grey", linestyle=":", label="constant predictor")
+        axes[2].set(xlabel="step", title="eval split", ylim=(0, 1))
+        axes[2].legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return data_url(buffer.getvalue())
+
+
+def score_table(scores: dict) -> str:
+    cells = [
+        ("pixel accuracy", f"{scores['pixel_accuracy']:.4f}"),
+        ("accuracy of the constant predictor", f"{scores['majority_accuracy']:.4f}"),
+        ("mean IoU", f"{scores['mean_iou']:.4f}"),
+        ("NMI", f"{scores['nmi']:.4f}"),
+        ("pixels counted", f"{scores['num_pixels']:,}"),
+    ]
+    body = "".join(f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in cells)
+    return f"<table>{body}</table><p>Clusters are matched to classes once for the whole split, one to one.</p>"
+
+
+def class_table(scores: dict, images: ImageSet) -> str:
+    lines = []
+    for cls, (share, iou) in enumerate(zip(scores["class_shares"], scores["iou"], strict=True)):
+        clusters = ", ".join(str(i) for i, mapped in enumerate(scores["mapping"]) if mapped == cls)
+        lines.append(
+            f"<tr><td>{swatch(cls, images.num_classes)}{html.escape(class_name(images, cls))}</td>"
+            f'<td class="number">{share:.3f}</td><td class="number">{iou:.3f}</td><td>{clusters or "none"}</td></tr>'
+        )
+    head = "<tr><th>class</th><th>share</th><th>IoU</th><th>cluster</th></tr>"
+    return f"<table>{head}{''.join(lines)}</table>"
+
+
+def class_name(images: ImageSet, cls: int) -> str:
+    return images.classes[cls] if images.classes else f"class {cls}"
+
+
+def swatch(label: int, number: int) -> str:
+    return f'<span class="swatch" style="background:#{bytes(palette(number)[label]).hex()}"></span>'
+
+
+def examples(segmenter: Segmenter, images: ImageSet, device: torch.device, scores: dict | None) -> str:
+    """Images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
+    parts = "image, ground truth, matched segmentation" if scores else "image, clusters"
+    figures = []
+    for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)):
+        pixels = to_float(images.native_image(int(index)))
+        labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
+        shown = [as_rgb(pixels.numpy())]
+        if scores:
+            mapping = np.array(scores["mapping"])
+            table = np.where(mapping < 0, 255, mapping).astype(np.uint8)
+            shown += [
+                coloured(images.label(int(index)), images.num_classes),
+                coloured(table[labels], images.num_classes),
+            ]
+        else:
+            shown.append(coloured(labels, segmenter.num_clusters))
+        pictures = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in shown)
+        stem = html.escape(images.stems[index])
+        figures.append(f"<figure><div>{pictures}</div><figcaption>{stem}</figcaption></figure>")
+    return f'<h2>Segmentations</h2><p>Each: {parts}.</p><div class="examples">{"".join(figures)}</div>'
+
+
+def settings_table(config: dict) -> str:
+    found = config["config"] | {
+        "commit": config["environment"]["commit"],
+        "versions": ", ".join(f"{name} {version}" for name, version in config["environment"]["versions"].items()),
+    }
+    body = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in found.items())
+    return f"<table>{body}</table>"
+
+
+def png(picture: np.ndarray) -> bytes:
+    image = Image.fromarray(picture)
+    if max(image.size) > EXAMPLE_SIDE:
+        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,227 @@
+"""`Segmenter`: label maps of whole images of any size, from a trained network, in bounded memory."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import checkpoint as checkpoints
+from .data.base import scaled_size
+from .data.images import IGNORE
+from .errors import DataError
+from .model import STRIDE, Encoder, InfoSegNet, padded_side
+from .ops import segment, segment_and_count
+
+# Images of more pixels are worked on in tiles. The halo is wider than what a position of block D sees (63 px), and both
+# are multiples of its stride, so tiles give the same maps as the whole image.
+MAX_PIXELS = 2**20
+TILE, HALO, DEEP_STRIDE = 768, 64, 16
+
+EVALUATION = "evaluation.json"  # in a RUN: the scores of its last evaluation, with the matching
+
+
+class Piece(NamedTuple):
+    """Features of a part of the images, and where the part's labels go.
+
+    `size` is that of the labels all `features` cover; of these, the ones from (above, left_of) on fill rows, columns.
+    """
+
+    features: Tensor
+    size: tuple[int, int]
+    above: int
+    left_of: int
+    rows: slice
+    columns: slice
+
+
+class Segmenter:
+    """Segments images with a network.
+
+    Args:
+        model: the network.
+        temperature: tau of its training.
+        scale: factor by which images are resized before they enter the network.
+        classes: names of the classes, if any.
+        mapping: class of each cluster (-1: none), if an evaluation has found it.
+    """
+
+    def __init__(
+        self,
+        model: InfoSegNet,
+        temperature: float = 1.0,
+        scale: float = 1.0,
+        classes: list[str] | None = None,
+        mapping: list[int] | None = None,
+    ) -> None:
+        self.model, self.temperature, self.scale = model, temperature, scale
+        self.classes, self.mapping = classes, mapping
+
+    @property
+    def num_clusters(self) -> int:
+        return self.model.num_classes
+
+    def segment(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Label maps of whole images.
+
+        Args:
+            images: float [B, c, H_img, W_img] in [0, 1], any size, on the model's device.
+            size: (rows, columns) of the label maps; None for that of the images.
+
+        Returns:
+            Clusters 0 .. K - 1, [B, *size] uint8.
+
+        Raises:
+            ValueError: the shape or the number of channels is wrong, or a value is not finite.
+        """
+        self._check(images)
+        size = tuple(images.shape[2:]) if size is None else tuple(size)
+        labels = torch.empty(len(images), *size, dtype=torch.uint8, device=images.device)
+        for piece, global_features in self._pieces(images, size):
+            found = segment(
+                piece.features, global_features, *self._projection, temperature=self.temperature, size=piece.size
+            )
+            part = labels[:, piece.rows, piece.columns]
+            part.copy_(found[:, piece.above :, piece.left_of :][:, : part.shape[1], : part.shape[2]])
+        return labels
+
+    def count(self, images: Tensor, target: Tensor, num_classes: int) -> Tensor:
+        """Joint counts int64 [K, num_classes] of the segmentation at the target's size and the target.
+
+        images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground truth.
+        """
+        self._check(images)
+        counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
+        for piece, global_features in self._pieces(images, tuple(target.shape[1:])):
+            part = target[:, piece.rows, piece.columns]
+            below = piece.size[0] - piece.above - part.shape[1]
+            right_of = piece.size[1] - piece.left_of - part.shape[2]
+            # What the features cover beyond the part counts as not labelled.
+            framed = F.pad(part, (piece.left_of, right_of, piece.above, below), value=IGNORE)
+            counts += segment_and_count(
+                piece.features,
+                global_features,
+                framed,
+                *self._projection,
+                num_classes=num_classes,
+                temperature=self.temperature,
+                ignore_index=IGNORE,
+            )
+        return counts
+
+    def _check(self, images: Tensor) -> None:
+        if images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
+        if not torch.isfinite(images).all():
+            raise ValueError("images must be finite, but hold NaN or infinity")
+
+    @property
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        return self.model.local_projection.weight, self.model.local_projection.bias
+
+    @torch.no_grad()
+    def _pieces(self, images: Tensor, size: tuple[int, int]) -> Iterator[tuple[Piece, Tensor]]:
+        """Every piece of the images, for label maps of `size`, with the global features."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            if self.scale != 1:
+                inner = scaled_size(tuple(images.shape[2:]), self.scale)
+                images = F.interpolate(images, size=inner, mode="bilinear", antialias=True)
+            inner = tuple(images.shape[2:])
+            # Tiles of other blocks or at other sizes would not join without a seam.
+            if inner[0] * inner[1] > MAX_PIXELS and size == inner and isinstance(self.model.backbone, Encoder):
+                yield from self._tiled(images)
+                return
+            features, global_features = self.model(images)
+            # The network saw the images with their padding: the labels cover that too.
+            covered = tuple(max(m, round(m * padded_side(n) / n)) for n, m in zip(inner, size, strict=True))
+            yield Piece(features, covered, 0, 0, slice(0, size[0]), slice(0, size[1])), global_features
+        finally:
+            self.model.train(training)
+
+    def _tiled(self, images: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+        """Two passes over the tiles: the mean of block D, whence the global features; then the local features again."""
+        padded = self.model.normalize(images)
+        total, positions = 0.0, 0
+        for _, deep in self._tiles(padded):
+            total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
+            positions += deep.shape[2] * deep.shape[3]
+        global_features = self.model.global_features((total / positions).to(images.dtype))
+        for piece, _ in self._tiles(padded):
+            yield piece, global_features
+
+    def _tiles(self, padded: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+        """Each tile's local features, with a margin of one position for the upsampling, and its map of block D."""
+        rows, columns = padded.shape[2:]
+        for top in range(0, rows, TILE):
+            for left in range(0, columns, TILE):
+                bottom, right = min(top + TILE, rows), min(left + TILE, columns)
+                first_row, first_column = max(top - HALO, 0), max(left - HALO, 0)
+                local, deep = self.model.backbone(padded[:, :, first_row : bottom + HALO, first_column : right + HALO])
+                above, left_of = min(top, STRIDE), min(left, STRIDE)
+                y, x = (top - above - first_row) // STRIDE, (left - left_of - first_column) // STRIDE
+                features = local[:, :, y : (bottom - first_row) // STRIDE + 1, x : (right - first_column) // STRIDE + 1]
+                size = (STRIDE * features.shape[2], STRIDE * features.shape[3])
+                piece = Piece(features, size, above, left_of, slice(top, bottom), slice(left, right))
+                y, x = (top - first_row) // DEEP_STRIDE, (left - first_column) // DEEP_STRIDE
+                y_end, x_end = -(-(bottom - first_row) // DEEP_STRIDE), -(-(right - first_column) // DEEP_STRIDE)
+                yield piece, deep[:, :, y:y_end, x:x_end]
+
+
+def load(run: str | Path, checkpoint: str = "last", device: str | torch.device = "cpu") -> Segmenter:
+    """The segmenter that a training run made.
+
+    Args:
+        run: the run's folder.
+        checkpoint: "last" or "best_loss" (lowest training loss).
+        device: where it works.
+
+    Raises:
+        DataError: there is no such run or checkpoint, or it is damaged.
+    """
+    run = Path(run)
+    if checkpoint not in checkpoints.CHECKPOINTS:
+        raise DataError(f"--checkpoint must be one of {', '.join(checkpoints.CHECKPOINTS)}, not {checkpoint!r}")
+    if not run.is_dir():
+        raise DataError(f"run {run} does not exist")
+    state = checkpoints.load(run, checkpoint)
+    if state is None:
+        raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
+    return from_state(state, device, evaluation_of(run, checkpoint, state["step"]))
+
+
+def from_state(state: dict, device: str | torch.device, evaluation: dict | None = None) -> Segmenter:
+    """The segmenter of a checkpoint's state."""
+    model = InfoSegNet(**state["network"])
+    model.load_state_dict(state["model"])
+    settings = state["prediction"]
+    return Segmenter(
+        model.to(device).eval(),
+        settings["temperature"],
+        settings["scale"],
+        settings["class_names"],
+        evaluation and evaluation["mapping"],
+    )
+
+
+def evaluation_of(run: Path, checkpoint: str, step: int) -> dict | None:
+    """The scores last found for a checkpoint of the run; None when there are none for its present state."""
+    try:
+        found = json.loads((run / EVALUATION).read_text()).get(checkpoint)
+    except (OSError, ValueError):
+        return None
+    return found if found and found["step"] == step else None
+
+
+def record_evaluation(run: Path, checkpoint: str, step: int, split: str, scores: dict) -> None:
+    """Keep the scores of a checkpoint in the run, beside those of the others."""
+    try:
+        record = json.loads((run / EVALUATION).read_text())
+    except (OSError, ValueError):
+        record = {}
+    record[checkpoint] = {"step": step, "split": split} | scores
+    checkpoints.write_atomically(run / EVALUATION, (json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,351 @@
+"""The training loop: images in, a segmenter out.
+
+Everything random is a function of the seed and the step, and all that a step depends on is in the checkpoint, so a run
+killed at any moment goes on from its last checkpoint to the same bits.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from . import augment, checkpoint, report
+from .config import TrainConfig, resumed
+from .data import ImageSet, open_set
+from .data.base import InMemory
+from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
+from .data.images import WHITE
+from .env import environment
+from .errors import DataError
+from .evaluate import as_text, evaluate
+from .loss import InfoSegLoss
+from .model import STRIDE, InfoSegNet
+from .ops import assign
+from .segmenter import Segmenter, record_evaluation
+
+logger = logging.getLogger("infoseg_fast")
+
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+DEFAULT_CROP = 128  # pixels
+SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
+MAX_WORKERS = 4
+
+
+def train(given: dict, out: Path, resume: bool = False) -> dict | None:
+    """Train, evaluate and report into the folder `out`.
+
+    Args:
+        given: settings of TrainConfig that differ from the defaults (of the run, when it is resumed).
+        out: the RUN; it must not exist, unless `resume`, which goes on where its last checkpoint is.
+
+    Returns:
+        The scores of the last step on the eval split; None without labels, or when the run was finished already.
+
+    Raises:
+        DataError: the settings, the data or the run are not as they must be; nothing is half written.
+    """
+    config, dataset = _configuration(given, out, resume)
+    device = pick_device(config.device)
+    train_set, eval_set, fingerprint = _open_sets(config)
+    if dataset not in (None, fingerprint):
+        raise DataError(f"--resume: the images of {config.data} are no longer those that {out} was started with")
+    state = checkpoint.load(out) if resume else None
+    if state is not None and state["step"] >= config.steps and (out / report.REPORT).is_file():
+        print(f"{out} is finished: {state['step']} steps are done (more --steps go further)")
+        return None
+    train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
+    run = Run(config, train_set, device, state)
+    if state is not None:
+        print(f"resuming {out} at step {run.step}")
+    _write_config(config, fingerprint, out)
+    _cut_metrics(out / METRICS, run.step)
+    with SummaryWriter(str(out / "tensorboard"), purge_step=run.step + 1) as board:
+        run.loop(out, eval_set, board)
+    return _finish(run, out, eval_set)
+
+
+class Run:
+    """A network in training, with everything its next step depends on."""
+
+    def __init__(self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None) -> None:
+        self.config, self.images, self.device = config, images, device
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.manual_seed(config.seed)
+        self.network = {
+            "in_channels": images.channels,
+            "num_classes": config.classes,
+            "width": config.width,
+            "dim": config.dim,
+        }
+        self.model = InfoSegNet(**self.network)
+        if state is None:
+            self.model.set_normalization(*channel_statistics(images))
+        else:
+            self.model.load_state_dict(state["model"])
+        self.model.to(device)
+        self.criterion = InfoSegLoss(
+            config.temperature, config.estimator, config.negatives, config.num_negatives, config.balance
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
+        self.step, self.best_loss, self.scores = 0, float("inf"), None
+        self.logged, self.saved = Mean(device), Mean(device)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.best_loss = state["step"], state["best_loss"]
+            self.logged, self.saved = Mean(device, *state["logged"]), Mean(device, *state["saved"])
+
+    def state(self) -> dict:
+        """What a checkpoint holds: nothing but tensors, numbers and text."""
+        return {
+            "step": self.step,
+            "best_loss": self.best_loss,
+            "logged": self.logged.parts(),
+            "saved": self.saved.parts(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "network": self.network,
+            "prediction": {
+                "temperature": self.config.temperature,
+                "scale": self.config.scale,
+                "class_names": self.images.classes,
+            },
+        }
+
+    def segmenter(self) -> Segmenter:
+        return Segmenter(self.model, self.config.temperature, self.config.scale, self.images.classes)
+
+    def loop(self, out: Path, eval_set: ImageSet | None, board: SummaryWriter) -> None:
+        """All steps that are left, with their log lines, evaluations and checkpoints."""
+        config = self.config
+        least = least_batch(config)
+        sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, self.step, config.steps)
+        loader = crop_loader(self.images, config.crop, sampler, self._workers())
+        self.model.train()
+        seconds, seen, began = 0.0, 0, time.perf_counter()  # of training, without evaluations and checkpoints
+        with tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=None) as bar:
+            for batch in loader:
+                if isinstance(batch, DataError):
+                    raise batch
+                loss, features, global_features = self.train_step(batch)
+                self.step, seen = self.step + 1, seen + len(batch.images)
+                self.logged.add(loss)
+                self.saved.add(loss)
+                bar.update()
+                last = self.step == config.steps
+                due = last or (config.eval_every and self.step % config.eval_every == 0)
+                if due or self.step % config.log_every == 0:
+                    value = self.require_finite(self.logged.value())
+                    seconds += time.perf_counter() - began
+                    row = {
+                        "step": self.step,
+                        "loss": value,
+                        "epoch": self.step / sampler.steps_per_epoch,
+                        "classes_in_use": self.classes_in_use(features, global_features),
+                        "lr": self.optimizer.param_groups[0]["lr"],
+                        "images_per_s": seen / seconds,
+                    }
+                    self.logged = Mean(self.device)
+                    if due and eval_set is not None:
+                        self.scores = evaluate(self.segmenter(), eval_set, self.device)
+                        row |= {name: self.scores[name] for name in SCORES}
+                    with open(out / METRICS, "a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    for name, value in row.items():
+                        board.add_scalar(name, value, self.step)
+                    shown = {"loss": f"{row['loss']:.4f}", "images/s": f"{row['images_per_s']:.0f}"}
+                    if "pixel_accuracy" in row:
+                        shown["accuracy"] = f"{row['pixel_accuracy']:.3f}"
+                    bar.set_postfix(shown)
+                    began = time.perf_counter()
+                if last or self.step % config.checkpoint_every == 0:
+                    seconds += time.perf_counter() - began
+                    self.save(out)
+                    began = time.perf_counter()
+
+    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """One step on a batch of crops: the loss and both kinds of features, detached, still on the device."""
+        config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        images = batch.images.to(self.device, non_blocking=True).float() / WHITE[self.images.dtype]
+        valid = None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
+        images, valid = augment.flip_and_rotate(images, valid, generator, config.flip, config.rotate)
+        images = augment.jitter(images, config.jitter, generator)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (self.step + 1) / max(config.warmup, 1))
+        features, global_features = self.model(images)
+        projection = self.model.local_projection
+        mask = None if valid is None else valid_positions(valid, features.shape[2:])
+        loss = self.criterion(features, global_features, projection.weight, projection.bias, mask=mask)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), features.detach(), global_features.detach()
+
+    @torch.no_grad()
+    def classes_in_use(self, features: Tensor, global_features: Tensor) -> float:
+        """exp of the entropy of the mean assignment of a batch: from 1, a single class, to K, all alike."""
+        projection = self.model.local_projection
+        probs = assign(
+            features, global_features, projection.weight, projection.bias, temperature=self.config.temperature
+        )
+        return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
+
+    def save(self, out: Path) -> None:
+        """Write a checkpoint, which is the best one when no mean loss between two checkpoints was lower."""
+        mean = self.require_finite(self.saved.value())
+        is_best, self.best_loss = mean < self.best_loss, min(mean, self.best_loss)
+        self.saved = Mean(self.device)
+        checkpoint.save(out, self.state(), is_best)
+
+    def require_finite(self, loss: float) -> float:
+        if abs(loss) < float("inf"):
+            return loss
+        raise DataError(
+            f"the training loss became {loss} by step {self.step}; the last checkpoint is from before that. "
+            "Try a lower --lr or a longer --warmup in a new run"
+        )
+
+    def _workers(self) -> int:
+        if self.config.workers is not None:
+            return self.config.workers
+        return 0 if isinstance(self.images, InMemory) else min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+class Mean:
+    """A running mean whose sum stays on the device until it is asked for."""
+
+    def __init__(self, device: torch.device, total: float = 0.0, count: int = 0) -> None:
+        self.total, self.count = torch.tensor(total, dtype=torch.float64, device=device), count
+
+    def add(self, value: Tensor) -> None:
+        self.total += value
+        self.count += 1
+
+    def value(self) -> float:
+        return self.total.item() / self.count
+
+    def parts(self) -> tuple[float, int]:
+        return self.total.item(), self.count
+
+
+def valid_positions(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions [B, h, w] whose pixels of valid [B, rows, columns] all count; what the network padded does not."""
+    bottom, right = (STRIDE * n - m for n, m in zip(size, valid.shape[1:], strict=True))
+    return F.max_pool2d(F.pad((~valid).float(), (0, right, 0, bottom), value=1.0), STRIDE) == 0
+
+
+def least_batch(config: TrainConfig) -> int:
+    """The fewest images that a batch must hold for its negatives."""
+    return 2 if config.num_negatives == "all" else config.num_negatives + 1
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _configuration(given: dict, out: Path, resume: bool) -> tuple[TrainConfig, dict | None]:
+    """The settings of the run, and the description of its data if it exists."""
+    exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    if exists and not resume:
+        raise DataError(f"--out {out} exists; give --resume to go on with it, or another folder")
+    config, dataset = TrainConfig(**given), None
+    if exists:
+        try:
+            stored = json.loads((out / CONFIG).read_text())
+            config, dataset = resumed(stored["config"], given), stored["dataset"]
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"--resume: {out} is not a run (no readable {CONFIG})") from error
+    elif resume:
+        print(f"{out} does not exist yet: a new run begins")
+    if not config.data:
+        raise DataError("--data is missing: a set's name or a folder with images/")
+    config.complete()
+    return config, dataset
+
+
+def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
+    """The train split, the eval split if it has labels, and what tells this data from other; completes the settings."""
+    train_set = open_set(config.data, "train", num_classes=config.classes, scale=config.scale)
+    eval_set = open_set(config.data, "eval", num_classes=config.classes, scale=config.scale)
+    config.classes = config.classes or eval_set.num_classes
+    if config.classes is None:
+        raise DataError(f"--classes is required: {config.data} has neither labels for its eval split nor a classes.txt")
+    if not 2 <= config.classes <= 256:
+        raise DataError(f"--classes must be from 2 to 256, not {config.classes} (as {config.data} has it)")
+    config.crop = config.crop or min(DEFAULT_CROP, train_set.shortest_side)
+    small = sum(min(train_set.size(i)) < config.crop for i in range(len(train_set)))
+    if small:
+        logger.warning(
+            "%d of %d training images are smaller than the crop of %d px: they are padded, and padding does not count",
+            small, len(train_set), config.crop,
+        )  # fmt: skip
+    least = least_batch(config)
+    if len(train_set) < least:
+        raise DataError(
+            f"{config.data} has {len(train_set)} training images; negatives need a batch of {least} at least"
+        )
+    if config.steps is None:
+        config.steps = config.epochs * steps_per_epoch(len(train_set), config.batch_size, least)
+    digest = hashlib.sha256(repr((train_set.stems, train_set.sizes)).encode()).hexdigest()
+    if eval_set.has_labels:
+        eval_set.check_labels()
+    return train_set, eval_set if eval_set.has_labels else None, {"images": len(train_set), "sha256": digest}
+
+
+def _write_config(config: TrainConfig, dataset: dict, out: Path) -> None:
+    """Record the settings; a new run's folder appears under its name with them inside."""
+    record = {"config": dataclasses.asdict(config), "dataset": dataset, "environment": environment()}
+    text = (json.dumps(record, indent=1) + "\n").encode()
+    if (out / CONFIG).is_file():
+        checkpoint.write_atomically(out / CONFIG, text)
+        return
+    scratch = out.with_name(f".{out.name}.new")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        checkpoint.write_atomically(scratch / CONFIG, text)
+        os.rename(scratch, out)
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be made: {error.strerror}") from error
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop what metrics.jsonl says of steps after the checkpoint, and a line that a kill left torn."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    if kept != lines:
+        checkpoint.write_atomically(path, "".join(kept).encode())
+
+
+def _finish(run: Run, out: Path, eval_set: ImageSet | None) -> dict | None:
+    """Score the last step, write the report, and say where everything is."""
+    segmenter, scores = run.segmenter(), run.scores
+    if eval_set is not None:
+        scores = scores or evaluate(segmenter, eval_set, run.device)
+        record_evaluation(out, checkpoint.LAST, run.step, "eval", scores)
+        segmenter.mapping = scores["mapping"]
+        print(f"after {run.step} steps, eval split of {run.config.data}:\n{as_text(scores, run.images.classes)}")
+    report.write(out, segmenter, eval_set or run.images, run.device)
+    print(f"report: {out / report.REPORT}")
+    return scores
