@@ -5,7 +5,7 @@ float32. Symbols: B images, C feature channels, D embedding dimension, K classes
 per image.
 """
 
-from .mutual_information import folded_loss, mutual_information_loss
+from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
 from .similarity import assign, fold_projection, local_global_similarity
 
@@ -14,6 +14,7 @@ __all__ = [
     "confusion_counts",
     "fold_projection",
     "folded_loss",
+    "folded_loss_gradient",
     "folded_segment",
     "local_global_similarity",
     "mutual_information_loss",

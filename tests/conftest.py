@@ -1,0 +1,53 @@
+"""Shared pieces of the tests: folders of images, and inputs of the ops."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Tests run beside each other on small machines; results must not depend on how many threads there are.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def inputs(B=4, C=5, D=7, K=3, size=(3, 4), dtype=torch.float64, requires_grad=False, scale=1.0):
+    """features, global_features, weight, bias of the given sizes."""
+    shapes = (B, C, *size), (B, K, D), (D, C), (D,)
+    return tuple(torch.randn(s, dtype=dtype).mul_(scale).requires_grad_(requires_grad) for s in shapes)
+
+
+def two_textures(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """An RGB image with a coarse bluish and a fine reddish texture, split by a random line, and its labels."""
+    y, x = np.mgrid[:side, :side]
+    angle, offset = rng.uniform(0, np.pi), rng.uniform(0.35, 0.65) * side
+    label = ((np.cos(angle) * (x - side / 2) + np.sin(angle) * (y - side / 2) + side / 2) > offset).astype(np.uint8)
+    coarse = rng.normal(0, 40, (side // 4 + 1, side // 4 + 1)).repeat(4, 0).repeat(4, 1)[:side, :side]
+    fine = rng.normal(0, 40, (side, side))
+    image = np.where(label[..., None] == 1, fine[..., None] + [150, 100, 90], coarse[..., None] + [90, 110, 150])
+    return image.clip(0, 255).astype(np.uint8), label
+
+
+def write_folder(root: Path, number: int = 6, side: int = 32, labels: bool = True, seed: int = 0) -> Path:
+    """A folder in the layout of --data DIR with `number` two-texture images."""
+    rng = np.random.default_rng(seed)
+    (root / "images").mkdir(parents=True)
+    if labels:
+        (root / "labels").mkdir()
+    for i in range(number):
+        image, label = two_textures(rng, side)
+        Image.fromarray(image).save(root / "images" / f"im{i}.png")
+        if labels:
+            Image.fromarray(label).save(root / "labels" / f"im{i}.png")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_folder(tmp_path / "data")
