@@ -66,7 +66,6 @@ def _log_once(message: str) -> None:
     logger.warning(message)
 
 
-@torch.compiler.assume_constant_result  # so that torch.compile evaluates it once instead of tracing it
 def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op` on features of this device type and dtype.
 
@@ -88,3 +87,8 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
             return name
         _log_once(f"{op} does not run on the {name} backend: {reason}")
     raise AssertionError("the reference runs everywhere")
+
+
+# torch.compile evaluates it once instead of tracing it. torch.compiler.assume_constant_result sets this very attribute,
+# but imports the compiler, and with it Triton, on the way.
+choose._dynamo_marked_constant = True

@@ -174,11 +174,15 @@ def test_other_dtypes_are_accumulated_in_float32(variant, dtype):
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
 def test_layout_does_not_matter(layout):
     f, H, W, b = inputs(size=(4, 6))
-    g = {
-        "channels_last": lambda: f.to(memory_format=torch.channels_last),
-        "strided": lambda: f.repeat(1, 1, 2, 2)[:, :, :4, :6],
-        "expanded": lambda: f[:, :1].expand(-1, 5, -1, -1),
-    }[layout]().detach().requires_grad_()
+    g = (
+        {
+            "channels_last": lambda: f.to(memory_format=torch.channels_last),
+            "strided": lambda: f.repeat(1, 1, 2, 2)[:, :, :4, :6],
+            "expanded": lambda: f[:, :1].expand(-1, 5, -1, -1),
+        }[layout]()
+        .detach()
+        .requires_grad_()
+    )
     plain = g.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     losses = [isf.mutual_information_loss(t, H, W, b) for t in (g, plain)]
     torch.testing.assert_close(*losses)

@@ -13,7 +13,7 @@ MAX_CLASSES = 256
 def described(x: object) -> str:
     if isinstance(x, Tensor):
         return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {list(x.shape)} on {x.device}"
-    return f"{x!r} ({type(x).__name__})"
+    return f"{x!r}" if isinstance(x, (bool, int, float, str, type(None))) else f"a {type(x).__name__}"
 
 
 def local_and_global(

@@ -1,0 +1,84 @@
+"""`local_global_similarity` and `assign`."""
+
+import pytest
+import statement
+import torch
+from conftest import inputs
+
+import infoseg_fast as isf
+
+
+def stated_similarity(f, H, W=None, b=None):
+    return (statement.local_features(f, W, b) @ H.transpose(1, 2)).transpose(1, 2).unflatten(2, f.shape[2:])
+
+
+@pytest.mark.parametrize("K", [2, 3, 27, 256])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (0, 4)])
+def test_equals_the_statement_that_forms_L(K, size):
+    x = inputs(K=K, size=size, requires_grad=True)
+    found, stated = isf.local_global_similarity(*x), stated_similarity(*x)
+    torch.testing.assert_close(found, stated, rtol=1e-11, atol=1e-11)
+    upstream = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, x, upstream), torch.autograd.grad(stated, x, upstream), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_assign_is_the_softmax_of_the_scaled_similarity():
+    x = inputs(requires_grad=True)
+    found, stated = isf.assign(*x, temperature=2.5), torch.softmax(2.5 * stated_similarity(*x), dim=1)
+    torch.testing.assert_close(found, stated, rtol=1e-11, atol=1e-12)
+    upstream = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, x, upstream), torch.autograd.grad(stated, x, upstream), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign])
+def test_gradcheck(op):
+    x = inputs(B=2, C=3, D=4, K=3, size=(2, 2), requires_grad=True)
+    assert torch.autograd.gradcheck(op, x)
+    assert torch.autograd.gradgradcheck(lambda *x: op(*x, backend="reference"), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign])
+def test_the_dtype_of_the_features_is_kept_and_rounded_once(op, dtype):
+    x = inputs(C=64, D=64, size=(6, 6), dtype=dtype)
+    found, truth = op(*x), op(*(t.double() for t in x))
+    assert found.dtype == dtype
+    scale = truth.abs().max()
+    assert (found.double() - truth).abs().max() <= (torch.finfo(dtype).eps + 1e-5) * scale
+
+
+def test_extreme_similarities_give_probabilities():
+    f, H, _, _ = inputs(C=7, scale=60.0)
+    for temperature in (1e-3, 1.0, 1e3):
+        V = isf.assign(f, H, temperature=temperature)
+        torch.testing.assert_close(V.sum(1), torch.ones_like(V[:, 0]))
+
+
+def test_autocast_gives_its_dtype():
+    f, H, W, b = inputs(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert isf.assign(f, H, W, b).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign, isf.segment, isf.mutual_information_loss])
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        (lambda f, H, W, b: (f[0], H, W, b), ValueError, r"features must be \[B, C, h, w\].*\[5, 3, 4\]"),
+        (lambda f, H, W, b: (f, H[:3], W, b), ValueError, r"global_features.*B = 4.*\[3, 3, 7\]"),
+        (lambda f, H, W, b: (f, H[:, :1], W, b), ValueError, "K from 2 to 256"),
+        (lambda f, H, W, b: (f, H[:, :1].expand(4, 257, 7), W, b), ValueError, "K from 2 to 256"),
+        (lambda f, H, W, b: (f, H, W[:, :2], b), ValueError, r"weight must be \[D, C\] = \[7, 5\].*\[7, 2\]"),
+        (lambda f, H, W, b: (f, H, None, b), ValueError, "C = D = 7"),
+        (lambda f, H, W, b: (f, H, W, b[:2]), ValueError, r"bias must be \[D\] = \[7\].*\[2\]"),
+        (lambda f, H, W, b: (f, H.float(), W, b), TypeError, "global_features.*one dtype"),
+        (lambda f, H, W, b: (f.long(), H, W, b), TypeError, "features.*int64"),
+        (lambda f, H, W, b: (f, H, W.numpy(), b), TypeError, "weight must be a tensor.*ndarray"),
+        (lambda f, H, W, b: (f, H.to("meta"), W, b), ValueError, "global_features must be on cpu.*meta"),
+    ],
+)
+def test_a_bad_tensor_is_named_with_what_it_is(op, change, error, told):
+    with pytest.raises(error, match=told):
+        op(*change(*inputs()))
