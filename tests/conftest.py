@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-# Tests run beside each other on small machines; results must not depend on how many threads there are.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The tensors here are tiny: a second thread costs more than it gives. Tests of threading set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

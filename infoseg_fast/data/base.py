@@ -64,12 +64,12 @@ class ImageSet:
 
 
 class InMemory(ImageSet):
-    """A set whose scaled images are held in memory; labels still come from the set it was made of."""
+    """A set whose scaled images are held in memory; what else is asked comes from the set it was made of."""
 
     def __init__(self, source: ImageSet, images: list[np.ndarray]) -> None:
         vars(self).update(vars(source))
         self._source, self._images = source, images
-        self.label = source.label
+        self.native_image, self.label = source.native_image, source.label
 
     def image(self, index: int) -> np.ndarray:
         return self._images[index]

@@ -1,0 +1,149 @@
+"""The command line: what it prints, what it writes, and its exit status."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_folder
+from PIL import Image
+
+from infoseg_fast.cli import main
+
+TRAIN = shlex.split("--crop 32 --width 8 --dim 16 --batch-size 4 --steps 6 --checkpoint-every 3 --eval-every 0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    data = write_folder(root / "data", number=8, side=40)
+    assert main(["train", "--data", str(data), "--out", str(root / "run"), *TRAIN]) == 0
+    return root
+
+
+def call(*arguments) -> int:
+    """The exit status, whether by return or by argparse's exit."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def test_eval_prints_json_alone(trained, capfd):
+    assert call("eval", trained / "run", "--data", trained / "data", "--split", "all", "--json") == 0
+    scores = json.loads(capfd.readouterr().out)
+    names = "pixel_accuracy mean_iou nmi majority_accuracy class_shares iou mapping num_pixels confusion"
+    assert set(scores) == set(names.split())
+    assert scores["num_pixels"] == 8 * 40 * 40
+
+
+def test_eval_prints_the_constant_predictor_beside(trained, capsys):
+    assert call("eval", trained / "run", "--data", trained / "data", "--checkpoint", "best_loss") == 0
+    assert "constant predictor" in capsys.readouterr().out
+
+
+def test_eval_agrees_with_predict_pixel_by_pixel(trained, tmp_path, capsys):
+    assert call("eval", trained / "run", "--data", trained / "data", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert call("predict", trained / "run", trained / "data/images", "--out", tmp_path / "out", "--match") == 0
+    hits = total = 0
+    for path in sorted((trained / "data/labels").iterdir()):
+        found, truth = np.asarray(Image.open(tmp_path / "out" / path.name)), np.asarray(Image.open(path))
+        hits, total = hits + int((found == truth).sum()), total + truth.size
+    assert abs(hits / total - scores["pixel_accuracy"]) < 1e-3
+
+
+def test_predict_keeps_sizes_and_relative_paths(trained, tmp_path):
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (30, 51, 3), dtype=np.uint8)).save(source / "sub/a.jpg")
+    Image.fromarray(rng.integers(0, 256, (3, 2), dtype=np.uint8)).save(source / "grey.bmp")
+    assert call("predict", trained / "run", source, "--out", tmp_path / "out", "--overlay") == 0
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"sub/a.png", "sub/a.overlay.png", "grey.png", "grey.overlay.png"}
+    label = Image.open(tmp_path / "out/sub/a.png")
+    assert label.mode == "L" and label.size == (51, 30) and np.asarray(label).max() < 2
+    assert Image.open(tmp_path / "out/sub/a.overlay.png").mode == "RGB"
+    assert Image.open(tmp_path / "out/grey.png").size == (2, 3)
+    assert call("predict", trained / "run", source / "grey.bmp", "--out", tmp_path / "one") == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["grey.png"]
+
+
+def test_prepare_writes_a_folder_that_trains(tmp_path, capsys):
+    assert call("prepare", "landcover-4", "--out", tmp_path / "tiles") == 0
+    assert len(list((tmp_path / "tiles/images").iterdir())) == 472
+    assert (tmp_path / "tiles/classes.txt").read_text().splitlines()[0] == "water"
+    out = tmp_path / "run"
+    assert call("train", "--data", tmp_path / "tiles", "--out", out, *TRAIN[2:], "--steps", 2) == 0
+    assert json.loads((out / "config.json").read_text())["config"]["crop"] == 64
+    assert call("prepare", "landcover-4", "--out", tmp_path / "tiles") == 2
+
+
+def test_env_tells_versions_and_every_backend(capsys):
+    assert call("env") == 0
+    told = capsys.readouterr().out
+    assert all(
+        word in told for word in ("torch", "C++ extension", "backend reference", "backend cpp", "backend triton")
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["predict"], ["prepare"], ["env"]])
+def test_help_is_there(command, capsys):
+    assert call(*command, "--help") == 0
+    assert "usage: infoseg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--out", "{tmp}/r"], "--data"),
+        (["train", "--data", "{tmp}/none", "--out", "{tmp}/r"], "{tmp}/none"),
+        (["train", "--data", "landcover"], "--out"),
+        (["train", "--data", "landcover", "--out", "{tmp}/r", "--steps", "many"], "--steps"),
+        (["train", "--data", "landcover", "--out", "{tmp}/r", "--recipe", "mine"], "--recipe"),
+        (["train", "--data", "landcover", "--out", "{tmp}/r", "--batch-size", "1"], "--batch-size"),
+        (["train", "--data", "landcover", "--out", "{tmp}/r", "--device", "cuda"], "--device cuda"),
+        (["train", "--data", "landcover", "--out", "{run}"], "exists"),
+        (["eval", "{tmp}/none", "--data", "landcover"], "{tmp}/none"),
+        (["eval", "{run}", "--data", "{tmp}/none"], "{tmp}/none"),
+        (["eval", "{run}", "--data", "{unlabelled}"], "no labels"),
+        (["eval", "{run}", "--data", "landcover", "--split", "test"], "--split"),
+        (["eval", "{run}", "--data", "landcover", "--checkpoint", "best"], "--checkpoint"),
+        (["predict", "{run}", "{tmp}/none.png", "--out", "{tmp}/o"], "{tmp}/none.png"),
+        (["predict", "{run}", "{tmp}", "--out", "{tmp}/o"], "no file in a format"),
+        (["predict", "{run}", "{broken}", "--out", "{tmp}/o"], "bad.png"),
+        (["predict", "{run}", "{four}", "--out", "{tmp}/o"], "4 channels"),
+        (["prepare", "imagenet", "--out", "{tmp}/o"], "imagenet"),
+        (["fly"], "fly"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2_and_nothing_is_written(
+    trained, tmp_path, arguments, told, capsys, monkeypatch
+):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    inputs = tmp_path / "inputs"
+    unlabelled = write_folder(inputs / "unlabelled", number=2, labels=False)
+    (inputs / "broken").mkdir()
+    (inputs / "broken/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n oh no")
+    (inputs / "four").mkdir()
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(inputs / "four/x.png")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    places = {"tmp": scratch, "run": trained / "run", "unlabelled": unlabelled}
+    places |= {name: inputs / name for name in ("broken", "four")}
+    capsys.readouterr()
+    assert call(*(argument.format(**places) for argument in arguments)) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and printed.startswith("infoseg") and told.format(**places) in printed, printed
+    assert not list(scratch.iterdir())
+
+
+def test_match_needs_an_evaluation(tmp_path, capsys):
+    data = write_folder(tmp_path / "data", labels=False)
+    assert call("train", "--data", data, "--out", tmp_path / "run", "--classes", 2, *TRAIN) == 0
+    assert call("predict", tmp_path / "run", data / "images", "--out", tmp_path / "out", "--match") == 2
+    assert "infoseg eval" in capsys.readouterr().err and not Path(tmp_path / "out").exists()

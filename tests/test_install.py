@@ -1,0 +1,102 @@
+"""Building and installing: from a wheel and an sdist, without torch in the build, and without a compiler."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """What git would give a clone: no build products, no environment."""
+    copy = tmp_path_factory.mktemp("source") / "infoseg-fast"
+    left_out = shutil.ignore_patterns(".*", "build", "runs", "*.so", "_build.json", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    return copy
+
+
+def build(source: Path, out: Path, kind: str, **environment) -> Path:
+    """Build with the tools of this environment, where importing torch is made to fail."""
+    out.mkdir()
+    (out / "torch.py").write_text("raise ImportError('the build must not need torch')\n")
+    environment = os.environ | {"PYTHONPATH": str(out)} | environment
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (out / "build.log").write_text(done.stdout + done.stderr)
+    return next(path for path in out.iterdir() if path.suffix in (".whl", ".gz"))
+
+
+def run_with(wheel: Path, where: Path, code: str) -> str:
+    """Run code with the wheel's content first on the path, and without the editable install's import hook."""
+    where.mkdir()
+    zipfile.ZipFile(wheel).extractall(where)
+    first = f"""import sys
+sys.path.insert(0, {str(where)!r})
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", first + code],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+USE = """
+import torch, infoseg_fast as isf, infoseg_fast.kernels
+from infoseg_fast import extension
+assert isf.__file__.startswith(sys.path[0]) and infoseg_fast.kernels.__file__.startswith(sys.path[0])
+a = torch.zeros(5, dtype=torch.uint8)
+assert isf.confusion_matrix(a, a, 2, 2).tolist() == [[5, 0], [0, 0]]
+print(extension.unavailable())
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_wheel_from_an_sdist_has_the_extension_and_the_kernels(source, tmp_path):
+    sdist = build(source, tmp_path / "sdist", "sdist")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    tracked = [
+        path.relative_to(source).as_posix() for folder in ("csrc", "kernels") for path in (source / folder).iterdir()
+    ]
+    assert set(tracked) <= names
+    wheel = build(next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel", "wheel")
+    assert run_with(wheel, tmp_path / "installed", USE).strip() == "None"
+
+
+def test_without_a_compiler_the_install_succeeds_and_says_what_is_missing(source, tmp_path):
+    tools = tmp_path / "bin"  # a PATH on which there is no compiler
+    tools.mkdir()
+    wheel = build(source, tmp_path / "wheel", "wheel", PATH=str(tools), CXX="")
+    log = (tmp_path / "wheel/build.log").read_text()
+    assert "the C++ extension was NOT built: no C++ compiler was found" in log
+    with zipfile.ZipFile(wheel) as archive:
+        record = json.loads(archive.read("infoseg_fast/_build.json"))
+    assert not record["cpp"]["built"]
+    assert "no C++ compiler was found" in run_with(wheel, tmp_path / "installed", USE)
+
+
+def test_a_compile_error_is_told_in_one_line(source, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    with (broken / "csrc/confusion_matrix.cpp").open("a") as file:
+        file.write("\nthis is no C++;\n")
+    wheel = build(broken, tmp_path / "wheel", "wheel")
+    with zipfile.ZipFile(wheel) as archive:
+        reason = json.loads(archive.read("infoseg_fast/_build.json"))["cpp"]["reason"]
+        assert not any(name.endswith(".so") for name in archive.namelist())
+    assert "error" in reason and "\n" not in reason

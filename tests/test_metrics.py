@@ -1,0 +1,116 @@
+"""Matching and scores."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import infoseg_fast as isf
+
+
+def best_by_enumeration(counts):
+    clusters, classes = counts.shape
+    small, large = min(clusters, classes), max(clusters, classes)
+    square = counts if clusters <= classes else counts.T
+    return max(sum(square[i, p[i]] for i in range(small)) for p in itertools.permutations(range(large), small))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (5, 3), (2, 4), (1, 1)])
+def test_the_matching_is_the_best_of_all(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        counts = rng.integers(0, 50, shape)
+        match = isf.match_clusters(counts)
+        assert match.matched == best_by_enumeration(counts)
+        assigned = match.mapping[match.mapping >= 0]
+        assert len(set(assigned.tolist())) == len(assigned) == min(shape)
+
+
+def test_many_to_one_gives_each_cluster_its_commonest_class():
+    counts = np.array([[5, 1], [9, 2], [0, 3]])
+    match = isf.match_clusters(counts, "many_to_one")
+    assert match.mapping.tolist() == [0, 0, 1] and match.accuracy == 17 / 20
+    with pytest.raises(ValueError, match="method"):
+        isf.match_clusters(counts, "greedy")
+
+
+def test_linear_sum_assignment_keeps_kind_and_batches():
+    cost = np.random.default_rng(0).random((6, 4, 7))
+    rows, cols = isf.linear_sum_assignment(cost)
+    assert rows.shape == cols.shape == (6, 4) and rows.dtype == cols.dtype == np.int64
+    one = isf.linear_sum_assignment(torch.from_numpy(cost[2]))
+    assert torch.equal(one[1], torch.from_numpy(cols[2]))
+    with pytest.raises(ValueError):
+        isf.linear_sum_assignment(np.array([[1.0, math.nan], [0.0, 1.0]]))
+
+
+def test_a_perfect_clustering_scores_1_whatever_its_names():
+    target = torch.randint(0, 4, (3, 20, 20), dtype=torch.uint8)
+    metrics = isf.ClusterMetrics(4, 4)
+    metrics.update(torch.tensor([2, 0, 3, 1], dtype=torch.uint8)[target.long()], target)
+    scores = metrics.compute()
+    assert scores["pixel_accuracy"] == scores["mean_iou"] == 1
+    assert abs(scores["nmi"] - 1) < 1e-12 and scores["mapping"] == [1, 3, 0, 2]
+
+
+def test_scores_of_a_worked_example():
+    metrics = isf.ClusterMetrics(3, 2)
+    metrics.add(torch.tensor([[30, 10], [5, 40], [10, 5]]))
+    scores = metrics.compute()
+    assert scores["pixel_accuracy"] == 70 / 100 and scores["mapping"] == [0, 1, -1]
+    assert scores["iou"] == [30 / (45 + 10), 40 / (55 + 5)]
+    assert scores["majority_accuracy"] == 0.55 and scores["class_shares"] == [0.45, 0.55]
+    joint = np.array([[30, 10], [5, 40], [10, 5]]) / 100
+    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    information = (joint * np.log(joint / outer)).sum()
+    entropies = [-(p * np.log(p)).sum() for p in (joint.sum(1), joint.sum(0))]
+    assert abs(scores["nmi"] - information / np.mean(entropies)) < 1e-12
+
+
+def test_an_absent_class_leaves_the_mean_iou():
+    metrics = isf.ClusterMetrics(3, 3)
+    metrics.add(torch.tensor([[10, 0, 0], [0, 10, 0], [0, 0, 0]]))
+    scores = metrics.compute()
+    assert scores["mean_iou"] == 1 and math.isnan(scores["iou"][2])
+
+
+def test_updates_add_up_and_reset_forgets():
+    pred, target = torch.randint(0, 5, (8, 9, 9)).byte(), torch.randint(0, 3, (8, 9, 9)).byte()
+    target[0] = 255
+    whole, parts = isf.ClusterMetrics(5, 3), isf.ClusterMetrics(5, 3)
+    whole.update(pred, target)
+    for p, t in zip(pred, target, strict=True):
+        parts.update(p.numpy(), t.numpy())
+    assert whole.compute() == parts.compute()
+    parts.reset()
+    empty = parts.compute()
+    assert empty["num_pixels"] == 0 and math.isnan(empty["pixel_accuracy"])
+
+
+def test_counts_stay_exact_beyond_float32():
+    metrics = isf.ClusterMetrics(2, 2)
+    metrics.add(torch.tensor([[2**40, 1], [0, 2**24 + 1]]))
+    metrics.add(torch.tensor([[1, 0], [0, 0]]))
+    assert metrics.compute()["num_pixels"] == 2**40 + 2**24 + 3
+
+
+def _sync(rank, world, file, queue):
+    torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
+    metrics = isf.ClusterMetrics(2, 2)
+    metrics.add(torch.tensor([[rank + 1, 0], [0, 10 * rank]]))
+    metrics.sync()
+    queue.put(metrics.compute()["confusion"])
+    torch.distributed.destroy_process_group()
+
+
+def test_sync_sums_over_processes(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_sync, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get(timeout=120) for _ in workers] == [[[3, 0], [0, 10]]] * 2
+    for worker in workers:
+        worker.join()

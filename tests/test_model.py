@@ -1,0 +1,98 @@
+"""`InfoSegNet`: shapes, receptive field, normalisation, and other backbones."""
+
+import pytest
+import torch
+from torch import nn
+
+import infoseg_fast as isf
+from infoseg_fast.model import padded_side
+
+
+@pytest.mark.parametrize(
+    ("size", "positions"), [((64, 64), (16, 16)), ((128, 96), (32, 24)), ((50, 33), (13, 9)), ((1, 7), (8, 8))]
+)
+def test_features_have_stride_4_at_any_size(size, positions):
+    model = isf.InfoSegNet(in_channels=4, num_classes=5, width=8, dim=12)
+    features, global_features = model(torch.rand(2, 4, *size))
+    assert features.shape == (2, 16, *positions) and global_features.shape == (2, 5, 12)
+    assert isinstance(model.local_projection, nn.Conv2d) and model.local_projection.weight.shape == (12, 16, 1, 1)
+
+
+def test_a_position_sees_39_pixels():
+    model = isf.InfoSegNet(width=4, dim=8).eval()
+    images = torch.rand(1, 3, 128, 128, requires_grad=True)
+    features, _ = model(images)
+    features[0, :, 16, 16].sum().backward()
+    seen = images.grad.abs().sum((0, 1)) > 0
+    rows = seen.any(1).nonzero()
+    assert 32 <= rows.max() - rows.min() + 1 <= 39
+
+
+def test_padding_repeats_the_border_and_is_only_for_small_and_odd_sides():
+    assert [padded_side(n) for n in (1, 32, 33, 64, 127, 200)] == [32, 32, 36, 64, 128, 200]
+    model = isf.InfoSegNet()
+    images = torch.rand(1, 3, 30, 35)
+    padded = model.normalize(images)
+    assert padded.shape == (1, 3, 32, 36)
+    assert torch.equal(padded[..., :30, :35], images)
+    assert torch.equal(padded[:, :, 31, 35], images[:, :, 29, 34])
+
+
+def test_normalisation_is_saved_with_the_model():
+    model = isf.InfoSegNet(width=4, dim=8).eval()
+    model.set_normalization([0.1, 0.2, 0.3], [0.5, 0.25, 1.0])
+    other = isf.InfoSegNet(width=4, dim=8).eval()
+    other.load_state_dict(model.state_dict())
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model(x)[0], other(x)[0])
+    torch.testing.assert_close(model.normalize(x)[0, 1], (x[0, 1] - 0.2) / 0.25)
+    with pytest.raises(ValueError, match="std"):
+        model.set_normalization([0.0] * 3, [1.0, 0.0, 1.0])
+
+
+class TwoMaps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 10, 3, 2, 1)
+
+    def forward(self, x):
+        first = self.first(x).relu()
+        return [first, self.second(first).relu()]
+
+
+def test_any_module_that_returns_maps_is_a_backbone():
+    model = isf.InfoSegNet.from_backbone(TwoMaps(), 0, 1, num_classes=4, dim=9)
+    features, global_features = model(torch.rand(2, 3, 40, 40))
+    assert features.shape == (2, 6, 20, 20) and global_features.shape == (2, 4, 9)
+    projection = model.local_projection
+    assert isinstance(projection, nn.Conv2d) and projection.weight.shape == (9, 6, 1, 1)
+    isf.InfoSegLoss()(features, global_features, projection.weight, projection.bias).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_segmenter_works_on_a_backbone_of_another_stride():
+    model = isf.InfoSegNet.from_backbone(TwoMaps(), 0, 1, num_classes=4, dim=9)
+    labels = isf.Segmenter(model).segment(torch.rand(2, 3, 41, 50))
+    assert labels.shape == (2, 41, 50) and (labels < 4).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (torch.rand(3, 32, 32), "images must be float"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "images must be float.*uint8"),
+        (torch.rand(1, 4, 32, 32), "3 channels, not 4"),
+        (torch.rand(1, 3, 0, 32), "at least one pixel"),
+    ],
+)
+def test_bad_images_are_named(images, told):
+    with pytest.raises(ValueError, match=told):
+        isf.InfoSegNet(width=4, dim=8)(images)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("num_classes", 1), ("num_classes", 257), ("width", 0), ("dim", 0), ("in_channels", 0)]
+)
+def test_bad_sizes_are_named(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}.*{value}"):
+        isf.InfoSegNet(**{argument: value})

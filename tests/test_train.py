@@ -1,0 +1,293 @@
+"""Training: it learns, it resumes to the same bits, and what is on disk is always whole."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+from PIL import Image
+
+import infoseg_fast as isf
+from infoseg_fast import checkpoint
+from infoseg_fast.errors import DataError
+from infoseg_fast.train import train, valid_positions
+
+SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in rows(run)]
+
+
+def weights(run: Path, name: str = "last") -> dict:
+    return checkpoint.load(run, name)["model"]
+
+
+def same_weights(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    return str(write_folder(tmp_path / "data", number=10, side=40))
+
+
+def test_a_run_holds_all_that_is_promised(data, tmp_path):
+    run = tmp_path / "run"
+    scores = train(SMALL | {"data": data, "steps": 10, "eval_every": 5}, run)
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "report.html"} <= set(os.listdir(run))
+    assert sorted(os.listdir(run / "checkpoints")) == ["best_loss.pt", "last.pt", "previous.pt"]
+    assert [row["step"] for row in rows(run)] == [2, 4, 5, 6, 8, 10]
+    assert [row["step"] for row in rows(run) if "pixel_accuracy" in row] == [5, 10]
+    config = json.loads((run / "config.json").read_text())
+    assert config["config"]["classes"] == 2 and config["config"]["estimator"] == "infonce"
+    assert config["environment"]["versions"]["torch"] == metadata.version("torch")
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    assert state["step"] == 10
+    assert any(file.name.startswith("events") for file in (run / "tensorboard").iterdir())
+    segmenter = isf.load(run)
+    assert segmenter.mapping == scores["mapping"]
+    assert segmenter.segment(torch.rand(2, 3, 50, 41)).shape == (2, 50, 41)
+    page = (run / "report.html").read_text()
+    assert page.count("<img") == 1 + 3 * 10 and "http" not in page  # curves, and a triple for each image
+
+
+def test_two_textures_are_told_apart(tmp_path):
+    """200 steps on a set whose answer is known reach an accuracy that chance (.5 to .6 for two classes) does not."""
+    data = write_folder(tmp_path / "data", number=24, side=48)
+    how = SMALL | {"data": str(data), "steps": 200, "width": 12, "dim": 32, "batch_size": 8, "checkpoint_every": 200}
+    scores = train(how, tmp_path / "run")
+    assert scores["majority_accuracy"] < 0.65
+    assert scores["pixel_accuracy"] > 0.85 and scores["nmi"] > 0.4
+
+
+def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
+    how = SMALL | {"data": data}
+    train(how | {"steps": 14}, tmp_path / "whole")
+    train(how | {"steps": 6}, tmp_path / "parts")
+    train({"steps": 14}, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts")[-4:] == losses(tmp_path / "whole")[-4:]
+    assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path, workers):
+    how = SMALL | {"data": data, "steps": 60, "checkpoint_every": 5, "workers": workers}
+    train(how, tmp_path / "whole")
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "infoseg_fast.cli",
+        "train",
+        "--resume",
+        "--out",
+        str(tmp_path / "killed"),
+        *options,
+    ]
+    metrics = tmp_path / "killed/metrics.jsonl"
+    for least in (7, 23):  # killed when that many steps are logged
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (metrics.is_file() and metrics.read_text().count("\n") * 2 >= least):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with metrics.open("a") as file:
+        file.write('{"step": 24, "lo')  # a torn last line, as a power cut leaves
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert same_weights(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert same_weights(weights(tmp_path / "killed", "best_loss"), weights(tmp_path / "whole", "best_loss"))
+
+
+def test_a_finished_run_says_so_and_more_steps_go_further(data, tmp_path, capsys):
+    how = SMALL | {"data": data, "steps": 4}
+    train(how, tmp_path / "run")
+    before = (tmp_path / "run/report.html").stat().st_mtime_ns
+    train(how, tmp_path / "run", resume=True)
+    assert "finished" in capsys.readouterr().out
+    assert (tmp_path / "run/report.html").stat().st_mtime_ns == before
+    train(how | {"steps": 6}, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run")[-1][0] == 6
+
+
+def test_the_seed_decides(data, tmp_path):
+    how = SMALL | {"data": data, "steps": 4}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(how | {"seed": seed}, tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+
+def test_images_without_labels_train_too(tmp_path):
+    data = write_folder(tmp_path / "data", labels=False)
+    with pytest.raises(DataError, match="--classes is required"):
+        train(SMALL | {"data": str(data), "steps": 4}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(SMALL | {"data": str(data), "steps": 4, "classes": 3}, tmp_path / "run") is None
+    assert isf.load(tmp_path / "run").num_clusters == 3
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_and_recipes(tmp_path, channels, recipe):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data/images").mkdir(parents=True)
+    for i in range(6):
+        pixels = rng.integers(0, 256, (37, 45, channels), dtype=np.uint8)
+        Image.fromarray(pixels.squeeze()).save(tmp_path / f"data/images/{i}.png")
+    how = SMALL | {
+        "data": str(tmp_path / "data"),
+        "classes": 3,
+        "steps": 3,
+        "jitter": 0.2,
+        "recipe": recipe,
+        "scale": 0.9,
+    }
+    train(how, tmp_path / "run")
+    assert isf.load(tmp_path / "run").segment(torch.rand(1, channels, 37, 45)).shape == (1, 37, 45)
+
+
+def test_epochs_are_passes_over_the_images(data, tmp_path):
+    train(SMALL | {"data": data, "epochs": 2}, tmp_path / "run")
+    assert losses(tmp_path / "run")[-1][0] == 6  # 10 images: batches of 4, 4 and 2
+
+
+def test_images_smaller_than_the_crop_are_padded_and_that_is_said(data, tmp_path, caplog):
+    train(SMALL | {"data": data, "steps": 2, "crop": 64}, tmp_path / "run")
+    assert any("smaller than the crop of 64 px" in record.message for record in caplog.records)
+
+
+def test_positions_with_any_padding_do_not_count():
+    valid = torch.zeros(1, 10, 8, dtype=torch.bool)
+    valid[:, :9, :4] = True
+    found = valid_positions(valid, (3, 2))
+    assert found.tolist() == [[[True, False], [True, False], [False, False]]]
+
+
+def test_a_checkpoint_cut_in_half_is_passed_over_and_that_is_said(data, tmp_path, caplog):
+    how = SMALL | {"data": data, "steps": 8}
+    train(how, tmp_path / "run")
+    last = checkpoint.path_of(tmp_path / "run", "last")
+    expected = losses(tmp_path / "run")
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    train(how, tmp_path / "run", resume=True)
+    assert any("damaged" in r.message and "step 4" in r.message for r in caplog.records)
+    assert losses(tmp_path / "run") == expected
+    for name in ("last", "previous"):
+        path = checkpoint.path_of(tmp_path / "run", name)
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="damaged"):
+        train(how | {"steps": 12}, tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
+    """The limit on a file's size stands for the disk: the write of a checkpoint fails half way, as it does there."""
+    how = SMALL | {"data": data, "steps": 4}
+    run = tmp_path / "run"
+    train(how, run)
+    saved, size = weights(run), checkpoint.path_of(run, "last").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"last\.pt could not be written.*unchanged"):
+            train({"steps": 8}, run, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same_weights(weights(run), saved)
+    assert not any(path.name.endswith(".tmp") for path in (run / "checkpoints").iterdir())
+    train({"steps": 8}, run, resume=True)
+    train(how | {"steps": 8}, tmp_path / "whole")
+    assert same_weights(weights(run), weights(tmp_path / "whole"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
+    with pytest.raises(DataError, match=r"loss became .* by step"):
+        train(SMALL | {"data": data, "steps": 40, "lr": 1e30, "warmup": 0}, tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run")
+    assert state is None or all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"classes": 1}, "--classes must be at least 2, not 1"),
+        ({"classes": 300}, "--classes"),
+        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
+        ({"num_negatives": 4}, "--num-negatives .* 1 to 3 .* not 4"),
+        ({"batch_size": 16, "num_negatives": 11}, "10 training images; .* 12 at least"),
+        ({"steps": 0}, "--steps must be at least 1, not 0"),
+        ({"epochs": 3}, "--steps and --epochs"),
+        ({"lr": 0.0}, "--lr"),
+        ({"scale": -1.0}, "--scale"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"data": ""}, "--data is missing"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_written(data, tmp_path, change, told):
+    with pytest.raises(DataError, match=told):
+        train(SMALL | {"data": data, "steps": 4} | change, tmp_path / "run")
+    assert sorted(os.listdir(tmp_path)) == ["data"]
+
+
+def test_a_damaged_image_is_found_before_anything_is_written(data, tmp_path):
+    path = Path(data, "images/im3.png")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"im3\.png"):
+        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run")
+    assert sorted(os.listdir(tmp_path)) == ["data"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_of_a_large_set_is_one_line_too(data, tmp_path, monkeypatch, workers):
+    from infoseg_fast.data import crops
+
+    monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
+    path = Path(data, "images/im3.png")
+    Path(data, "train.txt").write_text("".join(f"im{i}\n" for i in range(10)))
+    monkeypatch.setattr("infoseg_fast.train.channel_statistics", lambda images: ([0.5] * 3, [0.2] * 3))
+    Path(data, "eval.txt").write_text("im0\n")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"im3\.png") as caught:
+        train(SMALL | {"data": data, "steps": 6, "workers": workers}, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_existing_run_is_not_overwritten(data, tmp_path):
+    how = SMALL | {"data": data, "steps": 4}
+    train(how, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="exists.*--resume"):
+        train(how, tmp_path / "run")
+    for change, told in (({"lr": 0.5}, "--lr 0.001, not 0.5"), ({"width": 9}, "--width 8, not 9")):
+        with pytest.raises(DataError, match=told):
+            train(how | change, tmp_path / "run", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    write_folder(tmp_path / "other", number=7)
+    Path(data).rename(tmp_path / "old")
+    (tmp_path / "other").rename(data)
+    with pytest.raises(DataError, match="no longer those"):
+        train(how | {"steps": 6}, tmp_path / "run", resume=True)
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="not a run"):
+        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run", resume=True)
+    assert os.listdir(tmp_path / "run") == ["mine.txt"]
