@@ -10,14 +10,17 @@ STRIDE = 4  # of the local features
 MIN_SIDE = 32  # pixels; smaller images are padded
 
 
+def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """3x3, padded by reflection: with zeros the network knows the border, and spends a class on it."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, padding_mode="reflect", bias=False)
+
+
 class ConvBlock(nn.Sequential):
     """3x3 convolution, batch normalisation, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            convolution(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
         )
 
 
@@ -28,7 +31,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             ConvBlock(channels, channels),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            convolution(channels, channels),
             nn.BatchNorm2d(channels),
         )
 

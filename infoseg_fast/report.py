@@ -1,4 +1,4 @@
-"""report.html: one self-contained file with curves, scores and segmentations beside the images."""
+"""report.html: one self-contained file with curves, scores and segmentations beside the images; and examples.png."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ from .colours import as_rgb, coloured, palette
 from .data.base import ImageSet, to_float
 from .segmenter import EVALUATION, Segmenter
 
-REPORT = "report.html"
+REPORT, PICTURE = "report.html", "examples.png"
 EXAMPLES = 12
 EXAMPLE_SIDE = 512  # pixels; larger images are shown smaller
 
@@ -34,7 +34,10 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.device) -> None:
-    """Write `run`/report.html from its metrics.jsonl and last evaluation, with examples from `images`."""
+    """Write `run`/report.html from its metrics.jsonl and last evaluation, with examples from `images`.
+
+    The examples alone are written to `run`/examples.png too.
+    """
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((run / "config.json").read_text())
     scores = json.loads((run / EVALUATION).read_text()).get("last") if (run / EVALUATION).is_file() else None
@@ -52,12 +55,14 @@ def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.devic
             score_table(scores),
             class_table(scores, images),
         ]
-    sections += [examples(segmenter, images, device, scores), "<h2>Settings</h2>", settings_table(config)]
+    shown = examples(segmenter, images, device, scores)
+    sections += [example_figures(shown, scores), "<h2>Settings</h2>", settings_table(config)]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>infoseg: {html.escape(run.resolve().name)}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
+    write_atomically(run / PICTURE, png(contact_sheet(list(shown.values()))))
     write_atomically(run / REPORT, page.encode())
 
 
@@ -116,27 +121,46 @@ def swatch(label: int, number: int) -> str:
     return f'<span class="swatch" style="background:#{bytes(palette(number)[label]).hex()}"></span>'
 
 
-def examples(segmenter: Segmenter, images: ImageSet, device: torch.device, scores: dict | None) -> str:
-    """Images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
-    parts = "image, ground truth, matched segmentation" if scores else "image, clusters"
-    figures = []
-    for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)):
-        pixels = to_float(images.native_image(int(index)))
+def examples(
+    segmenter: Segmenter, images: ImageSet, device: torch.device, scores: dict | None
+) -> dict[str, list[np.ndarray]]:
+    """By stem, images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
+    found = {}
+    for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
+        pixels = to_float(images.native_image(index))
         labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
-        shown = [as_rgb(pixels.numpy())]
+        pictures = [as_rgb(pixels.numpy())]
         if scores:
             mapping = np.array(scores["mapping"])
             table = np.where(mapping < 0, 255, mapping).astype(np.uint8)
-            shown += [
-                coloured(images.label(int(index)), images.num_classes),
-                coloured(table[labels], images.num_classes),
-            ]
+            pictures += [coloured(drawn, images.num_classes) for drawn in (images.label(index), table[labels])]
         else:
-            shown.append(coloured(labels, segmenter.num_clusters))
-        pictures = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in shown)
-        stem = html.escape(images.stems[index])
-        figures.append(f"<figure><div>{pictures}</div><figcaption>{stem}</figcaption></figure>")
+            pictures.append(coloured(labels, segmenter.num_clusters))
+        found[images.stems[index]] = [smaller(picture) for picture in pictures]
+    return found
+
+
+def example_figures(shown: dict[str, list[np.ndarray]], scores: dict | None) -> str:
+    parts = "image, ground truth, matched segmentation" if scores else "image, clusters"
+    figures = []
+    for stem, pictures in shown.items():
+        tags = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in pictures)
+        figures.append(f"<figure><div>{tags}</div><figcaption>{html.escape(stem)}</figcaption></figure>")
     return f'<h2>Segmentations</h2><p>Each: {parts}.</p><div class="examples">{"".join(figures)}</div>'
+
+
+def contact_sheet(groups: list[list[np.ndarray]], side: int = 128, groups_a_row: int = 3, gap: int = 4) -> np.ndarray:
+    """The groups' pictures in one RGB picture, each `side` pixels square, a wider gap between groups."""
+    group_width = len(groups[0]) * (side + gap) + 3 * gap
+    rows = -(-len(groups) // groups_a_row)
+    sheet = np.full((rows * (side + gap) - gap, groups_a_row * group_width - 4 * gap, 3), 255, dtype=np.uint8)
+    for number, pictures in enumerate(groups):
+        for place, picture in enumerate(pictures):
+            top = number // groups_a_row * (side + gap)
+            left = number % groups_a_row * group_width + place * (side + gap)
+            drawn = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+            sheet[top : top + side, left : left + side] = np.asarray(drawn)
+    return sheet
 
 
 def settings_table(config: dict) -> str:
@@ -148,12 +172,16 @@ def settings_table(config: dict) -> str:
     return f"<table>{body}</table>"
 
 
-def png(picture: np.ndarray) -> bytes:
+def smaller(picture: np.ndarray) -> np.ndarray:
+    """The picture, at most EXAMPLE_SIDE pixels wide and high."""
     image = Image.fromarray(picture)
-    if max(image.size) > EXAMPLE_SIDE:
-        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.NEAREST)
+    image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.NEAREST)
+    return np.asarray(image)
+
+
+def png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

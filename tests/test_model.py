@@ -96,3 +96,10 @@ def test_bad_images_are_named(images, told):
 def test_bad_sizes_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument}.*{value}"):
         isf.InfoSegNet(**{argument: value})
+
+
+def test_the_border_cannot_be_told_from_the_inside():
+    """With zero padding it can, and a class is spent on it; an image without content must look alike everywhere."""
+    model = isf.InfoSegNet(width=8, dim=8).eval()
+    features, _ = model(torch.full((1, 3, 64, 80), 0.3))
+    torch.testing.assert_close(features, features[..., :1, :1].expand_as(features))
