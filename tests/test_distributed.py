@@ -1,0 +1,50 @@
+"""The loss under DistributedDataParallel."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import infoseg_fast as isf
+
+
+class Objective(nn.Module):
+    """A network with its loss inside, so that DDP sees all of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = isf.InfoSegNet(width=4, dim=8, num_classes=3).eval()  # eval: batch statistics differ by rank
+        self.criterion = isf.InfoSegLoss(estimator="infonce", num_negatives="all", balance=0.5)
+
+    def forward(self, images):
+        projection = self.model.local_projection
+        return self.criterion(*self.model(images), projection.weight, projection.bias)
+
+
+def images_of(rank):
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+
+
+def _train(rank, world, file, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
+    wrapped = DistributedDataParallel(Objective())
+    wrapped(images_of(rank)).backward()
+    queue.put([p.grad.numpy() for p in wrapped.parameters()])
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_the_mean_over_the_processes(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_train, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    alone = Objective()
+    (alone(images_of(0)) / 2 + alone(images_of(1)) / 2).backward()
+    for first, second, parameter in zip(*found, alone.parameters(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(first), parameter.grad, rtol=1e-4, atol=1e-6)
+        assert (first == second).all()
