@@ -1,0 +1,489 @@
+// The solver of one assignment problem: shortest augmenting paths over vectors of columns.
+//
+// Included by one source per instruction set, which defines INFOSEG_LANES_BYTES and includes this header inside a
+// namespace of its own. Nothing here may call an inline function of the standard library: the linker would keep one copy
+// of it, possibly the one compiled for AVX-512, and a CPU without AVX-512 would run it.
+//
+// Method. Every row wants a column; v are the columns' prices. A row's distance to column j along an alternating path is
+// the sum of the reduced costs c[i][j] - u[i] - v[j] on it, never negative, so Dijkstra's algorithm finds the shortest
+// path to a free column; matching along it keeps all matched edges tight and the prices feasible, hence the end is
+// optimal. u is never stored: a matched row's u is c - v at its column. With fewer rows than columns, prices of free
+// columns stay 0, which optimality asks of them; with more, the matrix is transposed on the way in.
+
+namespace {
+
+using std::int32_t;
+using std::int64_t;
+using std::uint64_t;
+
+// One lane, for types without vectors.
+template <class T>
+struct Lanes {
+  static constexpr int kCount = 1;
+  using Vector = T;
+  using Mask = bool;
+  using Index = int64_t;
+  static Vector load(const T* p) { return *p; }
+  static void store(T* p, Vector x) { *p = x; }
+  static Vector all(T x) { return x; }
+  static Index all_index(int64_t x) { return x; }
+  static Index first_index() { return 0; }
+  static Vector min(Vector a, Vector b) { return b < a ? b : a; }
+  static Vector max(Vector a, Vector b) { return b < a ? a : b; }
+  static Vector smallest(Vector x) { return x; }
+  static T first(Vector x) { return x; }
+  static Vector choose_value(Mask m, Vector a, Vector b) { return m ? a : b; }
+  static bool every(Mask m) { return m; }
+  static unsigned bits(Mask m) { return m; }
+  static Index choose(Mask m, Index a, Index b) { return m ? a : b; }
+  static void store_where(int64_t* p, Mask m, Index x) {
+    if (m) *p = x;
+  }
+};
+
+template <class T, class U>
+struct WideLanes {
+  static constexpr int kCount = INFOSEG_LANES_BYTES / sizeof(T);
+  typedef T Vector __attribute__((vector_size(INFOSEG_LANES_BYTES)));
+  typedef T Loose __attribute__((vector_size(INFOSEG_LANES_BYTES), aligned(8), may_alias));
+  typedef int64_t Index __attribute__((vector_size(INFOSEG_LANES_BYTES)));
+  typedef Index Mask;
+  static_assert(sizeof(T) == 8 && sizeof(U) == 8);
+
+  static Vector load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
+  static void store(T* p, Vector x) { *reinterpret_cast<Loose*>(p) = x; }
+  static Vector all(T x) { return x - Vector{}; }
+  static Index all_index(int64_t x) { return x - Index{}; }
+  static Index first_index() {
+    Index index;
+    for (int lane = 0; lane < kCount; ++lane) index[lane] = lane;
+    return index;
+  }
+  static Vector min(Vector a, Vector b) { return b < a ? b : a; }
+  static Vector max(Vector a, Vector b) { return b < a ? a : b; }
+  // Every lane becomes the smallest. (The masks of all ones cost nothing; without them GCC 12 warns wrongly.)
+  static Vector smallest(Vector x) {
+#if defined(__AVX512DQ__)
+    const auto raw = reinterpret_cast<__m512i>(x);
+    x = min(x, reinterpret_cast<Vector>(_mm512_maskz_shuffle_i64x2(0xff, raw, raw, 0x4e)));
+    const auto half = reinterpret_cast<__m512i>(x);
+    x = min(x, reinterpret_cast<Vector>(_mm512_maskz_shuffle_i64x2(0xff, half, half, 0xb1)));
+    const auto pair = reinterpret_cast<__m512i>(x);
+    return min(x, reinterpret_cast<Vector>(_mm512_maskz_shuffle_epi32(0xffff, pair, _MM_PERM_BADC)));
+#elif defined(__AVX2__)
+    x = min(x, reinterpret_cast<Vector>(_mm256_permute4x64_epi64(reinterpret_cast<__m256i>(x), 0x4e)));
+    return min(x, reinterpret_cast<Vector>(_mm256_permute4x64_epi64(reinterpret_cast<__m256i>(x), 0xb1)));
+#else
+    T best = x[0];
+    for (int lane = 1; lane < kCount; ++lane) best = x[lane] < best ? x[lane] : best;
+    return all(best);
+#endif
+  }
+  static T first(Vector x) { return x[0]; }
+  static unsigned bits(Mask m) {
+#if defined(__AVX512DQ__)
+    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(m));
+#elif defined(__AVX2__)
+    return _mm256_movemask_pd(reinterpret_cast<__m256d>(m));
+#else
+    unsigned bits = 0;
+    for (int lane = 0; lane < kCount; ++lane) bits |= (m[lane] & 1) << lane;
+    return bits;
+#endif
+  }
+  static bool every(Mask m) { return bits(m) == (1u << kCount) - 1; }
+  static Index choose(Mask m, Index a, Index b) { return m ? a : b; }
+  static Vector choose_value(Mask m, Vector a, Vector b) { return m ? a : b; }
+  static void store_where(int64_t* p, Mask m, Index x) {
+#if defined(__AVX512DQ__)
+    _mm512_mask_storeu_epi64(p, bits(m), reinterpret_cast<__m512i>(x));
+#else
+    Index* to = reinterpret_cast<Index*>(p);
+    *to = m ? x : *to;
+#endif
+  }
+};
+
+template <>
+struct Lanes<double> : WideLanes<double, int64_t> {};
+template <>
+struct Lanes<int64_t> : WideLanes<int64_t, int64_t> {};
+
+template <class T>
+struct Limits;
+template <>
+struct Limits<double> {
+  static constexpr double kFar = __builtin_inf();
+  static constexpr double kClosed = -__builtin_inf();
+  static bool finite(double x) { return x < kFar; }
+};
+template <>
+struct Limits<int64_t> {
+  static constexpr int64_t kFar = INT64_MAX;
+  static constexpr int64_t kClosed = -(int64_t{1} << 62);
+  static bool finite(int64_t) { return true; }
+};
+template <>
+struct Limits<__int128> {
+  static constexpr __int128 kFar = static_cast<__int128>(INT64_MAX) << 63;
+  static constexpr __int128 kClosed = -(static_cast<__int128>(1) << 125);
+  static bool finite(__int128) { return true; }
+};
+
+// The state of one problem of `rows` <= `cols`; `width` is cols rounded up to whole vectors.
+template <class T>
+struct Matching {
+  int32_t rows, cols, width;
+  const T** cost;        // [rows] each row readable up to width
+  T* price;              // [width] v; kClosed past cols, and for columns already reached while a search runs
+  T* distance;           // [width] from the searching row; out of reach for columns already reached
+  int64_t* parent;       // [width] row from which the distance comes
+  int32_t* row_of;       // [width] matched row or -1
+  int32_t* col_of;       // [rows] matched column or -1
+  int32_t* free_rows;    // [rows]
+  int32_t* reached;      // [rows] columns in the order in which they were reached
+  T* reached_distance;   // [rows]
+  T* reached_price;      // [rows]
+  int64_t* reached_parent;  // [width] by column
+};
+
+// Distances of the columns from the first row of a search; returns the smallest in every lane.
+template <class T>
+typename Lanes<T>::Vector scan_first(const Matching<T>& m, int32_t row) {
+  using L = Lanes<T>;
+  const T* cost = m.cost[row];
+  const auto parent = L::all_index(row);
+  auto best = L::all(Limits<T>::kFar);
+#pragma GCC unroll 4
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    const auto length = L::load(cost + j) - L::load(m.price + j);
+    L::store(m.distance + j, length);
+    *reinterpret_cast<typename L::Index*>(m.parent + j) = parent;
+    best = L::min(best, length);
+  }
+  return L::smallest(best);
+}
+
+// Shortens distances by paths through `row`, whose own distance is `base`; returns the smallest of all open columns.
+template <class T>
+typename Lanes<T>::Vector scan(const Matching<T>& m, int32_t row, T base) {
+  using L = Lanes<T>;
+  const T* cost = m.cost[row];
+  const auto parent = L::all_index(row);
+  const auto start = L::all(base);
+  auto best = L::all(Limits<T>::kFar);
+#pragma GCC unroll 4
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    const auto length = L::load(cost + j) - L::load(m.price + j) + start;
+    const auto old = L::load(m.distance + j);
+    L::store_where(m.parent + j, length < old, parent);
+    const auto now = L::min(old, length);
+    L::store(m.distance + j, now);
+    best = L::min(best, now);
+  }
+  return L::smallest(best);
+}
+
+// Reaches the open columns at distance `level`, up to a free one, which it returns; -1 if all are matched. Whole
+// vectors are closed: a store to one lane would hold up the next scan's load of its vector.
+template <class T>
+int32_t reach(const Matching<T>& m, typename Lanes<T>::Vector level, int32_t& num_reached) {
+  using L = Lanes<T>;
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    const auto distance = L::load(m.distance + j);
+    const auto at_level = distance == level;
+    unsigned hits = L::bits(at_level);
+    if (!hits) continue;
+    const auto price = L::load(m.price + j);
+    do {
+      const int32_t col = j + __builtin_ctz(hits);
+      if (m.row_of[col] < 0) return col;
+      m.reached[num_reached] = col;
+      m.reached_distance[num_reached] = L::first(level);
+      m.reached_price[num_reached] = m.price[col];
+      m.reached_parent[col] = m.parent[col];
+      ++num_reached;
+      hits &= hits - 1;
+    } while (hits);
+    L::store(m.distance + j, L::choose_value(at_level, L::all(Limits<T>::kFar), distance));
+    L::store(m.price + j, L::choose_value(at_level, L::all(Limits<T>::kClosed), price));
+  }
+  return -1;
+}
+
+// Matches one more row; false if no path to a free column exists.
+template <class T>
+bool augment(const Matching<T>& m, int32_t free_row) {
+  using L = Lanes<T>;
+  int32_t num_reached = 0, next = 0;
+  auto best = scan_first(m, free_row);
+  T level = L::first(best);
+  int32_t sink;
+  for (;;) {
+    if (next == num_reached || L::first(best) <= level) {
+      level = L::first(best);
+      if (!Limits<T>::finite(level)) return false;
+      sink = reach(m, best, num_reached);
+      if (sink >= 0) break;
+    }
+    const int32_t col = m.reached[next];
+    const int32_t row = m.row_of[col];
+    const T base = m.reached_distance[next] - (m.cost[row][col] - m.reached_price[next]);
+    ++next;
+    best = scan(m, row, base);
+  }
+  for (int32_t k = 0; k < num_reached; ++k) {
+    const T lower = m.reached_distance[k] - level;
+    m.price[m.reached[k]] = m.reached_price[k] + (lower < 0 ? lower : 0);
+  }
+  int64_t row = m.parent[sink];
+  for (int32_t col = sink;;) {
+    m.row_of[col] = static_cast<int32_t>(row);
+    const int32_t before = m.col_of[row];
+    m.col_of[row] = col;
+    if (row == free_row) return true;
+    col = before;
+    row = m.reached_parent[col];
+  }
+}
+
+// Square problems: prices at which no reduced cost is negative and every column has a tight row, for a start. Rows are
+// lowered to zero first, else one enormous entry would set the price of its whole column. About two thirds of the rows of
+// a random matrix get their column here.
+template <class T>
+void lower_columns(const Matching<T>& m, int32_t row, T least_of_row) {
+  using L = Lanes<T>;
+  const T* cost = m.cost[row];
+  const auto owner = L::all_index(row);
+  const auto lower = L::all(least_of_row);
+#pragma GCC unroll 2
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    const auto reduced = L::load(cost + j) - lower;
+    const auto old = L::load(m.price + j);
+    L::store_where(m.parent + j, reduced < old, owner);
+    L::store(m.price + j, L::min(old, reduced));
+  }
+}
+
+template <class T>
+void match_lowered_columns(const Matching<T>& m) {
+  for (int32_t j = 0; j < m.cols; ++j) {
+    if (!Limits<T>::finite(m.price[j])) {  // a column of forbidden entries: the search will say so
+      m.price[j] = 0;
+      continue;
+    }
+    const int64_t row = m.parent[j];
+    if (m.col_of[row] < 0) {
+      m.col_of[row] = j;
+      m.row_of[j] = static_cast<int32_t>(row);
+    }
+  }
+}
+
+template <class T>
+struct TwoSmallest {
+  T first, second;
+  int32_t first_col, second_col;
+};
+
+// The two smallest reduced costs of a row.
+template <class T>
+TwoSmallest<T> two_smallest(const Matching<T>& m, int32_t row) {
+  using L = Lanes<T>;
+  const T* cost = m.cost[row];
+  auto first = L::all(Limits<T>::kFar), second = first;
+  auto first_at = L::all_index(0), second_at = first_at;
+  auto at = L::first_index();
+#pragma GCC unroll 2
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    const auto reduced = L::load(cost + j) - L::load(m.price + j);
+    const auto is_first = reduced < first;
+    const auto is_second = reduced < second;
+    second_at = L::choose(is_first, first_at, L::choose(is_second, at, second_at));
+    second = L::min(second, L::max(first, reduced));
+    first_at = L::choose(is_first, at, first_at);
+    first = L::min(first, reduced);
+    at += L::kCount;
+  }
+  alignas(64) T values[2 * L::kCount];
+  alignas(64) int64_t places[2 * L::kCount];
+  L::store(values, first);
+  L::store(values + L::kCount, second);
+  *reinterpret_cast<typename L::Index*>(places) = first_at;
+  *reinterpret_cast<typename L::Index*>(places + L::kCount) = second_at;
+  TwoSmallest<T> result{Limits<T>::kFar, Limits<T>::kFar, 0, 0};
+  for (int k = 0; k < 2 * L::kCount; ++k) {
+    if (values[k] < result.first) {
+      result.second = result.first;
+      result.second_col = result.first_col;
+      result.first = values[k];
+      result.first_col = static_cast<int32_t>(places[k]);
+    } else if (values[k] < result.second) {
+      result.second = values[k];
+      result.second_col = static_cast<int32_t>(places[k]);
+    }
+  }
+  return result;
+}
+
+// Lets each free row take its best column and raise that column's price to where its second best is as good; a row so
+// displaced goes on in the same way. On some matrices such chains get nowhere, so their total length is limited.
+template <class T>
+int32_t compete(const Matching<T>& m, int32_t num_free, int32_t budget) {
+  int32_t kept = 0;
+  for (int32_t k = 0; k < num_free; ++k) {
+    int32_t row = m.free_rows[k];
+    while (row >= 0) {
+      if (budget-- <= 0) {
+        m.free_rows[kept++] = row;
+        break;
+      }
+      const TwoSmallest<T> best = two_smallest(m, row);
+      if (!Limits<T>::finite(best.second)) {
+        m.free_rows[kept++] = row;
+        break;
+      }
+      int32_t col = best.first_col;
+      const T lower = m.price[col] - (best.second - best.first);
+      const bool strict = lower < m.price[col];
+      if (!strict && m.row_of[col] >= 0) col = best.second_col;
+      const int32_t displaced = m.row_of[col];
+      if (!strict && displaced >= 0) {  // a tie of two taken columns: nothing to gain
+        m.free_rows[kept++] = row;
+        break;
+      }
+      if (strict) m.price[col] = lower;
+      m.row_of[col] = row;
+      m.col_of[row] = col;
+      row = displaced;
+      if (displaced >= 0) m.col_of[displaced] = -1;
+    }
+  }
+  return kept;
+}
+
+// Hands out parts of the workspace.
+struct Allotment {
+  char* next;
+  template <class U>
+  U* take(int64_t count) {
+    U* part = reinterpret_cast<U*>(next);
+    next += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
+    return part;
+  }
+};
+
+template <class T>
+T converted(double x, const AssignmentProblem& p) {
+  return p.maximize ? -x : x;
+}
+
+template <class T>
+T converted(int64_t x, const AssignmentProblem& p) {
+  // Unsigned: the difference fits in 64 bits without a sign even where it does not fit with one.
+  const auto value = static_cast<uint64_t>(x), shift = static_cast<uint64_t>(p.shift);
+  return static_cast<T>(p.maximize ? shift - value : value - shift);
+}
+
+// The smallest of a row of whole vectors; `valid` turns false on a NaN or the preferred infinity.
+template <class T>
+T least_of(const T* cost, int32_t width, bool& valid) {
+  using L = Lanes<T>;
+  auto least = L::all(Limits<T>::kFar);
+  auto sound = least == least;
+  const auto floor = L::all(Limits<T>::kClosed);
+#pragma GCC unroll 2
+  for (int32_t j = 0; j < width; j += L::kCount) {
+    const auto x = L::load(cost + j);
+    sound = sound & (x > floor);  // false for NaN too
+    least = L::min(least, x);
+  }
+  valid = L::every(sound);
+  return L::first(L::smallest(least));
+}
+
+template <class In, class T>
+AssignmentResult solve(const AssignmentProblem& p, void* workspace) {
+  Allotment space{static_cast<char*>(workspace)};
+  Matching<T> m;
+  m.rows = p.rows;
+  m.cols = p.cols;
+  m.width = assignment_width(p.cols);
+  m.cost = space.take<const T*>(m.rows);
+  m.price = space.take<T>(m.width);
+  m.distance = space.take<T>(m.width);
+  m.parent = space.take<int64_t>(m.width);
+  m.reached_parent = space.take<int64_t>(m.width);
+  m.row_of = space.take<int32_t>(m.width);
+  m.col_of = space.take<int32_t>(m.rows);
+  m.free_rows = space.take<int32_t>(m.rows);
+  m.reached = space.take<int32_t>(m.rows);
+  m.reached_distance = space.take<T>(m.rows);
+  m.reached_price = space.take<T>(m.rows);
+  T* copies = space.take<T>(static_cast<int64_t>(p.in_place ? 1 : m.rows) * m.width);
+
+  const bool square = m.rows == m.cols;
+  for (int32_t j = 0; j < m.width; ++j) {
+    m.price[j] = square ? Limits<T>::kFar : 0;
+    m.row_of[j] = -1;
+  }
+  for (int32_t i = 0; i < m.rows; ++i) m.col_of[i] = -1;
+
+  for (int32_t i = 0; i < m.rows; ++i) {
+    const In* source = static_cast<const In*>(p.data) + i * p.row_stride;
+    T* copy = copies;
+    // In place, a row's last vector runs into the next row, which the prices past cols make harmless; the last row
+    // has none after it and is copied.
+    if (p.in_place && i + 1 < m.rows) {
+      m.cost[i] = reinterpret_cast<const T*>(source);
+    } else {
+      if (!p.in_place) copy += static_cast<int64_t>(i) * m.width;
+      if (p.col_stride == 1) {
+        for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j], p);
+      } else {
+        for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j * p.col_stride], p);
+      }
+      for (int32_t j = m.cols; j < m.width; ++j) copy[j] = copy[0];
+      m.cost[i] = copy;
+    }
+    bool valid;
+    const T least = least_of(m.cost[i], m.width, valid);
+    if (!valid) return {AssignmentStatus::kInvalid, 0, nullptr};
+    if (square && Limits<T>::finite(least)) lower_columns(m, i, least);
+  }
+  if (square) match_lowered_columns(m);
+  for (int32_t j = m.cols; j < m.width; ++j) m.price[j] = Limits<T>::kClosed;
+
+  int32_t num_free = 0;
+  for (int32_t i = 0; i < m.rows; ++i) {
+    if (m.col_of[i] < 0) m.free_rows[num_free++] = i;
+  }
+  num_free = compete(m, num_free, square && m.rows < 128 ? m.rows : 2 * m.rows);
+  for (int32_t k = 0; k < num_free; ++k) {
+    if (!augment(m, m.free_rows[k])) return {AssignmentStatus::kInfeasibleRow, m.free_rows[k], nullptr};
+  }
+  return {AssignmentStatus::kSolved, 0, m.col_of};
+}
+
+void int64_range(const AssignmentProblem& p, int64_t* least, int64_t* greatest) {
+  int64_t low = INT64_MAX, high = INT64_MIN;
+  for (int32_t i = 0; i < p.rows; ++i) {
+    const int64_t* row = static_cast<const int64_t*>(p.data) + i * p.row_stride;
+    if (p.col_stride == 1) {
+      for (int32_t j = 0; j < p.cols; ++j) {
+        low = row[j] < low ? row[j] : low;
+        high = row[j] > high ? row[j] : high;
+      }
+    } else {
+      for (int32_t j = 0; j < p.cols; ++j) {
+        const int64_t x = row[j * p.col_stride];
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+      }
+    }
+  }
+  *least = low;
+  *greatest = high;
+}
+
+}  // namespace
