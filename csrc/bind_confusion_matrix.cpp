@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -14,32 +13,46 @@ namespace py = pybind11;
 
 namespace {
 
-using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 using Counts = py::array_t<std::int64_t, py::array::c_style>;
 
-Counts confusion_matrix(const Bytes& pred, const Bytes& target, std::int64_t num_clusters, std::int64_t num_classes,
-                        std::optional<std::int64_t> ignore_index) {
+infoseg::Labels labels_of(const py::array& array, const char* name) {
+  const char kind = array.dtype().kind();
+  const auto size = array.itemsize();
+  const bool native = array.dtype().byteorder() == '=' || size == 1;
+  if (!(array.flags() & py::array::c_style)) throw std::invalid_argument(std::string(name) + " is not contiguous");
+  if (native && kind == 'u' && size == 1) return {array.data(), infoseg::LabelType::kUint8};
+  if (native && kind == 'i' && size == 2) return {array.data(), infoseg::LabelType::kInt16};
+  if (native && kind == 'i' && size == 4) return {array.data(), infoseg::LabelType::kInt32};
+  if (native && kind == 'i' && size == 8) return {array.data(), infoseg::LabelType::kInt64};
+  throw py::type_error(std::string(name) + " is " + std::string(py::str(py::object(array.dtype()))) +
+                       "; uint8, int16, int32 and int64 are accepted");
+}
+
+// Adds to `counts` in place; on an error they are as before.
+void count_confusion(const py::array& pred, const py::array& target, Counts& counts,
+                     std::optional<std::int64_t> ignore_index, int threads) {
   if (pred.size() != target.size()) throw std::invalid_argument("pred and target differ in size");
-  Counts counts({num_clusters, num_classes});
+  if (counts.ndim() != 2) throw std::invalid_argument("counts must have 2 dimensions");
+  const infoseg::Labels pred_labels = labels_of(pred, "pred"), target_labels = labels_of(target, "target");
+  const std::int64_t num_clusters = counts.shape(0), num_classes = counts.shape(1), size = pred.size();
   std::int64_t* out = counts.mutable_data();
-  std::fill(out, out + num_clusters * num_classes, 0);
   infoseg::OutOfRange bad;
   {
     py::gil_scoped_release release;
-    bad = infoseg::count_confusion(pred.data(), target.data(), pred.size(), num_clusters, num_classes,
-                                   ignore_index.has_value(), ignore_index.value_or(0), out);
+    bad = infoseg::count_confusion(pred_labels, target_labels, size, num_clusters, num_classes,
+                                   ignore_index.has_value(), ignore_index.value_or(0), threads, out);
   }
   if (bad.place >= 0) {
     throw std::invalid_argument(std::string(bad.in_target ? "target" : "pred") + " holds " + std::to_string(bad.value) +
-                                " at flat index " + std::to_string(bad.place) + "; values below " +
-                                std::to_string(bad.in_target ? num_classes : num_clusters) + " are accepted");
+                                " at flat index " + std::to_string(bad.place) + "; 0 to " +
+                                std::to_string((bad.in_target ? num_classes : num_clusters) - 1) + " are accepted");
   }
-  return counts;
 }
 
 }  // namespace
 
 void bind_confusion_matrix(py::module_& module) {
-  module.def("confusion_matrix", &confusion_matrix, py::arg("pred"), py::arg("target"), py::arg("num_clusters"),
-             py::arg("num_classes"), py::arg("ignore_index").none(true));
+  module.def("count_confusion", &count_confusion, py::arg("pred").noconvert(), py::arg("target").noconvert(),
+             py::arg("counts").noconvert(), py::arg("ignore_index").none(true), py::arg("threads") = 1);
+  module.def("set_confusion_instruction_set", &infoseg::set_confusion_instruction_set, py::arg("name"));
 }

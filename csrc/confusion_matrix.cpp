@@ -1,50 +1,118 @@
 #include "confusion_matrix.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <stdexcept>
 #include <vector>
+
+#include "confusion_matrix_cells.h"
+#include "parallel.h"
 
 namespace infoseg {
 
 namespace {
 
-constexpr int kValues = 256;                // of a byte
-constexpr int kCells = kValues * kValues;   // every (pred, target) pair has a cell, so the loop has no branch
-constexpr int kLanes = 2;                   // neighbours often fall into one cell: two tables halve the dependency
+ConfusionCounter find_counter(const char* name) {
+  const auto wanted = [&](const char* candidate) { return name == nullptr || !std::strcmp(name, candidate); };
+#if defined(__x86_64__)
+  if (wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return count_cells_avx512;
+  }
+  if (wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return count_cells_avx2;
+#endif
+  return wanted("portable") ? count_cells_portable : nullptr;
+}
+
+std::atomic<ConfusionCounter> chosen_counter{nullptr};
+
+ConfusionCounter counter() {
+  ConfusionCounter found = chosen_counter.load(std::memory_order_relaxed);
+  if (!found) {
+    found = find_counter(nullptr);
+    chosen_counter.store(found, std::memory_order_relaxed);
+  }
+  return found;
+}
+
+std::int64_t label_at(Labels labels, std::int64_t i) {
+  switch (labels.type) {
+    case LabelType::kUint8: return static_cast<const std::uint8_t*>(labels.data)[i];
+    case LabelType::kInt16: return static_cast<const std::int16_t*>(labels.data)[i];
+    case LabelType::kInt32: return static_cast<const std::int32_t*>(labels.data)[i];
+    default: return static_cast<const std::int64_t*>(labels.data)[i];
+  }
+}
+
+OutOfRange find_out_of_range(Labels pred, Labels target, std::int64_t size, const ConfusionCells& cells) {
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::int64_t t = label_at(target, i), p = label_at(pred, i);
+    if (cells.has_ignore && t == cells.ignore_index) continue;
+    if (t < 0 || t >= cells.num_classes) return {i, t, true};
+    if (p < 0 || p >= cells.num_clusters) return {i, p, false};
+  }
+  return {};
+}
+
+bool any_out_of_range(const std::vector<std::int64_t>& sums, const ConfusionCells& cells) {
+  for (std::int64_t row = 0; row <= cells.num_clusters; ++row) {
+    const std::int64_t* line = sums.data() + row * cells.stride();
+    if (line[cells.bad_target()]) return true;
+    if (row == cells.num_clusters && std::any_of(line, line + cells.num_classes, [](std::int64_t n) { return n != 0; })) {
+      return true;
+    }
+  }
+  return false;
+}
 
 }  // namespace
 
-OutOfRange count_confusion(const std::uint8_t* pred, const std::uint8_t* target, std::int64_t size,
-                           std::int64_t num_clusters, std::int64_t num_classes, bool has_ignore,
-                           std::int64_t ignore_index, std::int64_t* counts) {
-  std::vector<std::int64_t> cells(static_cast<std::size_t>(kLanes) * kCells, 0);
-  std::int64_t* even = cells.data();
-  std::int64_t* odd = even + kCells;
-  std::int64_t i = 0;
-  for (; i + 1 < size; i += 2) {
-    ++even[pred[i] * kValues + target[i]];
-    ++odd[pred[i + 1] * kValues + target[i + 1]];
-  }
-  if (i < size) ++even[pred[i] * kValues + target[i]];
+bool set_confusion_instruction_set(const char* name) {
+  const ConfusionCounter found = find_counter(name);
+  if (found) chosen_counter.store(found);
+  return found != nullptr;
+}
 
-  const auto ignored = [&](int cls) { return has_ignore && cls == ignore_index; };
-  bool legal = true;
-  for (int cluster = 0; cluster < kValues; ++cluster) {
-    for (int cls = 0; cls < kValues; ++cls) {
-      const std::int64_t n = even[cluster * kValues + cls] + odd[cluster * kValues + cls];
-      if (n && !ignored(cls) && (cluster >= num_clusters || cls >= num_classes)) legal = false;
-    }
+OutOfRange count_confusion(Labels pred, Labels target, std::int64_t size, std::int64_t num_clusters,
+                           std::int64_t num_classes, bool has_ignore, std::int64_t ignore_index, int threads,
+                           std::int64_t* counts) {
+  const ConfusionCells cells{num_clusters, num_classes, has_ignore, ignore_index};
+  constexpr std::int64_t kMostCells = std::int64_t{1} << 31;
+  if (num_clusters >= kMostCells || num_classes >= kMostCells || cells.size() > kMostCells) {
+    throw std::invalid_argument("num_clusters times num_classes is too large");
   }
-  if (!legal) {
-    for (i = 0; i < size; ++i) {
-      if (ignored(target[i])) continue;
-      if (target[i] >= num_classes) return {i, target[i], true};
-      if (pred[i] >= num_clusters) return {i, pred[i], false};
+  // A thread is worth starting for about as many pixels as it counts while it starts.
+  constexpr std::int64_t kPixelsPerThread = 1 << 17;
+  const auto parts = static_cast<int>(std::clamp<std::int64_t>(size / kPixelsPerThread, 1, std::max(1, threads)));
+  const std::int64_t length = cells.size() * (cells.size() <= kConfusionFewCells ? kConfusionTables : 1);
+
+  // Allocated here, so that the threads have nothing to throw.
+  std::vector<std::vector<std::uint32_t>> tables(parts, std::vector<std::uint32_t>(length));
+  std::vector<std::vector<std::int64_t>> sums(parts, std::vector<std::int64_t>(cells.size()));
+  const ConfusionCounter count = counter();
+
+  run_in_threads(parts, [&](int part) {
+    constexpr std::int64_t kMostAtOnce = std::int64_t{1} << 31;  // the tables count up to 2^32 - 1
+    const std::int64_t end = size / parts * (part + 1) + (part + 1 == parts ? size % parts : 0);
+    for (std::int64_t begin = size / parts * part; begin < end; begin += kMostAtOnce) {
+      std::vector<std::uint32_t>& table = tables[part];
+      if (begin != size / parts * part) std::fill(table.begin(), table.end(), 0);
+      count(pred, target, begin, std::min(kMostAtOnce, end - begin), cells, table.data());
+      for (std::int64_t at = 0; at < length; at += cells.size()) {
+        for (std::int64_t cell = 0; cell < cells.size(); ++cell) sums[part][cell] += table[at + cell];
+      }
     }
+  });
+
+  for (int part = 1; part < parts; ++part) {
+    for (std::int64_t cell = 0; cell < cells.size(); ++cell) sums[0][cell] += sums[part][cell];
   }
-  for (std::int64_t cluster = 0; cluster < num_clusters && cluster < kValues; ++cluster) {
-    for (std::int64_t cls = 0; cls < num_classes && cls < kValues; ++cls) {
-      if (ignored(static_cast<int>(cls))) continue;
-      const std::int64_t cell = cluster * kValues + cls;
-      counts[cluster * num_classes + cls] += even[cell] + odd[cell];
+  if (any_out_of_range(sums[0], cells)) return find_out_of_range(pred, target, size, cells);
+  for (std::int64_t cluster = 0; cluster < num_clusters; ++cluster) {
+    for (std::int64_t cls = 0; cls < num_classes; ++cls) {
+      counts[cluster * num_classes + cls] += sums[0][cluster * cells.stride() + cls];
     }
   }
   return {};

@@ -5,6 +5,13 @@
 
 namespace infoseg {
 
+enum class LabelType { kUint8, kInt16, kInt32, kInt64 };
+
+struct Labels {
+  const void* data;  // contiguous
+  LabelType type;
+};
+
 // Where a value was found that has no row or column; `place` is -1 when there was none.
 struct OutOfRange {
   std::int64_t place = -1;
@@ -14,9 +21,13 @@ struct OutOfRange {
 
 // Adds to counts[cluster * num_classes + class] the number of positions i with pred[i] == cluster and
 // target[i] == class. Positions with target[i] == ignore_index are left out, whatever pred[i] is, unless has_ignore is
-// false. On a value out of range nothing is added, and the first such place is returned.
-OutOfRange count_confusion(const std::uint8_t* pred, const std::uint8_t* target, std::int64_t size,
-                           std::int64_t num_clusters, std::int64_t num_classes, bool has_ignore,
-                           std::int64_t ignore_index, std::int64_t* counts);
+// false. On a value out of range nothing is added, and the first such place is returned (a target's before a
+// prediction's at the same place). Throws std::bad_alloc and std::invalid_argument (more than 2^31 cells).
+OutOfRange count_confusion(Labels pred, Labels target, std::int64_t size, std::int64_t num_clusters,
+                           std::int64_t num_classes, bool has_ignore, std::int64_t ignore_index, int threads,
+                           std::int64_t* counts);
+
+// For tests and benchmarks: names the instruction set ("avx512", "avx2", "portable"). False when it is not there.
+bool set_confusion_instruction_set(const char* name);
 
 }  // namespace infoseg
