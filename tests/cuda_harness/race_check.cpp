@@ -1,0 +1,62 @@
+// Solves problems of both kernels of csrc/linear_sum_assignment.cu and runs a kernel that needs its __syncwarp, for
+// ThreadSanitizer to watch. A program of its own, since the sanitizer must be there from the start.
+// INFOSEG_CUDA_SOURCE names the source, so that a test can give a copy with a barrier removed and see it found.
+#include <vector>
+
+#include INFOSEG_CUDA_SOURCE
+
+namespace {
+
+__shared__ __align__(16) unsigned char dynamic_shared[99 * 1024];
+
+// Each lane hands its value to its neighbour through shared memory.
+__global__ void neighbours_kernel(const int* given, int* taken) {
+  __shared__ int slots[32];
+  const int lane = static_cast<int>(threadIdx.x);
+  slots[lane] = given[lane];
+#ifndef INFOSEG_WITHOUT_SYNCWARP
+  __syncwarp();
+#endif
+  const unsigned all = __ballot_sync(0xffffffffu, true);  // a vote makes the lanes meet but does not order memory
+  taken[lane] = slots[(lane + 1) % 32] + static_cast<int>(all & 1);
+}
+
+}  // namespace
+
+int main() {
+  uint64_t state = 88172645463325252ull;
+  const auto next = [&] {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return static_cast<double>(state >> 40);
+  };
+  const int64_t sizes[][2] = {{5, 7}, {20, 13}, {31, 31}, {33, 70}, {90, 40}, {64, 64}};
+  for (int round = 0; round < 2; ++round) {
+    cuda_harness::set_schedule(round ? 977 : 0);
+    for (const auto& size : sizes) {
+      const int64_t rows = size[0], cols = size[1], batch = 2, least = rows < cols ? rows : cols;
+      std::vector<double> cost(batch * rows * cols);
+      for (double& x : cost) x = next();
+      std::vector<int64_t> row_indices(batch * least), col_indices(batch * least);
+      std::vector<int32_t> status(2 * batch);
+      if (infoseg_assign(cost.data(), kFloat64, batch, rows, cols, rows * cols, cols, 1, 0, row_indices.data(),
+                         col_indices.data(), status.data(), nullptr) != 0) {
+        return 2;
+      }
+      for (int64_t b = 0; b < batch; ++b) {
+        if (status[2 * b] != kSolved) return 3;
+      }
+    }
+    std::vector<int> given(32, 1), taken(32);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(2);
+    config.blockDim = dim3(32);
+    cudaLaunchKernelEx(&config, neighbours_kernel, given.data(), taken.data());
+    for (const int value : taken) {
+      if (value != 2) return 4;
+    }
+  }
+  std::puts("checked");
+  return 0;
+}
