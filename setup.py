@@ -1,12 +1,18 @@
-"""Build of the compiled extension. Needs neither torch nor a GPU, and never makes the installation fail.
+"""Build of the compiled extension and the CUDA library. Needs neither torch nor a GPU, and never makes the installation
+fail.
 
 Every csrc/*.cpp is compiled into `infoseg_fast._C`. The suffix of a source's name says for which instruction set it is
 compiled; sources without one run on every x86-64 (or other) CPU and choose among the others at run time. Ninja builds
 them in parallel and again only when a header they include has changed.
 
+Every csrc/*.cu is compiled by nvcc into `infoseg_fast/_cuda.so`, a library with a C interface that holds the CUDA runtime
+and is loaded when first used. INFOSEG_BUILD_CUDA says when: "auto" (the default) where there is an nvcc, "0" never, "1"
+always, and then a failure is told as loudly as the extension's.
+
 What was built, and why something was not, goes to `infoseg_fast/_build.json`, which `infoseg env` reads.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cpp"))
+CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cu"))
 
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
@@ -31,6 +38,9 @@ INSTRUCTION_SETS = {
     "_avx512": AVX512_FLAGS,
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
 }
+# Compute capabilities; later GPUs take the last one's PTX.
+CUDA_TARGETS = (80, 86, 89, 90, 100, 120)
+NVCC_FLAGS = ["-O3", "-std=c++17", "--threads=0", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 class BuildError(Exception):
@@ -81,6 +91,27 @@ def ninja_file(compiler: list[str], sources: list[str], objects: Path, output: P
     return "\n".join(lines) + "\n"
 
 
+def find_nvcc() -> str:
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    for candidate in (os.environ.get("CUDACXX"), *[home and os.path.join(home, "bin", "nvcc") for home in homes], "nvcc"):
+        if candidate and (found := shutil.which(candidate)):
+            return found
+    if found := shutil.which("/usr/local/cuda/bin/nvcc"):
+        return found
+    raise BuildError("no nvcc was found (looked for $CUDACXX, $CUDA_HOME/bin, the PATH and /usr/local/cuda)")
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """nvcc's flags for those of CUDA_TARGETS that this nvcc knows."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    known = {int(line.split("_")[1]) for line in listed.split() if line.removeprefix("compute_").isdigit()}
+    targets = [target for target in CUDA_TARGETS if target in known]
+    if not targets:
+        raise BuildError(f"{nvcc} compiles for none of the GPUs {', '.join(map(str, CUDA_TARGETS))}")
+    flags = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
+    return [*flags, f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
+
+
 class NinjaBuild(build_ext):
     """Compiles with ninja; on failure says why, loudly, and goes on without the extension."""
 
@@ -90,6 +121,7 @@ class NinjaBuild(build_ext):
         package = self.get_finalized_command("build_py").get_package_dir("infoseg_fast")
         folder = ROOT / package if self.inplace or self.editable_mode else Path(self.build_lib, "infoseg_fast")
         folder.mkdir(parents=True, exist_ok=True)
+        self.status["cuda"] = self.build_cuda(folder.resolve() / "_cuda.so")
         (folder / "_build.json").write_text(json.dumps(self.status, indent=1) + "\n")
 
     def build_extension(self, ext: Extension) -> None:
@@ -105,6 +137,34 @@ class NinjaBuild(build_ext):
                 f"`infoseg env` repeats this.\n{'*' * 100}\n",
                 file=sys.stderr,
             )
+
+    def build_cuda(self, output: Path) -> dict:
+        wanted = os.environ.get("INFOSEG_BUILD_CUDA", "auto")
+        try:
+            if wanted == "0":
+                raise BuildError("it was switched off at build time (INFOSEG_BUILD_CUDA=0)")
+            nvcc = find_nvcc()
+            version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+            command = [nvcc, *NVCC_FLAGS, *cuda_targets(nvcc), "-shared", *[str(ROOT / s) for s in CUDA_SOURCES]]
+            # Compiling takes seconds: not again for the same sources, command and compiler.
+            contents = b"".join((ROOT / source).read_bytes() for source in CUDA_SOURCES)
+            stamp = hashlib.sha256(json.dumps([command, version]).encode() + contents).hexdigest()
+            record = Path(self.build_temp).resolve() / "cuda.sha256"
+            if not (output.exists() and record.exists() and record.read_text() == stamp):
+                done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    lines = (done.stdout + done.stderr).splitlines()
+                    told = [line for line in lines if "error" in line.lower() or "unsupported" in line.lower()] or lines
+                    raise BuildError(f"{nvcc} failed: {told[0].strip() if told else 'without a message'}")
+                record.parent.mkdir(parents=True, exist_ok=True)
+                record.write_text(stamp)
+            release = [line.strip() for line in version.splitlines() if "release" in line]
+            return {"built": True, "reason": None, "compiler": release[0] if release else nvcc}
+        except BuildError as error:
+            output.unlink(missing_ok=True)
+            if wanted == "1":
+                print(f"\n{'*' * 100}\ninfoseg-fast: the CUDA library was NOT built: {error}.\n{'*' * 100}\n", file=sys.stderr)
+            return {"built": False, "reason": str(error)}
 
     def compile(self, output: Path) -> dict:
         compiler = find_compiler()

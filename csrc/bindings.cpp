@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 
 void bind_confusion_matrix(pybind11::module_& module);
+void bind_linear_sum_assignment(pybind11::module_& module);
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of infoseg_fast for CPUs.";
   bind_confusion_matrix(module);
+  bind_linear_sum_assignment(module);
 }
