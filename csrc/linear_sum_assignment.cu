@@ -19,7 +19,7 @@ constexpr int kWarpsPerBlock = 4;      // of the kernel with one warp a problem
 constexpr int kMaxColumns = 2048;
 constexpr int kMaxThreads = 512;       // of the kernel with one block a problem
 
-// Also in infoseg_fast/ops/linear_sum_assignment.py.
+// Both also in infoseg_fast/assignment.py.
 enum Status : int32_t { kSolved = 0, kInvalid = 1, kInfeasible = 2, kTooLarge = 3 };
 enum Type : int32_t { kFloat32 = 0, kFloat64 = 1, kInt64 = 2 };
 

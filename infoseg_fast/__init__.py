@@ -3,11 +3,12 @@
 Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
 """
 
+from .assignment import linear_sum_assignment
 from .confusion import confusion_matrix
 from .dispatch import backends
 from .errors import BackendUnavailableError, DataError
 from .loss import InfoSegLoss
-from .matching import linear_sum_assignment, match_clusters
+from .matching import match_clusters
 from .metrics import ClusterMetrics
 from .model import InfoSegNet
 from .ops import assign, local_global_similarity, mutual_information_loss, segment, segment_and_count

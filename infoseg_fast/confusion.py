@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import extension, reference
+from . import extension
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -23,6 +23,8 @@ def confusion_matrix(
     num_clusters: int,
     num_classes: int,
     ignore_index: int | None = 255,
+    *,
+    check: bool = False,
 ) -> Tensor | np.ndarray:
     """Count the positions of every pair of predicted cluster and target class.
 
@@ -31,41 +33,86 @@ def confusion_matrix(
         target: classes 0 .. num_classes - 1 of the same shape, integer dtype.
         num_clusters, num_classes: rows and columns of the result.
         ignore_index: positions with this target are left out, whatever `pred` is there; None leaves out none.
+        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such positions are left out.
 
     Returns:
         int64 [num_clusters, num_classes]: a numpy array when both are, else a tensor on their device.
 
     Raises:
         TypeError: a dtype is not an integer one. ValueError: shapes differ, or a value is out of range (the text says
-        which value, and its flat index).
+        which value, and its flat index; on CUDA only with `check`).
     """
     numpy = isinstance(pred, np.ndarray) and isinstance(target, np.ndarray)
     pred, target = torch.as_tensor(pred), torch.as_tensor(target)
     checked_counts_arguments(pred, "pred", num_clusters, "num_clusters")
     checked_counts_arguments(target, "target", num_classes, "num_classes")
+    counts = torch.zeros((num_clusters, num_classes), dtype=torch.int64, device=target.device)
+    outside = add_confusion(counts, pred, target, ignore_index)
+    if outside is not None and check and outside:
+        raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
+    return counts.numpy() if numpy else counts
+
+
+def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Add the joint counts to `counts`, int64 [num_clusters, num_classes], on the labels' device.
+
+    On the CPU a value out of range raises and leaves `counts` as it was. Elsewhere nothing waits for the device, and
+    the number of positions with such values is returned, a tensor with one entry.
+    """
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
     if pred.device != target.device:
         raise ValueError(f"pred and target must be on one device, not {pred.device} and {target.device}")
+    if pred.device.type != "cpu":
+        added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
+        counts += added
+        return outside
     module = extension.compiled()
-    if module is not None and pred.device.type == "cpu" and pred.dtype == target.dtype == torch.uint8:
-        counts = torch.from_numpy(
-            module.confusion_matrix(pred.numpy(), target.numpy(), num_clusters, num_classes, ignore_index)
-        )
-    else:
-        counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-        for name, labels, number in (("target", target, num_classes), ("pred", pred, num_clusters)):
-            _check_range(name, labels, number, counted)
-        counts = reference.confusion_counts(
-            torch.where(counted, pred, 0), target, num_clusters, num_classes, ignore_index
-        )
-    return counts.numpy() if numpy else counts
+    if module is not None:
+        arrays = [_readable(labels).numpy() for labels in (pred, target)]
+        threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
+        module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
+        return None
+    added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
+    if outside:
+        raise_out_of_range(pred, target, *counts.shape, ignore_index)
+    counts += added
+    return None
 
 
-def _check_range(name: str, labels: Tensor, number: int, counted: Tensor) -> None:
-    bad = (counted & ((labels < 0) | (labels >= number))).flatten()
-    if bad.any():
-        place = int(bad.to(torch.uint8).argmax())
-        raise ValueError(
-            f"{name} holds {int(labels.flatten()[place])} at flat index {place}; values below {number} are accepted"
-        )
+def _readable(labels: Tensor) -> Tensor:
+    """The same labels, contiguous and of a dtype that the extension reads."""
+    return (labels.short() if labels.dtype == torch.int8 else labels).detach().contiguous()
+
+
+def counts_and_outside(
+    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """Joint counts of the positions in range, and the number of the others (ignored ones not among them).
+
+    Every position falls into some bin, so no result decides a size and the host never waits (torch.bincount would).
+    """
+    pred, target = pred.flatten().long(), target.flatten().long()
+    cells = num_clusters * num_classes
+    inside = (pred >= 0) & (pred < num_clusters) & (target >= 0) & (target < num_classes)
+    cell = torch.where(inside, pred * num_classes + target, cells)
+    if ignore_index is not None:
+        cell = torch.where(target == ignore_index, cells + 1, cell)
+    bins = torch.zeros(cells + 2, dtype=torch.int64, device=pred.device)
+    bins.scatter_add_(0, cell, torch.ones_like(cell))
+    return bins[:cells].view(num_clusters, num_classes), bins[cells]
+
+
+def raise_out_of_range(
+    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+) -> None:
+    """Raise the ValueError about the first value out of range: the extension's own, in its words."""
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    bad_target = counted & ((target < 0) | (target >= num_classes))
+    bad = (bad_target | (counted & ((pred < 0) | (pred >= num_clusters)))).flatten()
+    place = int(bad.to(torch.uint8).argmax())
+    in_target = bool(bad_target.flatten()[place])
+    name, labels, number = ("target", target, num_classes) if in_target else ("pred", pred, num_clusters)
+    raise ValueError(
+        f"{name} holds {int(labels.flatten()[place])} at flat index {place}; 0 to {number - 1} are accepted"
+    )

@@ -1,47 +1,13 @@
-"""Optimal one-to-one assignment, and the matching of clusters to classes made with it."""
+"""The matching of clusters to classes."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
-import torch
 from torch import Tensor
 
+from .assignment import linear_sum_assignment
+
 METHODS = ("hungarian", "many_to_one")
-
-
-def linear_sum_assignment(
-    cost: Tensor | np.ndarray, maximize: bool = False, backend: str = "auto"
-) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """Choose entries, at most one in a row and a column, of least (or greatest) total cost.
-
-    Args:
-        cost: [N, M], or a batch [B, N, M]; numpy array or tensor. An infinite entry is forbidden.
-        maximize: choose the greatest total instead.
-        backend: "auto" or "reference" (scipy's solver).
-
-    Returns:
-        rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for numpy, tensors on
-        the cost's device for a tensor.
-
-    Raises:
-        ValueError: a NaN, or a matrix in which no assignment avoids the forbidden entries.
-    """
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"backend must be 'auto' or 'reference', not {backend!r}")
-    if isinstance(cost, Tensor):
-        rows, cols = linear_sum_assignment(cost.detach().cpu().numpy(), maximize)
-        return torch.from_numpy(rows).to(cost.device), torch.from_numpy(cols).to(cost.device)
-    cost = np.asarray(cost)
-    if cost.ndim == 2:
-        rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
-        return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
-    if cost.ndim != 3:
-        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
-    solved = np.empty((2, len(cost), min(cost.shape[1:])), dtype=np.int64)
-    for b, matrix in enumerate(cost):
-        solved[:, b] = scipy.optimize.linear_sum_assignment(matrix, maximize)
-    return solved[0], solved[1]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .confusion import confusion_matrix
+from .bootstrap import PoissonBootstrap, accuracies_of
+from .confusion import add_confusion, checked_counts_arguments
 from .matching import match_clusters
 
 
@@ -24,38 +25,115 @@ def normalized_mutual_information(counts: np.ndarray) -> float:
 class ClusterMetrics:
     """Scores of a segmentation whose clusters have no names, over any number of images, in constant memory.
 
-    Counts are int64 over all positions seen; clusters are matched to classes once, over all of them.
+    Counts are int64 over all positions seen; clusters are matched to classes once, over all of them. On a GPU an update
+    waits for nothing; labels out of range are counted aside there, and `compute` raises.
 
     Args:
         num_clusters, num_classes: rows and columns of the counts.
         ignore_index: target value that is left out; None counts all.
         method: how clusters are matched, see `match_clusters`.
+        bootstrap: replicates of a Poisson bootstrap over images, from which `compute` gives a confidence interval of
+            the accuracy (1,000 is usual); 0 for none. seed: of its weights.
     """
 
     def __init__(
-        self, num_clusters: int, num_classes: int, ignore_index: int | None = 255, method: str = "hungarian"
+        self,
+        num_clusters: int,
+        num_classes: int,
+        ignore_index: int | None = 255,
+        method: str = "hungarian",
+        *,
+        bootstrap: int = 0,
+        seed: int = 0,
     ) -> None:
         self.num_clusters, self.num_classes = num_clusters, num_classes
         self.ignore_index, self.method = ignore_index, method
+        self.num_replicates, self.seed = bootstrap, seed
         self.reset()
 
     def reset(self) -> None:
         """Forget all counts."""
-        self.counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
+        # What this process has counted since the last `sync`, and what all had counted by then.
+        self._counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
+        self._outside = torch.zeros((), dtype=torch.int64)
+        self._synced: list[Tensor] | None = None
+        self._bootstrap = None
+        if self.num_replicates:
+            self._bootstrap = PoissonBootstrap(
+                self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
+            )
+
+    @property
+    def counts(self) -> Tensor:
+        """int64 [num_clusters, num_classes]: all that was counted; after `sync`, by all processes."""
+        return self._total(0)
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Count one or more label maps; `pred` and `target` as in `confusion_matrix`."""
-        self.add(confusion_matrix(pred, target, self.num_clusters, self.num_classes, self.ignore_index))
+        """Count one label map [H, W] or several [B, H, W]; `pred` and `target` as in `confusion_matrix`."""
+        pred, target = torch.as_tensor(pred), torch.as_tensor(target)
+        checked_counts_arguments(pred, "pred", self.num_clusters, "num_clusters")
+        checked_counts_arguments(target, "target", self.num_classes, "num_classes")
+        if self._bootstrap is None:
+            self._to(target.device)
+            self._add_labels(self._counts, pred, target)
+            return
+        if pred.dim() < 3:
+            pred, target = pred[None], target[None]
+        counts = torch.zeros(
+            len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device
+        )
+        for image, labels, truth in zip(counts, pred, target, strict=True):
+            self._add_labels(image, labels, truth)
+        self.add(counts)
+
+    def _add_labels(self, counts: Tensor, pred: Tensor, target: Tensor) -> None:
+        outside = add_confusion(counts, pred, target, self.ignore_index)
+        if outside is not None:
+            self._outside = self._outside.to(outside.device) + outside
 
     def add(self, counts: Tensor | np.ndarray) -> None:
-        """Add counts made elsewhere (`segment_and_count`, another process): int64 [num_clusters, num_classes]."""
+        """Add counts made elsewhere (`segment_and_count`): int64 [num_clusters, num_classes], or one such matrix for
+        each image, [images, num_clusters, num_classes], which a bootstrap wants (it takes one matrix for one image).
+        """
         counts = torch.as_tensor(counts)
-        self.counts = self.counts.to(counts.device) + counts
+        expected = (self.num_clusters, self.num_classes)
+        if counts.shape[-2:] != expected or counts.dim() not in (2, 3):
+            raise ValueError(f"counts must be [..., {expected[0]}, {expected[1]}], not {list(counts.shape)}")
+        if counts.dim() == 2:
+            counts = counts[None]
+        self._to(counts.device)
+        self._counts += counts.sum(dim=0)
+        if self._bootstrap is not None:
+            self._bootstrap.add(counts)
+
+    def _to(self, device: torch.device) -> None:
+        if self._counts.device != device:
+            self._counts = self._counts.to(device)
 
     def sync(self) -> None:
-        """Sum the counts of all processes of torch.distributed's default group, in each of them."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.counts)
+        """Let every process of torch.distributed's default group have the sum of all counts. To be called by all of them.
+
+        What was summed once is not summed again, so `update` and `sync` may go on in turns.
+        """
+        if _process()[1] == 1:
+            return
+        # NCCL sums on GPUs only, Gloo on the CPU as well.
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        mine = [self._counts, self._outside]
+        if self._bootstrap is not None:
+            mine.append(self._bootstrap.counts)
+        summed = [part.to(device, copy=True) for part in mine]
+        for part in summed:
+            torch.distributed.all_reduce(part)
+        home = [part.device for part in mine]
+        for part in mine:
+            part.zero_()
+        known = self._synced or [torch.zeros((), dtype=torch.int64)] * len(mine)
+        self._synced = [s.to(where) + k.to(where) for s, k, where in zip(summed, known, home, strict=True)]
+
+    def _total(self, part: int) -> Tensor:
+        mine = self._bootstrap.counts if part == 2 else (self._counts, self._outside)[part]
+        return mine.clone() if self._synced is None else mine + self._synced[part].to(mine.device)
 
     def compute(self) -> dict:
         """The scores; without any counted position all ratios are NaN.
@@ -65,7 +143,17 @@ class ClusterMetrics:
             mutual information (arithmetic mean). majority_accuracy: of the constant predictor. class_shares: of each
             class in the target. iou: of each class, NaN for one that occurs neither in the target nor the prediction.
             mapping: class of each cluster, -1 for none. num_pixels: counted. confusion: int64 [clusters, classes].
+            With a bootstrap also accuracy_interval: (low, high), the middle 95 % of the replicates' accuracies.
+
+        Raises:
+            ValueError: on a GPU, labels were out of range (on the CPU `update` has raised already).
         """
+        outside = int(self._total(1))
+        if outside:
+            raise ValueError(
+                f"{outside} positions had a prediction outside 0 to {self.num_clusters - 1} or a target outside 0 to "
+                f"{self.num_classes - 1} (confusion_matrix with check=True says where)"
+            )
         counts = self.counts.cpu().numpy()
         total = int(counts.sum())
         match = match_clusters(counts, self.method)
@@ -79,7 +167,7 @@ class ClusterMetrics:
         nan = float("nan")
         iou = [int(t) / int(u) if u else nan for t, u in zip(true_positive, union, strict=True)]
         present = [x for x, n in zip(iou, classes, strict=True) if n]
-        return {
+        scores = {
             "pixel_accuracy": match.accuracy,
             "mean_iou": sum(present) / len(present) if present else nan,
             "nmi": normalized_mutual_information(counts) if total else nan,
@@ -90,3 +178,16 @@ class ClusterMetrics:
             "num_pixels": total,
             "confusion": counts.tolist(),
         }
+        if self._bootstrap is not None:
+            accuracies = accuracies_of(self._total(2), self.method)
+            accuracies = accuracies[~np.isnan(accuracies)]
+            low, high = np.quantile(accuracies, [0.025, 0.975]).tolist() if len(accuracies) else (nan, nan)
+            scores["accuracy_interval"] = (low, high)
+        return scores
+
+
+def _process() -> tuple[int, int]:
+    """This process's rank in torch.distributed's default group, and the group's size."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

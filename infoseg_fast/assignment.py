@@ -1,0 +1,180 @@
+"""`linear_sum_assignment`: optimal one-to-one assignment, one matrix or a batch, on the CPU or a GPU."""
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from . import cuda_library, dispatch, extension
+from .errors import BackendUnavailableError
+
+BACKENDS = ("auto", "reference", "cpp", "cuda")
+# What the CUDA kernels read as it is, by the number that csrc/linear_sum_assignment.cu knows it by.
+CUDA_TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
+CUDA_STATUS = {
+    1: "cost matrix contains invalid numeric entries: {line} {place}{where} holds one",
+    2: "cost matrix is infeasible: {line} {place}{where} has no allowed {other} left beside the other {line}s'",
+    3: "cost matrix{where} holds integers too far apart to be summed exactly in 64 bits; the CPU takes them",
+}
+
+_solve = None  # the extension's solver, kept from the first call on: a small problem takes less time than the look-up
+
+
+def linear_sum_assignment(
+    cost: Tensor | np.ndarray, maximize: bool = False, backend: str = "auto", *, check: bool = False
+) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
+    """Choose entries, at most one in a row and a column, of least (or greatest) total cost.
+
+    Means what scipy's function of this name does. Floating-point costs are summed in float64, integers exactly.
+
+    Args:
+        cost: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype. +inf is forbidden
+            (when maximising, -inf).
+        maximize: choose the greatest total instead.
+        backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and columns); or
+            "reference" (scipy's, anywhere).
+        check: on CUDA, raise where a problem has no answer. That waits for the GPU; without it nothing does.
+
+    Returns:
+        rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for numpy, tensors on
+        the cost's device for a tensor. On CUDA the columns of a problem that has no answer are -1.
+
+    Raises:
+        ValueError: a NaN or the infinity that would always be preferred, or a matrix in which no assignment avoids the
+            forbidden entries; the text names the row (on CUDA only with `check`).
+        TypeError: a dtype that is not real.
+        BackendUnavailableError: a backend asked for by name cannot run here.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if isinstance(cost, Tensor):
+        return _solve_tensor(cost.detach(), maximize, backend, check)
+    if backend == "cuda":
+        raise BackendUnavailableError("backend 'cuda' takes tensors on a CUDA device, not numpy arrays")
+    return _solve_array(cost, maximize, backend)
+
+
+def _solve_array(cost, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
+    global _solve
+    if backend == "reference" or (_solve is None and not _find_solver(backend)):
+        return _solve_by_scipy(np.asarray(cost), maximize)
+    if type(cost) is np.ndarray and cost.ndim == 2:
+        try:
+            return _solve(cost, maximize)
+        except TypeError:
+            pass  # a dtype to be converted below
+    cost = readable(np.asarray(cost))
+    if cost.ndim not in (2, 3):
+        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+    return _solve(cost, bool(maximize), torch.get_num_threads() if cost.ndim == 3 else 1)
+
+
+def _find_solver(backend: str) -> bool:
+    global _solve
+    module = extension.compiled()
+    if module is None:
+        message = f"linear_sum_assignment does not run on the cpp backend: {extension.unavailable()}"
+        if backend == "cpp":
+            raise BackendUnavailableError(message)
+        dispatch._log_once(message)
+        return False
+    _solve = module.linear_sum_assignment
+    return True
+
+
+def readable(cost: np.ndarray) -> np.ndarray:
+    """The same problem in a dtype that the solver reads: float32, float64 or int64, native and aligned."""
+    kind, size = cost.dtype.kind, cost.dtype.itemsize
+    if kind == "u" and size == 8:
+        # Subtracting 2**63 from all entries changes no choice, and all of them fit.
+        return (cost.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
+    if kind in "biu":
+        return cost.astype(np.int64)
+    if kind == "f":
+        return cost.astype(np.float32 if size == 4 else np.float64)
+    if kind == "O":
+        return cost.astype(np.float64)
+    raise TypeError(f"cost must have a real dtype, not {cost.dtype}")
+
+
+def _solve_by_scipy(cost: np.ndarray, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
+    if cost.ndim == 2:
+        rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
+        return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
+    if cost.ndim != 3:
+        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+    solved = np.empty((2, len(cost), min(cost.shape[1:])), dtype=np.int64)
+    for b, matrix in enumerate(cost):
+        solved[:, b] = scipy.optimize.linear_sum_assignment(matrix, maximize)
+    return solved[0], solved[1]
+
+
+def _solve_tensor(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+    if cost.is_complex():
+        raise TypeError(f"cost must have a real dtype, not {str(cost.dtype).removeprefix('torch.')}")
+    if cost.ndim not in (2, 3):
+        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+    if backend in ("auto", "cuda"):
+        reason = _unsupported_by_cuda(cost)
+        if reason is None:
+            return _solve_on_cuda(cost, maximize, check)
+        if backend == "cuda":
+            raise BackendUnavailableError(f"backend 'cuda' cannot run linear_sum_assignment: {reason}")
+        if cost.is_cuda:
+            dispatch._log_once(f"linear_sum_assignment does not run on the cuda backend: {reason}")
+    elif backend == "cpp" and cost.device.type != "cpu":
+        raise BackendUnavailableError(f"backend 'cpp' takes tensors on the CPU, not on {cost.device}")
+    if cost.dtype in (torch.bfloat16, torch.float16):
+        cost = cost.float()
+    rows, cols = _solve_array(cost.cpu().numpy(), maximize, backend)
+    return torch.from_numpy(rows).to(cost.device), torch.from_numpy(cols).to(cost.device)
+
+
+def _unsupported_by_cuda(cost: Tensor) -> str | None:
+    if not cost.is_cuda:
+        return f"it takes tensors on a CUDA device, not on {cost.device}"
+    reason = cuda_library.unavailable()
+    if reason is None and max(cost.shape[-2:]) > (most := cuda_library.library().infoseg_assign_max_columns()):
+        return f"it takes up to {most} rows and columns, not {list(cost.shape[-2:])}"
+    if reason is None and cost.dtype == torch.uint64:
+        return "it does not take uint64"
+    return reason
+
+
+def _solve_on_cuda(cost: Tensor, maximize: bool, check: bool) -> tuple[Tensor, Tensor]:
+    if cost.dtype not in CUDA_TYPES:
+        cost = cost.float() if cost.is_floating_point() else cost.long()
+    rows, cols, status = launch(cuda_library.run, cost, maximize)
+    if check:
+        explain(status, cost)
+    return rows, cols
+
+
+def launch(run, cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits for nothing."""
+    batch = cost if cost.ndim == 3 else cost[None]
+    number, height, width = batch.shape
+    if height > max(width, 32):
+        # The threads of a block go along the longer side: neighbours must be neighbours in memory.
+        batch = batch.mT.contiguous().mT
+    indices = torch.empty((2, number, min(height, width)), dtype=torch.int64, device=cost.device)
+    status = torch.zeros((number, 2), dtype=torch.int32, device=cost.device)
+    run(
+        "infoseg_assign", cost.device, batch.data_ptr(), CUDA_TYPES[cost.dtype], *batch.shape, *batch.stride(),
+        int(maximize), indices[0].data_ptr(), indices[1].data_ptr(), status.data_ptr(),
+    )  # fmt: skip
+    rows, cols = indices
+    return (rows, cols, status) if cost.ndim == 3 else (rows[0], cols[0], status)
+
+
+def explain(status: Tensor, cost: Tensor) -> None:
+    """Raise ValueError if a problem was not solved, for the first such one."""
+    codes = status.cpu().numpy()
+    failed = np.flatnonzero(codes[:, 0])
+    if not len(failed):
+        return
+    problem = int(failed[0])
+    code, place = codes[problem].tolist()
+    line, other = ("row", "column") if cost.shape[-2] <= cost.shape[-1] else ("column", "row")
+    where = f" of cost[{problem}]" if cost.ndim == 3 else ""
+    raise ValueError(CUDA_STATUS[code].format(line=line, other=other, place=place, where=where))

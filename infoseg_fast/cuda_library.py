@@ -1,0 +1,63 @@
+"""The only door to the CUDA library `infoseg_fast/_cuda.so`: a C interface, loaded by ctypes on first use.
+
+It holds the CUDA runtime it was built with, so it needs neither a CUDA toolkit nor a certain PyTorch, and loads on a
+machine without a GPU too.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from . import extension
+
+LIBRARY = Path(__file__).parent / "_cuda.so"
+
+POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+SIGNATURES = {
+    "infoseg_assign": (INT, [POINTER, INT, *[INT64] * 6, INT, POINTER, POINTER, POINTER, POINTER]),
+    "infoseg_assign_max_columns": (INT, []),
+    "infoseg_cuda_error": (ctypes.c_char_p, [INT]),
+}
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The library at `path` with the types of its functions declared."""
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    if not LIBRARY.exists():
+        reason = extension.build_record().get("cuda", {}).get("reason")
+        return None, f"the CUDA library was not built: {reason or 'run `pip install .` in the checkout'}"
+    try:
+        return open_library(LIBRARY), None
+    except (OSError, AttributeError) as error:
+        return None, f"loading {LIBRARY.name} failed: {error}"
+
+
+def library() -> ctypes.CDLL | None:
+    """The library, or None when it cannot be loaded (`unavailable()` says why)."""
+    return _load()[0]
+
+
+def unavailable() -> str | None:
+    """Why the library cannot be used; None when it can. Asks PyTorch for a GPU, so not to be called at import."""
+    reason = _load()[1]
+    if reason is None and not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    return reason
+
+
+def run(name: str, device: torch.device, *arguments) -> None:
+    """Call a function that ends with a stream and returns a cudaError_t, on the device's current stream."""
+    with torch.cuda.device(device):
+        error = getattr(library(), name)(*arguments, torch.cuda.current_stream(device).cuda_stream)
+    if error:
+        raise RuntimeError(f"{name} failed: {library().infoseg_cuda_error(error).decode()}")
