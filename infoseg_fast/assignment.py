@@ -48,7 +48,10 @@ def linear_sum_assignment(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     if isinstance(cost, Tensor):
-        return _solve_tensor(cost.detach(), maximize, backend, check)
+        if cost.device.type != "cpu" or backend == "cuda":
+            return _solve_on_device(cost.detach(), maximize, backend, check)
+        rows, cols = _solve_array(_array_of(cost), maximize, backend)
+        return torch.from_numpy(rows), torch.from_numpy(cols)
     if backend == "cuda":
         raise BackendUnavailableError("backend 'cuda' takes tensors on a CUDA device, not numpy arrays")
     return _solve_array(cost, maximize, backend)
@@ -109,24 +112,27 @@ def _solve_by_scipy(cost: np.ndarray, maximize: bool) -> tuple[np.ndarray, np.nd
     return solved[0], solved[1]
 
 
-def _solve_tensor(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+def _array_of(cost: Tensor) -> np.ndarray:
+    if cost.dtype is torch.bfloat16:  # numpy has none
+        cost = cost.float()
+    return cost.numpy(force=True)
+
+
+def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
     if cost.is_complex():
         raise TypeError(f"cost must have a real dtype, not {str(cost.dtype).removeprefix('torch.')}")
     if cost.ndim not in (2, 3):
         raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
-    if backend in ("auto", "cuda"):
+    if backend == "cpp":
+        raise BackendUnavailableError(f"backend 'cpp' takes tensors on the CPU, not on {cost.device}")
+    if backend != "reference":
         reason = _unsupported_by_cuda(cost)
         if reason is None:
             return _solve_on_cuda(cost, maximize, check)
         if backend == "cuda":
             raise BackendUnavailableError(f"backend 'cuda' cannot run linear_sum_assignment: {reason}")
-        if cost.is_cuda:
-            dispatch._log_once(f"linear_sum_assignment does not run on the cuda backend: {reason}")
-    elif backend == "cpp" and cost.device.type != "cpu":
-        raise BackendUnavailableError(f"backend 'cpp' takes tensors on the CPU, not on {cost.device}")
-    if cost.dtype in (torch.bfloat16, torch.float16):
-        cost = cost.float()
-    rows, cols = _solve_array(cost.cpu().numpy(), maximize, backend)
+        dispatch._log_once(f"linear_sum_assignment does not run on the cuda backend: {reason}")
+    rows, cols = _solve_array(_array_of(cost), maximize, backend)
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(cols).to(cost.device)
 
 

@@ -53,19 +53,25 @@ class ClusterMetrics:
 
     def reset(self) -> None:
         """Forget all counts."""
-        # What this process has counted since the last `sync`, and what all had counted by then.
         self._counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
         self._outside = torch.zeros((), dtype=torch.int64)
-        self._synced: list[Tensor] | None = None
         self._bootstrap = None
         if self.num_replicates:
             self._bootstrap = PoissonBootstrap(
                 self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
             )
+        # What all processes had counted by the last `sync`; the above is what this one has counted since.
+        self._summed = [torch.zeros_like(part) for part in self._parts()]
+
+    def _parts(self) -> list[Tensor]:
+        return [self._counts, self._outside, *([self._bootstrap.counts] if self._bootstrap else [])]
+
+    def _total(self, part: int) -> Tensor:
+        return self._parts()[part].cpu() + self._summed[part]
 
     @property
     def counts(self) -> Tensor:
-        """int64 [num_clusters, num_classes]: all that was counted; after `sync`, by all processes."""
+        """int64 [num_clusters, num_classes] on the CPU: all that was counted; after `sync`, by all processes."""
         return self._total(0)
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
@@ -119,21 +125,11 @@ class ClusterMetrics:
             return
         # NCCL sums on GPUs only, Gloo on the CPU as well.
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        mine = [self._counts, self._outside]
-        if self._bootstrap is not None:
-            mine.append(self._bootstrap.counts)
-        summed = [part.to(device, copy=True) for part in mine]
-        for part in summed:
-            torch.distributed.all_reduce(part)
-        home = [part.device for part in mine]
-        for part in mine:
+        for part, summed in zip(self._parts(), self._summed, strict=True):
+            whole = part.to(device, copy=True)
+            torch.distributed.all_reduce(whole)
+            summed += whole.cpu()
             part.zero_()
-        known = self._synced or [torch.zeros((), dtype=torch.int64)] * len(mine)
-        self._synced = [s.to(where) + k.to(where) for s, k, where in zip(summed, known, home, strict=True)]
-
-    def _total(self, part: int) -> Tensor:
-        mine = self._bootstrap.counts if part == 2 else (self._counts, self._outside)[part]
-        return mine.clone() if self._synced is None else mine + self._synced[part].to(mine.device)
 
     def compute(self) -> dict:
         """The scores; without any counted position all ratios are NaN.
@@ -167,7 +163,7 @@ class ClusterMetrics:
         nan = float("nan")
         iou = [int(t) / int(u) if u else nan for t, u in zip(true_positive, union, strict=True)]
         present = [x for x, n in zip(iou, classes, strict=True) if n]
-        scores = {
+        scores: dict = {
             "pixel_accuracy": match.accuracy,
             "mean_iou": sum(present) / len(present) if present else nan,
             "nmi": normalized_mutual_information(counts) if total else nan,

@@ -1,0 +1,178 @@
+"""`confusion_matrix`: exact counts of every integer dtype, on every instruction set, and values out of range."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import infoseg_fast as isf
+from infoseg_fast import confusion, extension
+
+DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64]
+INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
+needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    """Every instruction set this CPU has, one after the other."""
+    module = extension.compiled()
+    if module is None or not module.set_confusion_instruction_set(request.param):
+        pytest.skip(f"no {request.param} kernels here")
+    yield request.param
+    next(name for name in INSTRUCTION_SETS if module.set_confusion_instruction_set(name))
+
+
+def by_definition(pred, target, num_clusters, num_classes, ignore_index):
+    """Masked np.bincount, what the function replaces."""
+    pred, target = pred.ravel().astype(np.int64), target.ravel().astype(np.int64)
+    counted = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
+    cells = pred[counted] * num_classes + target[counted]
+    return np.bincount(cells, minlength=num_clusters * num_classes).reshape(num_clusters, num_classes)
+
+
+def runs(rng, size, values, mean_length):
+    """Labels in runs, as in a label map."""
+    starts = rng.random(size) < 1 / mean_length
+    return rng.integers(0, values, size)[np.maximum.accumulate(np.where(starts, np.arange(size), 0))]
+
+
+def test_every_pair_of_dtypes_is_counted(instruction_set):
+    rng = np.random.default_rng(0)
+    for (pred_type, target_type), (K, C) in itertools.product(
+        itertools.product(DTYPES, DTYPES), [(1, 1), (3, 5), (27, 15), (100, 120)]
+    ):
+        pred, target = rng.integers(0, K, 5000).astype(pred_type), rng.integers(0, C, 5000).astype(target_type)
+        for ignore_index in (None, 0, C - 1, 127, -1, 255, 2**40):
+            pred_here = pred.copy()
+            if ignore_index is not None and ignore_index < C:
+                pred_here[target == ignore_index] = 127  # any prediction may stand where the target is ignored
+            counts = isf.confusion_matrix(pred_here, target, K, C, ignore_index)
+            assert counts.dtype == np.int64
+            assert (counts == by_definition(pred_here, target, K, C, ignore_index)).all()
+
+
+@pytest.mark.parametrize("mean_length", [1, 3, 10, 100])
+def test_runs_of_all_lengths_are_counted(instruction_set, mean_length):
+    rng = np.random.default_rng(mean_length)
+    for size in (1, 31, 32, 33, 2047, 2048, 2049, 70_000):
+        pred, target = (runs(rng, size, 27, mean_length).astype(np.uint8) for _ in range(2))
+        target[runs(rng, size, 9, mean_length) == 0] = 255
+        assert (isf.confusion_matrix(pred, target, 27, 27) == by_definition(pred, target, 27, 27, 255)).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 300), (90, 90), (91, 90), (2000, 3)])
+def test_many_classes_are_counted(instruction_set, shape):
+    rng = np.random.default_rng(0)
+    pred, target = rng.integers(0, shape[0], 9999), rng.integers(0, shape[1], 9999)
+    if max(shape) <= 256:
+        pred, target = pred.astype(np.uint8), target.astype(np.uint8)
+    assert (isf.confusion_matrix(pred, target, *shape, None) == by_definition(pred, target, *shape, None)).all()
+
+
+def test_threads_count_the_same():
+    rng = np.random.default_rng(0)
+    pred, target = rng.integers(0, 7, 1_000_003).astype(np.uint8), rng.integers(0, 5, 1_000_003).astype(np.uint8)
+    before = torch.get_num_threads()
+    try:
+        counts = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            counts.append(isf.confusion_matrix(pred, target, 7, 5))
+    finally:
+        torch.set_num_threads(before)
+    assert (counts[0] == by_definition(pred, target, 7, 5, 255)).all()
+    assert (counts[0] == counts[1]).all() and (counts[0] == counts[2]).all()
+
+
+def without_the_extension(pred, target, *arguments):
+    """The counts as made where there is no extension, and on a GPU where nothing waits."""
+    return confusion.counts_and_outside(torch.as_tensor(pred), torch.as_tensor(target), *arguments)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_any_labels_are_counted_or_refused_alike(data):
+    size, K, C = data.draw(st.integers(0, 200)), data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    types = st.sampled_from(DTYPES)
+    pred = np.array(data.draw(st.lists(st.integers(-1, K), min_size=size, max_size=size)), np.int64)
+    target = np.array(data.draw(st.lists(st.integers(-1, C), min_size=size, max_size=size)), np.int64)
+    if data.draw(st.booleans()):
+        pred, target = pred.clip(0, K - 1), target.clip(0, C - 1)
+    pred, target = pred.astype(data.draw(types)), target.astype(data.draw(types))
+    ignore_index = data.draw(st.none() | st.integers(-1, C))
+    counted = np.ones(size, bool) if ignore_index is None else target != ignore_index
+    wide = pred.astype(np.int64), target.astype(np.int64)
+    bad = counted & ((wide[0] < 0) | (wide[0] >= K) | (wide[1] < 0) | (wide[1] >= C))
+    counts, outside = without_the_extension(pred, target, K, C, ignore_index)
+    assert outside == bad.sum()
+    if bad.any():
+        with pytest.raises(ValueError, match=rf"at flat index {bad.argmax()};"):
+            isf.confusion_matrix(pred, target, K, C, ignore_index)
+    else:
+        expected = by_definition(pred, target, K, C, ignore_index)
+        assert (isf.confusion_matrix(pred, target, K, C, ignore_index) == expected).all()
+        assert (counts.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("extended", [pytest.param(True, marks=needs_extension), False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_value_out_of_range_is_named_with_its_place(dtype, extended, monkeypatch):
+    if not extended:
+        monkeypatch.setattr(extension, "compiled", lambda: None)
+    pred, target = np.zeros((50, 60), dtype), np.zeros((50, 60), dtype)
+    pred[30, 7] = pred[40, 0] = 9
+    target[31, 8] = 8
+    with pytest.raises(ValueError, match=r"pred holds 9 at flat index 1807; 0 to 8 are accepted"):
+        isf.confusion_matrix(pred, target, 9, 8)
+    with pytest.raises(ValueError, match=r"target holds 8 at flat index 1868; 0 to 7 are accepted"):
+        isf.confusion_matrix(pred, target, 10, 8)
+    pred[30, 7] = target[30, 7] = 20
+    with pytest.raises(ValueError, match=r"target holds 20 at flat index 1807"):
+        isf.confusion_matrix(pred, target, 9, 8)
+    if dtype != np.uint8:
+        target[0, 1] = -7
+        with pytest.raises(ValueError, match=r"target holds -7 at flat index 1;"):
+            isf.confusion_matrix(pred, target, 9, 8)
+
+
+@needs_extension
+def test_an_error_leaves_the_counts_as_they_were():
+    counts = torch.full((3, 3), 5)
+    labels = torch.zeros(1000, dtype=torch.uint8)
+    labels[999] = 3
+    with pytest.raises(ValueError, match="flat index 999"):
+        confusion.add_confusion(counts, labels, labels, None)
+    assert (counts == 5).all()
+
+
+def test_strided_labels_and_unequal_kinds():
+    pred, target = torch.randint(0, 4, (9, 10, 11)), torch.randint(0, 3, (9, 10, 11), dtype=torch.uint8)
+    expected = torch.from_numpy(by_definition(pred.numpy(), target.numpy(), 4, 3, 255))
+    assert torch.equal(isf.confusion_matrix(pred, target, 4, 3), expected)
+    strided = isf.confusion_matrix(pred.permute(2, 0, 1), target.permute(2, 0, 1), 4, 3)
+    assert torch.equal(strided, expected) and isinstance(isf.confusion_matrix(pred.numpy(), target, 4, 3), torch.Tensor)
+    with pytest.raises(ValueError, match="one shape"):
+        isf.confusion_matrix(pred, target[:8], 4, 3)
+    with pytest.raises(TypeError, match="pred must have an integer dtype"):
+        isf.confusion_matrix(pred.float(), target, 4, 3)
+    with pytest.raises(ValueError, match="num_classes must be"):
+        isf.confusion_matrix(pred, target, 4, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_nothing_waits_unless_asked_to():
+    pred, target = torch.randint(0, 4, (3, 99)).cuda(), torch.randint(0, 3, (3, 99)).byte().cuda()
+    pred[1, 1] = 4
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        counts = isf.confusion_matrix(pred, target, 4, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert counts.is_cuda and counts.sum() == 3 * 99 - 1
+    with pytest.raises(ValueError, match="pred holds 4 at flat index 100"):
+        isf.confusion_matrix(pred, target, 4, 3, check=True)
