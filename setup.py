@@ -5,9 +5,9 @@ Every csrc/*.cpp is compiled into `infoseg_fast._C`. The suffix of a source's na
 compiled; sources without one run on every x86-64 (or other) CPU and choose among the others at run time. Ninja builds
 them in parallel and again only when a header they include has changed.
 
-Every csrc/*.cu is compiled by nvcc into `infoseg_fast/_cuda.so`, a library with a C interface that holds the CUDA runtime
-and is loaded when first used. INFOSEG_BUILD_CUDA says when: "auto" (the default) where there is an nvcc, "0" never, "1"
-always, and then a failure is told as loudly as the extension's.
+Every csrc/*.cu is compiled by nvcc into `infoseg_fast/_cuda.so`, a library with a C interface that holds the CUDA
+runtime and is loaded when first used. INFOSEG_BUILD_CUDA says when: "auto" (the default) where there is an nvcc, "0"
+never, "1" always, and then a failure is told as loudly as the extension's.
 
 What was built, and why something was not, goes to `infoseg_fast/_build.json`, which `infoseg env` reads.
 """
@@ -93,7 +93,11 @@ def ninja_file(compiler: list[str], sources: list[str], objects: Path, output: P
 
 def find_nvcc() -> str:
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    for candidate in (os.environ.get("CUDACXX"), *[home and os.path.join(home, "bin", "nvcc") for home in homes], "nvcc"):
+    for candidate in (
+        os.environ.get("CUDACXX"),
+        *[home and os.path.join(home, "bin", "nvcc") for home in homes],
+        "nvcc",
+    ):
         if candidate and (found := shutil.which(candidate)):
             return found
     if found := shutil.which("/usr/local/cuda/bin/nvcc"):
@@ -163,7 +167,10 @@ class NinjaBuild(build_ext):
         except BuildError as error:
             output.unlink(missing_ok=True)
             if wanted == "1":
-                print(f"\n{'*' * 100}\ninfoseg-fast: the CUDA library was NOT built: {error}.\n{'*' * 100}\n", file=sys.stderr)
+                print(
+                    f"\n{'*' * 100}\ninfoseg-fast: the CUDA library was NOT built: {error}.\n{'*' * 100}\n",
+                    file=sys.stderr,
+                )
             return {"built": False, "reason": str(error)}
 
     def compile(self, output: Path) -> dict:

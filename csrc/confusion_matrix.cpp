@@ -60,9 +60,8 @@ bool any_out_of_range(const std::vector<std::int64_t>& sums, const ConfusionCell
   for (std::int64_t row = 0; row <= cells.num_clusters; ++row) {
     const std::int64_t* line = sums.data() + row * cells.stride();
     if (line[cells.bad_target()]) return true;
-    if (row == cells.num_clusters && std::any_of(line, line + cells.num_classes, [](std::int64_t n) { return n != 0; })) {
-      return true;
-    }
+    const auto used = [](std::int64_t n) { return n != 0; };
+    if (row == cells.num_clusters && std::any_of(line, line + cells.num_classes, used)) return true;
   }
   return false;
 }

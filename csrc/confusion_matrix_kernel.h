@@ -1,4 +1,4 @@
-// The confusion count of a range of pixels, block by block: cell numbers first (vectorised by the compiler), then counters.
+// The confusion count of a range of pixels, block by block: cell numbers (vectorised by the compiler), then counters.
 //
 // Included by one source per instruction set, inside a namespace of its own; no inline function of the standard library
 // may be called here (see linear_sum_assignment_kernel.h).
@@ -94,11 +94,12 @@ void cells_of_block(Labels pred, Labels target, int64_t begin, int64_t size, con
     case LabelType::kInt32: rows_of_cells(static_cast<const int32_t*>(pred.data) + begin, size, cells, out); break;
     case LabelType::kInt64: rows_of_cells(static_cast<const int64_t*>(pred.data) + begin, size, cells, out); break;
   }
+  const void* labels = target.data;
   switch (target.type) {
-    case LabelType::kUint8: add_columns_of_cells(static_cast<const uint8_t*>(target.data) + begin, size, cells, out); break;
-    case LabelType::kInt16: add_columns_of_cells(static_cast<const int16_t*>(target.data) + begin, size, cells, out); break;
-    case LabelType::kInt32: add_columns_of_cells(static_cast<const int32_t*>(target.data) + begin, size, cells, out); break;
-    case LabelType::kInt64: add_columns_of_cells(static_cast<const int64_t*>(target.data) + begin, size, cells, out); break;
+    case LabelType::kUint8: add_columns_of_cells(static_cast<const uint8_t*>(labels) + begin, size, cells, out); break;
+    case LabelType::kInt16: add_columns_of_cells(static_cast<const int16_t*>(labels) + begin, size, cells, out); break;
+    case LabelType::kInt32: add_columns_of_cells(static_cast<const int32_t*>(labels) + begin, size, cells, out); break;
+    case LabelType::kInt64: add_columns_of_cells(static_cast<const int64_t*>(labels) + begin, size, cells, out); break;
   }
 }
 
@@ -181,7 +182,8 @@ void count_many(Labels pred, Labels target, int64_t begin, int64_t size, const C
   }
 }
 
-void count_cells(Labels pred, Labels target, int64_t begin, int64_t size, const ConfusionCells& cells, uint32_t* tables) {
+void count_cells(Labels pred, Labels target, int64_t begin, int64_t size, const ConfusionCells& cells,
+                 uint32_t* tables) {
   if (cells.size() <= kConfusionFewCells) count_few(pred, target, begin, size, cells, tables);
   else count_many(pred, target, begin, size, cells, tables);
 }

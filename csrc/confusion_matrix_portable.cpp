@@ -12,8 +12,8 @@ namespace confusion_portable {
 #include "confusion_matrix_kernel.h"
 }  // namespace confusion_portable
 
-void count_cells_portable(Labels pred, Labels target, std::int64_t begin, std::int64_t size, const ConfusionCells& cells,
-                    std::uint32_t* tables) {
+void count_cells_portable(Labels pred, Labels target, std::int64_t begin, std::int64_t size,
+                          const ConfusionCells& cells, std::uint32_t* tables) {
   confusion_portable::count_cells(pred, target, begin, size, cells, tables);
 }
 

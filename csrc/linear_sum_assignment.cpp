@@ -23,7 +23,9 @@ const AssignmentKernels* find_kernels(const char* name) {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return &kAssignmentAvx512;
   }
-  if (wanted(kAssignmentAvx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAssignmentAvx2;
+  if (wanted(kAssignmentAvx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return &kAssignmentAvx2;
+  }
 #endif
   return any || !std::strcmp(name, kAssignmentPortable.name) ? &kAssignmentPortable : nullptr;
 }
@@ -210,7 +212,8 @@ AssignmentOutcome solve_assignment(const CostBatch& costs, int threads, std::int
     workspace.shrink();
     scratch.shrink();
   };
-  run_in_threads(static_cast<int>(std::min<std::int64_t>(std::max(1, threads), (costs.batch + chunk - 1) / chunk)), work);
+  const std::int64_t chunks = (costs.batch + chunk - 1) / chunk;
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(std::max(1, threads), chunks)), work);
 
   if (out_of_memory) throw std::bad_alloc();
   for (const AssignmentOutcome& outcome : outcomes) {

@@ -1,10 +1,11 @@
-// Minimum-cost assignment of rows to columns on a GPU, batched: one warp a problem up to 32 columns, one block a problem up
-// to 2,048. Nothing is allocated, nothing waits for the host, and what went wrong is told in `status` on the device.
+// Minimum-cost assignment of rows to columns on a GPU, batched: one warp a problem up to 32 columns, one block a
+// problem up to 2,048. Nothing is allocated, nothing waits for the host, and what went wrong is told in `status` on the
+// device.
 //
-// Method: shortest augmenting paths, a row at a time. The columns not yet reached compete in every step of a search, one or
-// a few to a thread, and the nearest is found by a reduction over the warp or the block. Ties are broken in the order in
-// which scipy's solver would come to them, so on equal costs (float32 counts as the float64 of equal value) the
-// assignments are scipy's own, not just as cheap.
+// Method: shortest augmenting paths, a row at a time. The columns not yet reached compete in every step of a search,
+// one or a few to a thread, and the nearest is found by a reduction over the warp or the block. Sums are made in
+// scipy's order and ties broken as scipy's solver would, so for floating-point costs (float32 counts as the float64 of
+// equal value) the assignments are scipy's own, not just as cheap.
 //
 // Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a GPU.
 #include <cuda_runtime.h>
@@ -350,7 +351,8 @@ __device__ int2 solve_in_block(const In* cost, const Batch& batch, const Shared<
       for (int j = thread; j < cols; j += threads) {
         const int order = s.order[j];
         if (order < 0) continue;
-        const T length = level + cost_of(row_cost[j * batch.col_stride], batch.maximize, shift) - price_of_row - s.price[j];
+        const T here = cost_of(row_cost[j * batch.col_stride], batch.maximize, shift);
+        const T length = level + here - price_of_row - s.price[j];
         T distance = s.distance[j];
         if (length < distance) {
           distance = length;
@@ -472,9 +474,9 @@ extern "C" {
 __attribute__((visibility("default"))) int infoseg_assign_max_columns() { return kMaxColumns; }
 
 // Solves on `stream`. cost: batch matrices [rows, cols] of `type` (0 float32, 1 float64, 2 int64), strides in elements.
-// row_indices, col_indices: [batch, min(rows, cols)], rows ascending. status: [batch, 2], a Status and the row it is about
-// (with more rows than columns: the column); a problem not solved has columns -1. All pointers are the device's. Returns
-// a cudaError_t; the device must be current.
+// row_indices, col_indices: [batch, min(rows, cols)], rows ascending. status: [batch, 2], a Status and the row it is
+// about (with more rows than columns: the column); a problem not solved has columns -1. All pointers are the device's.
+// Returns a cudaError_t; the device must be current.
 __attribute__((visibility("default"))) int infoseg_assign(const void* cost, int type, int64_t batch, int64_t rows,
                                                           int64_t cols, int64_t batch_stride, int64_t row_stride,
                                                           int64_t col_stride, int maximize, int64_t* row_indices,

@@ -29,9 +29,9 @@ struct AssignmentOutcome {
   double value = 0;          // the invalid entry
 };
 
-// Writes min(rows, cols) row indices, ascending, and their columns for each problem. Costs are compared in float64, or in
-// integers wide enough never to overflow for kInt64, so integer answers are exact. Returns the first problem that failed
-// (by its number, whatever the threads), and then what was written means nothing. Throws std::bad_alloc, and
+// Writes min(rows, cols) row indices, ascending, and their columns for each problem. Costs are summed in float64, or in
+// integers wide enough never to overflow for kInt64, so integer answers are exact. Returns the first problem that
+// failed (by its number, whatever the threads), and then what was written means nothing. Throws std::bad_alloc, and
 // std::invalid_argument for more than about 2^31 rows or columns.
 AssignmentOutcome solve_assignment(const CostBatch& costs, int threads, std::int64_t* row_indices,
                                    std::int64_t* col_indices);

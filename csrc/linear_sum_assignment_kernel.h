@@ -1,10 +1,10 @@
 // The solver of one assignment problem: shortest augmenting paths over vectors of columns.
 //
 // Included by one source per instruction set, which defines INFOSEG_LANES_BYTES and includes this header inside a
-// namespace of its own. Nothing here may call an inline function of the standard library: the linker would keep one copy
-// of it, possibly the one compiled for AVX-512, and a CPU without AVX-512 would run it.
+// namespace of its own. Nothing here may call an inline function of the standard library: the linker would keep one
+// copy of it, possibly the one compiled for AVX-512, and a CPU without AVX-512 would run it.
 //
-// Method. Every row wants a column; v are the columns' prices. A row's distance to column j along an alternating path is
+// Method. Every row wants a column; v are the columns' prices. A row's distance to column j on an alternating path is
 // the sum of the reduced costs c[i][j] - u[i] - v[j] on it, never negative, so Dijkstra's algorithm finds the shortest
 // path to a free column; matching along it keeps all matched edges tight and the prices feasible, hence the end is
 // optimal. u is never stored: a matched row's u is c - v at its column. With fewer rows than columns, prices of free
@@ -248,8 +248,8 @@ bool augment(const Matching<T>& m, int32_t free_row) {
 }
 
 // Square problems: prices at which no reduced cost is negative and every column has a tight row, for a start. Rows are
-// lowered to zero first, else one enormous entry would set the price of its whole column. About two thirds of the rows of
-// a random matrix get their column here.
+// lowered to zero first, else one enormous entry would set the price of its whole column. About two thirds of the rows
+// of a random matrix get their column here.
 template <class T>
 void lower_columns(const Matching<T>& m, int32_t row, T least_of_row) {
   using L = Lanes<T>;

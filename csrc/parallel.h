@@ -7,8 +7,8 @@
 
 namespace infoseg {
 
-// Calls work(0) .. work(threads - 1), each in a thread, the first in the caller's. Where the system grants fewer threads,
-// the caller's thread does the rest. `work` must not throw.
+// Calls work(0) .. work(threads - 1), each in a thread, the first in the caller's. Where the system grants fewer
+// threads, the caller's thread does the rest. `work` must not throw.
 template <class Work>
 void run_in_threads(int threads, const Work& work) {
   std::vector<std::thread> others;

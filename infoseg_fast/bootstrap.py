@@ -12,9 +12,10 @@ EXACT = 2**53  # float64 holds every whole number up to here
 class PoissonBootstrap:
     """Replicate count matrices, in each of which every image counts Poisson(1) times.
 
-    A bootstrap draws as many images as there are, with replacement; an image is then drawn Binomial(N, 1/N) times, which
-    for many images is Poisson(1), without N being known beforehand: so one pass over a stream is enough, and memory does
-    not grow with it. The same seed and order of images give the same replicates, however they were grouped in calls.
+    A bootstrap draws as many images as there are, with replacement; an image is then drawn Binomial(N, 1/N) times,
+    which for many images is Poisson(1), without N being known beforehand: so one pass over a stream is enough, and
+    memory does not grow with it. The same seed and order of images give the same replicates, however they were grouped
+    in calls.
 
     Args:
         replicates: how many matrices. num_clusters, num_classes: of each. seed: of the weights; processes that count

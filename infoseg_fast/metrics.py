@@ -85,9 +85,7 @@ class ClusterMetrics:
             return
         if pred.dim() < 3:
             pred, target = pred[None], target[None]
-        counts = torch.zeros(
-            len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device
-        )
+        counts = torch.zeros(len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device)
         for image, labels, truth in zip(counts, pred, target, strict=True):
             self._add_labels(image, labels, truth)
         self.add(counts)
@@ -117,7 +115,7 @@ class ClusterMetrics:
             self._counts = self._counts.to(device)
 
     def sync(self) -> None:
-        """Let every process of torch.distributed's default group have the sum of all counts. To be called by all of them.
+        """Give every process of torch.distributed's default group the sum of all counts. To be called by all of them.
 
         What was summed once is not summed again, so `update` and `sync` may go on in turns.
         """

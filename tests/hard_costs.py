@@ -71,8 +71,9 @@ def total(cost: np.ndarray, rows: np.ndarray, cols: np.ndarray):
 def assert_optimal(cost: np.ndarray, rows: np.ndarray, cols: np.ndarray, maximize: bool = False) -> None:
     """Prove that no other assignment is cheaper, without solving: no exchange along a cycle or to free columns gains.
 
-    Row i taking over row k's column gains or loses D[i, k]; an assignment is optimal exactly when no closed chain of such
-    moves (through one further node for the free columns) has a negative sum. Floyd and Warshall's algorithm finds one.
+    Row i taking over row k's column gains or loses D[i, k]; an assignment is optimal exactly when no closed chain of
+    such moves (through one further node for the free columns) has a negative sum. Floyd and Warshall's algorithm finds
+    one.
     """
     cost = np.asarray(cost, dtype=np.float64)
     cost = -cost if maximize else cost

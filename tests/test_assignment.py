@@ -23,7 +23,9 @@ def instruction_set(request):
     if module is None or not module.set_assignment_instruction_set(request.param):
         pytest.skip(f"no {request.param} kernels here")
     yield request.param
-    module.set_assignment_instruction_set(next(name for name in INSTRUCTION_SETS if module.set_assignment_instruction_set(name)))
+    module.set_assignment_instruction_set(
+        next(name for name in INSTRUCTION_SETS if module.set_assignment_instruction_set(name))
+    )
 
 
 def solve_both(cost, maximize):
@@ -227,7 +229,9 @@ def test_the_first_failure_of_a_batch_is_told_whatever_the_threads():
             module.linear_sum_assignment(costs, False, threads)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.bool]
+)
 def test_tensors_give_tensors(dtype):
     cost = torch.randint(0, 2 if dtype == torch.bool else 50, (3, 5, 4)).to(dtype)
     rows, cols = isf.linear_sum_assignment(cost, maximize=True)

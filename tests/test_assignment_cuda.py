@@ -43,7 +43,9 @@ def compiled(output: Path, source: str, *flags: str) -> Path:
 @pytest.fixture(scope="session")
 def fibers(tmp_path_factory):
     """The CUDA source compiled for the CPU, a library with the CUDA library's own interface."""
-    path = compiled(tmp_path_factory.mktemp("fibers") / "fibers.so", "linear_sum_assignment.cpp", "-O2", "-shared", "-fPIC")
+    path = compiled(
+        tmp_path_factory.mktemp("fibers") / "fibers.so", "linear_sum_assignment.cpp", "-O2", "-shared", "-fPIC"
+    )
     return cuda_library.open_library(path)
 
 
@@ -204,7 +206,10 @@ MISTAKES = {
         "if (threadIdx.x < 16) __shfl_sync(0x0000ffffu, 1, 20);",
         "reads a lane outside the mask",
     ),
-    "a barrier that some never reach": ("if (threadIdx.x < 40) __syncthreads();", "a thread returned|no thread can go on"),
+    "a barrier that some never reach": (
+        "if (threadIdx.x < 40) __syncthreads();",
+        "a thread returned|no thread can go on",
+    ),
 }
 
 
@@ -229,7 +234,9 @@ def test_nvcc_spills_no_registers(tmp_path):
     targets = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in (80, 90)]
     command = [NVCC, "-O3", "-std=c++17", "-cubin", "--resource-usage", str(SOURCE)]
     for target in targets:
-        done = subprocess.run([*command, target, "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, target, "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         report = done.stdout + done.stderr
         spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)

@@ -75,7 +75,9 @@ def test_on_a_device_values_out_of_range_raise_at_compute(monkeypatch):
         metrics.update(pred, target)
         metrics.compute()
         metrics.update(pred + 4, target)
-        with pytest.raises(ValueError, match=rf"{int((target != 255).sum())} positions had a prediction outside 0 to 3"):
+        with pytest.raises(
+            ValueError, match=rf"{int((target != 255).sum())} positions had a prediction outside 0 to 3"
+        ):
             metrics.compute()
         metrics.reset()
         assert metrics.compute()["num_pixels"] == 0

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on a CPU, unchanged: a stand-in for CUDA's header of the same name, for g++ or clang++ on x86-64.
 //
-// Each CUDA thread of a block is a fiber (a stack and a switch of some nanoseconds); the fibers of a block take turns on one
-// OS thread, blocks run one after another. A fiber runs until a collective makes it wait, so a schedule is chosen by
-// `set_schedule`. Mistakes that hang or corrupt silently on a GPU abort here with the state of every lane: collectives of
-// one warp that do not match, a lane outside the mask, a barrier that some threads never reach.
+// Each CUDA thread of a block is a fiber (a stack and a switch of some nanoseconds); the fibers of a block take turns
+// on one OS thread, blocks run one after another. A fiber runs until a collective makes it wait, so a schedule is
+// chosen by `set_schedule`. Mistakes that hang or corrupt silently on a GPU abort here with the state of every lane:
+// collectives of one warp that do not match, a lane outside the mask, a barrier that some threads never reach.
 //
 // Under ThreadSanitizer each fiber is a thread of its own. As in CUDA's memory model only __syncthreads and __syncwarp
 // order memory; shuffles, votes and reductions do not, so a missing __syncwarp is a race here too. The functions that

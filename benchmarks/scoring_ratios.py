@@ -1,0 +1,232 @@
+"""Prints the tables of docs/matching-and-scores.md: the matcher and the scorer against what they replace.
+
+    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [bootstrap] [rehearsal]
+
+Every figure is a ratio of medians: competitor and package take turns in one process. With one thread the processor's time
+is taken, which other processes on the machine disturb little; with two, the clock's, so there the machine should be idle.
+lapx is compared where it is installed (`pip install lapx`).
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import scipy.optimize
+import torch
+
+import infoseg_fast as isf
+
+try:
+    import lap
+except ImportError:
+    lap = None
+
+RNG = np.random.default_rng(0)
+
+
+def medians(functions, seconds: float = 1.0, clock=time.thread_time) -> list[float]:
+    """Median time of each function, in seconds, over rounds in which each has its turn."""
+    once = []
+    for function in functions:
+        function()
+        start = clock()
+        function()
+        once.append(max(clock() - start, 1e-7))
+    repeats = [max(1, round(0.005 / t)) for t in once]
+    rounds = max(5, round(seconds / sum(t * n for t, n in zip(once, repeats, strict=True))))
+    times = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, repeat, taken in zip(functions, repeats, times, strict=True):
+            start = clock()
+            for _ in range(repeat):
+                function()
+            taken.append((clock() - start) / repeat)
+    return [statistics.median(taken) for taken in times]
+
+
+def table(*header):
+    print("\n| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
+
+
+def row(*cells):
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def every(function, arguments):
+    return lambda: [function(argument) for argument in arguments]
+
+
+def matcher():
+    print("\nOne random float64 matrix a call, one thread: times as fast as scipy.")
+    names = [name for name in ("lapjvx", "lapjvs", "lapjvc", "lapjvxa", "lapjvsa") if hasattr(lap, name)]
+    table("N", "this package", "best of lapx", "microseconds a call")
+    for n in (5, 10, 16, 32, 64, 128, 256, 512, 1000):
+        # Several matrices in turn: the branches of one alone would be learnt by heart.
+        costs = RNG.random((8 if n < 500 else 2, n, n))
+        solvers = [scipy.optimize.linear_sum_assignment, isf.linear_sum_assignment]
+        solvers += [getattr(lap, name) for name in names]
+        scipys, ours, *others = (t / len(costs) for t in medians([every(solver, costs) for solver in solvers]))
+        best = f"{scipys / min(others):.2f}" if others else "-"
+        row(n, f"{scipys / ours:.2f}", best, f"{ours * 1e6:.1f}")
+
+
+def structured():
+    print("\nStructured matrices, one a call, one thread: times as fast as scipy.")
+    sizes = (27, 64, 256, 600)
+    table("costs", *[f"N = {n}" for n in sizes])
+    kinds = {
+        "products i * j": lambda n: np.outer(np.arange(1.0, n + 1), np.arange(1.0, n + 1)),
+        "products, noisy": lambda n: np.outer(np.arange(1.0, n + 1), np.arange(1.0, n + 1)) + RNG.random((n, n)),
+        "integers 0 to 9": lambda n: RNG.integers(0, 10, (n, n)),
+        "zeros and ones": lambda n: RNG.integers(0, 2, (n, n)),
+        "constant": lambda n: np.ones((n, n)),
+        "Cauchy": lambda n: RNG.standard_cauchy((n, n)),
+        "near-diagonal counts": lambda n: -np.where(np.eye(n) > 0, 10**5, RNG.integers(0, 1000, (n, n))),
+        "distances in a plane": lambda n: np.hypot(*(RNG.random((2, n, 1)) - RNG.random((2, 1, n)))),
+        "half forbidden": lambda n: np.where(RNG.random((n, n)) < 0.5, np.inf, RNG.random((n, n))),
+    }
+    for name, make in kinds.items():
+        ratios = []
+        for n in sizes:
+            cost = make(n)
+            solvers = (scipy.optimize.linear_sum_assignment, isf.linear_sum_assignment)
+            scipys, ours = medians([lambda s=solver, c=cost: s(c) for solver in solvers], 0.5)
+            ratios.append(f"{scipys / ours:.2f}")
+        row(name, *ratios)
+
+
+def batches():
+    print("\nBatches in one call: times as fast as a loop over scipy.")
+    table("batch", "one thread", "two threads", "best of lapx's batches, one thread", "microseconds a problem")
+    for shape in ((4000, 27, 27), (4000, 15, 15), (4000, 15, 27), (4000, 45, 15), (500, 64, 64), (20, 256, 256)):
+        costs = RNG.random(shape)
+
+        def with_threads(threads, costs=costs):
+            def solve():
+                torch.set_num_threads(threads)
+                isf.linear_sum_assignment(costs)
+
+            return solve
+
+        functions = [every(scipy.optimize.linear_sum_assignment, costs), with_threads(1)]
+        if lap is not None:
+            for name in ("lapjvx_batch", "lapjvs_batch"):
+                functions.append(lambda f=getattr(lap, name), c=costs: f(c, extend_cost=True, n_threads=1))
+        scipys, one, *others = medians(functions, clock=time.process_time)
+        slow, two = medians([functions[0], with_threads(2)], clock=time.perf_counter)
+        torch.set_num_threads(1)
+        best = f"{scipys / min(others):.2f}" if others else "-"
+        row("x".join(map(str, shape)), f"{scipys / one:.2f}", f"{slow / two:.2f}", best, f"{one / shape[0] * 1e6:.2f}")
+
+
+def label_maps(size: int, values: int, block: int, dtype) -> np.ndarray:
+    """Labels in squares of `block` pixels; 1 is noise."""
+    side = int(size**0.5)
+    coarse = RNG.integers(0, values, (side // block + 1,) * 2)
+    return np.kron(coarse, np.ones((block, block), int))[:side, :side].astype(dtype)
+
+
+def counts():
+    print(
+        "\nConfusion counts of 4 million pixels, 27 clusters and classes, a tenth ignored: times as fast as masked np.bincount."
+    )
+    table("labels", "one thread", "two threads", "nanoseconds a pixel")
+
+    def bincount(pred, target):
+        counted = target != 255
+        np.bincount(pred[counted].astype(np.int64) * 27 + target[counted], minlength=27 * 27)
+
+    def with_threads(threads, pred, target):
+        def count():
+            torch.set_num_threads(threads)
+            isf.confusion_matrix(pred, target, 27, 27)
+
+        return count
+
+    for name, block, dtype in (
+        ("uint8, noise", 1, np.uint8),
+        ("uint8, squares of 16", 16, np.uint8),
+        ("uint8, squares of 100", 100, np.uint8),
+        ("int64, noise", 1, np.int64),
+        ("int64, squares of 16", 16, np.int64),
+    ):
+        pred, target = (label_maps(4_000_000, 27, block, dtype) for _ in range(2))
+        target[label_maps(4_000_000, 10, block, dtype) == 0] = 255
+        functions = [
+            lambda p=pred, t=target: bincount(p, t),
+            with_threads(1, pred, target),
+            with_threads(2, pred, target),
+        ]
+        theirs, one = medians(functions[:2], 2.0)
+        slow, two = medians([functions[0], functions[2]], 2.0, time.perf_counter)
+        torch.set_num_threads(1)
+        row(name, f"{theirs / one:.1f}", f"{slow / two:.1f}", f"{one / pred.size * 1e9:.2f}")
+
+
+def bootstrap():
+    print("\nPoisson bootstrap with 1,000 replicates, 15 clusters and classes.")
+    table("step", "microseconds")
+    pred, target = (torch.randint(0, 15, (64, 128, 128), dtype=torch.uint8) for _ in range(2))
+    metrics = isf.ClusterMetrics(15, 15, bootstrap=1000)
+    plain = isf.ClusterMetrics(15, 15)
+    update, without = medians([lambda: metrics.update(pred, target), lambda: plain.update(pred, target)])
+    replicates = metrics._bootstrap.counts.numpy()
+    scipys, ours = medians(
+        [every(lambda c: scipy.optimize.linear_sum_assignment(c, True), replicates),
+         lambda: isf.linear_sum_assignment(replicates, maximize=True)]
+    )  # fmt: skip
+    row("update, a 128x128 image, no bootstrap", f"{without / 64 * 1e6:.1f}")
+    row("update, a 128x128 image", f"{update / 64 * 1e6:.1f}")
+    row("matching all 1,000 replicates", f"{ours * 1e6:.0f}")
+    row("the same, a loop over scipy", f"{scipys * 1e6:.0f}")
+
+
+def rehearsal():
+    print(
+        "\nA rehearsal of an evaluation: 50,000 synthetic 128x128 images with 15 clusters, in batches of 60, one thread."
+    )
+    pred, target = (torch.randint(0, 15, (60, 128, 128), dtype=torch.uint8) for _ in range(2))
+    model = isf.InfoSegNet(num_classes=15).eval()
+    projection = model.local_projection
+    images = torch.rand(60, 3, 128, 128)
+    with torch.inference_mode():
+        model(images)
+        start = time.perf_counter()
+        features, global_features = model(images)
+        network = time.perf_counter() - start
+        isf.segment(features, global_features, projection.weight, projection.bias, size=(128, 128))
+        start = time.perf_counter()
+        isf.segment(features, global_features, projection.weight, projection.bias, size=(128, 128))
+        segmenting = time.perf_counter() - start
+    metrics = isf.ClusterMetrics(15, 15)
+    metrics.update(pred, target)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    for _ in range(0, 50_000, 60):
+        metrics.update(pred, target)
+    scores = metrics.compute()
+    scoring = time.perf_counter() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    table("part", "microseconds an image", "of the network's time")
+    row("network (width 64)", f"{network / 60 * 1e6:.0f}", "")
+    row("segmenting at image size", f"{segmenting / 60 * 1e6:.0f}", f"{segmenting / network:.2%}")
+    row("counting and scores", f"{scoring / 50_000 * 1e6:.1f}", f"{scoring / 50_000 / (network / 60):.2%}")
+    print(f"\n{scores['num_pixels']:,} pixels counted; peak memory grew by {grown / 1024:.1f} MiB over them.")
+
+
+PARTS = {part.__name__: part for part in (matcher, structured, batches, counts, bootstrap, rehearsal)}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all when none is named")
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    for part in chosen:
+        PARTS[part]()
