@@ -33,6 +33,10 @@ struct Lanes {
   static Vector smallest(Vector x) { return x; }
   static T first(Vector x) { return x; }
   static Vector choose_value(Mask m, Vector a, Vector b) { return m ? a : b; }
+  static Mask less(Vector a, Vector b) { return a < b; }
+  static Mask equal(Vector a, Vector b) { return a == b; }
+  static Mask both(Mask a, Mask b) { return a && b; }
+  static Mask only(int) { return true; }
   static bool every(Mask m) { return m; }
   static unsigned bits(Mask m) { return m; }
   static Index choose(Mask m, Index a, Index b) { return m ? a : b; }
@@ -41,14 +45,15 @@ struct Lanes {
   }
 };
 
-template <class T, class U>
+// A vector of lanes. Comparisons give vectors of all ones or zeros; with AVX-512, bits in a mask register, which the
+// compiler does not make of vectors by itself.
+template <class T>
 struct WideLanes {
   static constexpr int kCount = INFOSEG_LANES_BYTES / sizeof(T);
   typedef T Vector __attribute__((vector_size(INFOSEG_LANES_BYTES)));
   typedef T Loose __attribute__((vector_size(INFOSEG_LANES_BYTES), aligned(8), may_alias));
   typedef int64_t Index __attribute__((vector_size(INFOSEG_LANES_BYTES)));
-  typedef Index Mask;
-  static_assert(sizeof(T) == 8 && sizeof(U) == 8);
+  static_assert(sizeof(T) == 8);
 
   static Vector load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
   static void store(T* p, Vector x) { *reinterpret_cast<Loose*>(p) = x; }
@@ -80,10 +85,39 @@ struct WideLanes {
 #endif
   }
   static T first(Vector x) { return x[0]; }
-  static unsigned bits(Mask m) {
 #if defined(__AVX512DQ__)
-    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(m));
-#elif defined(__AVX2__)
+  typedef __mmask8 Mask;
+  static __m512i raw(Index x) { return reinterpret_cast<__m512i>(x); }
+  static Mask less(Vector a, Vector b) {
+    if constexpr (std::is_same<T, double>::value) {
+      return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_LT_OQ);
+    } else {
+      return _mm512_cmplt_epi64_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+    }
+  }
+  static Mask equal(Vector a, Vector b) {
+    if constexpr (std::is_same<T, double>::value) {
+      return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_EQ_OQ);
+    } else {
+      return _mm512_cmpeq_epi64_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+    }
+  }
+  static Mask only(int lane) { return static_cast<Mask>(1 << lane); }
+  static unsigned bits(Mask m) { return m; }
+  static Index choose(Mask m, Index a, Index b) {
+    return reinterpret_cast<Index>(_mm512_mask_blend_epi64(m, raw(b), raw(a)));
+  }
+  static Vector choose_value(Mask m, Vector a, Vector b) {
+    return reinterpret_cast<Vector>(choose(m, reinterpret_cast<Index>(a), reinterpret_cast<Index>(b)));
+  }
+  static void store_where(int64_t* p, Mask m, Index x) { _mm512_mask_storeu_epi64(p, m, raw(x)); }
+#else
+  typedef Index Mask;
+  static Mask less(Vector a, Vector b) { return a < b; }
+  static Mask equal(Vector a, Vector b) { return a == b; }
+  static Mask only(int lane) { return first_index() == all_index(lane); }
+  static unsigned bits(Mask m) {
+#if defined(__AVX2__)
     return _mm256_movemask_pd(reinterpret_cast<__m256d>(m));
 #else
     unsigned bits = 0;
@@ -91,23 +125,21 @@ struct WideLanes {
     return bits;
 #endif
   }
-  static bool every(Mask m) { return bits(m) == (1u << kCount) - 1; }
   static Index choose(Mask m, Index a, Index b) { return m ? a : b; }
   static Vector choose_value(Mask m, Vector a, Vector b) { return m ? a : b; }
   static void store_where(int64_t* p, Mask m, Index x) {
-#if defined(__AVX512DQ__)
-    _mm512_mask_storeu_epi64(p, bits(m), reinterpret_cast<__m512i>(x));
-#else
     Index* to = reinterpret_cast<Index*>(p);
     *to = m ? x : *to;
-#endif
   }
+#endif
+  static Mask both(Mask a, Mask b) { return a & b; }
+  static bool every(Mask m) { return bits(m) == (1u << kCount) - 1; }
 };
 
 template <>
-struct Lanes<double> : WideLanes<double, int64_t> {};
+struct Lanes<double> : WideLanes<double> {};
 template <>
-struct Lanes<int64_t> : WideLanes<int64_t, int64_t> {};
+struct Lanes<int64_t> : WideLanes<int64_t> {};
 
 template <class T>
 struct Limits;
@@ -176,7 +208,7 @@ typename Lanes<T>::Vector scan(const Matching<T>& m, int32_t row, T base) {
   for (int32_t j = 0; j < m.width; j += L::kCount) {
     const auto length = L::load(cost + j) - L::load(m.price + j) + start;
     const auto old = L::load(m.distance + j);
-    L::store_where(m.parent + j, length < old, parent);
+    L::store_where(m.parent + j, L::less(length, old), parent);
     const auto now = L::min(old, length);
     L::store(m.distance + j, now);
     best = L::min(best, now);
@@ -191,7 +223,7 @@ int32_t reach(const Matching<T>& m, typename Lanes<T>::Vector level, int32_t& nu
   using L = Lanes<T>;
   for (int32_t j = 0; j < m.width; j += L::kCount) {
     const auto distance = L::load(m.distance + j);
-    const auto at_level = distance == level;
+    const auto at_level = L::equal(distance, level);
     unsigned hits = L::bits(at_level);
     if (!hits) continue;
     const auto price = L::load(m.price + j);
@@ -260,7 +292,7 @@ void lower_columns(const Matching<T>& m, int32_t row, T least_of_row) {
   for (int32_t j = 0; j < m.width; j += L::kCount) {
     const auto reduced = L::load(cost + j) - lower;
     const auto old = L::load(m.price + j);
-    L::store_where(m.parent + j, reduced < old, owner);
+    L::store_where(m.parent + j, L::less(reduced, old), owner);
     L::store(m.price + j, L::min(old, reduced));
   }
 }
@@ -283,7 +315,7 @@ void match_lowered_columns(const Matching<T>& m) {
 template <class T>
 struct TwoSmallest {
   T first, second;
-  int32_t first_col, second_col;
+  int32_t col;  // of the first
 };
 
 // The two smallest reduced costs of a row.
@@ -292,38 +324,36 @@ TwoSmallest<T> two_smallest(const Matching<T>& m, int32_t row) {
   using L = Lanes<T>;
   const T* cost = m.cost[row];
   auto first = L::all(Limits<T>::kFar), second = first;
-  auto first_at = L::all_index(0), second_at = first_at;
-  auto at = L::first_index();
+  auto first_at = L::all_index(0), at = L::first_index();
 #pragma GCC unroll 2
   for (int32_t j = 0; j < m.width; j += L::kCount) {
     const auto reduced = L::load(cost + j) - L::load(m.price + j);
-    const auto is_first = reduced < first;
-    const auto is_second = reduced < second;
-    second_at = L::choose(is_first, first_at, L::choose(is_second, at, second_at));
     second = L::min(second, L::max(first, reduced));
-    first_at = L::choose(is_first, at, first_at);
+    first_at = L::choose(L::less(reduced, first), at, first_at);
     first = L::min(first, reduced);
     at += L::kCount;
   }
-  alignas(64) T values[2 * L::kCount];
-  alignas(64) int64_t places[2 * L::kCount];
-  L::store(values, first);
-  L::store(values + L::kCount, second);
+  const auto least = L::smallest(first);
+  const int lane = __builtin_ctz(L::bits(L::equal(first, least)));
+  alignas(64) int64_t places[L::kCount];
   *reinterpret_cast<typename L::Index*>(places) = first_at;
-  *reinterpret_cast<typename L::Index*>(places + L::kCount) = second_at;
-  TwoSmallest<T> result{Limits<T>::kFar, Limits<T>::kFar, 0, 0};
-  for (int k = 0; k < 2 * L::kCount; ++k) {
-    if (values[k] < result.first) {
-      result.second = result.first;
-      result.second_col = result.first_col;
-      result.first = values[k];
-      result.first_col = static_cast<int32_t>(places[k]);
-    } else if (values[k] < result.second) {
-      result.second = values[k];
-      result.second_col = static_cast<int32_t>(places[k]);
+  const auto others = L::choose_value(L::only(lane), second, first);
+  return {L::first(least), L::first(L::smallest(others)), static_cast<int32_t>(places[lane])};
+}
+
+// A free column at which the row's reduced cost is `value`; -1 if there is none.
+template <class T>
+int32_t free_column_at(const Matching<T>& m, int32_t row, T value) {
+  using L = Lanes<T>;
+  const auto wanted = L::all(value);
+  for (int32_t j = 0; j < m.width; j += L::kCount) {
+    unsigned hits = L::bits(L::equal(L::load(m.cost[row] + j) - L::load(m.price + j), wanted));
+    for (; hits; hits &= hits - 1) {
+      const int32_t col = j + __builtin_ctz(hits);
+      if (m.row_of[col] < 0) return col;
     }
   }
-  return result;
+  return -1;
 }
 
 // Lets each free row take its best column and raise that column's price to where its second best is as good; a row so
@@ -343,16 +373,18 @@ int32_t compete(const Matching<T>& m, int32_t num_free, int32_t budget) {
         m.free_rows[kept++] = row;
         break;
       }
-      int32_t col = best.first_col;
+      int32_t col = best.col;
       const T lower = m.price[col] - (best.second - best.first);
-      const bool strict = lower < m.price[col];
-      if (!strict && m.row_of[col] >= 0) col = best.second_col;
-      const int32_t displaced = m.row_of[col];
-      if (!strict && displaced >= 0) {  // a tie of two taken columns: nothing to gain
-        m.free_rows[kept++] = row;
-        break;
+      if (lower < m.price[col]) {
+        m.price[col] = lower;
+      } else if (m.row_of[col] >= 0) {
+        col = free_column_at(m, row, best.first);
+        if (col < 0) {  // a tie of taken columns: nothing to gain
+          m.free_rows[kept++] = row;
+          break;
+        }
       }
-      if (strict) m.price[col] = lower;
+      const int32_t displaced = m.row_of[col];
       m.row_of[col] = row;
       m.col_of[row] = col;
       row = displaced;
@@ -390,16 +422,32 @@ template <class T>
 T least_of(const T* cost, int32_t width, bool& valid) {
   using L = Lanes<T>;
   auto least = L::all(Limits<T>::kFar);
-  auto sound = least == least;
+  auto sound = L::equal(least, least);
   const auto floor = L::all(Limits<T>::kClosed);
 #pragma GCC unroll 2
   for (int32_t j = 0; j < width; j += L::kCount) {
     const auto x = L::load(cost + j);
-    sound = sound & (x > floor);  // false for NaN too
+    sound = L::both(sound, L::less(floor, x));  // false for NaN too
     least = L::min(least, x);
   }
   valid = L::every(sound);
   return L::first(L::smallest(least));
+}
+
+// Where row i of the costs is read: in place, or the copy that is made of it. In place, a row's last vector runs into the
+// next row, which the prices past cols make harmless; the last row has none after it and is copied.
+template <class In, class T>
+const T* row_of_costs(const Matching<T>& m, const AssignmentProblem& p, int32_t i, T* copies) {
+  const In* source = static_cast<const In*>(p.data) + i * p.row_stride;
+  if (p.in_place && i + 1 < m.rows) return reinterpret_cast<const T*>(source);
+  T* copy = p.in_place ? copies : copies + static_cast<int64_t>(i) * m.width;
+  if (p.col_stride == 1) {
+    for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j], p);
+  } else {
+    for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j * p.col_stride], p);
+  }
+  for (int32_t j = m.cols; j < m.width; ++j) copy[j] = copy[0];
+  return copy;
 }
 
 template <class In, class T>
@@ -429,27 +477,17 @@ AssignmentResult solve(const AssignmentProblem& p, void* workspace) {
   }
   for (int32_t i = 0; i < m.rows; ++i) m.col_of[i] = -1;
 
-  for (int32_t i = 0; i < m.rows; ++i) {
-    const In* source = static_cast<const In*>(p.data) + i * p.row_stride;
-    T* copy = copies;
-    // In place, a row's last vector runs into the next row, which the prices past cols make harmless; the last row
-    // has none after it and is copied.
-    if (p.in_place && i + 1 < m.rows) {
-      m.cost[i] = reinterpret_cast<const T*>(source);
-    } else {
-      if (!p.in_place) copy += static_cast<int64_t>(i) * m.width;
-      if (p.col_stride == 1) {
-        for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j], p);
-      } else {
-        for (int32_t j = 0; j < m.cols; ++j) copy[j] = converted<T>(source[j * p.col_stride], p);
-      }
-      for (int32_t j = m.cols; j < m.width; ++j) copy[j] = copy[0];
-      m.cost[i] = copy;
+  // A few rows at a time: what is read back at once as vectors, just written as elements, would have to wait.
+  constexpr int32_t kTogether = 16;
+  for (int32_t begin = 0; begin < m.rows; begin += kTogether) {
+    const int32_t end = begin + kTogether < m.rows ? begin + kTogether : m.rows;
+    for (int32_t i = begin; i < end; ++i) m.cost[i] = row_of_costs<In>(m, p, i, copies);
+    for (int32_t i = begin; i < end; ++i) {
+      bool valid;
+      const T least = least_of(m.cost[i], m.width, valid);
+      if (!valid) return {AssignmentStatus::kInvalid, 0, nullptr};
+      if (square && Limits<T>::finite(least)) lower_columns(m, i, least);
     }
-    bool valid;
-    const T least = least_of(m.cost[i], m.width, valid);
-    if (!valid) return {AssignmentStatus::kInvalid, 0, nullptr};
-    if (square && Limits<T>::finite(least)) lower_columns(m, i, least);
   }
   if (square) match_lowered_columns(m);
   for (int32_t j = m.cols; j < m.width; ++j) m.price[j] = Limits<T>::kClosed;

@@ -1,5 +1,6 @@
 // The assignment solver compiled for every CPU, and for integers of 128 bits.
 #include <cstdint>
+#include <type_traits>
 
 #include "linear_sum_assignment_problem.h"
 
