@@ -2,9 +2,9 @@
 
     python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [bootstrap] [rehearsal]
 
-Every figure is a ratio of medians: competitor and package take turns in one process. With one thread the processor's time
-is taken, which other processes on the machine disturb little; with two, the clock's, so there the machine should be idle.
-lapx is compared where it is installed (`pip install lapx`).
+Every figure is a ratio of medians: competitor and package take turns in one process. With one thread the processor's
+time is taken, which other processes on the machine disturb little; with two, the clock's, so there the machine should
+be idle. lapx is compared where it is installed (`pip install lapx`).
 """
 
 import argparse
@@ -115,8 +115,8 @@ def batches():
 
         functions = [every(scipy.optimize.linear_sum_assignment, costs), with_threads(1)]
         if lap is not None:
-            for name in ("lapjvx_batch", "lapjvs_batch"):
-                functions.append(lambda f=getattr(lap, name), c=costs: f(c, extend_cost=True, n_threads=1))
+            for solver in (lap.lapjvx_batch, lap.lapjvs_batch):
+                functions.append(lambda solve=solver, c=costs: solve(c, extend_cost=True, n_threads=1))
         scipys, one, *others = medians(functions, clock=time.process_time)
         slow, two = medians([functions[0], with_threads(2)], clock=time.perf_counter)
         torch.set_num_threads(1)
@@ -132,9 +132,7 @@ def label_maps(size: int, values: int, block: int, dtype) -> np.ndarray:
 
 
 def counts():
-    print(
-        "\nConfusion counts of 4 million pixels, 27 clusters and classes, a tenth ignored: times as fast as masked np.bincount."
-    )
+    print("\n4 million pixels, 27 clusters and classes, a tenth ignored: times as fast as masked np.bincount.")
     table("labels", "one thread", "two threads", "nanoseconds a pixel")
 
     def bincount(pred, target):
@@ -187,9 +185,7 @@ def bootstrap():
 
 
 def rehearsal():
-    print(
-        "\nA rehearsal of an evaluation: 50,000 synthetic 128x128 images with 15 clusters, in batches of 60, one thread."
-    )
+    print("\nA rehearsal of an evaluation: 50,000 synthetic 128x128 images, 15 clusters, batches of 60, one thread.")
     pred, target = (torch.randint(0, 15, (60, 128, 128), dtype=torch.uint8) for _ in range(2))
     model = isf.InfoSegNet(num_classes=15).eval()
     projection = model.local_projection

@@ -150,7 +150,15 @@ void count_few(Labels pred, Labels target, int64_t begin, int64_t size, const Co
     for (; i + kGroup <= count; i += kGroup) {
       const uint16_t* group = block + i;
       uint32_t starts = starts_of_runs(group);
-      if (__builtin_popcount(starts) <= kManyRuns) {
+      const int runs = __builtin_popcount(starts);
+      if (runs <= 2) {
+        // The usual case, without a branch between one run and two. The bit above the group ends a single run.
+        const int end = __builtin_ctzll((starts & ~uint64_t{1}) | uint64_t{1} << kGroup);
+        t0[group[0]] += end;
+        t1[group[kGroup - 1]] += kGroup - end;
+        continue;
+      }
+      if (runs <= kManyRuns) {
         int start = 0;
         while (starts &= starts - 1) {
           const int next = __builtin_ctz(starts);
