@@ -27,7 +27,8 @@ def build(source: Path, out: Path, kind: str, **environment) -> Path:
     """Build with the tools of this environment, where importing torch is made to fail."""
     out.mkdir()
     (out / "torch.py").write_text("raise ImportError('the build must not need torch')\n")
-    environment = os.environ | {"PYTHONPATH": str(out)} | environment
+    # nvcc takes longer than all the rest: only where a test is about it.
+    environment = os.environ | {"PYTHONPATH": str(out), "INFOSEG_BUILD_CUDA": "0"} | environment
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -74,8 +75,27 @@ def test_a_wheel_from_an_sdist_has_the_extension_and_the_kernels(source, tmp_pat
         path.relative_to(source).as_posix() for folder in ("csrc", "kernels") for path in (source / folder).iterdir()
     ]
     assert set(tracked) <= names
-    wheel = build(next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel", "wheel")
+    wheel = build(next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel", "wheel", INFOSEG_BUILD_CUDA="auto")
     assert run_with(wheel, tmp_path / "installed", USE).strip() == "None"
+    with zipfile.ZipFile(wheel) as archive:
+        record = json.loads(archive.read("infoseg_fast/_build.json"))["cuda"]
+        assert record["built"] == ("infoseg_fast/_cuda.so" in archive.namelist())
+    assert record["built"] or record["reason"]
+
+
+def test_a_cuda_library_that_was_asked_for_and_failed_is_told(source, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\ncase "$1" in --list-gpu-arch) echo compute_80;; --version) echo release 13.0;; '
+        "*) echo 'x.cu(3): error: no such thing' >&2; exit 1;; esac\n"
+    )
+    nvcc.chmod(0o755)
+    asked = {"CUDACXX": str(nvcc), "INFOSEG_BUILD_CUDA": "1", "INFOSEG_BUILD_CPP": "0"}
+    wheel = build(source, tmp_path / "wheel", "wheel", **asked)
+    log = (tmp_path / "wheel/build.log").read_text()
+    assert "the CUDA library was NOT built" in log and "error: no such thing" in log
+    with zipfile.ZipFile(wheel) as archive:
+        assert "no such thing" in json.loads(archive.read("infoseg_fast/_build.json"))["cuda"]["reason"]
 
 
 def test_without_a_compiler_the_install_succeeds_and_says_what_is_missing(source, tmp_path):
