@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import extension
+from . import cuda_library, extension
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix.cu knows it by.
+CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 
 
 def checked_counts_arguments(labels: Tensor, name: str, number: int, number_name: str) -> None:
@@ -64,7 +66,10 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
     if pred.device != target.device:
         raise ValueError(f"pred and target must be on one device, not {pred.device} and {target.device}")
     if pred.device.type != "cpu":
-        added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
+        if pred.is_cuda and cuda_library.unavailable() is None:
+            added, outside = launch(cuda_library.run, pred, target, *counts.shape, ignore_index)
+        else:
+            added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
         counts += added
         return outside
     module = extension.compiled()
@@ -101,6 +106,20 @@ def counts_and_outside(
     bins = torch.zeros(cells + 2, dtype=torch.int64, device=pred.device)
     bins.scatter_add_(0, cell, torch.ones_like(cell))
     return bins[:cells].view(num_clusters, num_classes), bins[cells]
+
+
+def launch(
+    run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """As `counts_and_outside`, by `run(function name, device, *arguments)`."""
+    pred, target = _readable(pred), _readable(target)
+    bins = torch.zeros(num_clusters * num_classes + 1, dtype=torch.int64, device=pred.device)
+    run(
+        "infoseg_count_confusion", pred.device, pred.data_ptr(), CUDA_TYPES[pred.dtype], target.data_ptr(),
+        CUDA_TYPES[target.dtype], pred.numel(), num_clusters, num_classes, int(ignore_index is not None),
+        ignore_index or 0, bins.data_ptr(),
+    )  # fmt: skip
+    return bins[:-1].view(num_clusters, num_classes), bins[-1]
 
 
 def raise_out_of_range(

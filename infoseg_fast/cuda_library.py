@@ -18,6 +18,7 @@ POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 SIGNATURES = {
     "infoseg_assign": (INT, [POINTER, INT, *[INT64] * 6, INT, POINTER, POINTER, POINTER, POINTER]),
     "infoseg_assign_max_columns": (INT, []),
+    "infoseg_count_confusion": (INT, [POINTER, INT, POINTER, INT, *[INT64] * 3, INT, INT64, POINTER, POINTER]),
     "infoseg_cuda_error": (ctypes.c_char_p, [INT]),
 }
 

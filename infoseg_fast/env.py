@@ -60,7 +60,7 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "backends": dispatch.backends(),
-        "cuda_matcher": cuda_library.unavailable(),
+        "cuda_library": cuda_library.unavailable(),
     }
 
 
@@ -78,7 +78,7 @@ def as_text() -> str:
     missing = extension.unavailable()
     lines.append(f"{'C++ extension':<14} {missing or 'built by ' + build.get('compiler', 'an unknown compiler')}")
     lines += [f"backend {name:<10} {reason or 'usable'}" for name, reason in found["backends"].items()]
-    lines.append(f"{'CUDA matcher':<18} {found['cuda_matcher'] or 'usable'}")
+    lines.append(f"{'CUDA library':<18} {found['cuda_library'] or 'usable'}")
     return "\n".join(lines)
 
 

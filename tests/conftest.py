@@ -53,3 +53,11 @@ def write_folder(root: Path, number: int = 6, side: int = 32, labels: bool = Tru
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_folder(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def fibers(tmp_path_factory):
+    """The CUDA sources compiled for the CPU (see tests/cuda_harness)."""
+    from fibers import open_fibers
+
+    return open_fibers(tmp_path_factory.mktemp("fibers"))

@@ -5,7 +5,6 @@ On a machine with a GPU the same matrices go through the GPU as well.
 
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -15,46 +14,18 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from fibers import ASSIGNMENT, COMPILER, CONFUSION, compiled, needs_compiler, race_check, runner
 from hard_costs import hard_costs
 
 import infoseg_fast as isf
 from infoseg_fast import assignment, cuda_library
 
-ROOT = Path(__file__).resolve().parent.parent
-HARNESS = ROOT / "tests" / "cuda_harness"
-SOURCE = ROOT / "csrc" / "linear_sum_assignment.cu"
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NVCC = shutil.which("nvcc")
-
-needs_compiler = pytest.mark.skipif(
-    COMPILER is None or platform.machine() != "x86_64" or platform.system() != "Linux",
-    reason="the harness needs g++ or clang++ on x86-64 Linux",
-)
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")
 
 
-def compiled(output: Path, source: str, *flags: str) -> Path:
-    command = [COMPILER, "-std=c++17", "-g", *flags, f"-I{HARNESS}", str(HARNESS / source), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return output
-
-
-@pytest.fixture(scope="session")
-def fibers(tmp_path_factory):
-    """The CUDA source compiled for the CPU, a library with the CUDA library's own interface."""
-    path = compiled(
-        tmp_path_factory.mktemp("fibers") / "fibers.so", "linear_sum_assignment.cpp", "-O2", "-shared", "-fPIC"
-    )
-    return cuda_library.open_library(path)
-
-
 def solve_with_fibers(library, cost: torch.Tensor, maximize: bool = False):
-    def run(name, device, *arguments):
-        error = getattr(library, name)(*arguments, None)
-        assert error == 0, library.infoseg_cuda_error(error).decode()
-
-    return assignment.launch(run, cost, maximize)
+    return assignment.launch(runner(library), cost, maximize)
 
 
 def as_read(cost: np.ndarray) -> torch.Tensor:
@@ -142,12 +113,9 @@ def test_what_the_kernels_do_not_take_is_refused(fibers):
     assert fibers.infoseg_assign(*arguments) != 0
 
 
-def race_check(folder: Path, source: Path, *flags: str) -> subprocess.CompletedProcess:
-    path = compiled(
-        folder / "race_check", "race_check.cpp", "-O1", "-fsanitize=thread", f'-DINFOSEG_CUDA_SOURCE="{source}"', *flags
-    )
+def watched(program: Path) -> subprocess.CompletedProcess:
     # Some kernels place memory where ThreadSanitizer cannot have it; without randomisation they do not.
-    command = ["setarch", "-R", str(path)] if shutil.which("setarch") else [str(path)]
+    command = ["setarch", "-R", str(program)] if shutil.which("setarch") else [str(program)]
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     if "FATAL: ThreadSanitizer" in done.stderr:
@@ -165,7 +133,7 @@ def has_thread_sanitizer() -> bool:
 def test_thread_sanitizer_finds_no_race(tmp_path):
     if not has_thread_sanitizer():
         pytest.skip("the compiler has no ThreadSanitizer")
-    done = race_check(tmp_path, SOURCE)
+    done = watched(race_check(tmp_path, "-fsanitize=thread"))
     assert done.returncode == 0 and "checked" in done.stdout, done.stderr
 
 
@@ -173,25 +141,23 @@ def test_thread_sanitizer_finds_no_race(tmp_path):
 def test_thread_sanitizer_names_every_barrier_that_is_missing(tmp_path):
     if not has_thread_sanitizer():
         pytest.skip("the compiler has no ThreadSanitizer")
-    text = SOURCE.read_text()
-    barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", text)]
-    assert len(barriers) == 4
-    for begin, end in barriers:
-        without = tmp_path / "without.cu"
-        without.write_text(text[:begin] + text[end:])
-        done = race_check(tmp_path, without)
-        assert "data race" in done.stderr and re.search(r"without\.cu:\d+", done.stderr), done.stderr
-    done = race_check(tmp_path, SOURCE, "-DINFOSEG_WITHOUT_SYNCWARP")
+    for name, source, number in (("assignment", ASSIGNMENT, 4), ("confusion", CONFUSION, 2)):
+        text = source.read_text()
+        barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", text)]
+        assert len(barriers) == number
+        for begin, end in barriers:
+            without = tmp_path / "without.cu"
+            without.write_text(text[:begin] + text[end:])
+            done = watched(race_check(tmp_path, "-fsanitize=thread", **{name: without}))
+            assert "data race" in done.stderr and re.search(r"without\.cu:\d+", done.stderr), done.stderr
+    done = watched(race_check(tmp_path, "-fsanitize=thread", "-DINFOSEG_WITHOUT_SYNCWARP"))
     assert "data race" in done.stderr and "neighbours_kernel" in done.stderr
 
 
 @needs_compiler
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path):
-    path = compiled(
-        tmp_path / "race_check", "race_check.cpp", "-O1", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=undefined", f'-DINFOSEG_CUDA_SOURCE="{SOURCE}"',
-    )  # fmt: skip
-    done = subprocess.run([str(path)], capture_output=True, text=True, check=False, timeout=120)
+    program = race_check(tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0 and "checked" in done.stdout, done.stderr
 
 
@@ -223,24 +189,22 @@ def test_the_harness_names_mistakes_that_hang_a_gpu(tmp_path):
         "int main(int, char** arguments) { cudaLaunchConfig_t config{}; config.blockDim = dim3(64);\n"
         "  cudaLaunchKernelEx(&config, kernel, std::atoi(arguments[1])); }\n"
     )
-    path = compiled(tmp_path / "mistakes", str(source), "-O1")
+    path = compiled(tmp_path / "mistakes", [source], "-O1")
     for i, (name, (_, words)) in enumerate(MISTAKES.items()):
         done = subprocess.run([str(path), str(i)], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode != 0 and re.search(words, done.stderr) and "thread 3" in done.stderr, (name, done.stderr)
 
 
 @needs_nvcc
-def test_nvcc_spills_no_registers(tmp_path):
-    targets = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in (80, 90)]
-    command = [NVCC, "-O3", "-std=c++17", "-cubin", "--resource-usage", str(SOURCE)]
-    for target in targets:
-        done = subprocess.run(
-            [*command, target, "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        report = done.stdout + done.stderr
-        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-        assert len(spills) == 6 and set(spills) == {("0", "0", "0")}, report
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize(("source", "kernels"), [(ASSIGNMENT, 6), (CONFUSION, 1)])
+def test_nvcc_spills_no_registers(source, kernels, target, tmp_path):
+    command = [NVCC, "-O3", "-std=c++17", "-cubin", "--resource-usage", f"-arch=sm_{target}", str(source)]
+    done = subprocess.run([*command, "-o", str(tmp_path / "x.cubin")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = done.stdout + done.stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(spills) == kernels and set(spills) == {("0", "0", "0")}, report
 
 
 def test_the_library_loads_without_a_gpu_or_says_why_not():

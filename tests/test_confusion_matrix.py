@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from fibers import needs_compiler, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +162,23 @@ def test_strided_labels_and_unequal_kinds():
         isf.confusion_matrix(pred.float(), target, 4, 3)
     with pytest.raises(ValueError, match="num_classes must be"):
         isf.confusion_matrix(pred, target, 4, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 1), (27, 15), (110, 110), (111, 111)])
+def test_the_cuda_kernel_counts_on_fibers(fibers, shape):
+    rng = np.random.default_rng(0)
+    for size, mean_length, types in ((0, 1, (0, 1)), (31, 1, (1, 2)), (5000, 2, (0, 4)), (40_000, 90, (3, 0))):
+        pred, target = (runs(rng, size, k, mean_length).astype(DTYPES[t]) for k, t in zip(shape, types, strict=True))
+        for ignore_index in (None, 0):
+            pred_here, target_here = pred.copy(), target.copy()
+            if size:
+                target_here[size // 2], pred_here[size // 2 + 1], target_here[size // 2 + 1] = 120, 120, shape[1] - 1
+            labels = torch.from_numpy(pred_here), torch.from_numpy(target_here)
+            fibers.cuda_harness_set_schedule(size)
+            counts, outside = confusion.launch(runner(fibers), *labels, *shape, ignore_index)
+            expected, expected_outside = confusion.counts_and_outside(*labels, *shape, ignore_index)
+            assert torch.equal(counts, expected) and outside == expected_outside
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

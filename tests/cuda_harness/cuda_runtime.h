@@ -375,12 +375,10 @@ inline double __longlong_as_double(long long bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
-// Fibers change only at collectives, so plain arithmetic is atomic; ThreadSanitizer is told to take it so.
+// Fibers change only at collectives, so nothing comes between; ThreadSanitizer is to see that it is atomic, and unordered.
 template <class T>
-CUDA_HARNESS_QUIET T atomicAdd(T* address, T value) {
-  const T before = *address;
-  *address = before + value;
-  return before;
+T atomicAdd(T* address, T value) {
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
 template <class... Expected, class... Given>

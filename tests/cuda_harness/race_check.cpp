@@ -1,13 +1,27 @@
-// Solves problems of both kernels of csrc/linear_sum_assignment.cu and runs a kernel that needs its __syncwarp, for
+// Runs the kernels of csrc/linear_sum_assignment.cu and csrc/confusion_matrix.cu, and one that needs its __syncwarp, for
 // ThreadSanitizer to watch. A program of its own, since the sanitizer must be there from the start.
-// INFOSEG_CUDA_SOURCE names the source, so that a test can give a copy with a barrier removed and see it found.
+// INFOSEG_ASSIGNMENT and INFOSEG_CONFUSION name the sources, so that a test can give a copy with a barrier removed and see
+// it found.
+#include <cuda_runtime.h>
+
+#include <cstdint>
 #include <vector>
 
-#include INFOSEG_CUDA_SOURCE
+namespace assignment {
+#include INFOSEG_ASSIGNMENT
+namespace {
+__shared__ __align__(16) unsigned char dynamic_shared[99 * 1024];
+}
+}  // namespace assignment
+
+namespace confusion {
+#include INFOSEG_CONFUSION
+namespace {
+__shared__ unsigned cell_counts[kMostSharedCells];
+}
+}  // namespace confusion
 
 namespace {
-
-__shared__ __align__(16) unsigned char dynamic_shared[99 * 1024];
 
 // Each lane hands its value to its neighbour through shared memory.
 __global__ void neighbours_kernel(const int* given, int* taken) {
@@ -40,14 +54,26 @@ int main() {
       for (double& x : cost) x = next();
       std::vector<int64_t> row_indices(batch * least), col_indices(batch * least);
       std::vector<int32_t> status(2 * batch);
-      if (infoseg_assign(cost.data(), kFloat64, batch, rows, cols, rows * cols, cols, 1, 0, row_indices.data(),
+      if (assignment::infoseg_assign(cost.data(), assignment::kFloat64, batch, rows, cols, rows * cols, cols, 1, 0, row_indices.data(),
                          col_indices.data(), status.data(), nullptr) != 0) {
         return 2;
       }
       for (int64_t b = 0; b < batch; ++b) {
-        if (status[2 * b] != kSolved) return 3;
+        if (status[2 * b] != assignment::kSolved) return 3;
       }
     }
+    constexpr int64_t kPixels = 9000, kClusters = 7, kClasses = 5;
+    std::vector<uint8_t> pred(kPixels), target(kPixels);
+    for (int64_t i = 0; i < kPixels; ++i) {
+      pred[i] = static_cast<uint8_t>(static_cast<int64_t>(next()) % kClusters);
+      target[i] = static_cast<uint8_t>(static_cast<int64_t>(next()) % kClasses);
+    }
+    std::vector<int64_t> counts(kClusters * kClasses + 1);
+    confusion::infoseg_count_confusion(pred.data(), 0, target.data(), 0, kPixels, kClusters, kClasses, 0, 0, counts.data(),
+                                       nullptr);
+    int64_t counted = 0;
+    for (const int64_t count : counts) counted += count;
+    if (counted != kPixels) return 5;
     std::vector<int> given(32, 1), taken(32);
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(2);
