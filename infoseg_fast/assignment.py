@@ -66,10 +66,14 @@ def _solve_array(cost, maximize: bool, backend: str) -> tuple[np.ndarray, np.nda
             return _solve(cost, maximize)
         except TypeError:
             pass  # a dtype to be converted below
-    cost = readable(np.asarray(cost))
+    cost = np.asarray(cost)
     if cost.ndim not in (2, 3):
         raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
-    return _solve(cost, bool(maximize), torch.get_num_threads() if cost.ndim == 3 else 1)
+    threads = torch.get_num_threads() if cost.ndim == 3 else 1
+    try:
+        return _solve(cost, bool(maximize), threads)
+    except TypeError:
+        return _solve(readable(cost), bool(maximize), threads)
 
 
 def _find_solver(backend: str) -> bool:
@@ -86,7 +90,7 @@ def _find_solver(backend: str) -> bool:
 
 
 def readable(cost: np.ndarray) -> np.ndarray:
-    """The same problem in a dtype that the solver reads: float32, float64 or int64, native and aligned."""
+    """A copy of the same problem in a dtype that the solver reads: float32, float64 or int64."""
     kind, size = cost.dtype.kind, cost.dtype.itemsize
     if kind == "u" and size == 8:
         # Subtracting 2**63 from all entries changes no choice, and all of them fit.

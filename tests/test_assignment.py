@@ -154,6 +154,15 @@ def test_what_numpy_makes_an_array_of_is_taken():
         isf.linear_sum_assignment(np.ones((2, 2), complex))
 
 
+def test_views_into_records_are_taken():
+    records = np.zeros(4, dtype=[("byte", "i1"), ("cost", "f8", (3, 5))])  # strides that are no multiple of 8
+    records["cost"] = np.random.default_rng(0).random((4, 3, 5))
+    expected = isf.linear_sum_assignment(records["cost"].copy())
+    for found, right in zip(isf.linear_sum_assignment(records["cost"]), expected, strict=True):
+        assert (found == right).all()
+    assert (isf.linear_sum_assignment(records["cost"][2])[1] == expected[1][2]).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0), (2, 0, 3), (0, 3, 3)])
 def test_empty_matrices_have_empty_answers(shape):
     rows, cols = isf.linear_sum_assignment(np.zeros(shape))
