@@ -506,9 +506,4 @@ __attribute__((visibility("default"))) int infoseg_assign(const void* cost, int 
   }
 }
 
-// What a cudaError_t means.
-__attribute__((visibility("default"))) const char* infoseg_cuda_error(int error) {
-  return cudaGetErrorString(static_cast<cudaError_t>(error));
-}
-
 }

@@ -19,6 +19,7 @@ SIGNATURES = {
     "infoseg_assign": (INT, [POINTER, INT, *[INT64] * 6, INT, POINTER, POINTER, POINTER, POINTER]),
     "infoseg_assign_max_columns": (INT, []),
     "infoseg_count_confusion": (INT, [POINTER, INT, POINTER, INT, *[INT64] * 3, INT, INT64, POINTER, POINTER]),
+    "infoseg_cuda_ready": (INT, []),
     "infoseg_cuda_error": (ctypes.c_char_p, [INT]),
 }
 
@@ -53,7 +54,14 @@ def unavailable() -> str | None:
     reason = _load()[1]
     if reason is None and not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
-    return reason
+    return reason or _not_ready()
+
+
+@functools.cache
+def _not_ready() -> str | None:
+    """Why the library's own CUDA runtime cannot run, such as a driver older than it; None when it can."""
+    error = library().infoseg_cuda_ready()
+    return f"its CUDA runtime reports: {library().infoseg_cuda_error(error).decode()}" if error else None
 
 
 def run(name: str, device: torch.device, *arguments) -> None:

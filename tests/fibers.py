@@ -33,7 +33,7 @@ def compiled(output: Path, sources: list[str | Path], *flags: str) -> Path:
 
 def open_fibers(folder: Path):
     """The CUDA sources as a CPU library with the CUDA library's own interface."""
-    sources = ["linear_sum_assignment.cpp", "confusion_matrix.cpp"]
+    sources = ["cuda_library.cpp", "linear_sum_assignment.cpp", "confusion_matrix.cpp"]
     return cuda_library.open_library(compiled(folder / "fibers.so", sources, "-O2", "-shared", "-fPIC"))
 
 

@@ -212,6 +212,8 @@ def test_the_library_loads_without_a_gpu_or_says_why_not():
     assert reason is None or isinstance(reason, str)
     if cuda_library.library() is not None:
         assert cuda_library.library().infoseg_assign_max_columns() == 2048
+        if not torch.cuda.is_available():
+            assert cuda_library._not_ready().startswith("its CUDA runtime reports:")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
