@@ -434,8 +434,8 @@ T least_of(const T* cost, int32_t width, bool& valid) {
   return L::first(L::smallest(least));
 }
 
-// Where row i of the costs is read: in place, or the copy that is made of it. In place, a row's last vector runs into the
-// next row, which the prices past cols make harmless; the last row has none after it and is copied.
+// Where row i of the costs is read: in place, or the copy that is made of it. In place, a row's last vector runs into
+// the next row, which the prices past cols make harmless; the last row has none after it and is copied.
 template <class In, class T>
 const T* row_of_costs(const Matching<T>& m, const AssignmentProblem& p, int32_t i, T* copies) {
   const In* source = static_cast<const In*>(p.data) + i * p.row_stride;

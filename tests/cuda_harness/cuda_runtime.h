@@ -379,7 +379,8 @@ inline double __longlong_as_double(long long bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
-// Fibers change only at collectives, so nothing comes between; ThreadSanitizer is to see that it is atomic, and unordered.
+// Fibers change only at collectives, so nothing comes between; ThreadSanitizer is to see that it is atomic, and
+// unordered.
 template <class T>
 T atomicAdd(T* address, T value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);

@@ -1,7 +1,7 @@
-// Runs the kernels of csrc/linear_sum_assignment.cu and csrc/confusion_matrix.cu, and one that needs its __syncwarp, for
-// ThreadSanitizer to watch. A program of its own, since the sanitizer must be there from the start.
-// INFOSEG_ASSIGNMENT and INFOSEG_CONFUSION name the sources, so that a test can give a copy with a barrier removed and see
-// it found.
+// Runs the kernels of csrc/linear_sum_assignment.cu and csrc/confusion_matrix.cu, and one that needs its __syncwarp,
+// for ThreadSanitizer to watch. A program of its own, since the sanitizer must be there from the start.
+// INFOSEG_ASSIGNMENT and INFOSEG_CONFUSION name the sources, so that a test can give a copy with a barrier removed and
+// see it found.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -54,10 +54,10 @@ int main() {
       for (double& x : cost) x = next();
       std::vector<int64_t> row_indices(batch * least), col_indices(batch * least);
       std::vector<int32_t> status(2 * batch);
-      if (assignment::infoseg_assign(cost.data(), assignment::kFloat64, batch, rows, cols, rows * cols, cols, 1, 0, row_indices.data(),
-                         col_indices.data(), status.data(), nullptr) != 0) {
-        return 2;
-      }
+      const int failed =
+          assignment::infoseg_assign(cost.data(), assignment::kFloat64, batch, rows, cols, rows * cols, cols, 1, 0,
+                                     row_indices.data(), col_indices.data(), status.data(), nullptr);
+      if (failed) return 2;
       for (int64_t b = 0; b < batch; ++b) {
         if (status[2 * b] != assignment::kSolved) return 3;
       }
@@ -69,8 +69,8 @@ int main() {
       target[i] = static_cast<uint8_t>(static_cast<int64_t>(next()) % kClasses);
     }
     std::vector<int64_t> counts(kClusters * kClasses + 1);
-    confusion::infoseg_count_confusion(pred.data(), 0, target.data(), 0, kPixels, kClusters, kClasses, 0, 0, counts.data(),
-                                       nullptr);
+    confusion::infoseg_count_confusion(pred.data(), 0, target.data(), 0, kPixels, kClusters, kClasses, 0, 0,
+                                       counts.data(), nullptr);
     int64_t counted = 0;
     for (const int64_t count : counts) counted += count;
     if (counted != kPixels) return 5;
