@@ -1,0 +1,37 @@
+// Which instruction set and which thread pool the kernels use; tests choose others.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu.h"
+#include "threads.h"
+
+namespace py = pybind11;
+using namespace infoseg;
+
+namespace {
+
+void choose_isa(const std::string& name) {
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+    if (name != isa_name(isa)) continue;
+    if (!set_isa(isa)) throw std::runtime_error("this CPU cannot run " + name);
+    return;
+  }
+  throw std::invalid_argument("unknown instruction set " + name);
+}
+
+void choose_pool(const std::string& name) {
+  if (name != "automatic" && name != "own") throw std::invalid_argument("unknown thread pool " + name);
+  set_pool(name == "own" ? Pool::own : Pool::automatic);
+}
+
+}  // namespace
+
+void bind_cpu(py::module_& module) {
+  module.def("instruction_set", [] { return std::string(isa_name(current_isa())); });
+  module.def("best_instruction_set", [] { return std::string(isa_name(best_isa())); });
+  module.def("set_instruction_set", &choose_isa);
+  module.def("thread_pool", [] { return std::string(pool_name()); });
+  module.def("set_thread_pool", &choose_pool);
+}

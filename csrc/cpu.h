@@ -1,0 +1,14 @@
+// Which instruction set the kernels run on: the best this CPU has, or one chosen for tests.
+#pragma once
+
+namespace infoseg {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
+
+Isa best_isa();
+Isa current_isa();
+// False when this CPU cannot run it; nothing changes then.
+bool set_isa(Isa isa);
+const char* isa_name(Isa isa);
+
+}  // namespace infoseg

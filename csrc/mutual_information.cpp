@@ -1,0 +1,43 @@
+// Chooses the instruction set.
+#include "mutual_information.h"
+
+#include "cpu.h"
+
+namespace infoseg {
+
+namespace portable {
+extern const LossKernels loss_kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const LossKernels loss_kernels;
+}
+namespace avx512 {
+extern const LossKernels loss_kernels;
+}
+#endif
+
+namespace {
+
+const LossKernels& kernels() {
+  switch (current_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx2: return avx2::loss_kernels;
+    case Isa::avx512:
+    case Isa::avx512bf16: return avx512::loss_kernels;
+#endif
+    default: return portable::loss_kernels;
+  }
+}
+
+}  // namespace
+
+Keeps loss_keeps(int64_t, int64_t C, int64_t K, const LossSettings& settings) {
+  const bool same_position = settings.estimator == Estimator::jsd && settings.negatives == Negatives::same_position;
+  return !same_position && (1 + settings.partners) * K >= C ? Keeps::gradients : Keeps::coefficients;
+}
+
+double loss_forward(const LossArguments& a) { return kernels().forward(a); }
+void loss_backward(const LossArguments& a) { kernels().backward(a); }
+
+}  // namespace infoseg

@@ -1,0 +1,2 @@
+#define INFOSEG_ISA portable
+#include "mutual_information_kernel.h"

@@ -1,0 +1,170 @@
+// The three matrix products of a tile of positions, on register tiles:
+//   scores  z[r, t]  = sum_c G[r, c] f[c, t] + g0[r]
+//   df[c, t]         = sum_r G[r, c] a[r, t]
+//   dG[r, c]        += sum_t a[r, t] f[c, t]
+// In each, one operand is broadcast number by number and the other is read in vectors, so all three are one kernel:
+//   out[m, n] = sum_k left[k, m] right[k, n].
+#pragma once
+
+#include "simd.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+constexpr int kTile = 64;  // positions a tile: two of its [.., kTile] operands and a block of the third stay in L1
+
+// Accumulators must leave registers for a row of the vector operand and one broadcast.
+constexpr int kBlockVectors = kVectorRegisters == 32 ? 4 : 2;
+constexpr int kBlockRows = kVectorRegisters == 32 ? 6 : 5;
+
+// left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous.
+template <class T, int kRows, int kVectors, int kLeftM, bool kAdd>
+static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right, int64_t right_k,
+                                 const T* __restrict start, T* __restrict out, int64_t out_m) {
+    constexpr int W = Lanes<T>::W;
+    Vec<T> sum[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+            if (kAdd)
+                sum[m][v] = load<T>(out + m * out_m + v * W);
+            else
+                sum[m][v] = start ? broadcast<T>(start[m]) : Vec<T>{};
+        }
+    for (int64_t k = 0; k < n_k; ++k) {
+        Vec<T> row[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) row[v] = load<T>(right + v * W);
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) {
+            const Vec<T> x = broadcast<T>(left[m * kLeftM]);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
+        }
+        left += left_k;
+        right += right_k;
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) store<T>(out + m * out_m + v * W, sum[m][v]);
+}
+
+template <class T, int kVectors, int kLeftM, bool kAdd>
+static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k, const T* start, T* out,
+                                int64_t out_m) {
+    switch (rows) {
+        case 1: return product_block<T, 1, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        case 2: return product_block<T, 2, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        case 3: return product_block<T, 3, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        case 4: return product_block<T, 4, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        case 5: return product_block<T, 5, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        default:
+            if constexpr (kBlockRows >= 6) return product_block<T, 6, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+    }
+}
+
+// Runs of at most kBlockRows rows, as even as they come: run i of rows is [begin(i), begin(i + 1)).
+struct RowBlocks {
+    int64_t rows, count;
+    static RowBlocks of(int64_t rows) { return {rows, (rows + kBlockRows - 1) / kBlockRows}; }
+    int64_t begin(int64_t i) const { return rows * i / count; }
+};
+
+// out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
+template <class T, int kLeftM, bool kAdd>
+static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
+                                 const T* start, T* out, int64_t out_m) {
+    constexpr int W = Lanes<T>::W;
+    int v = 0;
+    for (; v + kBlockVectors <= vectors; v += kBlockVectors)
+        product_rows<T, kBlockVectors, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+    if constexpr (kBlockVectors > 3)
+        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+    if constexpr (kBlockVectors > 2)
+        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+    if (vectors - v == 1) product_rows<T, 1, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+}
+
+// ---------------------------------------------------------------- transposes
+
+// to[i, j] = from[j, i] for i < rows, j < columns.
+template <class T>
+static inline void transpose_plain(T* __restrict to, int64_t to_stride, const T* __restrict from, int64_t from_stride, int64_t rows,
+                                   int64_t columns) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] = from[j * from_stride + i];
+}
+
+#if defined(__AVX512F__)
+// 16 x 16 numbers. Quarters of four source rows are put together while loading, which leaves
+// two rounds of shuffles inside each quarter.
+INFOSEG_INLINE void transpose_16(float* __restrict to, int64_t to_stride, const float* __restrict from, int64_t from_stride) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+        __m512 row[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const float* p = from + i * from_stride + 4 * q;
+            __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(p));
+            x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 4 * from_stride), 1);
+            x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 8 * from_stride), 2);
+            row[i] = _mm512_insertf32x4(x, _mm_loadu_ps(p + 12 * from_stride), 3);
+        }
+        const __m512 a = _mm512_unpacklo_ps(row[0], row[1]), b = _mm512_unpackhi_ps(row[0], row[1]);
+        const __m512 c = _mm512_unpacklo_ps(row[2], row[3]), d = _mm512_unpackhi_ps(row[2], row[3]);
+        float* out = to + 4 * q * to_stride;
+        _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))));
+        _mm512_storeu_ps(out + to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))));
+        _mm512_storeu_ps(out + 2 * to_stride, _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d))));
+        _mm512_storeu_ps(out + 3 * to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d))));
+    }
+}
+#elif defined(__AVX2__)
+// 8 x 8 numbers, as above with halves.
+INFOSEG_INLINE void transpose_8(float* __restrict to, int64_t to_stride, const float* __restrict from, int64_t from_stride) {
+#pragma GCC unroll 2
+    for (int q = 0; q < 2; ++q) {
+        __m256 row[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const float* p = from + i * from_stride + 4 * q;
+            row[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4 * from_stride), 1);
+        }
+        const __m256 a = _mm256_unpacklo_ps(row[0], row[1]), b = _mm256_unpackhi_ps(row[0], row[1]);
+        const __m256 c = _mm256_unpacklo_ps(row[2], row[3]), d = _mm256_unpackhi_ps(row[2], row[3]);
+        float* out = to + 4 * q * to_stride;
+        _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(c))));
+        _mm256_storeu_ps(out + to_stride, _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(c))));
+        _mm256_storeu_ps(out + 2 * to_stride, _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(b), _mm256_castps_pd(d))));
+        _mm256_storeu_ps(out + 3 * to_stride, _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(b), _mm256_castps_pd(d))));
+    }
+}
+#endif
+
+template <class T>
+static inline void transpose(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows, int64_t columns) {
+    int64_t i = 0;
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+        constexpr int64_t n = kVectorBytes / 4;
+        const int64_t whole = columns / n * n;
+        for (; i + n <= rows; i += n) {
+            for (int64_t j = 0; j < whole; j += n) {
+#if defined(__AVX512F__)
+                transpose_16((float*)(to + i * to_stride + j), to_stride, (const float*)(from + j * from_stride + i), from_stride);
+#else
+                transpose_8((float*)(to + i * to_stride + j), to_stride, (const float*)(from + j * from_stride + i), from_stride);
+#endif
+            }
+            if (whole < columns)
+                transpose_plain(to + i * to_stride + whole, to_stride, from + whole * from_stride + i, from_stride, n, columns - whole);
+        }
+    }
+#endif
+    if (i < rows) transpose_plain(to + i * to_stride, to_stride, from + i, from_stride, rows - i, columns);
+}
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg

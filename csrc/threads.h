@@ -1,0 +1,31 @@
+// Runs one function on several threads. Every kernel splits its work by thread number alone, so the
+// same thread count always gives the same bits, whichever pool does the work.
+#pragma once
+
+#include <cstdint>
+
+namespace infoseg {
+
+// Calls fn(context, t) for every t in 0..threads-1 and returns when all are done. The functions must not throw.
+void parallel(int threads, void (*fn)(void*, int), void* context);
+
+enum class Pool : int { automatic = 0, own = 1, openmp = 2 };
+void set_pool(Pool pool);
+// The pool the next parallel region would use: "openmp" (the one PyTorch has loaded) or "own".
+const char* pool_name();
+
+struct Range {
+    int64_t begin, end;
+};
+
+// Part t of n units cut into equal runs.
+static inline Range share(int64_t n, int threads, int t) {
+    return {n * t / threads, n * (t + 1) / threads};
+}
+
+template <class F>
+static inline void parallel_for(int threads, F& body) {
+    parallel(threads, [](void* context, int t) { (*static_cast<F*>(context))(t); }, &body);
+}
+
+}  // namespace infoseg
