@@ -1,11 +1,125 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.dispatch`)."""
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.dispatch`).
+
+The extension knows no torch: it gets data pointers, sizes and strides. Threads follow `torch.get_num_threads()`.
+"""
+
+import torch
+from torch import Tensor
 
 from . import extension
 
-# op name -> kernel, as infoseg_fast.dispatch describes.
-KERNELS: dict[str, object] = {}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_ESTIMATORS = {"jsd": 0, "infonce": 1}
+_NEGATIVES = {"same_position": 0, "reassigned": 1}
+_NO_MAP = (0,) * 9
 
 
 def unavailable() -> str | None:
     """Why no C++ kernel can run here; None when one can."""
-    return extension.unavailable() or (None if KERNELS else "this version has no C++ kernels for the ops")
+    return extension.unavailable()
+
+
+def _map(x: Tensor) -> tuple[int, ...]:
+    """A [B, C, h, w] tensor as the extension takes it."""
+    return x.data_ptr(), *x.shape, *x.stride()
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+class _Kernel:
+    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """Why features of this kind cannot be taken; None when they can."""
+        if device_type != "cpu":
+            return f"it runs on the CPU, not on {device_type}"
+        return None if dtype in _DTYPES else f"it has no kernel for {dtype}"
+
+
+def _settings(settings) -> tuple:
+    return (
+        settings.temperature,
+        _ESTIMATORS[settings.estimator],
+        _NEGATIVES[settings.negatives],
+        settings.num_negatives,
+        settings.balance,
+    )
+
+
+class _Loss(_Kernel):
+    """Going back needs either the coefficient of every score, or nothing more than the gradient itself.
+
+    The first is kept while it is small; with many partners the gradient is formed going forward, for upstream
+    gradient 1, since (1 + n) K coefficients a position would be more numbers than it has channels.
+    """
+
+    def forward(self, features, G, g0, valid, settings, needs):
+        # new_empty: inside a custom op no gradient is recorded.
+        module, wanted = extension.compiled(), any(needs)
+        state = self.fake_state(features, G, g0, valid, settings, needs)
+        coefficients, df, dG, dg0 = None, None, None, None
+        if wanted and self._keeps_gradients(features, G, settings):
+            df, dG, dg0 = (x if need else None for x, need in zip(state, needs, strict=True))
+        elif wanted:
+            (coefficients,) = state
+        loss = module.loss_forward(
+            _DTYPES[features.dtype],
+            _map(features),
+            G.data_ptr(),
+            _pointer(g0),
+            _pointer(valid),
+            G.shape[1],
+            _settings(settings),
+            torch.get_num_threads(),
+            wanted,
+            _pointer(coefficients),
+            _NO_MAP if df is None else _map(df),
+            _pointer(dG),
+            _pointer(dg0),
+        )
+        return G.new_tensor(loss), state
+
+    def fake_state(self, features, G, g0, valid, settings, needs):
+        if not any(needs):
+            return []
+        B, _, h, w = features.shape
+        if self._keeps_gradients(features, G, settings):
+            return list(_empty_gradients(features, G, needs))
+        tile = extension.compiled().LOSS_TILE
+        return [G.new_empty((h * w + tile - 1) // tile, B, (1 + settings.num_negatives) * G.shape[1], tile)]
+
+    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
+        if self._keeps_gradients(features, G, settings):
+            return [x * grad_loss for x in state]
+        df, dG, dg0 = _empty_gradients(features, G, needs)
+        extension.compiled().loss_backward(
+            _DTYPES[features.dtype],
+            _map(features),
+            G.data_ptr(),
+            G.shape[1],
+            _settings(settings),
+            torch.get_num_threads(),
+            state[0].data_ptr(),
+            grad_loss.item(),
+            _map(df) if needs.features else _NO_MAP,
+            _pointer(dG) if needs.G else 0,
+            _pointer(dg0) if needs.g0 else 0,
+        )
+        return df, dG, dg0
+
+    @staticmethod
+    def _keeps_gradients(features, G, settings) -> bool:
+        B, K, C = G.shape
+        return extension.compiled().loss_keeps_gradients(B, C, K, _settings(settings))
+
+
+def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(features) if needs[0] else features.new_empty(0),
+        torch.empty_like(G) if needs[1] else G.new_empty(0),
+        G.new_empty(G.shape[:2]) if needs[2] else G.new_empty(0),
+    )
+
+
+# op name -> kernel, as infoseg_fast.dispatch describes.
+KERNELS: dict[str, object] = {"mutual_information_loss": _Loss()}
