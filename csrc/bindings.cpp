@@ -6,6 +6,8 @@ void bind_confusion_matrix(pybind11::module_& module);
 void bind_linear_sum_assignment(pybind11::module_& module);
 void bind_cpu(pybind11::module_& module);
 void bind_mutual_information(pybind11::module_& module);
+void bind_similarity(pybind11::module_& module);
+void bind_segmentation(pybind11::module_& module);
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of infoseg_fast for CPUs.";
@@ -13,4 +15,6 @@ PYBIND11_MODULE(_C, module) {
   bind_linear_sum_assignment(module);
   bind_cpu(module);
   bind_mutual_information(module);
+  bind_similarity(module);
+  bind_segmentation(module);
 }

@@ -40,6 +40,13 @@ struct FeatureTiles {
         return sizeof(E) == sizeof(A) && flat && map.stride_w == 1 && size(tile) % Lanes<A>::W == 0;
     }
 
+    // The memory that read() will touch, where it lies in rows.
+    TileLines lines(int64_t b, int64_t tile) const {
+        if (b >= map.B || !flat || map.stride_w != 1) return {static_cast<const char*>(map.data), 0, 1, 0};
+        const int64_t bytes = size(tile) * static_cast<int64_t>(sizeof(E));
+        return {reinterpret_cast<const char*>(at(b, tile * kTile)), map.stride_c * static_cast<int64_t>(sizeof(E)), map.C, (bytes + 63) / 64};
+    }
+
     // Numbers of scratch that read() and write() need.
     int64_t scratch() const { return map.C * kTile; }
 

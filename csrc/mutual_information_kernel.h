@@ -3,32 +3,12 @@
 
 #include "mutual_information.h"
 #include "rank_gradient.h"
-#include "vecmath.h"
+#include "softmax.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
 
 static_assert(kLossTile == kTile, "the kept coefficients are laid out in the tiles of the products");
-
-// V = softmax(tau z) over K rows of W positions; returns T = sum_k V_k z_k.
-template <class A>
-static inline Vec<A> softmax_and_mean(const A* z, int64_t z_stride, int64_t K, A tau, A* V) {
-  constexpr int W = Lanes<A>::W;
-  Vec<A> top = load<A>(z);
-  for (int64_t k = 1; k < K; ++k) top = greater_of<A>(top, load<A>(z + k * z_stride));
-  Vec<A> sum{}, weighted{};
-  for (int64_t k = 0; k < K; ++k) {
-    // tau (z - top), not tau z - tau top: the difference of large scores is exact, that of their multiples is not.
-    const Vec<A> below = load<A>(z + k * z_stride) - top;
-    const Vec<A> e = exp_nonpositive<A>(below * tau);
-    sum += e;
-    weighted += e * below;
-    store<A>(V + k * W, e);
-  }
-  const Vec<A> inverse = A(1) / sum;
-  for (int64_t k = 0; k < K; ++k) store<A>(V + k * W, load<A>(V + k * W) * inverse);
-  return top + weighted * inverse;
-}
 
 template <class E, class A>
 struct Loss {
@@ -92,12 +72,16 @@ struct Loss {
     for (int64_t t = 0; t < kTile; ++t) ok[t] = t < size && (!valid || valid[t]) ? A(1) : A(0);
   }
 
-  // All (1 + n) K scores of one image's tile.
-  void score(const GlobalFeatures<A>& G, int64_t b, int64_t tile, A* copy, A* q) const {
+  // All (1 + n) K scores of one image's tile; the tile that comes next is asked for meanwhile.
+  void score(const GlobalFeatures<A>& G, int64_t b, int64_t tile, A* copy, A* q, const TileLines& next) const {
     const TileRows<A> rows = f.read(b, tile, copy);
     const int vectors = vectors_of<A>(f.size(tile));
-    for (int64_t j = 0; j <= n; ++j) G.scores((b + j) % B, rows.data, rows.stride, vectors, q + j * K * kTile, kTile);
+    int64_t asked = 0;
+    for (int64_t j = 0; j <= n; ++j) asked = G.scores((b + j) % B, rows.data, rows.stride, vectors, q + j * K * kTile, kTile, next, asked);
   }
+
+  TileLines after_image(int64_t b, int64_t tile) const { return b + 1 < B ? f.lines(b + 1, tile) : f.lines(tile + 1 < tiles ? 0 : B, tile + 1); }
+  TileLines after_tile(int64_t b, int64_t tile) const { return tile + 1 < tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0); }
 
   // ---------------------------------------------------------------- the balance term
 
@@ -292,7 +276,7 @@ struct Loss {
         A* q = grad ? coefficients(tile, 0) : blocks + t * B * R * kTile;
         for (int64_t b = 0; b < B; ++b) {
           mark_valid(b, tile, s.ok + b * kTile);
-          score(G, b, tile, s.copy, q + b * R * kTile);
+          score(G, b, tile, s.copy, q + b * R * kTile, after_image(b, tile));
         }
         if (balance) clear_usage(s.usage);
         for (int g = 0; g < vectors_of<A>(f.size(tile)); ++g)
@@ -305,7 +289,7 @@ struct Loss {
       const Range part = share(tiles * B, threads, t);
       for (int64_t u = part.begin; u < part.end; ++u) {
         const int64_t tile = u / B, b = u % B;
-        score(G, b, tile, s.copy, coefficients(tile, b));
+        score(G, b, tile, s.copy, coefficients(tile, b), after_image(b, tile));
         if (!balance) continue;
         mark_valid(b, tile, s.ok);
         sum_usage_of_tile(t, coefficients(tile, b), s.ok, tile, s);
@@ -352,10 +336,10 @@ struct Loss {
         A* q = kept ? coefficients(tile, b) : blocks + t * R * kTile;
         mark_valid(b, tile, s.ok);
         if (kept) {
-          score(G, b, tile, s.copy, q);
+          score(G, b, tile, s.copy, q, after_tile(b, tile));
         } else {
           const TileRows<A> rows = f.read(b, tile, s.copy);
-          G.scores(b, rows.data, rows.stride, vectors_of<A>(f.size(tile)), q, kTile);
+          G.scores(b, rows.data, rows.stride, vectors_of<A>(f.size(tile)), q, kTile, after_tile(b, tile), 0);
         }
         sum_usage_of_tile(t, q, s.ok, tile, s);
       }
@@ -368,7 +352,7 @@ struct Loss {
         const int64_t b = u / tiles, tile = u % tiles;
         A* q = kept ? coefficients(tile, b) : blocks + t * R * kTile;
         mark_valid(b, tile, s.ok);
-        if (!(kept && first)) score(G, b, tile, s.copy, q);
+        if (!(kept && first)) score(G, b, tile, s.copy, q, after_tile(b, tile));
         if (balance && !first) clear_usage(s.usage);
         const int groups = vectors_of<A>(f.size(tile));
         for (int g = 0; g < groups; ++g)
@@ -377,7 +361,7 @@ struct Loss {
         if (!forms) continue;
         const TileScratch<A> ts = TileScratch<A>::at(tile_scratch + t * TileScratch<A>::size(C), C);
         A* to = dG.of(t, b, 1 + n);
-        if (a.df.data) write_df(df, b, tile, q, G.rows + b * K * C, R, ts);
+        if (a.df.data) write_df(df, b, tile, q, G.rows + b * K * C, R, ts, f.lines(B, 0));
         if (a.dG) add_dG(f.in_place(tile) ? f.read(b, tile, s.copy) : TileRows<A>{s.copy, kTile}, f.size(tile), C, dG.padded, q, R, to, ts);
         if (a.dg0) add_dg0(q, R, groups, dG.offsets_of(t, b));
       }
@@ -418,23 +402,13 @@ static void loss_backward(const LossArguments& a) {
       const int64_t b = u / f.tiles, tile = u % f.tiles;
       const A* q = static_cast<const A*>(a.coefficients) + (tile * B + b) * R * kTile;
       A* to = dG.of(t, b, 1 + n);
-      if (a.df.data) write_df(df, b, tile, q, static_cast<const A*>(G.rows + b * K * C), R, ts);
+      if (a.df.data) write_df(df, b, tile, q, static_cast<const A*>(G.rows + b * K * C), R, ts, f.lines(b, tile));
       if (a.dG) add_dG(f.read(b, tile, copy), f.size(tile), C, dG.padded, q, R, to, ts);
       if (a.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), dG.offsets_of(t, b));
     }
   };
   parallel_for(a.threads, body);
   if (a.dG || a.dg0) dG.finish(static_cast<A*>(a.dG), static_cast<A*>(a.dg0), scale);
-}
-
-template <class F32, class F64, class BF16, class F16>
-static inline auto by_type(DType t, F32 f32, F64 f64, BF16 bf16, F16 f16) {
-  switch (t) {
-    case DType::f64: return f64();
-    case DType::bf16: return bf16();
-    case DType::f16: return f16();
-    default: return f32();
-  }
 }
 
 static double loss_forward_any(const LossArguments& a) {

@@ -17,15 +17,35 @@ constexpr int kTile = 64;  // positions a tile: two of its [.., kTile] operands 
 constexpr int kBlockVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kBlockRows = kVectorRegisters == 32 ? 6 : 5;
 
+// Cache lines to ask for while a product runs: one a step of its inner loop, `stride` bytes apart.
+struct Ahead {
+    const char* line;
+    int64_t stride;
+};
+
+// The cache lines of a tile of rows, counted down the rows first. Without them the rows of the next tile would be missed
+// one after another: they lie too far apart for the hardware to foresee.
+struct TileLines {
+    const char* first;
+    int64_t stride, rows, lines_a_row;  // stride in bytes
+    Ahead from(int64_t line) const {
+        const int64_t column = line / rows;
+        if (column >= lines_a_row) return {first, 0};
+        return {first + 64 * column + line % rows * stride, stride};
+    }
+};
+
+INFOSEG_INLINE Ahead nothing_ahead(const void* here) { return {static_cast<const char*>(here), 0}; }
+
 // left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous.
 template <class T, int kRows, int kVectors, int kLeftM, bool kAdd>
 static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right, int64_t right_k,
-                                 const T* __restrict start, T* __restrict out, int64_t out_m) {
+                                 const T* __restrict start, T* __restrict out, int64_t out_m, Ahead ahead) {
     constexpr int W = Lanes<T>::W;
     Vec<T> sum[kRows][kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
             if (kAdd)
                 sum[m][v] = load<T>(out + m * out_m + v * W);
@@ -34,34 +54,36 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
         }
     for (int64_t k = 0; k < n_k; ++k) {
         Vec<T> row[kVectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) row[v] = load<T>(right + v * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
             const Vec<T> x = broadcast<T>(left[m * kLeftM]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
         }
+        __builtin_prefetch(ahead.line);
+        ahead.line += ahead.stride;
         left += left_k;
         right += right_k;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) store<T>(out + m * out_m + v * W, sum[m][v]);
 }
 
 template <class T, int kVectors, int kLeftM, bool kAdd>
 static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k, const T* start, T* out,
-                                int64_t out_m) {
+                                int64_t out_m, Ahead ahead) {
     switch (rows) {
-        case 1: return product_block<T, 1, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
-        case 2: return product_block<T, 2, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
-        case 3: return product_block<T, 3, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
-        case 4: return product_block<T, 4, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
-        case 5: return product_block<T, 5, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+        case 1: return product_block<T, 1, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
+        case 2: return product_block<T, 2, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
+        case 3: return product_block<T, 3, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
+        case 4: return product_block<T, 4, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
+        case 5: return product_block<T, 5, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
         default:
-            if constexpr (kBlockRows >= 6) return product_block<T, 6, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m);
+            if constexpr (kBlockRows >= 6) product_block<T, 6, kVectors, kLeftM, kAdd>(n_k, left, left_k, right, right_k, start, out, out_m, ahead);
     }
 }
 
@@ -75,16 +97,18 @@ struct RowBlocks {
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
 template <class T, int kLeftM, bool kAdd>
 static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
-                                 const T* start, T* out, int64_t out_m) {
+                                 const T* start, T* out, int64_t out_m, Ahead ahead) {
     constexpr int W = Lanes<T>::W;
     int v = 0;
-    for (; v + kBlockVectors <= vectors; v += kBlockVectors)
-        product_rows<T, kBlockVectors, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+    for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
+        product_rows<T, kBlockVectors, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead);
+        ahead = nothing_ahead(right);
+    }
     if constexpr (kBlockVectors > 3)
-        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead);
     if constexpr (kBlockVectors > 2)
-        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
-    if (vectors - v == 1) product_rows<T, 1, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m);
+        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead);
+    if (vectors - v == 1) product_rows<T, 1, kLeftM, kAdd>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead);
 }
 
 // ---------------------------------------------------------------- transposes
@@ -98,27 +122,35 @@ static inline void transpose_plain(T* __restrict to, int64_t to_stride, const T*
 }
 
 #if defined(__AVX512F__)
-// 16 x 16 numbers. Quarters of four source rows are put together while loading, which leaves
-// two rounds of shuffles inside each quarter.
+// 16 x 16 numbers. Each source row is one cache line and is loaded once: rows a power of two apart fall into the same
+// cache set, so a second look at a line would miss.
 INFOSEG_INLINE void transpose_16(float* __restrict to, int64_t to_stride, const float* __restrict from, int64_t from_stride) {
+    __m512 pair[16], quad[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+        const __m512 a = _mm512_loadu_ps(from + i * from_stride), b = _mm512_loadu_ps(from + (i + 1) * from_stride);
+        pair[i] = _mm512_unpacklo_ps(a, b);
+        pair[i + 1] = _mm512_unpackhi_ps(a, b);
+    }
+    // Column e of the 4 x 4 blocks of rows i .. i + 3 goes to quad[i + e].
 #pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) {
-        __m512 row[4];
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d a = _mm512_castps_pd(pair[i]), b = _mm512_castps_pd(pair[i + 1]);
+        const __m512d c = _mm512_castps_pd(pair[i + 2]), d = _mm512_castps_pd(pair[i + 3]);
+        quad[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        quad[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        quad[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        quad[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    // Quarter q of quad[e], quad[4 + e], quad[8 + e], quad[12 + e] is column 4 q + e.
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            const float* p = from + i * from_stride + 4 * q;
-            __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(p));
-            x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 4 * from_stride), 1);
-            x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 8 * from_stride), 2);
-            row[i] = _mm512_insertf32x4(x, _mm_loadu_ps(p + 12 * from_stride), 3);
-        }
-        const __m512 a = _mm512_unpacklo_ps(row[0], row[1]), b = _mm512_unpackhi_ps(row[0], row[1]);
-        const __m512 c = _mm512_unpacklo_ps(row[2], row[3]), d = _mm512_unpackhi_ps(row[2], row[3]);
-        float* out = to + 4 * q * to_stride;
-        _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))));
-        _mm512_storeu_ps(out + to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(c))));
-        _mm512_storeu_ps(out + 2 * to_stride, _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b), _mm512_castps_pd(d))));
-        _mm512_storeu_ps(out + 3 * to_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b), _mm512_castps_pd(d))));
+    for (int e = 0; e < 4; ++e) {
+        const __m512 low = _mm512_shuffle_f32x4(quad[e], quad[4 + e], 0x88), high = _mm512_shuffle_f32x4(quad[8 + e], quad[12 + e], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(quad[e], quad[4 + e], 0xdd), odd_high = _mm512_shuffle_f32x4(quad[8 + e], quad[12 + e], 0xdd);
+        _mm512_storeu_ps(to + e * to_stride, _mm512_shuffle_f32x4(low, high, 0x88));
+        _mm512_storeu_ps(to + (4 + e) * to_stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+        _mm512_storeu_ps(to + (8 + e) * to_stride, _mm512_shuffle_f32x4(low, high, 0xdd));
+        _mm512_storeu_ps(to + (12 + e) * to_stride, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
     }
 }
 #elif defined(__AVX2__)

@@ -91,10 +91,10 @@ struct TileScratch {
     static TileScratch at(A* p, int64_t C) { return {p, p + C * kTile, p + C * kTile + kTile * kChannels}; }
 };
 
-// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G.
+// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G; asks for `lines` meanwhile.
 template <class E, class A>
 static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G, int64_t count,
-                            TileScratch<A> scratch) {
+                            TileScratch<A> scratch, const TileLines& lines) {
     const int vectors = vectors_of<A>(df.size(tile));
     const int64_t C = df.map.C;
     const RowBlocks blocks = RowBlocks::of(C);
@@ -103,7 +103,7 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
         const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
         A* out = place ? place + c * df.map.stride_c : scratch.block;
         product_strip<A, 1, false>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
-                                   place ? df.map.stride_c : kTile);
+                                   place ? df.map.stride_c : kTile, lines.from(i * count));
         if (!place) df.write(b, tile, c, n, out);
     }
 }
@@ -123,7 +123,7 @@ static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t p
         for (int64_t i = 0; i < blocks.count; ++i) {
             const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
             product_strip<A, kTile, true>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1, scratch.transposed, kChannels,
-                                          nullptr, sums + r * padded + c, padded);
+                                          nullptr, sums + r * padded + c, padded, nothing_ahead(coefficients));
         }
     }
 }

@@ -202,5 +202,16 @@ inline void narrow_row<float16, float>(float16* __restrict to, const float* __re
 }
 #endif
 
+// Calls the one of four that is for a type.
+template <class F32, class F64, class BF16, class F16>
+static inline auto by_type(DType t, F32 f32, F64 f64, BF16 bf16, F16 f16) {
+  switch (t) {
+    case DType::f64: return f64();
+    case DType::bf16: return bf16();
+    case DType::f16: return f16();
+    default: return f32();
+  }
+}
+
 }  // namespace INFOSEG_ISA
 }  // namespace infoseg

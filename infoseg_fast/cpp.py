@@ -46,6 +46,82 @@ def _settings(settings) -> tuple:
     )
 
 
+class _Similarity(_Kernel):
+    softmax = False
+
+    def forward(self, features, G, g0, temperature=1.0):
+        B, _, h, w = features.shape
+        out = features.new_empty(B, G.shape[1], h, w)
+        extension.compiled().similarity_forward(
+            _DTYPES[features.dtype],
+            _map(features),
+            G.data_ptr(),
+            _pointer(g0),
+            G.shape[1],
+            torch.get_num_threads(),
+            out.data_ptr(),
+            self.softmax,
+            temperature,
+        )
+        return out
+
+    def backward(self, grad, features, G, needs):
+        return _gradients(grad, None, 1.0, features, G, needs)
+
+
+class _Assign(_Similarity):
+    softmax = True
+
+    def backward(self, grad, probs, features, G, temperature, needs):
+        return _gradients(grad, probs, temperature, features, G, needs)
+
+
+def _gradients(grad, probs, temperature, features, G, needs):
+    df, dG, dg0 = _empty_gradients(features, G, needs)
+    extension.compiled().similarity_backward(
+        _DTYPES[features.dtype],
+        _map(features),
+        G.data_ptr(),
+        G.shape[1],
+        torch.get_num_threads(),
+        _DTYPES[grad.dtype],
+        grad.data_ptr(),
+        _pointer(probs),
+        temperature,
+        _map(df) if needs.features else _NO_MAP,
+        _pointer(dG) if needs.G else 0,
+        _pointer(dg0) if needs.g0 else 0,
+    )
+    return df, dG, dg0
+
+
+class _Segment(_Kernel):
+    def forward(self, features, G, g0, temperature, size, interpolate):
+        labels = features.new_empty(len(features), *size, dtype=torch.uint8)
+        _segment(features, G, g0, temperature, size, interpolate, labels)
+        return labels
+
+
+def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
+    """Labels and counts, each where its tensor is given; the place of a target value out of range, or -1."""
+    return extension.compiled().segment(
+        _DTYPES[features.dtype],
+        _map(features),
+        G.data_ptr(),
+        _pointer(g0),
+        G.shape[1],
+        temperature,
+        interpolate == "logits",
+        *size,
+        torch.get_num_threads(),
+        _pointer(labels),
+        _pointer(target),
+        0 if counts is None else counts.shape[1],
+        -1 if ignore_index is None else ignore_index,
+        _pointer(counts),
+    )
+
+
 class _Loss(_Kernel):
     """Going back needs either the coefficient of every score, or nothing more than the gradient itself.
 
@@ -122,4 +198,9 @@ def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # op name -> kernel, as infoseg_fast.dispatch describes.
-KERNELS: dict[str, object] = {"mutual_information_loss": _Loss()}
+KERNELS: dict[str, object] = {
+    "local_global_similarity": _Similarity(),
+    "assign": _Assign(),
+    "segment": _Segment(),
+    "mutual_information_loss": _Loss(),
+}

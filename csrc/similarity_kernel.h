@@ -1,0 +1,128 @@
+// Body of similarity.h for one instruction set.
+#pragma once
+
+#include "rank_gradient.h"
+#include "similarity.h"
+#include "softmax.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+template <class E>
+static void similarity_forward(const SimilarityArguments& a) {
+  using A = typename Accumulate<E>::type;
+  constexpr int W = Lanes<A>::W;
+  const FeatureTiles<E, A> f(a.features);
+  const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
+  const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, 0, true, false, A(1));
+  const int64_t scratch_size = C * kTile + K * kTile + K * W;
+  const Buffer<A> scratch(a.threads * scratch_size);
+  E* const out = static_cast<E*>(a.out);
+  auto body = [&](int t) {
+    A* copy = scratch + t * scratch_size;
+    A* block = copy + C * kTile;
+    A* V = block + K * kTile;
+    const Range part = share(B * f.tiles, a.threads, t);
+    for (int64_t u = part.begin; u < part.end; ++u) {
+      const int64_t b = u / f.tiles, tile = u % f.tiles, n = f.size(tile);
+      const int vectors = vectors_of<A>(n);
+      E* to = out + b * K * P + tile * kTile;
+      const TileRows<A> rows = f.read(b, tile, copy);
+      const TileLines next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
+      // Whole vectors of the final type go straight out.
+      const bool direct = sizeof(E) == sizeof(A) && n % W == 0;
+      A* q = direct ? reinterpret_cast<A*>(to) : block;
+      const int64_t stride = direct ? P : kTile;
+      G.scores(b, rows.data, rows.stride, vectors, q, stride, next, 0);
+      if (a.softmax)
+        for (int v = 0; v < vectors; ++v) {
+          softmax_and_mean<A>(q + v * W, stride, K, static_cast<A>(a.temperature), V);
+          for (int64_t k = 0; k < K; ++k) store<A>(q + k * stride + v * W, load<A>(V + k * W));
+        }
+      if (!direct)
+        for (int64_t k = 0; k < K; ++k) narrow_row<E, A>(to + k * P, block + k * kTile, n);
+    }
+  };
+  parallel_for(a.threads, body);
+}
+
+// Numbers [K, kTile] of one tile from [K, P], zeros behind the last position.
+template <class X, class A>
+static void read_classes(const X* from, int64_t K, int64_t P, int64_t n, A* to) {
+  for (int64_t k = 0; k < K; ++k) {
+    widen_row<A, X>(to + k * kTile, from + k * P, n);
+    for (int64_t t = n; t < kTile; ++t) to[k * kTile + t] = 0;
+  }
+}
+
+template <class A>
+static void read_classes_any(DType type, const void* from, int64_t offset, int64_t K, int64_t P, int64_t n, A* to) {
+  switch (type) {
+    case DType::f64:
+      if constexpr (sizeof(A) == 8) read_classes<double, A>(static_cast<const double*>(from) + offset, K, P, n, to);
+      break;
+    case DType::bf16: return read_classes<bfloat16, A>(static_cast<const bfloat16*>(from) + offset, K, P, n, to);
+    case DType::f16: return read_classes<float16, A>(static_cast<const float16*>(from) + offset, K, P, n, to);
+    default: return read_classes<float, A>(static_cast<const float*>(from) + offset, K, P, n, to);
+  }
+}
+
+template <class E>
+static void similarity_backward(const SimilarityArguments& a) {
+  using A = typename Accumulate<E>::type;
+  constexpr int W = Lanes<A>::W;
+  const FeatureTiles<E, A> f(a.features), df(a.df);
+  const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
+  const GlobalFeatures<A> G(static_cast<const A*>(a.G), nullptr, B, K, C, 0, false, a.df.data != nullptr, A(1));
+  GlobalGradient<A> dG(B, K, C, 0, a.threads, a.dG != nullptr, a.dg0 != nullptr);
+  const int64_t scratch_size = C * kTile + 2 * K * kTile + TileScratch<A>::size(C);
+  const Buffer<A> scratch(a.threads * scratch_size);
+  const A tau = static_cast<A>(a.temperature);
+  auto body = [&](int t) {
+    A* copy = scratch + t * scratch_size;
+    A* q = copy + C * kTile;
+    A* V = q + K * kTile;
+    const TileScratch<A> ts = TileScratch<A>::at(V + K * kTile, C);
+    const Range part = share(B * f.tiles, a.threads, t);
+    for (int64_t u = part.begin; u < part.end; ++u) {
+      const int64_t b = u / f.tiles, tile = u % f.tiles, n = f.size(tile), offset = b * K * P + tile * kTile;
+      const int vectors = vectors_of<A>(n);
+      read_classes_any<A>(a.grad_dtype, a.grad, offset, K, P, n, q);
+      if (a.softmax) {
+        read_classes_any<A>(a.dtype, a.probs, offset, K, P, n, V);
+        for (int v = 0; v < vectors; ++v) {
+          Vec<A> mean{};
+          for (int64_t k = 0; k < K; ++k) mean += load<A>(V + k * kTile + v * W) * load<A>(q + k * kTile + v * W);
+          for (int64_t k = 0; k < K; ++k) {
+            A* x = q + k * kTile + v * W;
+            store<A>(x, load<A>(V + k * kTile + v * W) * (load<A>(x) - mean) * tau);
+          }
+        }
+      }
+      A* to = dG.of(t, b, 1);
+      if (a.df.data) write_df(df, b, tile, static_cast<const A*>(q), static_cast<const A*>(G.rows + b * K * C), K, ts, f.lines(b, tile));
+      if (a.dG) add_dG(f.read(b, tile, copy), n, C, dG.padded, static_cast<const A*>(q), K, to, ts);
+      if (a.dg0) add_dg0(static_cast<const A*>(q), K, vectors, dG.offsets_of(t, b));
+    }
+  };
+  parallel_for(a.threads, body);
+  if (a.dG || a.dg0) dG.finish(static_cast<A*>(a.dG), static_cast<A*>(a.dg0), A(1));
+}
+
+static void similarity_forward_any(const SimilarityArguments& a) {
+  by_type(
+      a.dtype, [&] { similarity_forward<float>(a); }, [&] { similarity_forward<double>(a); },
+      [&] { similarity_forward<bfloat16>(a); }, [&] { similarity_forward<float16>(a); });
+}
+
+static void similarity_backward_any(const SimilarityArguments& a) {
+  by_type(
+      a.dtype, [&] { similarity_backward<float>(a); }, [&] { similarity_backward<double>(a); },
+      [&] { similarity_backward<bfloat16>(a); }, [&] { similarity_backward<float16>(a); });
+}
+
+extern const SimilarityKernels similarity_kernels;
+const SimilarityKernels similarity_kernels = {similarity_forward_any, similarity_backward_any};
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg

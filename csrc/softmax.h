@@ -1,0 +1,30 @@
+// Softmax over the classes of a few positions.
+#pragma once
+
+#include "vecmath.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+// V = softmax(tau z) over K rows of W positions; returns T = sum_k V_k z_k.
+template <class A>
+static inline Vec<A> softmax_and_mean(const A* z, int64_t z_stride, int64_t K, A tau, A* V) {
+  constexpr int W = Lanes<A>::W;
+  Vec<A> top = load<A>(z);
+  for (int64_t k = 1; k < K; ++k) top = greater_of<A>(top, load<A>(z + k * z_stride));
+  Vec<A> sum{}, weighted{};
+  for (int64_t k = 0; k < K; ++k) {
+    // tau (z - top), not tau z - tau top: the difference of large scores is exact, that of their multiples is not.
+    const Vec<A> below = load<A>(z + k * z_stride) - top;
+    const Vec<A> e = exp_nonpositive<A>(below * tau);
+    sum += e;
+    weighted += e * below;
+    store<A>(V + k * W, e);
+  }
+  const Vec<A> inverse = A(1) / sum;
+  for (int64_t k = 0; k < K; ++k) store<A>(V + k * W, load<A>(V + k * W) * inverse);
+  return top + weighted * inverse;
+}
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg

@@ -1,0 +1,77 @@
+// Times the loss kernels without Python: loss_benchmark [repeats] [B C K P n] prints milliseconds and GFLOP/s.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cpu.h"
+#include "mutual_information.h"
+
+using namespace infoseg;
+
+// A loop of multiplications and additions that never leaves the registers: what the core can do at the moment.
+static double busy_loop() {
+  typedef float V __attribute__((vector_size(16)));
+  V x[12];
+  for (V& v : x) v = V{1, 1, 1, 1};
+  for (int i = 0; i < 100000; ++i) {
+#pragma GCC unroll 12
+    for (V& v : x) {
+      v = v * 0.999f + 0.001f;
+      asm volatile("" : "+x"(v));
+    }
+  }
+  double sum = 0;
+  for (V& v : x) sum += v[0];
+  return sum;
+}
+
+template <class F>
+static double time_ms(F run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+static double quantile(std::vector<double>& x, double q) {
+  std::sort(x.begin(), x.end());
+  return x[static_cast<size_t>(q * static_cast<double>(x.size() - 1))];
+}
+
+int main(int argc, char** argv) {
+  auto argument = [&](int i, int64_t value) { return argc > i ? std::atoll(argv[i]) : value; };
+  const int repeats = static_cast<int>(argument(1, 200));
+  const int64_t B = argument(2, 16), C = argument(3, 128), K = argument(4, 15), P = argument(5, 1024), n = argument(6, 1);
+  const int64_t R = (1 + n) * K, tiles = (P + kLossTile - 1) / kLossTile;
+  std::vector<float> f(B * C * P + 16), G(B * K * C), g0(B * K), df(B * C * P + 16), dG(B * K * C), dg0(B * K), q(tiles * B * R * kLossTile);
+  unsigned seed = 1;
+  for (auto* x : {&f, &G, &g0})
+    for (float& v : *x) v = static_cast<float>((seed = seed * 1664525u + 1013904223u) >> 8) / 8388608.f - 1.f;
+  LossArguments a;
+  const auto aligned = [](std::vector<float>& x) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(x.data()) + 63) / 64 * 64); };
+  a.features = {aligned(f), B, C, 1, P, C * P, P, P, 1};
+  a.df = {aligned(df), B, C, 1, P, C * P, P, P, 1};
+  a.G = G.data();
+  a.g0 = g0.data();
+  a.K = K;
+  a.settings.partners = n;
+  a.wants_gradient = true;
+  a.coefficients = q.data();
+  a.dG = dG.data();
+  a.dg0 = dg0.data();
+  const double giga = 2e-9 * static_cast<double>(B * C * R * P);
+  std::vector<double> forward, backward, busy;
+  double keep = 0;
+  for (int i = 0; i < repeats; ++i) {
+    forward.push_back(time_ms([&] { loss_forward(a); }));
+    backward.push_back(time_ms([&] { loss_backward(a); }));
+    busy.push_back(time_ms([&] { keep += busy_loop(); }));
+  }
+  for (double q : {0.1, 0.5}) {
+    const double x = quantile(forward, q), y = quantile(backward, q), z = quantile(busy, q);
+    std::printf("p%.0f: forward %.3f ms %.1f GFLOP/s, backward %.3f ms %.1f GFLOP/s, sum %.3f ms, register loop %.3f ms\n", 100 * q, x,
+                giga / x * 1e3, y, 2 * giga / y * 1e3, x + y, z);
+  }
+  return keep == 0;
+}
