@@ -56,6 +56,15 @@ struct GlobalFeatures {
             for (int64_t i = 0; i < B * K; ++i) offsets[i] = g0[i];
     }
 
+    // <f, G_k> alone, without g0.
+    void score_panels(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride) const {
+        for (int64_t i = 0; i < blocks.count; ++i) {
+            const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
+            product_strip<A, 1, false>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride, nullptr, out + r0 * out_stride,
+                                       out_stride, nothing_ahead(f));
+        }
+    }
+
     // Scores of one tile by the classes of image c: out[k, 0..vectors*W). Meanwhile `lines` are asked for, from line
     // `asked` on; returns how many have been in the end.
     int64_t scores(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride, const TileLines& lines,

@@ -1,2 +1,2 @@
 #define INFOSEG_ISA avx2
-#include "mutual_information_kernel.h"
+#include "loss_entry.h"

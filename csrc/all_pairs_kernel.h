@@ -1,0 +1,293 @@
+// jsd, same_position, with many partners. The assigned global feature S'[c, p] = sum_k V[c, k, p] G[c, k] (C numbers, and the
+// scalar s0 = sum_k V g0) makes the scores of all pairs of images one [B x C] [C x B] product at every position:
+//   T-[b, c] = <f_b, S'_c> + s0_c,   g[b, c] = dloss / dT-[b, c]
+//   df_b += sum_c g[b, c] S'_c,   dS'_c = sum_b g[b, c] f_b,   ds0_c = sum_b g[b, c]
+//   dV[c, k] = <dS'_c, G_ck> + ds0_c g0_ck,   dG_ck += V[c, k] dS'_c,   dg0_ck += V[c, k] ds0_c
+// W positions are done together, one to a lane, so that every operand is a vector and both factors of a product are loaded.
+#pragma once
+
+#include "mutual_information_kernel.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+constexpr int kPairRows = kVectorRegisters == 32 ? 5 : 3;
+
+// out[i, j] = sum_s x[i, s] y[j, s], each a vector; strides in numbers.
+template <class A, int kI, int kJ>
+static inline void pair_block(int64_t steps, const A* __restrict x, int64_t x_row, int64_t x_step, const A* __restrict y, int64_t y_row,
+                              int64_t y_step, A* __restrict out, int64_t out_row, int64_t out_column) {
+  Vec<A> sum[kI][kJ];
+#pragma GCC unroll 8
+  for (int i = 0; i < kI; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kJ; ++j) sum[i][j] = Vec<A>{};
+  for (int64_t s = 0; s < steps; ++s) {
+    Vec<A> row[kI];
+#pragma GCC unroll 8
+    for (int i = 0; i < kI; ++i) row[i] = load<A>(x + i * x_row);
+#pragma GCC unroll 8
+    for (int j = 0; j < kJ; ++j) {
+      const Vec<A> column = load<A>(y + j * y_row);
+#pragma GCC unroll 8
+      for (int i = 0; i < kI; ++i) sum[i][j] += row[i] * column;
+    }
+    x += x_step;
+    y += y_step;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kI; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < kJ; ++j) store<A>(out + i * out_row + j * out_column, sum[i][j]);
+}
+
+template <class A, int kI>
+static inline void pair_columns(int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step, const A* y, int64_t y_row, int64_t y_step,
+                                A* out, int64_t out_row, int64_t out_column) {
+  int64_t j = 0;
+  for (; j + kPairRows <= columns; j += kPairRows)
+    pair_block<A, kI, kPairRows>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row, out_column);
+  for (; j < columns; ++j) pair_block<A, kI, 1>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row, out_column);
+}
+
+// The same for any number of rows and columns.
+template <class A>
+static inline void pair_product(int64_t rows, int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step, const A* y, int64_t y_row,
+                                int64_t y_step, A* out, int64_t out_row, int64_t out_column) {
+  int64_t i = 0;
+  for (; i + kPairRows <= rows; i += kPairRows)
+    pair_columns<A, kPairRows>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row, out_row, out_column);
+  for (; i < rows; ++i)
+    pair_columns<A, 1>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row, out_row, out_column);
+}
+
+template <class E, class A>
+struct AllPairs {
+  static constexpr int W = Lanes<A>::W;
+  using V_ = Vec<A>;
+  using Base = Loss<E, A>;
+
+  Base& loss;
+  const int64_t B, C, K, n;
+  const GlobalFeatures<A> G;
+  const FeatureTiles<E, A> df;
+  GlobalGradient<A> dG;
+  const bool in_place;  // df takes rows of the accumulation type as they come
+  const int64_t scratch_size;
+  Buffer<A> scratch;
+
+  explicit AllPairs(Base& loss)
+      : loss(loss), B(loss.B), C(loss.C), K(loss.K), n(loss.n),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true, A(1)), df(loss.a.df),
+        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
+        in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
+        scratch_size(2 * B * K * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W + K * W + (in_place ? 0 : B * C * kTile) +
+                     TileScratch<A>::size(C)),
+        scratch(loss.threads * scratch_size) {}
+
+  struct Scratch {
+    A *z, *V;              // [B, K, kTile]; z becomes the coefficients
+    A *f, *S, *dS;         // [B, C, W], [B, C, W], [kPairRows, C, W]
+    A *pairs;              // [B, B, W]: T-, then g
+    A *s0;                 // [B, W]
+    A *dV;                 // [K, W]
+    A *df;                 // [B, C, kTile] where df is not in place
+    TileScratch<A> tile;
+  };
+
+  Scratch scratch_of(int t) const {
+    Scratch s;
+    A* p = scratch + t * scratch_size;
+    const auto take = [&p](int64_t n) {
+      A* from = p;
+      p += n;
+      return from;
+    };
+    s.z = take(B * K * kTile);
+    s.V = take(B * K * kTile);
+    s.f = take(B * C * W);
+    s.S = take(B * C * W);
+    s.dS = take(kPairRows * C * W);
+    s.pairs = take(B * B * W);
+    s.s0 = take(B * W);
+    s.dV = take(K * W);
+    s.df = take(in_place ? 0 : B * C * kTile);
+    s.tile = TileScratch<A>::at(p, C);
+    return s;
+  }
+
+  bool partner(int64_t b, int64_t c) const {
+    const int64_t j = (c - b + B) % B;
+    return j >= 1 && j <= n;
+  }
+
+  // The positive terms of W positions of image b; leaves V, and in z's place the coefficients they and the balance
+  // term give.
+  void positive_terms(A* z, A* V, A* softmax, V_ valid, A* lanes, V_& total) const {
+    const bool balance = loss.set.balance != 0;
+    const V_ T = softmax_and_mean<A>(z, kTile, K, loss.tau, softmax);
+    for (int64_t k = 0; k < K; ++k) store<A>(V + k * kTile, load<A>(softmax + k * W));
+    const Softplus<A> sp = softplus<A>(T);
+    total += select<A>(valid > V_{}, sp.of_minus_x, V_{});
+    if (lanes) loss.add_usage(softmax, valid, lanes);
+    if (!loss.grad) return;
+    const V_ g = -sp.sigmoid_minus_x * loss.share_pos;
+    const V_ mean = balance ? loss.usage_mean(softmax) : V_{};
+    for (int64_t k = 0; k < K; ++k) {
+      V_ x = g * (A(1) + (load<A>(z + k * kTile) - T) * loss.tau);
+      if (balance) x += (loss.usage_gradient[k] - mean) * loss.tau;
+      store<A>(z + k * kTile, select<A>(valid > V_{}, x * load<A>(softmax + k * W), V_{}));
+    }
+  }
+
+  // Everything between pairs at W positions, the g-th of a tile.
+  void pair_terms(int t, int64_t tile, int g, const Scratch& s, const A* copy_of_f, int64_t copy_stride_b, int64_t copy_stride_c, const A* ok,
+                  V_& total) {
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t c = 0; c < C; ++c) store<A>(s.f + (b * C + c) * W, load<A>(copy_of_f + b * copy_stride_b + c * copy_stride_c));
+    const RowBlocks blocks = RowBlocks::of(C);
+    for (int64_t c = 0; c < B; ++c) {
+      const A* V = s.V + c * K * kTile + g * W;
+      for (int64_t i = 0; i < blocks.count; ++i) {
+        const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
+        product_rows<A, 1, 1, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
+                                     nothing_ahead(V));
+      }
+      V_ s0{};
+      if (G.has_offset)
+        for (int64_t k = 0; k < K; ++k) s0 += load<A>(V + k * kTile) * G.offsets[c * K + k];
+      store<A>(s.s0 + c * W, s0);
+    }
+    pair_product<A>(B, B, C, s.f, C * W, W, s.S, C * W, W, s.pairs, B * W, W);
+    for (int64_t b = 0; b < B; ++b) {
+      const V_ valid = load<A>(ok + b * kTile);
+      for (int64_t c = 0; c < B; ++c) {
+        A* pair = s.pairs + (b * B + c) * W;
+        V_ slope{};
+        if (partner(b, c)) {
+          const Softplus<A> sp = softplus<A>(load<A>(pair) + load<A>(s.s0 + c * W));
+          total += select<A>(valid > V_{}, sp.of_x, V_{});
+          slope = select<A>(valid > V_{}, sp.sigmoid_x * loss.share_neg, V_{});
+        }
+        store<A>(pair, slope);
+      }
+    }
+    if (!loss.grad) return;
+    if (loss.a.df.data) {
+      A* to = in_place ? df.place(0, tile) + g * W : s.df + g * W;
+      pair_product<A>(B, C, B, s.pairs, B * W, W, s.S, W, C * W, to, in_place ? df.map.stride_b : C * kTile,
+                      in_place ? df.map.stride_c : kTile);
+    }
+    for (int64_t c0 = 0; c0 < B; c0 += kPairRows) {
+      const int64_t rows = B - c0 < kPairRows ? B - c0 : kPairRows;
+      pair_product<A>(rows, C, B, s.pairs + c0 * W, W, B * W, s.f, W, C * W, s.dS, C * W, W);
+      for (int64_t c = c0; c < c0 + rows; ++c) {
+        const A* dS = s.dS + (c - c0) * C * W;
+        const A* V = s.V + c * K * kTile + g * W;
+        A* a = s.z + c * K * kTile + g * W;
+        V_ ds0{};
+        for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
+        G.score_panels(c, dS, W, 1, s.dV, W);
+        V_ mean{};
+        for (int64_t k = 0; k < K; ++k) {
+          V_ dV = load<A>(s.dV + k * W);
+          if (G.has_offset) dV += ds0 * G.offsets[c * K + k];
+          store<A>(s.dV + k * W, dV);
+          mean += load<A>(V + k * kTile) * dV;
+        }
+        for (int64_t k = 0; k < K; ++k)
+          store<A>(a + k * kTile, load<A>(a + k * kTile) + load<A>(V + k * kTile) * (load<A>(s.dV + k * W) - mean) * loss.tau);
+        A* to = dG.of(t, c, 1);
+        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.tile);
+        if (A* offsets = dG.offsets_of(t, c))
+          for (int64_t k = 0; k < K; ++k) offsets[k] += static_cast<A>(sum_lanes<A>(load<A>(V + k * kTile) * ds0));
+      }
+    }
+  }
+
+  double forward() {
+    const bool balance = loss.set.balance != 0, first = loss.grad && balance;
+    const FeatureTiles<E, A>& f = loss.f;
+    auto usage_pass = [&](int t) {
+      const typename Base::Scratch o = loss.scratch_of(t);
+      const Scratch s = scratch_of(t);
+      const Range part = share(f.tiles * B, loss.threads, t);
+      for (int64_t u = part.begin; u < part.end; ++u) {
+        const int64_t b = u / f.tiles, tile = u % f.tiles;
+        const TileRows<A> rows = f.read(b, tile, o.copy);
+        G.scores(b, rows.data, rows.stride, vectors_of<A>(f.size(tile)), s.z, kTile, loss.after_tile(b, tile), 0);
+        loss.mark_valid(b, tile, o.ok);
+        loss.sum_usage_of_tile(t, s.z, o.ok, tile, o);
+      }
+    };
+    auto pass = [&](int t) {
+      const typename Base::Scratch o = loss.scratch_of(t);
+      const Scratch s = scratch_of(t);
+      const Range part = share(f.tiles, loss.threads, t);
+      V_ positive{}, negative{};
+      for (int64_t tile = part.begin; tile < part.end; ++tile) {
+        const int groups = vectors_of<A>(f.size(tile));
+        if (balance && !first) loss.clear_usage(o.usage);
+        for (int64_t b = 0; b < B; ++b) {
+          loss.mark_valid(b, tile, o.ok + b * kTile);
+          const TileRows<A> rows = f.read(b, tile, o.copy);
+          G.scores(b, rows.data, rows.stride, groups, s.z + b * K * kTile, kTile, loss.after_image(b, tile), 0);
+          for (int g = 0; g < groups; ++g)
+            positive_terms(s.z + b * K * kTile + g * W, s.V + b * K * kTile + g * W, o.V, load<A>(o.ok + b * kTile + g * W),
+                           balance && !first ? o.usage : nullptr, positive);
+        }
+        if (balance && !first) loss.flush_usage(t, o.usage);
+        for (int g = 0; g < groups; ++g) gather_and_pair(t, tile, g, s, o, negative);
+        loss.sums[t].positive += sum_lanes<A>(positive);
+        loss.sums[t].negative += sum_lanes<A>(negative);
+        positive = negative = V_{};
+        if (!loss.grad) continue;
+        for (int64_t b = 0; b < B; ++b) {
+          const A* a = s.z + b * K * kTile;
+          A* to = dG.of(t, b, 1);
+          if (loss.a.df.data) finish_df(b, tile, a, s);
+          if (to) add_dG(f.read(b, tile, o.copy), f.size(tile), C, dG.padded, a, K, to, s.tile);
+          if (A* offsets = dG.offsets_of(t, b)) add_dg0(a, K, groups, offsets);
+        }
+      }
+    };
+    if (first) {
+      parallel_for(loss.threads, usage_pass);
+      loss.fill_usage_gradient();
+    }
+    parallel_for(loss.threads, pass);
+    if (loss.grad && (loss.a.dG || loss.a.dg0)) dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0), A(1));
+    return loss.value();
+  }
+
+  void gather_and_pair(int t, int64_t tile, int g, const Scratch& s, const typename Base::Scratch& o, V_& negative) {
+    const FeatureTiles<E, A>& f = loss.f;
+    if (f.in_place(tile)) {
+      const TileRows<A> rows = f.read(0, tile, nullptr);
+      return pair_terms(t, tile, g, s, rows.data + g * W, f.map.stride_b, f.map.stride_c, o.ok + g * W, negative);
+    }
+    // Through the thread's tile, image by image.
+    for (int64_t b = 0; b < B; ++b) {
+      const TileRows<A> rows = f.read(b, tile, o.copy);
+      for (int64_t c = 0; c < C; ++c) store<A>(s.f + (b * C + c) * W, load<A>(rows.data + c * rows.stride + g * W));
+    }
+    pair_terms(t, tile, g, s, s.f, C * W, W, o.ok + g * W, negative);
+  }
+
+  // df = what the pairs gave + the K coefficients of each position times G.
+  void finish_df(int64_t b, int64_t tile, const A* a, const Scratch& s) const {
+    const int vectors = vectors_of<A>(df.size(tile));
+    const RowBlocks blocks = RowBlocks::of(C);
+    const int64_t stride = in_place ? df.map.stride_c : kTile;
+    A* rows = in_place ? df.place(b, tile) : s.df + b * C * kTile;
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t c = blocks.begin(i), n_c = blocks.begin(i + 1) - c;
+      product_strip<A, 1, true>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr, rows + c * stride, stride,
+                                nothing_ahead(a));
+    }
+    if (!in_place) df.write(b, tile, 0, C, rows);
+  }
+};
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg
