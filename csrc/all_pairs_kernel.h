@@ -150,8 +150,8 @@ struct AllPairs {
       const A* V = s.V + c * K * kTile + g * W;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
-        product_rows<A, 1, 1, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
-                                     nothing_ahead(V));
+        product_rows<A, 1, 1, false, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
+                                     nothing_ahead(V), nullptr);
       }
       V_ s0{};
       if (G.has_offset)

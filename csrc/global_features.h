@@ -68,9 +68,18 @@ struct GlobalFeatures {
     // Scores of one tile by the classes of image c: out[k, 0..vectors*W). Meanwhile `lines` are asked for, from line
     // `asked` on; returns how many have been in the end.
     int64_t scores(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride, const TileLines& lines,
-                   int64_t asked) const {
+                   int64_t asked, A* pack = nullptr) const {
         for (int64_t i = 0; i < blocks.count; ++i, asked += C) {
             const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
+            if (pack) {
+                product_strip<A, 1, false, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
+                                                 has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked),
+                                                 pack);
+                f = pack;
+                f_stride = kTile;
+                pack = nullptr;
+                continue;
+            }
             product_strip<A, 1, false>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
                                        has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked));
         }

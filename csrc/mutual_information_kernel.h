@@ -74,10 +74,14 @@ struct Loss {
 
   // All (1 + n) K scores of one image's tile; the tile that comes next is asked for meanwhile.
   void score(const GlobalFeatures<A>& G, int64_t b, int64_t tile, A* copy, A* q, const TileLines& next) const {
-    const TileRows<A> rows = f.read(b, tile, copy);
+    TileRows<A> rows = f.read(b, tile, copy);
     const int vectors = vectors_of<A>(f.size(tile));
     int64_t asked = 0;
-    for (int64_t j = 0; j <= n; ++j) asked = G.scores((b + j) % B, rows.data, rows.stride, vectors, q + j * K * kTile, kTile, next, asked);
+    for (int64_t j = 0; j <= n; ++j) {
+      A* pack = rows.data == copy ? nullptr : copy;
+      asked = G.scores((b + j) % B, rows.data, rows.stride, vectors, q + j * K * kTile, kTile, next, asked, pack);
+      rows = {copy, kTile};
+    }
   }
 
   TileLines after_image(int64_t b, int64_t tile) const { return b + 1 < B ? f.lines(b + 1, tile) : f.lines(tile + 1 < tiles ? 0 : B, tile + 1); }
@@ -267,7 +271,7 @@ struct Loss {
   double forward_same_position() {
     const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, n, true, false, A(1));
     const bool balance = set.balance != 0;
-    const bool two_passes = grad && (balance || tiles < threads);
+    const bool two_passes = grad;
     const Buffer<A> blocks(grad ? 0 : threads * B * R * kTile);
     auto one_pass = [&](int t) {
       const Scratch s = scratch_of(t);
@@ -288,8 +292,8 @@ struct Loss {
       const Scratch s = scratch_of(t);
       const Range part = share(tiles * B, threads, t);
       for (int64_t u = part.begin; u < part.end; ++u) {
-        const int64_t tile = u / B, b = u % B;
-        score(G, b, tile, s.copy, coefficients(tile, b), after_image(b, tile));
+        const int64_t b = u / tiles, tile = u % tiles;
+        score(G, b, tile, s.copy, coefficients(tile, b), after_tile(b, tile));
         if (!balance) continue;
         mark_valid(b, tile, s.ok);
         sum_usage_of_tile(t, coefficients(tile, b), s.ok, tile, s);
