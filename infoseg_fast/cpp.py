@@ -102,6 +102,21 @@ class _Segment(_Kernel):
         return labels
 
 
+class _SegmentAndCount(_Kernel):
+    def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):
+        labels = torch.empty_like(target) if labels_wanted else None
+        counts = features.new_zeros(G.shape[1], num_classes, dtype=torch.int64)
+        # A value that no byte has is ignored nowhere.
+        ignored = ignore_index if ignore_index is not None and 0 <= ignore_index <= 255 else None
+        place = _segment(features, G, g0, temperature, target.shape[1:], interpolate, labels, target, ignored, counts)
+        if place >= 0:
+            raise ValueError(
+                f"target holds {int(target.flatten()[place])} at flat index {place}; "
+                f"values below {num_classes} are accepted"
+            )
+        return counts, target.new_empty(0) if labels is None else labels
+
+
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
     """Labels and counts, each where its tensor is given; the place of a target value out of range, or -1."""
     return extension.compiled().segment(
@@ -202,5 +217,6 @@ KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),
     "segment": _Segment(),
+    "segment_and_count": _SegmentAndCount(),
     "mutual_information_loss": _Loss(),
 }

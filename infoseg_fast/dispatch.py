@@ -92,3 +92,13 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
 # torch.compile evaluates it once instead of tracing it. torch.compiler.assume_constant_result sets this very attribute,
 # but imports the compiler, and with it Triton, on the way.
 choose._dynamo_marked_constant = True
+
+
+def choose_fused_count(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """The backend that `choose` gives for "segment" where it can count while it segments, else None."""
+    chosen = choose("segment", backend, device_type, dtype)
+    fused = chosen != "reference" and _unsupported("segment_and_count", chosen, device_type, dtype) is None
+    return chosen if fused else None
+
+
+choose_fused_count._dynamo_marked_constant = True

@@ -4,8 +4,11 @@ A kernel gets features [B, C, h, w] in any of four dtypes and any strides, and t
 and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float64 features, else float32). Its methods:
 
 - local_global_similarity: `forward(features, G, g0) -> z`, `backward(grad_z, features, G, needs) -> Gradients`;
-- assign: `forward(features, G, g0, temperature) -> V`; going back it uses local_global_similarity's `backward`;
+- assign: `forward(features, G, g0, temperature) -> V`, `backward(grad_V, V, features, G, temperature, needs)
+  -> Gradients`;
 - segment: `forward(features, G, g0, temperature, size, interpolate) -> labels`;
+- segment_and_count (optional): `forward(features, G, g0, target, temperature, interpolate, num_classes, ignore_index,
+  labels_wanted) -> (counts, labels)` for a uint8 target, labels with no elements where they are not wanted;
 - mutual_information_loss: `forward(features, G, g0, valid, settings, needs) -> (loss, state)`, `fake_state` with the
   same arguments, `backward(grad_loss, features, G, g0, valid, state, settings, needs) -> Gradients`.
 
@@ -126,6 +129,27 @@ def _(features, G, g0, temperature, backend):
     return features.new_empty(features.shape[0], G.shape[1], *features.shape[2:])
 
 
+@torch.library.custom_op("infoseg_fast::assign_backward", mutates_args=())
+def assign_backward(
+    grad_V: Tensor,
+    V: Tensor,
+    features: Tensor,
+    G: Tensor,
+    temperature: float,
+    need_features: bool,
+    need_G: bool,
+    need_g0: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = Needs(need_features, need_G, need_g0)
+    return tuple(_kernel("assign", backend).backward(grad_V.contiguous(), V, features, G, temperature, needs))
+
+
+@assign_backward.register_fake
+def _(grad_V, V, features, G, temperature, need_features, need_G, need_g0, backend):
+    return tuple(empty_gradients(features, G, Needs(need_features, need_G, need_g0)))
+
+
 def _assign_setup(ctx, inputs, output):
     features, G, _, ctx.temperature, ctx.backend = inputs
     ctx.save_for_backward(features, G, output)
@@ -134,9 +158,7 @@ def _assign_setup(ctx, inputs, output):
 def _assign_backward(ctx, grad_V):
     features, G, V = ctx.saved_tensors
     needs = Needs(*ctx.needs_input_grad[:3])
-    V, grad_V = V.to(G.dtype), grad_V.to(G.dtype)
-    grad_z = ctx.temperature * V * (grad_V - (V * grad_V).sum(dim=1, keepdim=True))
-    gradients = Gradients(*local_global_similarity_backward(grad_z, features, G, *needs, ctx.backend))
+    gradients = Gradients(*assign_backward(grad_V, V, features, G, ctx.temperature, *needs, ctx.backend))
     return *_wanted(gradients, needs), None, None
 
 
@@ -163,6 +185,30 @@ def segment(
 @segment.register_fake
 def _(features, G, g0, temperature, rows, columns, interpolate, backend):
     return features.new_empty(features.shape[0], rows, columns, dtype=torch.uint8)
+
+
+@torch.library.custom_op("infoseg_fast::segment_and_count", mutates_args=())
+def segment_and_count(
+    features: Tensor,
+    G: Tensor,
+    g0: Tensor | None,
+    target: Tensor,
+    temperature: float,
+    interpolate: str,
+    num_classes: int,
+    ignore_index: int | None,
+    labels_wanted: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _kernel("segment_and_count", backend).forward(
+        features, G, g0, target.contiguous(), temperature, interpolate, num_classes, ignore_index, labels_wanted
+    )
+
+
+@segment_and_count.register_fake
+def _(features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted, backend):
+    labels = torch.empty_like(target) if labels_wanted else target.new_empty(0)
+    return features.new_empty(G.shape[1], num_classes, dtype=torch.int64), labels
 
 
 # mutual_information_loss
@@ -259,6 +305,11 @@ class _ReferenceSimilarity:
 class _ReferenceAssign:
     def forward(self, features, G, g0, temperature):
         return torch.softmax(temperature * folded_similarity(features, G, g0), dim=1).to(features.dtype)
+
+    def backward(self, grad_V, V, features, G, temperature, needs):
+        V, grad_V = V.to(G.dtype), grad_V.to(G.dtype)
+        grad_z = temperature * V * (grad_V - (V * grad_V).sum(dim=1, keepdim=True))
+        return _only(needs, *folded_similarity_gradient(grad_z, features, G))
 
 
 class _ReferenceSegment:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from ..confusion import checked_counts_arguments, confusion_matrix
-from ..dispatch import choose
+from ..dispatch import choose, choose_fused_count
 from . import checks, custom
 
 INTERPOLATIONS = ("probs", "logits")
@@ -86,6 +86,20 @@ def segment_and_count(
     if not isinstance(target, Tensor) or target.dim() != 3 or len(target) != len(features):
         raise ValueError(f"target must be [B, H_img, W_img] with B = {len(features)}, not {checks.described(target)}")
     checked_counts_arguments(target, "target", num_classes, "num_classes")
+    # Bytes against bytes are counted row by row as they are segmented, and no label map is formed.
+    fused = target.dtype == torch.uint8 and target.device == features.device
+    fused = choose_fused_count(backend, features.device.type, features.dtype) if fused else None
+    if fused:
+        features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+        temperature = checks.real("temperature", temperature, positive=True)
+        checks.one_of("interpolate", interpolate, INTERPOLATIONS)
+        checks.image_size("target", tuple(target.shape[1:]), features)
+        with torch.autocast(features.device.type, enabled=False):
+            G, g0 = reference.fold_projection(global_features, weight, bias)
+            counts, labels = custom.segment_and_count(
+                features, G, g0, target, temperature, interpolate, num_classes, ignore_index, return_labels, fused
+            )
+        return (counts, labels) if return_labels else counts
     labels = segment(
         features,
         global_features,
