@@ -150,7 +150,7 @@ struct AllPairs {
       const A* V = s.V + c * K * kTile + g * W;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
-        product_rows<A, 1, 1, false, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
+        product_rows<A, 1, 1, Out::store, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
                                      nothing_ahead(V), nullptr);
       }
       V_ s0{};
@@ -282,7 +282,7 @@ struct AllPairs {
     A* rows = in_place ? df.place(b, tile) : s.df + b * C * kTile;
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n_c = blocks.begin(i + 1) - c;
-      product_strip<A, 1, true>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr, rows + c * stride, stride,
+      product_strip<A, 1, Out::add>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr, rows + c * stride, stride,
                                 nothing_ahead(a));
     }
     if (!in_place) df.write(b, tile, 0, C, rows);

@@ -85,6 +85,13 @@ struct FeatureTiles {
         return nullptr;
     }
 
+    // A map too large for a core's own cache is written past it: that spares reading every line before it is overwritten.
+    bool streams(const A* place) const {
+        constexpr int64_t kLargeBytes = 2 << 20;
+        return map.B * map.C * P * static_cast<int64_t>(sizeof(A)) >= kLargeBytes && map.stride_c % Lanes<A>::W == 0 &&
+               reinterpret_cast<uintptr_t>(place) % kVectorBytes == 0;
+    }
+
     // Rows c0 .. c0+n_c of df from [n_c, kTile] numbers.
     void write(int64_t b, int64_t tile, int64_t c0, int64_t n_c, const A* from) const {
         const int64_t n = size(tile);

@@ -60,7 +60,7 @@ struct GlobalFeatures {
     void score_panels(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride) const {
         for (int64_t i = 0; i < blocks.count; ++i) {
             const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
-            product_strip<A, 1, false>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride, nullptr, out + r0 * out_stride,
+            product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride, nullptr, out + r0 * out_stride,
                                        out_stride, nothing_ahead(f));
         }
     }
@@ -72,7 +72,7 @@ struct GlobalFeatures {
         for (int64_t i = 0; i < blocks.count; ++i, asked += C) {
             const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
             if (pack) {
-                product_strip<A, 1, false, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
+                product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
                                                  has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked),
                                                  pack);
                 f = pack;
@@ -80,7 +80,7 @@ struct GlobalFeatures {
                 pack = nullptr;
                 continue;
             }
-            product_strip<A, 1, false>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
+            product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
                                        has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked));
         }
         return asked;

@@ -37,9 +37,12 @@ struct TileLines {
 
 INFOSEG_INLINE Ahead nothing_ahead(const void* here) { return {static_cast<const char*>(here), 0}; }
 
+// What becomes of the result: stored, added to what is there, or stored past the caches.
+enum class Out { store, add, stream };
+
 // left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous. With kPack, the rows of right are put
 // together at `pack`, kTile apart, for the products that follow.
-template <class T, int kRows, int kVectors, int kLeftM, bool kAdd, bool kPack>
+template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack>
 static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right, int64_t right_k,
                                  const T* __restrict start, T* __restrict out, int64_t out_m, Ahead ahead, T* __restrict pack) {
     constexpr int W = Lanes<T>::W;
@@ -48,7 +51,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
-            if (kAdd)
+            if (kOut == Out::add)
                 sum[m][v] = load<T>(out + m * out_m + v * W);
             else
                 sum[m][v] = start ? broadcast<T>(start[m]) : Vec<T>{};
@@ -68,7 +71,8 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
 #pragma GCC unroll 16
             for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
         }
-        __builtin_prefetch(ahead.line);
+        // Into the second-level cache: the rows of a tile would push each other out of the first.
+        __builtin_prefetch(ahead.line, 0, 2);
         ahead.line += ahead.stride;
         left += left_k;
         right += right_k;
@@ -76,20 +80,25 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; ++v) store<T>(out + m * out_m + v * W, sum[m][v]);
+        for (int v = 0; v < kVectors; ++v) {
+            if (kOut == Out::stream)
+                stream<T>(out + m * out_m + v * W, sum[m][v]);
+            else
+                store<T>(out + m * out_m + v * W, sum[m][v]);
+        }
 }
 
-template <class T, int kVectors, int kLeftM, bool kAdd, bool kPack>
+template <class T, int kVectors, int kLeftM, Out kOut, bool kPack>
 static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k, const T* start, T* out,
                                 int64_t out_m, Ahead ahead, T* pack) {
     switch (rows) {
-        case 1: return product_block<T, 1, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 2: return product_block<T, 2, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 3: return product_block<T, 3, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 4: return product_block<T, 4, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 5: return product_block<T, 5, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 1: return product_block<T, 1, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 2: return product_block<T, 2, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 3: return product_block<T, 3, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 4: return product_block<T, 4, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 5: return product_block<T, 5, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
         default:
-            if constexpr (kBlockRows >= 6) product_block<T, 6, kVectors, kLeftM, kAdd, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+            if constexpr (kBlockRows >= 6) product_block<T, 6, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
     }
 }
 
@@ -101,20 +110,20 @@ struct RowBlocks {
 };
 
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
-template <class T, int kLeftM, bool kAdd, bool kPack = false>
+template <class T, int kLeftM, Out kOut, bool kPack = false>
 static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
                                  const T* start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
     constexpr int W = Lanes<T>::W;
     int v = 0;
     for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-        product_rows<T, kBlockVectors, kLeftM, kAdd, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        product_rows<T, kBlockVectors, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
         ahead = nothing_ahead(right);
     }
     if constexpr (kBlockVectors > 3)
-        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kAdd, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
     if constexpr (kBlockVectors > 2)
-        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kAdd, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
-    if (vectors - v == 1) product_rows<T, 1, kLeftM, kAdd, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+    if (vectors - v == 1) product_rows<T, 1, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
 }
 
 // ---------------------------------------------------------------- transposes

@@ -99,13 +99,20 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
     const int64_t C = df.map.C;
     const RowBlocks blocks = RowBlocks::of(C);
     A* place = df.place(b, tile);
+    const bool past_caches = place && df.streams(place);
     for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
+        if (past_caches) {
+            product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, place + c * df.map.stride_c,
+                                             df.map.stride_c, lines.from(i * count));
+            continue;
+        }
         A* out = place ? place + c * df.map.stride_c : scratch.block;
-        product_strip<A, 1, false>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
-                                   place ? df.map.stride_c : kTile, lines.from(i * count));
+        product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
+                                        place ? df.map.stride_c : kTile, lines.from(i * count));
         if (!place) df.write(b, tile, c, n, out);
     }
+    if (past_caches) finish_streams();
 }
 
 // Adds one tile's share to the sums [count, padded C].
@@ -122,7 +129,7 @@ static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t p
                 for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) scratch.transposed[t * kChannels + i] = 0;
         for (int64_t i = 0; i < blocks.count; ++i) {
             const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-            product_strip<A, kTile, true>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1, scratch.transposed, kChannels,
+            product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1, scratch.transposed, kChannels,
                                           nullptr, sums + r * padded + c, padded, nothing_ahead(coefficients));
         }
     }

@@ -65,6 +65,31 @@ INFOSEG_INLINE void store(T* p, Vec<T> v) {
     *reinterpret_cast<typename Lanes<T>::Unaligned*>(p) = v;
 }
 
+// Past the caches, to a place that is a multiple of the vector's size.
+template <class T>
+INFOSEG_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        _mm512_stream_ps(reinterpret_cast<float*>(p), (__m512)v);
+    else
+        _mm512_stream_pd(reinterpret_cast<double*>(p), (__m512d)v);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+        _mm256_stream_ps(reinterpret_cast<float*>(p), (__m256)v);
+    else
+        _mm256_stream_pd(reinterpret_cast<double*>(p), (__m256d)v);
+#else
+    store<T>(p, v);
+#endif
+}
+
+// What was streamed is visible to others from here on.
+INFOSEG_INLINE void finish_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // x - 0 is x for every x, -0 and NaN included, so the subtraction folds away.
 template <class T>
 INFOSEG_INLINE Vec<T> broadcast(T x) {
