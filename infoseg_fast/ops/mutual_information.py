@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from ..dispatch import choose
-from . import checks, custom
+from . import checks, custom, eager
 
 ESTIMATORS = ("jsd", "infonce")
 NEGATIVES = ("same_position", "reassigned")
@@ -71,6 +71,8 @@ def mutual_information_loss(
         G, g0 = reference.fold_projection(global_features, weight, bias)
         if backend == "reference":
             return reference.folded_loss(features, G, g0, valid, **vars(settings))
+        if eager.takes(features, G, g0):
+            return eager.mutual_information_loss(features, G, g0, valid, settings, backend)
         grad = torch.is_grad_enabled()
         return custom.mutual_information_loss(
             features,

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from .. import reference
 from ..confusion import checked_counts_arguments, confusion_matrix
-from ..dispatch import choose, choose_fused_count
-from . import checks, custom
+from ..dispatch import choose, choose_fused_count, kernel
+from . import checks, custom, eager
 
 INTERPOLATIONS = ("probs", "logits")
 
@@ -50,6 +50,8 @@ def segment(
             return reference.folded_segment(
                 features, G, g0, temperature=temperature, size=size, interpolate=interpolate
             )
+        if eager.takes(features, G, g0):
+            return kernel("segment", backend).forward(features, G, g0, temperature, size, interpolate)
         return custom.segment(features, G, g0, temperature, *size, interpolate, backend)
 
 

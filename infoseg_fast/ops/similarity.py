@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from ..dispatch import choose
-from . import checks, custom
+from . import checks, custom, eager
 
 
 def local_global_similarity(
@@ -43,6 +43,8 @@ def local_global_similarity(
         if backend == "reference":
             return reference.local_global_similarity(features, global_features, weight, bias)
         G, g0 = reference.fold_projection(global_features, weight, bias)
+        if eager.takes(features, G, g0):
+            return eager.local_global_similarity(features, G, g0, backend)
         return custom.local_global_similarity(features, G, g0, backend)
 
 
@@ -74,4 +76,6 @@ def assign(
         if backend == "reference":
             return reference.assign(features, global_features, weight, bias, temperature=temperature)
         G, g0 = reference.fold_projection(global_features, weight, bias)
+        if eager.takes(features, G, g0):
+            return eager.assign(features, G, g0, temperature, backend)
         return custom.assign(features, G, g0, temperature, backend)

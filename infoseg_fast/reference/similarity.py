@@ -21,7 +21,7 @@ def fold_projection(
     """
     dtype = accumulation_dtype(global_features.dtype)
     H = global_features.to(dtype)
-    G = H if weight is None else H @ weight.to(dtype)
+    G = H.contiguous() if weight is None else H @ weight.to(dtype)
     g0 = None if bias is None else H @ bias.to(dtype)
     return G, g0
 
