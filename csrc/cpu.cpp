@@ -5,7 +5,7 @@
 namespace infoseg {
 
 Isa best_isa() {
-#if defined(__x86_64__)
+#if INFOSEG_X86
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

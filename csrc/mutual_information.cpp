@@ -8,7 +8,7 @@ namespace infoseg {
 namespace portable {
 extern const LossKernels loss_kernels;
 }
-#if defined(__x86_64__)
+#if INFOSEG_X86
 namespace avx2 {
 extern const LossKernels loss_kernels;
 }
@@ -21,7 +21,7 @@ namespace {
 
 const LossKernels& kernels() {
   switch (current_isa()) {
-#if defined(__x86_64__)
+#if INFOSEG_X86
     case Isa::avx2: return avx2::loss_kernels;
     case Isa::avx512:
     case Isa::avx512bf16: return avx512::loss_kernels;

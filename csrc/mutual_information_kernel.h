@@ -28,8 +28,8 @@ struct Loss {
   Buffer<A> usage_gradient;  // [K], of the balance term by V
 
   // One thread's sums, apart from the next thread's cache lines.
-  struct alignas(128) Sums {
-    double positive, negative;
+  struct alignas(64) Sums {
+    double positive, negative, apart[14];
   };
   Buffer<Sums> sums;
   Buffer<double> usage;  // [threads, K] sums of V over valid positions
@@ -50,7 +50,7 @@ struct Loss {
         same_position(!infonce && set.negatives == Negatives::same_position), tau(static_cast<A>(set.temperature)),
         usage_gradient(K), sums(threads), usage(threads * K),
         scratch_size(C * kTile + B * kTile + (same_position ? B * K : R) * W + K * W), scratch(threads * scratch_size) {
-    for (int t = 0; t < threads; ++t) sums[t] = {0, 0};
+    for (int t = 0; t < threads; ++t) sums[t] = {};
     for (int64_t i = 0; i < threads * K; ++i) usage[i] = 0;
     for (int64_t k = 0; k < K; ++k) usage_gradient[k] = 0;
     if (a.valid)

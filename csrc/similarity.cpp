@@ -8,7 +8,7 @@ namespace infoseg {
 namespace portable {
 extern const SimilarityKernels similarity_kernels;
 }
-#if defined(__x86_64__)
+#if INFOSEG_X86
 namespace avx2 {
 extern const SimilarityKernels similarity_kernels;
 }
@@ -21,7 +21,7 @@ namespace {
 
 const SimilarityKernels& kernels() {
   switch (current_isa()) {
-#if defined(__x86_64__)
+#if INFOSEG_X86
     case Isa::avx2: return avx2::similarity_kernels;
     case Isa::avx512:
     case Isa::avx512bf16: return avx512::similarity_kernels;

@@ -1,0 +1,341 @@
+// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are compared
+// with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "mutual_information.h"
+#include "segmentation.h"
+#include "similarity.h"
+#include "threads.h"
+
+using namespace infoseg;
+
+static int failures = 0;
+static std::string context;
+
+static void check(bool good, const char* what, double found = 0, double expected = 0) {
+  if (good) return;
+  ++failures;
+  std::printf("FAILED %s: %s: %.17g, expected %.17g\n", context.c_str(), what, found, expected);
+}
+
+static unsigned seed = 1;
+static double noise() {
+  seed = seed * 1664525u + 1013904223u;
+  return (seed >> 8) / 8388608.0 - 1.0;
+}
+
+// Memory of exactly n numbers: a sanitizer sees the first one beyond.
+template <class T>
+using Exact = std::unique_ptr<T[]>;
+template <class T>
+static Exact<T> exact(int64_t n) {
+  return Exact<T>(new T[static_cast<size_t>(n)]());
+}
+
+struct Problem {
+  int64_t B, C, K, h, w;
+  int layout;  // 0 contiguous, 1 channels last, 2 every second column of wider rows
+  bool offset, mask;
+  int64_t P() const { return h * w; }
+  FeatureMap map(void* data) const {
+    if (layout == 1) return {data, B, C, h, w, C * P(), 1, w * C, C};
+    if (layout == 2) return {data, B, C, h, w, C * h * 2 * w, h * 2 * w, 2 * w, 2};
+    return {data, B, C, h, w, C * P(), P(), w, 1};
+  }
+  int64_t numbers() const { return layout == 2 ? B * C * P() * 2 - 1 : B * C * P(); }
+};
+
+static int64_t place(const FeatureMap& m, int64_t b, int64_t c, int64_t p) {
+  return b * m.stride_b + c * m.stride_c + p / m.w * m.stride_h + p % m.w * m.stride_w;
+}
+
+template <class T>
+struct Data {
+  Problem p;
+  Exact<T> f, G, g0;
+  Exact<uint8_t> valid;
+  explicit Data(const Problem& p)
+      : p(p), f(exact<T>(p.numbers())), G(exact<T>(p.B * p.K * p.C)), g0(exact<T>(p.B * p.K)), valid(exact<uint8_t>(p.B * p.P())) {
+    for (int64_t i = 0; i < p.numbers(); ++i) f[i] = static_cast<T>(noise());
+    for (int64_t i = 0; i < p.B * p.K * p.C; ++i) G[i] = static_cast<T>(noise());
+    for (int64_t i = 0; i < p.B * p.K; ++i) g0[i] = static_cast<T>(noise());
+    for (int64_t i = 0; i < p.B * p.P(); ++i) valid[i] = noise() > -0.5;
+  }
+  double score(int64_t b, int64_t c, int64_t k, int64_t q) const {
+    const FeatureMap m = p.map(nullptr);
+    double sum = p.offset ? static_cast<double>(g0[c * p.K + k]) : 0.0;
+    for (int64_t i = 0; i < p.C; ++i) sum += static_cast<double>(f[place(m, b, i, q)]) * static_cast<double>(G[(c * p.K + k) * p.C + i]);
+    return sum;
+  }
+  std::vector<double> softmax(int64_t b, int64_t c, int64_t q, double tau) const {
+    std::vector<double> v(static_cast<size_t>(p.K));
+    double top = -1e300, sum = 0;
+    for (int64_t k = 0; k < p.K; ++k) top = std::max(top, v[k] = tau * score(b, c, k, q));
+    for (double& x : v) sum += x = std::exp(x - top);
+    for (double& x : v) x /= sum;
+    return v;
+  }
+};
+
+static double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+
+template <class T>
+static double plain_loss(const Data<T>& d, const LossSettings& s) {
+  const Problem& p = d.p;
+  double total = 0, count = 0;
+  std::vector<double> usage(static_cast<size_t>(p.K), 0.0);
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t q = 0; q < p.P(); ++q) {
+      if (p.mask && !d.valid[b * p.P() + q]) continue;
+      ++count;
+      const std::vector<double> V = d.softmax(b, b, q, s.temperature);
+      double T_pos = 0;
+      for (int64_t k = 0; k < p.K; ++k) T_pos += V[k] * d.score(b, b, k, q), usage[k] += V[k];
+      double sum = 0;
+      if (s.estimator == Estimator::infonce) {
+        for (int64_t j = 0; j <= s.partners; ++j)
+          for (int64_t k = 0; k < p.K; ++k) sum += std::exp(d.score(b, (b + j) % p.B, k, q));
+        total += std::log(sum) - T_pos;
+        continue;
+      }
+      total += softplus(-T_pos);
+      for (int64_t j = 1; j <= s.partners; ++j) {
+        const int64_t c = (b + j) % p.B;
+        const std::vector<double> R = s.negatives == Negatives::reassigned ? d.softmax(b, c, q, s.temperature) : d.softmax(c, c, q, s.temperature);
+        double T_neg = 0;
+        for (int64_t k = 0; k < p.K; ++k) T_neg += R[k] * d.score(b, c, k, q);
+        total += softplus(T_neg) / static_cast<double>(s.partners);
+      }
+    }
+  double loss = total / count;
+  if (s.balance != 0) {
+    loss += s.balance * std::log(static_cast<double>(p.K));
+    for (double u : usage) loss += s.balance * u / count * std::log(u / count);
+  }
+  return loss;
+}
+
+template <class T>
+static LossArguments loss_arguments(const Data<T>& d, const LossSettings& s, int threads) {
+  LossArguments a;
+  a.dtype = sizeof(T) == 8 ? DType::f64 : DType::f32;
+  a.features = d.p.map(d.f.get());
+  a.G = d.G.get();
+  a.g0 = d.p.offset ? d.g0.get() : nullptr;
+  a.valid = d.p.mask ? d.valid.get() : nullptr;
+  a.K = d.p.K;
+  a.settings = s;
+  a.threads = threads;
+  return a;
+}
+
+template <class T>
+static double loss_and_gradients(const Data<T>& d, const LossSettings& s, int threads, T* df, T* dG, T* dg0) {
+  LossArguments a = loss_arguments(d, s, threads);
+  const int64_t tiles = (d.p.P() + kLossTile - 1) / kLossTile;
+  a.wants_gradient = true;
+  a.df = d.p.map(df);
+  a.dG = dG;
+  a.dg0 = dg0;
+  if (loss_keeps(d.p.B, d.p.C, d.p.K, s) == Keeps::gradients) return loss_forward(a);
+  const Exact<T> kept = exact<T>(tiles * d.p.B * (1 + s.partners) * d.p.K * kLossTile);
+  a.coefficients = kept.get();
+  const double loss = loss_forward(a);
+  loss_backward(a);
+  return loss;
+}
+
+template <class T>
+static void test_loss(const Problem& p, const LossSettings& s, int threads) {
+  const Data<T> d(p);
+  const double expected = plain_loss(d, s), tolerance = sizeof(T) == 8 ? 1e-12 : 2e-5;
+  const double plain = loss_forward(loss_arguments(d, s, threads));
+  check(std::fabs(plain - expected) <= tolerance * (1 + std::fabs(expected)), "loss", plain, expected);
+  const Exact<T> df = exact<T>(p.numbers()), dG = exact<T>(p.B * p.K * p.C), dg0 = exact<T>(p.B * p.K);
+  const double loss = loss_and_gradients(d, s, threads, df.get(), dG.get(), dg0.get());
+  check(std::fabs(loss - plain) <= tolerance * (1 + std::fabs(plain)), "loss with gradients", loss, plain);
+  const Exact<T> again = exact<T>(p.numbers()), dG2 = exact<T>(p.B * p.K * p.C), dg2 = exact<T>(p.B * p.K);
+  loss_and_gradients(d, s, threads, again.get(), dG2.get(), dg2.get());
+  check(!std::memcmp(df.get(), again.get(), sizeof(T) * static_cast<size_t>(p.numbers())), "the same bits again");
+  check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)), "the same bits of dG again");
+  if (sizeof(T) == 4) return;
+  // Along one random direction in everything at once.
+  double slope = 0;
+  Data<T> low(p), high(p);
+  const double step = 1e-5;
+  const FeatureMap m = p.map(nullptr);
+  const auto move = [&](Exact<T> Data<T>::* x, const T* gradient, int64_t i) {
+    const double by = noise();
+    slope += by * static_cast<double>(gradient[i]);
+    (low.*x)[i] = static_cast<T>((d.*x)[i] - step * by);
+    (high.*x)[i] = static_cast<T>((d.*x)[i] + step * by);
+  };
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t c = 0; c < p.C; ++c)
+      for (int64_t q = 0; q < p.P(); ++q) move(&Data<T>::f, df.get(), place(m, b, c, q));
+  for (int64_t i = 0; i < p.B * p.K * p.C; ++i) move(&Data<T>::G, dG.get(), i);
+  for (int64_t i = 0; i < p.B * p.K; ++i) move(&Data<T>::g0, dg0.get(), i);
+  for (Data<T>* x : {&low, &high}) std::memcpy(x->valid.get(), d.valid.get(), static_cast<size_t>(p.B * p.P()));
+  const double measured = (plain_loss(high, s) - plain_loss(low, s)) / (2 * step);
+  const double offset_free = p.offset ? 1e-7 : 1;  // without g0 the loss does not move with it, but dg0 is still given
+  if (p.offset) check(std::fabs(slope - measured) <= offset_free * (1 + std::fabs(measured)), "gradient along a direction", slope, measured);
+}
+
+static void test_similarity(const Problem& p, int threads) {
+  const Data<float> d(p);
+  for (bool softmax : {false, true}) {
+    const Exact<float> out = exact<float>(p.B * p.K * p.P());
+    SimilarityArguments a;
+    a.features = p.map(d.f.get());
+    a.G = d.G.get();
+    a.g0 = p.offset ? d.g0.get() : nullptr;
+    a.K = p.K;
+    a.threads = threads;
+    a.out = out.get();
+    a.softmax = softmax;
+    a.temperature = 1.5;
+    similarity_forward(a);
+    for (int64_t b = 0; b < p.B; ++b)
+      for (int64_t q = 0; q < p.P(); ++q) {
+        const std::vector<double> V = d.softmax(b, b, q, 1.5);
+        for (int64_t k = 0; k < p.K; ++k) {
+          const double expected = softmax ? V[k] : d.score(b, b, k, q), found = out[(b * p.K + k) * p.P() + q];
+          check(std::fabs(found - expected) < 2e-5, softmax ? "assign" : "similarity", found, expected);
+        }
+      }
+    const Exact<float> grad = exact<float>(p.B * p.K * p.P()), df = exact<float>(p.numbers()), dG = exact<float>(p.B * p.K * p.C),
+                       dg0 = exact<float>(p.B * p.K);
+    for (int64_t i = 0; i < p.B * p.K * p.P(); ++i) grad[i] = static_cast<float>(noise());
+    a.grad = grad.get();
+    a.probs = softmax ? out.get() : nullptr;
+    a.df = p.map(df.get());
+    a.dG = dG.get();
+    a.dg0 = dg0.get();
+    similarity_backward(a);
+    // sum_k dg0 = sum of the coefficients; for the softmax it is 0.
+    for (int64_t b = 0; b < p.B; ++b) {
+      double expected = 0, found = 0;
+      for (int64_t i = 0; i < p.K * p.P(); ++i) expected += softmax ? 0 : grad[b * p.K * p.P() + i];
+      for (int64_t k = 0; k < p.K; ++k) found += dg0[b * p.K + k];
+      check(std::fabs(found - expected) < 1e-3, "dg0", found, expected);
+    }
+  }
+}
+
+static void test_segmentation(const Problem& p, int64_t rows, int64_t columns, int threads) {
+  const Data<float> d(p);
+  const Exact<uint8_t> labels = exact<uint8_t>(p.B * rows * columns), target = exact<uint8_t>(p.B * rows * columns);
+  for (int64_t i = 0; i < p.B * rows * columns; ++i) target[i] = noise() > 0.5 ? 255 : noise() > 0;
+  const Exact<int64_t> counts = exact<int64_t>(p.K * 2);
+  SegmentationArguments a;
+  a.features = p.map(d.f.get());
+  a.G = d.G.get();
+  a.g0 = p.offset ? d.g0.get() : nullptr;
+  a.K = p.K;
+  a.rows = rows;
+  a.columns = columns;
+  a.threads = threads;
+  a.labels = labels.get();
+  segment(a);
+  a.labels = nullptr;
+  a.target = target.get();
+  a.num_classes = 2;
+  a.ignore_index = 255;
+  a.counts = counts.get();
+  check(segment(a) == -1, "no target is out of range");
+  std::vector<int64_t> expected(static_cast<size_t>(p.K * 2), 0);
+  for (int64_t i = 0; i < p.B * rows * columns; ++i) {
+    check(labels[i] < p.K, "label below K", labels[i]);
+    if (target[i] != 255) ++expected[labels[i] * 2 + target[i]];
+  }
+  for (int64_t i = 0; i < p.K * 2; ++i) check(counts[i] == expected[i], "count", static_cast<double>(counts[i]), static_cast<double>(expected[i]));
+  target[p.B * rows * columns - 1] = 7;
+  check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
+}
+
+static void test_threads() {
+  context = "threads";
+  for (int round = 0; round < 50; ++round)
+    for (int threads : {1, 2, 3, 5}) {
+      std::vector<int> done(static_cast<size_t>(threads), 0);
+      auto body = [&](int t) { ++done[static_cast<size_t>(t)]; };
+      parallel_for(threads, body);
+      for (int n : done) check(n == 1, "every part runs once", n, 1);
+    }
+  // Callers of several threads at once.
+  std::vector<std::thread> callers;
+  std::vector<long> sums(4, 0);
+  for (int c = 0; c < 4; ++c)
+    callers.emplace_back([&sums, c] {
+      for (int round = 0; round < 50; ++round) {
+        long parts[3] = {0, 0, 0};
+        auto body = [&](int t) { parts[t] = t + 1; };
+        parallel_for(3, body);
+        sums[static_cast<size_t>(c)] += parts[0] + parts[1] + parts[2];
+      }
+    });
+  for (std::thread& t : callers) t.join();
+  for (long s : sums) check(s == 300, "callers beside each other", static_cast<double>(s), 300);
+}
+
+static void test_fork() {
+  context = "fork";
+  const pid_t child = fork();
+  if (child == 0) {
+    int parts[3] = {0, 0, 0};
+    auto body = [&](int t) { parts[t] = 1; };
+    parallel_for(3, body);
+    _exit(parts[0] + parts[1] + parts[2] == 3 ? 0 : 1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  check(status == 0, "a forked child has threads of its own", status);
+}
+
+int main(int argc, char** argv) {
+  const bool only_threads = argc > 1 && !std::strcmp(argv[1], "threads");
+  test_threads();
+  if (!only_threads) test_fork();  // the thread sanitizer does not follow a fork of threads
+  const Problem problems[] = {{4, 5, 3, 3, 5, 0, true, false},  {3, 17, 7, 8, 8, 0, true, true},   {5, 33, 15, 9, 15, 1, true, true},
+                              {4, 66, 9, 5, 13, 2, true, false}, {3, 16, 2, 1, 1, 1, true, false},  {4, 12, 27, 8, 16, 0, true, true},
+                              {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false}};
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+    if (!set_isa(isa)) continue;
+    for (const Problem& p : problems) {
+      if (only_threads && p.B != 5) continue;
+      for (int threads : {1, 3}) {
+        if (only_threads && threads == 1) continue;
+        context = std::string(isa_name(isa)) + " B " + std::to_string(p.B) + " C " + std::to_string(p.C) + " K " + std::to_string(p.K) + " threads " +
+                  std::to_string(threads);
+        for (int64_t n : {int64_t{1}, p.B - 1})
+          for (double balance : {0.0, 0.7})
+            for (Negatives negatives : {Negatives::same_position, Negatives::reassigned}) {
+              test_loss<double>(p, {1.3, Estimator::jsd, negatives, n, balance}, threads);
+              test_loss<float>(p, {1.3, Estimator::jsd, negatives, n, balance}, threads);
+            }
+        for (int64_t n : {int64_t{1}, p.B - 1}) {
+          test_loss<double>(p, {0.8, Estimator::infonce, Negatives::same_position, n, 0.4}, threads);
+          test_loss<float>(p, {0.8, Estimator::infonce, Negatives::same_position, n, 0.0}, threads);
+        }
+        test_similarity(p, threads);
+        test_segmentation(p, 4 * p.h, 4 * p.w, threads);
+        test_segmentation(p, p.h + 1, 2 * p.w + 5, threads);
+        test_segmentation(p, 2, 3, threads);
+      }
+    }
+  }
+  std::printf(failures ? "%d failed\n" : "all passed\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,60 @@
+"""The C++ core by itself, without Python, under the sanitizers."""
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+SUBJECTS = ("mutual_information", "similarity", "segmentation")
+FLAGS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "portable": [],
+}
+
+
+def best_flags() -> list[str]:
+    """Flags of the widest instruction set here: its kernels are compiled alone, under the name "portable"."""
+    if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
+        return FLAGS["portable"]
+    has = Path("/proc/cpuinfo").read_text()
+    return FLAGS["avx512" if "avx512dq" in has and "avx512bw" in has else "avx2" if "avx2" in has else "portable"]
+
+
+def build(folder: Path, sanitizer: str) -> Path:
+    common = [COMPILER, "-O1", "-g1", "-std=c++17", "-fno-math-errno", f"-fsanitize={sanitizer}", "-pthread"]
+    common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", "-DINFOSEG_NO_HALVES", f"-I{ROOT / 'csrc'}"]
+    sources = [(ROOT / "csrc" / f"{s}_portable.cpp", best_flags()) for s in SUBJECTS]
+    sources += [(ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "cpu", "threads", "scratch")]
+    sources += [(ROOT / "tests" / "cpp" / "test_kernels.cpp", [])]
+
+    def compile_one(source: tuple[Path, list[str]]) -> str:
+        path, flags = source
+        out = folder / f"{path.stem}.o"
+        done = subprocess.run([*common, *flags, "-c", path, "-o", out], capture_output=True, text=True, check=False)
+        if "cannot find" in done.stderr or "unrecognized" in done.stderr:
+            pytest.skip(f"the compiler has no -fsanitize={sanitizer}")
+        assert done.returncode == 0, done.stderr
+        return str(out)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = folder / "test_kernels"
+    done = subprocess.run([*common, *objects, "-o", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the compiler has no run-time library for -fsanitize={sanitizer}: {done.stderr[-300:]}")
+    return program
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize(("sanitizer", "what"), [("address,undefined", "all"), ("thread", "threads")])
+def test_kernels_pass_under_sanitizers(sanitizer, what, tmp_path):
+    program = build(tmp_path, sanitizer)
+    done = subprocess.run([program, what], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
