@@ -82,6 +82,9 @@ struct Loss {
       asked = G.scores((b + j) % B, rows.data, rows.stride, vectors, q + j * K * kTile, kTile, next, asked, pack);
       rows = {copy, kTile};
     }
+    // Behind the last position nothing reads, but what is kept must not differ from run to run.
+    for (int64_t t = vectors * W; t < kTile; ++t)
+      for (int64_t r = 0; r < R; ++r) q[r * kTile + t] = 0;
   }
 
   TileLines after_image(int64_t b, int64_t tile) const { return b + 1 < B ? f.lines(b + 1, tile) : f.lines(tile + 1 < tiles ? 0 : B, tile + 1); }

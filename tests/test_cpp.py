@@ -1,0 +1,308 @@
+"""The C++ kernels: against float64 truth on every instruction set, dtype and layout, and what their threads promise."""
+
+import multiprocessing
+
+import pytest
+import statement
+import torch
+import torch.nn.functional as F
+from conftest import inputs
+
+import infoseg_fast as isf
+from infoseg_fast import extension, reference
+from infoseg_fast.ops import custom
+
+pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+NAMES = ("portable", "avx2", "avx512", "avx512bf16")
+BEST = extension.compiled().best_instruction_set() if extension.compiled() else "portable"
+ISAS = NAMES[: NAMES.index(BEST) + 1]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation dtype.
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    extension.compiled().set_instruction_set(request.param)
+    yield request.param
+    extension.compiled().set_instruction_set(BEST)
+
+
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def laid_out(x, layout):
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        B, C, h, w = x.shape
+        return x.new_full((B, C + 1, h + 2, 2 * w + 1), torch.nan)[:, 1:, 1:-1, 1::2].copy_(x)
+    return x
+
+
+# B, C, D (0: no projection), K, h, w, layout, mask: whole tiles, ragged ones, more classes than positions.
+SHAPES = [
+    (5, 21, 33, 3, 9, 11, "contiguous", False),
+    (5, 21, 33, 7, 9, 11, "channels_last", True),
+    (5, 64, 0, 15, 8, 16, "contiguous", True),
+    (5, 70, 32, 27, 13, 10, "strided", False),
+    (5, 13, 8, 6, 1, 2, "contiguous", False),
+]
+LOSSES = [
+    {},
+    {"num_negatives": 3, "balance": 2.0, "temperature": 0.7},
+    {"num_negatives": 4, "balance": 1.0},
+    {"negatives": "reassigned", "num_negatives": 2},
+    {"negatives": "reassigned", "num_negatives": 4, "balance": 0.5},
+    {"estimator": "infonce", "num_negatives": 1, "balance": 2.0},
+    {"estimator": "infonce", "num_negatives": 4},
+]
+
+
+def arguments(shape, dtype):
+    """Inputs in `dtype`, the same as float64 leaves, and the mask."""
+    B, C, D, K, h, w, layout, masked = shape
+    f, H, W, b = inputs(B=B, C=C, D=D or C, K=K, size=(h, w))
+    x = [f, H * 0.4] if D == 0 else [f, H * 0.5, W / C**0.5, b]
+    x = [t.to(dtype) for t in x]
+    x[0] = laid_out(x[0], layout)
+    exact = [t.double().detach().requires_grad_() for t in x]
+    mask = torch.rand(B, h, w) < 0.7 if masked else None
+    return [t.detach().requires_grad_() for t in x], exact, mask
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
+    for how in LOSSES:
+        x, exact, mask = arguments(shape, dtype)
+        stated = statement.loss(*exact, mask=mask, **how)
+        found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
+        torch.testing.assert_close(found.double(), stated, rtol=1e-5 if dtype != torch.float64 else 1e-12, atol=1e-6)
+        (-1.7 * found).backward()
+        (-1.7 * stated).backward()
+        for a, b in zip(x, exact, strict=True):
+            assert (a.grad.double() - b.grad).norm() <= TOLERANCE[dtype] * b.grad.norm(), how
+        with torch.no_grad():
+            again = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
+        torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_similarity_and_assignment_are_true(isa, shape, dtype):
+    for softmax in (False, True):
+        x, exact, _ = arguments(shape, dtype)
+        if softmax:
+            found = isf.assign(*x, temperature=1.3, backend="cpp")
+            stated = torch.softmax(1.3 * isf.local_global_similarity(*exact, backend="reference"), dim=1)
+        else:
+            found = isf.local_global_similarity(*x, backend="cpp")
+            stated = isf.local_global_similarity(*exact, backend="reference")
+        assert found.dtype == dtype
+        upstream = torch.randn_like(found)
+        found.backward(upstream)
+        stated.backward(upstream.double())
+        assert (found.double() - stated).norm() <= TOLERANCE[dtype] * stated.norm()
+        for a, b in zip(x, exact, strict=True):
+            assert (a.grad.double() - b.grad).norm() <= TOLERANCE[dtype] * b.grad.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
+    for shape in SHAPES:
+        x, exact, _ = arguments(shape, dtype)
+        h, w = x[0].shape[2:]
+        for interpolate in ("probs", "logits"):
+            volume = isf.local_global_similarity(*exact, backend="reference").detach()
+            if interpolate == "probs":
+                volume = torch.softmax(1.3 * volume, dim=1)
+            for size in (None, (4 * h, 4 * w), (37, 53), (2, 3), (1, 1), (100, 7)):
+                large = F.interpolate(volume, size=size or (h, w), mode="bilinear", align_corners=False)
+                how = {"temperature": 1.3, "interpolate": interpolate, "backend": "cpp"}
+                labels = isf.segment(*x, size=size, **how)
+                chosen = large.gather(1, labels.long()[:, None])[:, 0]
+                # A near tie may go either way.
+                torch.testing.assert_close(
+                    chosen, large.amax(1), rtol=0, atol=2e-5 if dtype != torch.float64 else 1e-12
+                )
+                target = torch.randint(0, 4, labels.shape, dtype=torch.uint8)
+                counts = isf.segment_and_count(*x[:2], target, *x[2:], num_classes=4, ignore_index=2, **how)
+                assert torch.equal(counts, isf.confusion_matrix(labels, target, x[1].shape[1], 4, ignore_index=2))
+
+
+@pytest.mark.parametrize("needed", range(1, 16))
+@pytest.mark.parametrize("how", LOSSES[1:])
+def test_every_subset_of_gradients(how, needed):
+    x = inputs(B=5, C=21, K=7, size=(5, 6))
+    every = [t.detach().requires_grad_() for t in x]
+    expected = torch.autograd.grad(isf.mutual_information_loss(*every, backend="reference", **how), every)
+    some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
+    (3 * isf.mutual_information_loss(*some, backend="cpp", **how)).backward()
+    for t, gradient in zip(some, expected, strict=True):
+        if t.requires_grad:
+            torch.testing.assert_close(t.grad, 3 * gradient)
+        else:
+            assert t.grad is None
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_going_back_twice_gives_the_same_gradient_twice(how):
+    x = inputs(B=5, C=21, K=7, size=(5, 6), requires_grad=True)
+    middle = x[0] * 1.0
+    loss = isf.mutual_information_loss(middle, *x[1:], backend="cpp", **how)
+    loss.backward(retain_graph=True)
+    once = [t.grad.clone() for t in x]
+    loss.backward()
+    for t, gradient in zip(x, once, strict=True):
+        torch.testing.assert_close(t.grad, 2 * gradient)
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_gradcheck(how):
+    x = inputs(B=5, C=3, D=4, K=4, size=(2, 3), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *x: isf.mutual_information_loss(*x, backend="cpp", **how), x)
+    assert torch.autograd.gradcheck(lambda *x: isf.assign(*x, backend="cpp"), x)
+
+
+def test_opcheck_and_the_compiler_take_the_custom_ops():
+    f, H, W, b = inputs(B=5, C=21, K=7, size=(5, 6))
+    G, g0 = reference.fold_projection(H, W, b)
+    G, g0, f = (t.detach().requires_grad_() for t in (G, g0, f))
+    for how in (("jsd", "same_position", 1), ("jsd", "same_position", 4), ("infonce", "same_position", 4)):
+        torch.library.opcheck(custom.mutual_information_loss, (f, G, g0, None, 0.8, *how, 0.5, True, True, True, "cpp"))
+    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "cpp"))
+    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "cpp"))
+    target = torch.randint(0, 3, (5, 9, 7), dtype=torch.uint8)
+    detached = f.detach(), G.detach(), g0.detach()
+    torch.library.opcheck(custom.segment, (*detached, 1.5, 9, 7, "probs", "cpp"))
+    torch.library.opcheck(custom.segment_and_count, (*detached, target, 1.5, "probs", 3, None, True, "cpp"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("pool", ["automatic", "own"])
+@pytest.mark.parametrize("how", LOSSES)
+def test_the_same_thread_count_gives_the_same_bits(how, pool, threads):
+    x = inputs(B=5, C=40, K=9, size=(16, 17), dtype=torch.float32, requires_grad=True)
+    extension.compiled().set_thread_pool(pool)
+    try:
+        runs = []
+        for _ in range(3):
+            loss = isf.mutual_information_loss(*x, backend="cpp", **how)
+            runs.append((loss, *torch.autograd.grad(loss, x)))
+    finally:
+        extension.compiled().set_thread_pool("automatic")
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+    exact = [t.detach().double().requires_grad_() for t in x]
+    loss = isf.mutual_information_loss(*exact, backend="reference", **how)
+    for a, b in zip(runs[0][1:], torch.autograd.grad(loss, exact), strict=True):
+        assert (a.double() - b).norm() <= 5e-6 * b.norm()
+
+
+def _loss_in_a_child(pipe):
+    torch.set_num_threads(2)
+    pipe.send(isf.mutual_information_loss(*inputs(B=4, C=8, size=(16, 16)), backend="cpp").item())
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_threads_survive_a_fork(threads):
+    here = isf.mutual_information_loss(*inputs(B=4, C=8, size=(16, 16)), backend="cpp")
+    assert here.isfinite()
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_loss_in_a_child, args=(send,))
+    child.start()
+    assert receive.poll(60), "the child hangs"
+    assert receive.recv() > 0
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_threads_follow_torch_and_share_its_pool():
+    assert extension.compiled().thread_pool() in ("openmp", "own")
+
+
+@pytest.mark.parametrize("how", LOSSES)
+def test_nothing_of_the_results_is_left_unwritten(how, monkeypatch):
+    """Every output starts as NaN."""
+    empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
+
+    def poisoned(make):
+        def wrapped(*args, **kwargs):
+            x = make(*args, **kwargs)
+            return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(77)
+
+        return wrapped
+
+    x = inputs(B=5, C=21, K=7, size=(9, 11), dtype=torch.float32, requires_grad=True)
+    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new_empty))
+    loss = isf.mutual_information_loss(*x, backend="cpp", **how)
+    probs = isf.assign(*x, backend="cpp")
+    labels = isf.segment(*x, size=(20, 23), backend="cpp")
+    gradients = (*torch.autograd.grad(loss, x), *torch.autograd.grad(probs[:, 0].sum(), x))
+    assert loss.isfinite() and probs.isfinite().all() and (labels < 7).all()
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+def test_extreme_similarities_and_identical_features_stay_finite(isa, temperature, dtype):
+    f, H, _, _ = inputs(B=5, C=16, K=5, D=16, dtype=dtype, size=(4, 5), scale=30.0)
+    for features in (f, f[:1, :, :1, :1].expand_as(f)):
+        for how in LOSSES:
+            x = features.clone().requires_grad_(), H.clone().requires_grad_()
+            how = how | {"temperature": temperature, "balance": 1.0}
+            loss = isf.mutual_information_loss(*x, backend="cpp", **how)
+            loss.backward()
+            assert loss.isfinite() and all(t.grad.isfinite().all() for t in x)
+
+
+def test_many_classes_and_few_positions(isa):
+    x, exact, _ = arguments((3, 5, 6, 256, 1, 3, "contiguous", False), torch.float32)
+    for how in ({}, {"num_negatives": 2}, {"estimator": "infonce", "num_negatives": 2}):
+        found = isf.mutual_information_loss(*x, backend="cpp", **how)
+        torch.testing.assert_close(found.double(), statement.loss(*exact, **how), rtol=1e-5, atol=1e-6)
+
+
+def _train(backend, steps=100):
+    torch.manual_seed(3)
+    net = torch.nn.Conv2d(3, 16, 5, padding=2)
+    head, projection = torch.nn.Linear(16, 4 * 24), torch.nn.Conv2d(16, 24, 1)
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters(), *projection.parameters()], lr=3e-3)
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(24, 3, 12, 12, generator=generator)
+    losses = []
+    for _ in range(steps):
+        f = torch.relu(net(images[torch.randperm(24, generator=generator)[:6]]))
+        H = head(f.mean(dim=(2, 3))).view(6, 4, 24)
+        loss = isf.mutual_information_loss(
+            f,
+            H,
+            projection.weight,
+            projection.bias,
+            estimator="infonce",
+            num_negatives="all",
+            balance=2.0,
+            backend=backend,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        f = torch.relu(net(images))
+        H = head(f.mean(dim=(2, 3))).view(24, 4, 24)
+        return losses, isf.segment(f, H, projection.weight, projection.bias, size=(24, 24), backend=backend)
+
+
+def test_100_training_steps_give_the_references_losses_and_segmentation():
+    (found, labels), (expected, expected_labels) = _train("cpp"), _train("reference")
+    assert found[0] - found[-1] > 0.01  # it learns something
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=2e-4, atol=2e-4)
+    assert (labels == expected_labels).float().mean() > 0.995
