@@ -56,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         # Absent when not given, so that a resumed run knows what is asked anew.
         train.add_argument(option(field.name), default=argparse.SUPPRESS, help=help, **how)
 
+    bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
+    bench.add_argument("ops", nargs="*", metavar="OP", help="loss, assign or segment; all by default")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to FILE")
+    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
+    bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
+    bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
@@ -90,6 +98,21 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(arguments, f.name)}
     train(given, arguments.out, arguments.resume)
+
+
+def run_bench(args) -> None:
+    import torch
+
+    from . import bench
+
+    known = {case.op for case in bench.CASES} | {case.name for case in bench.CASES}
+    for name in args.ops:
+        if name not in known:
+            raise DataError(f"OP: {name!r} is none of {', '.join(sorted(known))}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device: no CUDA device can be used here; take cpu")
+    torch.set_num_threads(max(args.threads, 1))
+    bench.run(args.ops, args.device, max(args.repeats, 3), args.compile, args.csv)
 
 
 def run_eval(arguments: argparse.Namespace) -> None:

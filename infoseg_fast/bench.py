@@ -1,0 +1,293 @@
+"""`infoseg bench`: the ops beside the best PyTorch of the same algebra, with error, peak memory and the floor.
+
+All providers of a case are timed in turn in one process, and medians are compared. The floor is the larger of the bytes
+that must move at the measured rate of a copy and the operations at the measured rate of a large matrix product.
+"""
+
+import csv
+import ctypes
+import gc
+import platform
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from . import baselines, ops
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: an op at a shape, and how many times faster than the best PyTorch it should be."""
+
+    op: str  # "loss", "assign" or "segment"
+    name: str
+    B: int = 16
+    C: int = 128
+    D: int = 512
+    K: int = 15
+    side: int = 32
+    dtype: torch.dtype = torch.float32
+    settings: dict = field(default_factory=dict)
+    masked: bool = False
+    wanted: float = 1.8
+
+    @property
+    def partners(self) -> int:
+        n = self.settings.get("num_negatives", 1)
+        return self.B - 1 if n == "all" else n
+
+    def operations(self) -> int:
+        """Of the products that read the features; the method's count."""
+        each = 2 * self.B * self.side**2 * self.C
+        if self.op != "loss":
+            return each * self.K
+        if self.partners == self.B - 1 and self.settings.get("estimator", "jsd") == "jsd":
+            return 3 * each * (self.B + 2 * self.K)
+        return 3 * each * (1 + self.partners) * self.K
+
+    def moved_bytes(self) -> int:
+        return (3 if self.op == "loss" else 1) * self.B * self.C * self.side**2 * self.dtype.itemsize
+
+
+ALL = {"num_negatives": "all"}
+CASES = (
+    Case("loss", "jsd", wanted=2.0),
+    Case("loss", "jsd K=3", K=3),
+    Case("loss", "jsd K=27", K=27),
+    Case("loss", "jsd C=64", C=64),
+    Case("loss", "jsd C=256", C=256),
+    Case("loss", "jsd n=3", settings={"num_negatives": 3}),
+    Case("loss", "jsd reassigned", settings={"negatives": "reassigned"}),
+    Case("loss", "jsd mask", masked=True),
+    Case("loss", "jsd bfloat16", dtype=torch.bfloat16),
+    Case("loss", "infonce all", B=32, side=16, settings={"estimator": "infonce"} | ALL, wanted=1.4),
+    Case("loss", "jsd all", B=32, side=16, settings=ALL, wanted=1.5),
+    Case("assign", "assign", wanted=1.6),
+    Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
+)
+COLUMNS = (
+    "op", "case", "provider", "mode", "shape", "dtype", "device", "threads", "median_ms", "p20_ms", "p80_ms",
+    "ratio_to_op", "floor_ms", "share_of_floor", "error", "extra_mb", "torch", "machine", "commit",
+)  # fmt: skip
+
+
+def inputs(case: Case, device: str, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (
+        (case.B, case.C, case.side, case.side),
+        (case.B, case.K, case.D),
+        (case.D, case.C),
+        (case.D,),
+    )
+    scales = (1.0, 0.3, case.C**-0.5, 0.1)
+    x = [torch.randn(s, generator=generator).mul_(c).to(case.dtype) for s, c in zip(shapes, scales, strict=True)]
+    x = [t.to(device, dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
+    mask = torch.rand(case.B, case.side, case.side, generator=generator).to(device) < 0.8 if case.masked else None
+    return x, mask
+
+
+def providers(case: Case, compiled: bool) -> dict[str, Callable]:
+    """Functions of features, global features, weight, bias and mask."""
+    settings = case.settings
+
+    def op(*x, mask=None):
+        if case.op == "loss":
+            return ops.mutual_information_loss(*x, mask=mask, **settings)
+        return ops.assign(*x) if case.op == "assign" else ops.segment(*x, **settings)
+
+    def eager(*x, mask=None):
+        if case.op == "loss":
+            return baselines.loss(*x, mask=mask, **settings)
+        return baselines.assign(*x) if case.op == "assign" else baselines.segment(*x, **settings)
+
+    found = {"infoseg_fast": op, "eager": eager}
+    if compiled:
+        found["compiled"] = torch.compile(eager, dynamic=False)
+    if case.name == "jsd":
+        found["as written"] = baselines.as_written
+    return found
+
+
+def step_of(case: Case, provider: Callable, x: list[torch.Tensor], mask: torch.Tensor | None) -> Callable:
+    if case.op == "loss":
+
+        def step():
+            for t in x:
+                t.grad = None
+            loss = provider(*x, mask=mask)
+            loss.backward()
+            return [loss.detach(), *(t.grad for t in x)]
+
+        return step
+
+    def step():
+        with torch.no_grad():
+            return [provider(*x)]
+
+    return step
+
+
+def _synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of each, taken in turn."""
+    times = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            step()
+            _synchronise(device)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def machine_rates(device: str) -> tuple[float, float]:
+    """Operations a millisecond of a large matrix product, and bytes a millisecond of a large copy."""
+    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    source, to = (torch.ones(2**24, device=device) for _ in range(2))
+    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 15, device)
+    best = {name: statistics.quantiles(t, n=10)[0] for name, t in times.items()}
+    return 2 * 1024**3 / best["product"], 2 * source.numel() * 4 / best["copy"]
+
+
+def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    """The largest over the loss and every gradient; for labels the share that differs."""
+    if not found[0].is_floating_point():
+        return (found[0] != truth[0]).double().mean().item()
+    pairs = zip(found, truth, strict=True)
+    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+
+
+def extra_memory(step: Callable, device: str) -> float | None:
+    """Peak MB above the inputs while `step` runs, less what it returns; None where it cannot be measured."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = step()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return None
+        kept = step()
+        del kept
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        except OSError:
+            return None
+        before = _status_bytes("VmRSS")
+        kept = step()
+        peak = _status_bytes("VmHWM") - before
+    returned = sum(t.numel() * t.element_size() for t in kept)
+    return max(peak - returned, 0) / 2**20
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
+    """The rows of one case. What cannot be compiled here is left out."""
+    x, mask = inputs(case, device)
+    exact, _ = inputs(case, device, torch.float64)
+    truth = step_of(case, providers(case, False)["eager"], exact, mask)()
+    steps = {name: step_of(case, f, x, mask) for name, f in providers(case, compiled).items()}
+    if "compiled" in steps:
+        try:
+            steps["compiled"]()
+        except Exception as error:  # the compiler has many ways to fail, none of which is this table's business
+            warnings.warn(f"{case.name}: torch.compile failed: {str(error).splitlines()[0]}", stacklevel=2)
+            del steps["compiled"]
+    memory = {name: extra_memory(step, device) for name, step in steps.items()}
+    errors = {name: relative_error(step(), truth) for name, step in steps.items()}
+    times = timed(steps, repeats, device)
+    own = statistics.median(times["infoseg_fast"])
+    floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
+    rows = []
+    for name, t in times.items():
+        median, tenths = statistics.median(t), statistics.quantiles(t, n=10)
+        rows.append(
+            {
+                "op": case.op,
+                "case": case.name,
+                "provider": name,
+                "mode": "forward + backward" if case.op == "loss" else "forward",
+                "shape": f"B={case.B} C={case.C} D={case.D} K={case.K} {case.side}x{case.side}",
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "median_ms": round(median, 3),
+                "p20_ms": round(tenths[1], 3),
+                "p80_ms": round(tenths[7], 3),
+                "ratio_to_op": round(median / own, 2),
+                "floor_ms": round(floor, 3),
+                "share_of_floor": round(floor / median, 3),
+                "error": f"{errors[name]:.1e}",
+                "extra_mb": "" if memory[name] is None else round(memory[name], 2),
+                "torch": torch.__version__,
+                "machine": platform.machine(),
+                "commit": commit(),
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    shown = [
+        c for c in COLUMNS if c in rows[0] and c.endswith(("case", "provider", "_ms", "_op", "floor", "error", "mb"))
+    ]
+    lines = [shown, *([str(row[c]) for c in shown] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def run(names: list[str], device: str, repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
+    chosen = [c for c in CASES if not names or c.op in names or c.name in names]
+    rates = machine_rates(device)
+    print(
+        f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
+    rows = []
+    for case in chosen:
+        found = measure(case, device, repeats, compiled, rates)
+        print(table(found), flush=True)
+        rows += found
+    if csv_file is not None:
+        with csv_file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
