@@ -23,8 +23,9 @@ static void loss_backward(const LossArguments& a) {
   const FeatureTiles<E, A> f(a.features), df(a.df);
   const A scale = static_cast<A>(a.upstream);
   const GlobalFeatures<A> G(static_cast<const A*>(a.G), nullptr, B, K, C, n, false, a.df.data != nullptr, scale);
+  const PairsOf<E, A> pairs(G, R, false, a.df.data != nullptr);
   GlobalGradient<A> dG(B, K, C, n, a.threads, a.dG != nullptr, a.dg0 != nullptr);
-  const int64_t scratch_size = C * kTile + TileScratch<A>::size(C);
+  const int64_t scratch_size = C * kTile + TileScratch<A>::size(C) + pair_scratch(R);
   const Buffer<A> scratch(a.threads * scratch_size);
   auto body = [&](int t) {
     A* copy = scratch + t * scratch_size;
@@ -34,15 +35,26 @@ static void loss_backward(const LossArguments& a) {
       const int64_t b = u / f.tiles, tile = u % f.tiles;
       const A* q = static_cast<const A*>(a.coefficients) + (tile * B + b) * R * kTile;
       A* to = dG.of(t, b, 1 + n);
+      if (a.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), dG.offsets_of(t, b));
+      if constexpr (kHasPairs<E>)
+        if (pairs_in(f, tile) && (!a.df.data || pairs_in(df, tile))) {
+          A* paired = copy + C * kTile + TileScratch<A>::size(C);
+          if (a.df.data) pairs.write_df(df, b, tile, q, R, paired, ts, f.lines(b, tile));
+          if (a.dG) pairs.add_dG(f, b, tile, dG.padded, q, R, to, paired, ts);
+          continue;
+        }
       if (a.df.data) write_df(df, b, tile, q, static_cast<const A*>(G.rows + b * K * C), R, ts, f.lines(b, tile));
       if (a.dG) add_dG(f.read(b, tile, copy), f.size(tile), C, dG.padded, q, R, to, ts);
-      if (a.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), dG.offsets_of(t, b));
     }
   };
   parallel_for(a.threads, body);
   if (a.dG || a.dg0) dG.finish(static_cast<A*>(a.dG), static_cast<A*>(a.dg0), scale);
 }
 
+#ifdef INFOSEG_BF16_ONLY
+static double loss_forward_any(const LossArguments& a) { return loss_forward<bfloat16>(a); }
+static void loss_backward_any(const LossArguments& a) { loss_backward<bfloat16>(a); }
+#else
 static double loss_forward_any(const LossArguments& a) {
   return by_type(
       a.dtype, [&] { return loss_forward<float>(a); }, [&] { return loss_forward<double>(a); },
@@ -54,6 +66,8 @@ static void loss_backward_any(const LossArguments& a) {
       a.dtype, [&] { loss_backward<float>(a); }, [&] { loss_backward<double>(a); }, [&] { loss_backward<bfloat16>(a); },
       [&] { loss_backward<float16>(a); });
 }
+
+#endif
 
 // Not static: the dispatcher's table. Its name lies in this instruction set's namespace.
 extern const LossKernels loss_kernels;

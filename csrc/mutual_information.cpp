@@ -15,16 +15,22 @@ extern const LossKernels loss_kernels;
 namespace avx512 {
 extern const LossKernels loss_kernels;
 }
+namespace avx512bf16 {
+extern const LossKernels loss_kernels;
+}
 #endif
 
 namespace {
 
-const LossKernels& kernels() {
+const LossKernels& kernels(DType type) {
+  (void)type;
   switch (current_isa()) {
 #if INFOSEG_X86
     case Isa::avx2: return avx2::loss_kernels;
-    case Isa::avx512:
-    case Isa::avx512bf16: return avx512::loss_kernels;
+    case Isa::avx512bf16:
+      if (type == DType::bf16) return avx512bf16::loss_kernels;
+      return avx512::loss_kernels;
+    case Isa::avx512: return avx512::loss_kernels;
 #endif
     default: return portable::loss_kernels;
   }
@@ -41,7 +47,7 @@ Keeps loss_keeps(int64_t B, int64_t C, int64_t K, const LossSettings& settings) 
   return scores >= C ? Keeps::gradients : Keeps::coefficients;
 }
 
-double loss_forward(const LossArguments& a) { return kernels().forward(a); }
-void loss_backward(const LossArguments& a) { kernels().backward(a); }
+double loss_forward(const LossArguments& a) { return kernels(a.dtype).forward(a); }
+void loss_backward(const LossArguments& a) { kernels(a.dtype).backward(a); }
 
 }  // namespace infoseg

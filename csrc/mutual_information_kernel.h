@@ -1,8 +1,8 @@
 // Body of mutual_information.h for one instruction set.
 #pragma once
 
+#include "bf16_pairs.h"
 #include "mutual_information.h"
-#include "rank_gradient.h"
 #include "softmax.h"
 
 namespace infoseg {
@@ -73,7 +73,15 @@ struct Loss {
   }
 
   // All (1 + n) K scores of one image's tile; the tile that comes next is asked for meanwhile.
-  void score(const GlobalFeatures<A>& G, int64_t b, int64_t tile, A* copy, A* q, const TileLines& next) const {
+  void score(const GlobalFeatures<A>& G, const PairsOf<E, A>& pairs, int64_t b, int64_t tile, A* copy, A* q, const TileLines& next) const {
+    if constexpr (kHasPairs<E>)
+      if (pairs_in(f, tile)) {
+        pairs.read(f, b, tile, copy);
+        int64_t asked = 0;
+        for (int64_t j = 0; j <= n; ++j) asked = pairs.scores((b + j) % B, copy, q + j * K * kTile, next, asked);
+        return;
+      }
+    (void)pairs;
     TileRows<A> rows = f.read(b, tile, copy);
     const int vectors = vectors_of<A>(f.size(tile));
     int64_t asked = 0;
@@ -273,6 +281,7 @@ struct Loss {
   // Scores of all images at a tile meet in the loss, so the tile of all images is the unit of work.
   double forward_same_position() {
     const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, n, true, false, A(1));
+    const PairsOf<E, A> pairs(G, R, true, false);
     const bool balance = set.balance != 0;
     const bool two_passes = grad;
     const Buffer<A> blocks(grad ? 0 : threads * B * R * kTile);
@@ -283,7 +292,7 @@ struct Loss {
         A* q = grad ? coefficients(tile, 0) : blocks + t * B * R * kTile;
         for (int64_t b = 0; b < B; ++b) {
           mark_valid(b, tile, s.ok + b * kTile);
-          score(G, b, tile, s.copy, q + b * R * kTile, after_image(b, tile));
+          score(G, pairs, b, tile, s.copy, q + b * R * kTile, after_image(b, tile));
         }
         if (balance) clear_usage(s.usage);
         for (int g = 0; g < vectors_of<A>(f.size(tile)); ++g)
@@ -296,7 +305,7 @@ struct Loss {
       const Range part = share(tiles * B, threads, t);
       for (int64_t u = part.begin; u < part.end; ++u) {
         const int64_t b = u / tiles, tile = u % tiles;
-        score(G, b, tile, s.copy, coefficients(tile, b), after_tile(b, tile));
+        score(G, pairs, b, tile, s.copy, coefficients(tile, b), after_tile(b, tile));
         if (!balance) continue;
         mark_valid(b, tile, s.ok);
         sum_usage_of_tile(t, coefficients(tile, b), s.ok, tile, s);
@@ -329,9 +338,11 @@ struct Loss {
   double forward_own_position(Keeps keeps) {
     const bool forms = grad && keeps == Keeps::gradients;
     const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, n, true, forms, A(1));
+    const PairsOf<E, A> pairs(G, R, true, forms);
     const bool balance = set.balance != 0, kept = grad && !forms;
     const Buffer<A> blocks(kept ? 0 : threads * R * kTile);
-    const Buffer<A> tile_scratch(forms ? threads * TileScratch<A>::size(C) : 0);
+    const int64_t tile_scratch_size = TileScratch<A>::size(C) + pair_scratch(R);
+    const Buffer<A> tile_scratch(forms ? threads * tile_scratch_size : 0);
     GlobalGradient<A> dG(B, K, C, n, threads, forms && a.dG, forms && a.dg0);
     const FeatureTiles<E, A> df(a.df);
     // Images first, so that one image's global features and their sums stay in cache.
@@ -343,7 +354,7 @@ struct Loss {
         A* q = kept ? coefficients(tile, b) : blocks + t * R * kTile;
         mark_valid(b, tile, s.ok);
         if (kept) {
-          score(G, b, tile, s.copy, q, after_tile(b, tile));
+          score(G, pairs, b, tile, s.copy, q, after_tile(b, tile));
         } else {
           const TileRows<A> rows = f.read(b, tile, s.copy);
           G.scores(b, rows.data, rows.stride, vectors_of<A>(f.size(tile)), q, kTile, after_tile(b, tile), 0);
@@ -359,18 +370,25 @@ struct Loss {
         const int64_t b = u / tiles, tile = u % tiles;
         A* q = kept ? coefficients(tile, b) : blocks + t * R * kTile;
         mark_valid(b, tile, s.ok);
-        if (!(kept && first)) score(G, b, tile, s.copy, q, after_tile(b, tile));
+        if (!(kept && first)) score(G, pairs, b, tile, s.copy, q, after_tile(b, tile));
         if (balance && !first) clear_usage(s.usage);
         const int groups = vectors_of<A>(f.size(tile));
         for (int g = 0; g < groups; ++g)
           own_position_group(q + g * W, load<A>(s.ok + g * W), s.V, balance && !first ? s.usage : nullptr, sums[t]);
         if (balance && !first) flush_usage(t, s.usage);
         if (!forms) continue;
-        const TileScratch<A> ts = TileScratch<A>::at(tile_scratch + t * TileScratch<A>::size(C), C);
+        const TileScratch<A> ts = TileScratch<A>::at(tile_scratch + t * tile_scratch_size, C);
         A* to = dG.of(t, b, 1 + n);
-        if (a.df.data) write_df(df, b, tile, q, G.rows + b * K * C, R, ts, f.lines(B, 0));
-        if (a.dG) add_dG(f.in_place(tile) ? f.read(b, tile, s.copy) : TileRows<A>{s.copy, kTile}, f.size(tile), C, dG.padded, q, R, to, ts);
         if (a.dg0) add_dg0(q, R, groups, dG.offsets_of(t, b));
+        if constexpr (kHasPairs<E>)
+          if (pairs_in(f, tile) && (!a.df.data || pairs_in(df, tile))) {
+            A* paired = tile_scratch + t * tile_scratch_size + TileScratch<A>::size(C);
+            if (a.df.data) pairs.write_df(df, b, tile, q, R, paired, ts, f.lines(B, 0));
+            if (a.dG) pairs.add_dG(f, b, tile, dG.padded, q, R, to, paired, ts);
+            continue;
+          }
+        if (a.df.data) write_df(df, b, tile, q, G.rows + b * K * C, R, ts, f.lines(B, 0));
+        if (a.dG) add_dG(f.read(b, tile, s.copy), f.size(tile), C, dG.padded, q, R, to, ts);
       }
     };
     if (first) {

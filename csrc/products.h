@@ -37,12 +37,21 @@ struct TileLines {
 
 INFOSEG_INLINE Ahead nothing_ahead(const void* here) { return {static_cast<const char*>(here), 0}; }
 
+// sum + x y, or with kPairs the sum of both products of pairs of bfloat16, whose 32 bits a "float" here only carries.
+template <bool kPairs, class T>
+INFOSEG_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) {
+#if defined(__AVX512BF16__)
+    if constexpr (kPairs && sizeof(T) == 4) return (Vec<T>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#endif
+    return sum + x * y;
+}
+
 // What becomes of the result: stored, added to what is there, or stored past the caches.
 enum class Out { store, add, stream };
 
 // left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous. With kPack, the rows of right are put
 // together at `pack`, kTile apart, for the products that follow.
-template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack>
+template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs>
 static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right, int64_t right_k,
                                  const T* __restrict start, T* __restrict out, int64_t out_m, Ahead ahead, T* __restrict pack) {
     constexpr int W = Lanes<T>::W;
@@ -69,7 +78,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
         for (int m = 0; m < kRows; ++m) {
             const Vec<T> x = broadcast<T>(left[m * kLeftM]);
 #pragma GCC unroll 16
-            for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
+            for (int v = 0; v < kVectors; ++v) sum[m][v] = multiply_add<kPairs, T>(sum[m][v], x, row[v]);
         }
         // Into the second-level cache: the rows of a tile would push each other out of the first.
         __builtin_prefetch(ahead.line, 0, 2);
@@ -88,17 +97,17 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
         }
 }
 
-template <class T, int kVectors, int kLeftM, Out kOut, bool kPack>
+template <class T, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs = false>
 static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k, const T* start, T* out,
                                 int64_t out_m, Ahead ahead, T* pack) {
     switch (rows) {
-        case 1: return product_block<T, 1, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 2: return product_block<T, 2, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 3: return product_block<T, 3, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 4: return product_block<T, 4, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
-        case 5: return product_block<T, 5, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 1: return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 2: return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 3: return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 4: return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+        case 5: return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
         default:
-            if constexpr (kBlockRows >= 6) product_block<T, 6, kVectors, kLeftM, kOut, kPack>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
+            if constexpr (kBlockRows >= 6) product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m, ahead, pack);
     }
 }
 
@@ -110,20 +119,20 @@ struct RowBlocks {
 };
 
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
-template <class T, int kLeftM, Out kOut, bool kPack = false>
+template <class T, int kLeftM, Out kOut, bool kPack = false, bool kPairs = false>
 static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
                                  const T* start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
     constexpr int W = Lanes<T>::W;
     int v = 0;
     for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-        product_rows<T, kBlockVectors, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
         ahead = nothing_ahead(right);
     }
     if constexpr (kBlockVectors > 3)
-        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        if (vectors - v == 3) return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
     if constexpr (kBlockVectors > 2)
-        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
-    if (vectors - v == 1) product_rows<T, 1, kLeftM, kOut, kPack>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+        if (vectors - v == 2) return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
+    if (vectors - v == 1) product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W, out_m, ahead, pack + v * W);
 }
 
 // ---------------------------------------------------------------- transposes

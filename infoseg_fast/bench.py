@@ -108,6 +108,7 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
 
     found = {"infoseg_fast": op, "eager": eager}
     if compiled:
+        torch.compiler.reset()  # the cases share this function; without it the compiler gives up after eight of them
         found["compiled"] = torch.compile(eager, dynamic=False)
     if case.name == "jsd":
         found["as written"] = baselines.as_written

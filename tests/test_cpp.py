@@ -83,7 +83,9 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         x, exact, mask = arguments(shape, dtype)
         stated = statement.loss(*exact, mask=mask, **how)
         found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
-        torch.testing.assert_close(found.double(), stated, rtol=1e-5 if dtype != torch.float64 else 1e-12, atol=1e-6)
+        # bfloat16 products take global features rounded to bfloat16 where the CPU has instructions for them.
+        rtol = {torch.float64: 1e-12, torch.bfloat16: 1e-3}.get(dtype, 1e-5)
+        torch.testing.assert_close(found.double(), stated, rtol=rtol, atol=1e-6)
         (-1.7 * found).backward()
         (-1.7 * stated).backward()
         for a, b in zip(x, exact, strict=True):
