@@ -171,7 +171,8 @@ static int64_t segment(const SegmentationArguments& a) {
         const TileRows<A> rows = f.read(b, tile, copy);
         const int vectors = vectors_of<A>(f.size(tile));
         A* q = V + (tile - slab.tile) * kTile;
-        G.scores(b, rows.data, rows.stride, vectors, q, stride, tile + 1 < slab.tiles_end ? f.lines(b, tile + 1) : f.lines(B, 0), 0);
+        G.scores(b, rows.data, rows.stride, vectors, q, stride, tile + 1 < slab.tiles_end ? f.lines(b, tile + 1) : f.lines(B, 0), 0,
+                 rows.data == copy ? nullptr : copy);
         if (a.logits) continue;
         for (int v = 0; v < vectors; ++v) {
           softmax_and_mean<A>(q + v * W, stride, K, tau, softmax);

@@ -29,17 +29,17 @@ static void similarity_forward(const SimilarityArguments& a) {
       E* to = out + b * K * P + tile * kTile;
       const TileRows<A> rows = f.read(b, tile, copy);
       const TileLines next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
+      // Scores are formed in the block: rows of the output lie a power of two apart and would push each other out of L1.
+      G.scores(b, rows.data, rows.stride, vectors, block, kTile, next, 0, rows.data == copy ? nullptr : copy);
       // Whole vectors of the final type go straight out.
       const bool direct = sizeof(E) == sizeof(A) && n % W == 0;
-      A* q = direct ? reinterpret_cast<A*>(to) : block;
-      const int64_t stride = direct ? P : kTile;
-      G.scores(b, rows.data, rows.stride, vectors, q, stride, next, 0);
       if (a.softmax)
         for (int v = 0; v < vectors; ++v) {
-          softmax_and_mean<A>(q + v * W, stride, K, static_cast<A>(a.temperature), V);
-          for (int64_t k = 0; k < K; ++k) store<A>(q + k * stride + v * W, load<A>(V + k * W));
+          softmax_and_mean<A>(block + v * W, kTile, K, static_cast<A>(a.temperature), V);
+          A* q = direct ? reinterpret_cast<A*>(to) + v * W : block + v * W;
+          for (int64_t k = 0; k < K; ++k) store<A>(q + k * (direct ? P : kTile), load<A>(V + k * W));
         }
-      if (!direct)
+      if (!direct || !a.softmax)
         for (int64_t k = 0; k < K; ++k) narrow_row<E, A>(to + k * P, block + k * kTile, n);
     }
   };
