@@ -84,9 +84,10 @@ def read(protocol: Protocol, options: Options, item: tuple, digest):
     )  # of a palette PNG the indices are the values
     pixels = read_colour(image, part, digest)
     require_same_size(pixels.shape[:2], fine.shape, label)
-    if not _known()[fine].all():
+    unknown = (fine >= FINE_VALUES) & (fine != FINE_UNLABELLED)
+    if unknown.any():
         raise DataError(
-            f"label {label} holds {fine[~_known()[fine]][0]}; COCO-Stuff's values are 0 to {FINE_VALUES - 1} and "
+            f"label {label} holds {fine[unknown][0]}; COCO-Stuff's values are 0 to {FINE_VALUES - 1} and "
             f"{FINE_UNLABELLED}. The stuffthingmaps have them: {WHERE['stuffthingmaps']}"
         )
     yield (
@@ -99,13 +100,6 @@ def read_colour(path: Path, part: str, digest) -> np.ndarray:
     """A JPEG decoded in full, [rows, columns, 3] RGB."""
     data = read_bytes(path, "image", digest)
     return decoded(data, path, "image", IMAGE_MODES, "RGB", WHERE[part])
-
-
-@lru_cache(maxsize=1)
-def _known() -> np.ndarray:
-    known = np.zeros(256, dtype=bool)
-    known[:FINE_VALUES] = known[FINE_UNLABELLED] = True
-    return known
 
 
 @lru_cache(maxsize=8)

@@ -69,6 +69,8 @@ class PreparedSet(ImageSet):
             raise DataError(f"the {split} split of {root} has no image")
         self.stems = [stems[i] for i in chosen]
         self._index = index[chosen]
+        # Plain numbers: a record of a structured array costs more to take apart than a crop to copy.
+        self._places = [index[name][chosen].tolist() for name in ("shard", "offset", "rows", "columns")]
         self._whole = split == "train"
         rows, columns = self._index["rows"].astype(np.int64), self._index["columns"].astype(np.int64)
         if self._whole:
@@ -106,11 +108,11 @@ class PreparedSet(ImageSet):
 
     def _stored(self, index: int, labels: bool) -> np.ndarray:
         """A view of the stored image [channels, rows, columns], or its labels [1, rows, columns]."""
-        place = self._index[index]
-        channels, rows, columns = 1 if labels else self.channels, int(place["rows"]), int(place["columns"])
-        start = int(place["offset"]) * channels
-        shard = self._mapped()[place["shard"]][labels]
-        return shard[start : start + channels * rows * columns].reshape(channels, rows, columns)
+        shard, offset, rows, columns = (values[index] for values in self._places)
+        channels = 1 if labels else self.channels
+        start = offset * channels
+        mapped = self._mapped()[shard][labels]
+        return mapped[start : start + channels * rows * columns].reshape(channels, rows, columns)
 
     def _view(self, index: int, labels: bool) -> np.ndarray:
         top, left = int(self._top[index]), int(self._left[index])
@@ -131,20 +133,23 @@ class PreparedSet(ImageSet):
         for out, i, t, n in zip(batch, indices.tolist(), top.tolist(), left.tolist(), strict=True):
             out[:] = self._stored(i, False)[:, t : t + side, n : n + side]
 
+        if labelled:  # which the frame never is
+            valid = np.empty((len(indices), side, side), dtype=bool)
+            beyond = IGNORE if self._iic else UNLABELLED
+            for ok, i, t, n in zip(valid, indices.tolist(), top.tolist(), left.tolist(), strict=True):
+                np.less(self._stored(i, True)[0, t : t + side, n : n + side], beyond, out=ok)
+            return batch, valid
         place = self._index[indices]
         above, left_of = np.maximum(place["top"] - top, 0), np.maximum(place["left"] - left, 0)
         below = np.minimum(place["top"] + place["inner_rows"] - top, side)
         right_of = np.minimum(place["left"] + place["inner_columns"] - left, side)
         outside = np.flatnonzero((above > 0) | (left_of > 0) | (below < side) | (right_of < side))
-        if not labelled and not len(outside):
+        if not len(outside):
             return batch, None
         valid = np.ones((len(indices), side, side), dtype=bool)
         for b in outside:
             valid[b, : above[b]] = valid[b, below[b] :] = False
             valid[b, :, : left_of[b]] = valid[b, :, right_of[b] :] = False
-        if labelled:
-            for ok, i, t, n in zip(valid, indices.tolist(), top.tolist(), left.tolist(), strict=True):
-                ok &= self._table[self._stored(i, True)[0, t : t + side, n : n + side]] != IGNORE
         return batch, valid
 
     def native_image(self, index: int) -> np.ndarray:
