@@ -119,6 +119,7 @@ class Run:
             "prediction": {
                 "temperature": self.config.temperature,
                 "scale": self.config.scale,
+                "raw_scale": self.images.raw_scale,
                 "class_names": self.images.classes,
             },
         }

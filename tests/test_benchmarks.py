@@ -13,6 +13,7 @@ from PIL import Image
 from raw_downloads import WINDOW, mini_coco, mini_potsdam, write_coco, write_potsdam
 from test_data import refused
 
+import infoseg_fast as isf
 from infoseg_fast.baselines import Gabor, baseline, mirrored
 from infoseg_fast.cli import main
 from infoseg_fast.data import open_set
@@ -138,6 +139,19 @@ def test_grey_and_sobel_are_the_published_arithmetic():
     assert torch.equal(model.normalize(images)[:, :4, :6, :7], images)
     with pytest.raises(ValueError, match="inputs must be one of"):
         InfoSegNet(inputs="edges")
+
+
+def test_predict_sees_downloaded_files_as_the_benchmark_has_them(sets, tmp_path, capsys):
+    """Labels of a file are those of the file resized by the protocol's factor, at the file's size."""
+    run, data = tmp_path / "run", sets / "coco-stuff-3"
+    assert main(["train", "--data", str(data), "--out", str(run), *TRAIN]) == 0
+    image = sets / "coco/images/train2017/000000001009.jpg"
+    told(capsys, "predict", run, image, "--out", tmp_path / "out")
+    segmenter = isf.load(run)
+    assert segmenter.scale == 1 and segmenter.raw_scale == 0.33
+    segmenter.scale = 0.33
+    pixels = torch.from_numpy(np.asarray(Image.open(image)).transpose(2, 0, 1) / np.float32(255))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/000000001009.png")), segmenter.segment(pixels[None])[0])
 
 
 def test_the_loss_mask_leaves_out_what_has_no_label(sets):

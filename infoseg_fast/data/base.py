@@ -20,6 +20,7 @@ class ImageSet:
         scale: factor by which `image` shrinks or enlarges; labels keep their size.
         crop_side: side of the training crops that the set's protocol has, if any.
         in_process: whether crops are cheap enough to be cut in the training process itself.
+        raw_scale: factor by which the images were resized when the set was made.
         unlabelled_as: class that a published protocol gives to pixels without ground truth, see `target`.
     """
 
@@ -34,6 +35,7 @@ class ImageSet:
     scale: float = 1.0
     crop_side: int | None = None
     in_process: bool = False
+    raw_scale: float = 1.0
     unlabelled_as: int | None = None
 
     def __len__(self) -> int:

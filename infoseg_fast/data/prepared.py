@@ -61,7 +61,7 @@ class PreparedSet(ImageSet):
         self.name, self.split, self.manifest = f"{protocol['name']} ({root})", split, manifest
         self.classes, self.num_classes = list(protocol["classes"]), len(protocol["classes"])
         self.channels, self.dtype, self.window = protocol["channels"], np.dtype(np.uint8), protocol["window"]
-        self.crop_side = self.window
+        self.crop_side, self.raw_scale = self.window, protocol["scale"]
         self.unlabelled_as = protocol["unlabelled_as"]
         self._iic = options.get("unlabelled") == "iic" and self.unlabelled_as is not None
         chosen = self._chosen(index, options["partition"])
