@@ -6,10 +6,12 @@ is fitted to pixels of the train split and sees no label.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from .confusion import confusion_matrix
@@ -83,17 +85,21 @@ class Gabor:
                 self.kernels.append(torch.from_numpy(kernel).to(torch.complex64))
                 self.widths.append(0.5 / frequency)
         self.radius = max(max(kernel.shape) for kernel in self.kernels) // 2
+        self.spectra = lru_cache(maxsize=4)(self._spectra)
+
+    def _spectra(self, size: tuple[int, int]) -> list[Tensor]:
+        return [torch.fft.fft2(kernel, s=size) for kernel in self.kernels]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[2:]
         # Mirrored at the border as often as a small image needs.
         y, x = (mirrored(n, self.radius) for n in (rows, columns))
         padded = grey(pixels)[:, 0][:, y][:, :, x]
-        size = padded.shape[1:]
-        spectrum = torch.fft.fft2(padded)
+        size = tuple(next_fast_len(n) for n in padded.shape[1:])  # what is added reaches no pixel
+        spectrum = torch.fft.fft2(padded, s=size)
         maps = [pixels]
-        for kernel, width in zip(self.kernels, self.widths, strict=True):
-            response = torch.fft.ifft2(spectrum * torch.fft.fft2(kernel, s=size)).abs()
+        for kernel, transformed, width in zip(self.kernels, self.spectra(size), self.widths, strict=True):
+            response = torch.fft.ifft2(spectrum * transformed).abs()
             top, left = (self.radius + n // 2 for n in kernel.shape)
             energy = response[:, top : top + rows, left : left + columns]
             maps.append(smoothed(energy[:, None], width))
