@@ -540,6 +540,14 @@ def test_workers_end_when_their_parent_is_killed():
         time.sleep(0.05)
 
 
+def test_a_killed_worker_is_one_line():
+    def lost():
+        with prepare.Pool(2, False) as pool:
+            list(pool.run(os._exit, [(0, (1,))]))
+
+    refused(lost, "killed", "--workers")
+
+
 def state_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

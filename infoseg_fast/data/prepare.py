@@ -15,9 +15,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -318,7 +320,7 @@ class Pool:
         if self.workers > 1:
             # Not forked: this process may hold threads (of torch, of a progress bar).
             context = get_context("spawn")
-            self.executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
+            self.executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker)
         return self
 
     def __exit__(self, *_) -> None:
@@ -332,7 +334,14 @@ class Pool:
             return
         futures = {self.executor.submit(function, *arguments): number for number, arguments in tasks}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"one of {self.workers} worker processes was killed (out of memory?); run the command again with "
+                    "fewer --workers, it goes on where it was"
+                ) from error
+            yield futures[future], result
 
     def over_items(self, function: Callable, arguments: tuple, items: list, description: str) -> list:
         """The concatenated results of function(*arguments, chunk), in order."""
@@ -345,8 +354,9 @@ class Pool:
         return [value for number in range(len(chunks)) for value in results[number]]
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed ends too, rather than wait for tasks for ever."""
+def _begin_worker() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends with a parent that was killed rather than wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent_process().join()
