@@ -336,7 +336,6 @@ def test_potsdam_tiles_that_are_missing_damaged_or_of_another_size(potsdam, monk
     stray.unlink()
     shutil.rmtree(potsdam / "5_Labels_for_participants")
     faulty("potsdam-6", potsdam, "5_Labels_for_participants is missing", "isprs.org")
-    monkeypatch.setattr(reader, "require_package", reader.require_package)
     monkeypatch.setitem(sys.modules, "tifffile", None)
     (potsdam / "5_Labels_for_participants").mkdir()
     faulty("potsdam-6", potsdam, "tifffile", "infoseg-fast[benchmarks]")

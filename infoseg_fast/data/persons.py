@@ -16,9 +16,8 @@ import numpy as np
 from ..errors import DataError
 from .coco import PER_SHARD, read_colour
 from .images import IGNORE
-from .potsdam import require_package
 from .protocols import WHERE, Options, Protocol
-from .raw import Raw, header, require_files
+from .raw import Raw, header, require_files, require_package
 from .resize import linear, nearest, resized_side
 
 PARTS = ("train2017", "val2017")

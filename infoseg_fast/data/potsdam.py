@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError
 from .images import IGNORE, first_line
 from .protocols import PALETTE, WHERE, Options, Protocol
-from .raw import Raw, read_bytes, require_files, require_folder
+from .raw import Raw, read_bytes, require_files, require_folder, require_package
 from .resize import halved
 
 IMAGES, LABELS = "4_Ortho_RGBIR", "5_Labels_for_participants"
@@ -25,7 +25,7 @@ LISTS = ("unlabelled_train", "labelled_train", "labelled_test")
 # Rows of tiles with the columns they have: 38 tiles; those with a column up to 12 are labelled, 24.
 GRID = {2: range(10, 15), 3: range(10, 15), 4: range(10, 16), 5: range(10, 16), 6: range(7, 16), 7: range(7, 14)}
 MAT_PER_SHARD = 450
-BENDS = "a later release of the labels (5_Labels_all.zip) has a wrong top_potsdam_4_12"
+WRONG_TILE = "a later release of the labels (5_Labels_all.zip) has a wrong top_potsdam_4_12"
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
@@ -164,7 +164,7 @@ def palette_rows(colours: np.ndarray, path: Path) -> np.ndarray:
         colour = tuple(map(int, colours[bad][0]))
         raise DataError(
             f"label {path} holds the colour {colour}, which is none of the six classes'; "
-            f"{BENDS}: take {LABELS}.zip of {WHERE['potsdam']}"
+            f"{WRONG_TILE}: take {LABELS}.zip of {WHERE['potsdam']}"
         )
     return rows
 
@@ -248,11 +248,3 @@ def _mat_array(path: Path, key: str, shape: tuple[int, ...], digest) -> np.ndarr
             f"{' x '.join(map(str, shape))} is accepted"
         )
     return array
-
-
-def require_package(name: str) -> None:
-    """Raise DataError when a package of the extra `benchmarks` is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec(name) is None:
-        raise DataError(f"this benchmark needs the package {name}: pip install 'infoseg-fast[benchmarks]'")

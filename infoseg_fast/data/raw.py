@@ -1,5 +1,6 @@
 """What the readers of raw downloads share: what they find, and reading one file with faults that name it."""
 
+import importlib.util
 import io
 import os
 from dataclasses import dataclass, field
@@ -36,6 +37,12 @@ class Raw:
     sources: dict
     selection: str = ""
     notes: list[str] = field(default_factory=list)
+
+
+def require_package(name: str) -> None:
+    """Raise DataError when a package of the extra `benchmarks` is not installed."""
+    if importlib.util.find_spec(name) is None:
+        raise DataError(f"this benchmark needs the package {name}: pip install 'infoseg-fast[benchmarks]'")
 
 
 def require_folder(folder: Path, where: str) -> None:
