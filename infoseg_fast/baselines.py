@@ -1,89 +1,176 @@
-"""The best PyTorch we know for each op: identities 1 and 2 of the method in a few large calls, eager or compiled.
+"""What a trained network must beat: the constant predictor, and k-means on colours or on Gabor energies.
 
-Only benchmarks use it. `as_written` is the paper's loss with L and S formed. Every function takes what the public op
-takes.
+All are scored as a network is (`evaluate.score`): the same images, pixels and matching of clusters to classes. k-means
+is fitted to pixels of the train split and sees no label.
 """
 
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
+from .confusion import confusion_matrix
+from .data import ImageSet, open_set
+from .data.base import to_float
+from .errors import DataError
+from .evaluate import score
+from .model import grey
 
-def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return global_features @ weight, global_features @ bias
-
-
-def as_written(features, global_features, weight, bias, *, mask=None, **settings) -> Tensor:
-    """jsd, same_position, n = 1, tau = 1: local features L, and the global feature S assigned to every position."""
-    L = torch.einsum("dc,bcp->bdp", weight, features.flatten(2)) + bias[:, None]
-    V = torch.softmax(torch.einsum("bdp,bkd->bkp", L, global_features), dim=1)
-    S = torch.einsum("bkp,bkd->bdp", V, global_features)
-    positive, negative = (L * S).sum(1), (L * S.roll(-1, 0)).sum(1)
-    return F.softplus(-positive).mean() + F.softplus(negative).mean()
+METHODS = ("constant", "kmeans", "kmeans-gabor")
+FIT_IMAGES = 2000  # at most, spread evenly over the train split
+FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # cycles a pixel
 
 
-def similarity(features, global_features, weight, bias) -> Tensor:
-    G, g0 = fold(global_features, weight, bias)
-    return torch.baddbmm(g0[..., None], G, features.flatten(2)).unflatten(2, features.shape[2:])
-
-
-def assign(features, global_features, weight, bias) -> Tensor:
-    return torch.softmax(similarity(features, global_features, weight, bias), dim=1)
-
-
-def segment(features, global_features, weight, bias, *, size) -> Tensor:
-    """A convolution, an einsum, F.interpolate of the softmax, argmax: what a user writes."""
-    L = F.conv2d(features, weight[..., None, None], bias)
-    V = torch.softmax(torch.einsum("bdyx,bkd->bkyx", L, global_features), dim=1)
-    return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
-
-
-def loss(
-    features,
-    global_features,
-    weight,
-    bias,
+def baseline(
+    method: str,
+    data: str,
+    split: str = "eval",
     *,
-    estimator="jsd",
-    negatives="same_position",
-    num_negatives: int | str = 1,
-    mask=None,
-) -> Tensor:
-    G, g0 = fold(global_features, weight, bias)
-    f = features.flatten(2)
-    B, K, _ = G.shape
-    n = B - 1 if num_negatives == "all" else num_negatives
+    num_clusters: int | None = None,
+    samples: int = 500_000,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[dict, list[str] | None]:
+    """Fit a method of METHODS to the train split of the data and score it on `split`: scores, and the class names.
 
-    def mean(x):  # over dim 0 and the last
-        return x.mean() if mask is None else torch.where(mask.flatten(1), x, 0).sum() / mask.sum()
+    Raises:
+        DataError: the data is not as it must be or has no labels, or scikit-learn or scikit-image is not installed.
+    """
+    images = open_set(data, split)
+    if not images.has_labels:
+        raise DataError(f"--data {data} has no labels for its {split} split, so nothing to score by")
+    images.check_labels()
+    number = num_clusters or images.num_classes
+    if not 2 <= number <= 256 or samples < number:
+        raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
+    if method == "constant":
+        labels = predict_constant
+    else:
+        features = colours if method == "kmeans" else Gabor()
+        labels = fitted_kmeans(features, open_set(data, "train"), number, samples, seed)
 
-    if estimator == "infonce" and n == B - 1:
-        q = torch.matmul(G.flatten(0, 1), f) + g0.flatten()[:, None]  # [B, B K, P], every image's classes
-        own = torch.arange(B, device=f.device)
-        z = q.unflatten(1, (B, K))[own, own]
-        V = torch.softmax(z, dim=1)
-        return mean(torch.logsumexp(q, dim=1) - (V * z).sum(1))
-    if estimator == "jsd" and negatives == "same_position" and n == B - 1:
-        z = torch.baddbmm(g0[..., None], G, f)
-        V = torch.softmax(z, dim=1)
-        S = torch.bmm(G.mT, V)  # [B, C, P]: the assigned feature, in feature space
-        s0 = (V * g0[..., None]).sum(1)
-        T = torch.bmm(f.permute(2, 0, 1), S.permute(2, 1, 0)) + s0.T[:, None]  # [P, own, partner]
-        other = ~torch.eye(B, dtype=torch.bool, device=f.device)
-        return mean(F.softplus(-(V * z).sum(1))) + torch.where(other, F.softplus(T), 0).sum() / (B * n * f.shape[2])
-    images = [torch.arange(B, device=f.device).roll(-j) for j in range(n + 1)]
-    q = torch.baddbmm(
-        torch.cat([g0[i] for i in images], 1)[..., None], torch.cat([G[i] for i in images], 1), f
-    ).unflatten(1, (n + 1, K))
-    z, w = q[:, 0], q[:, 1:]
-    V = torch.softmax(z, dim=1)
-    T = (V * z).sum(1)
-    if estimator == "infonce":
-        return mean(torch.logsumexp(q.flatten(1, 2), dim=1) - T)
-    if negatives == "same_position":
-        total = mean(F.softplus(-T))
-        for j in range(n):
-            total = total + mean(F.softplus((V[images[j + 1]] * w[:, j]).sum(1))) / n
-        return total
-    R = torch.softmax(w, dim=2)
-    return mean(F.softplus(-T)) + mean(F.softplus((R * w).sum(2)).mean(1))
+    def count(pixels: Tensor, target: Tensor) -> Tensor:
+        return confusion_matrix(labels(pixels), target, number, images.num_targets)
+
+    return score(count, number, images, progress), images.classes
+
+
+def predict_constant(pixels: Tensor) -> Tensor:
+    """One cluster for every pixel, which the matching gives the commonest class."""
+    return torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.uint8)
+
+
+def colours(pixels: Tensor) -> Tensor:
+    """The channels as they are: [B, c, H, W]."""
+    return pixels
+
+
+class Gabor:
+    """Channels, and energies of Gabor filters of the grey image, each averaged over the filter's own width.
+
+    For f frequencies and o orientations: [B, c, H, W] -> [B, c + f * o, H, W].
+    """
+
+    def __init__(self) -> None:
+        skimage_filters = required("skimage.filters", "scikit-image")
+        self.kernels, self.widths = [], []
+        for frequency in FREQUENCIES:
+            for step in range(ORIENTATIONS):
+                kernel = skimage_filters.gabor_kernel(frequency, theta=math.pi * step / ORIENTATIONS)
+                self.kernels.append(torch.from_numpy(kernel).to(torch.complex64))
+                self.widths.append(0.5 / frequency)
+        self.radius = max(max(kernel.shape) for kernel in self.kernels) // 2
+        self.spectra = lru_cache(maxsize=4)(self._spectra)
+
+    def _spectra(self, size: tuple[int, int]) -> list[Tensor]:
+        return [torch.fft.fft2(kernel, s=size) for kernel in self.kernels]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        rows, columns = pixels.shape[2:]
+        # Mirrored at the border as often as a small image needs.
+        y, x = (mirrored(n, self.radius) for n in (rows, columns))
+        padded = grey(pixels)[:, 0][:, y][:, :, x]
+        size = tuple(next_fast_len(n) for n in padded.shape[1:])  # what is added reaches no pixel
+        spectrum = torch.fft.fft2(padded, s=size)
+        maps = [pixels]
+        for kernel, transformed, width in zip(self.kernels, self.spectra(size), self.widths, strict=True):
+            response = torch.fft.ifft2(spectrum * transformed).abs()
+            top, left = (self.radius + n // 2 for n in kernel.shape)
+            energy = response[:, top : top + rows, left : left + columns]
+            maps.append(smoothed(energy[:, None], width))
+        return torch.cat(maps, dim=1)
+
+
+def mirrored(n: int, radius: int) -> Tensor:
+    """Positions 0 .. n - 1 continued by mirroring: [n + 2 * radius]."""
+    position = torch.arange(-radius, n + radius) % (2 * n)
+    return torch.where(position < n, position, 2 * n - 1 - position)
+
+
+def smoothed(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [B, 1, H, W], the border mirrored."""
+    radius = math.ceil(3 * sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    y, x = (mirrored(n, radius) for n in maps.shape[2:])
+    maps = maps[:, :, y][:, :, :, x]
+    return F.conv2d(F.conv2d(maps, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+
+
+def fitted_kmeans(
+    features: Callable[[Tensor], Tensor], images: ImageSet, number: int, samples: int, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """Mini-batch k-means on features of pixels drawn at random: what labels pixels [B, c, H, W] by it, [B, H, W]."""
+    cluster = required("sklearn.cluster", "scikit-learn")
+    rng = np.random.default_rng(seed)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
+    each = -(-samples // len(chosen))
+    drawn = []
+    for index in chosen:
+        pixels, valid = fit_pixels(images, int(index))
+        found = features(to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+        drawn.append(found[torch.from_numpy(rng.integers(0, len(found), each))].numpy())
+    points = np.concatenate(drawn)
+    mean, std = points.mean(axis=0), points.std(axis=0)
+    std[std < 1e-6] = 1
+    # Colours share one scale, so they stay as they are; energies of filters do not.
+    if features is colours:
+        mean, std = np.zeros_like(mean), np.ones_like(std)
+    model = cluster.MiniBatchKMeans(number, random_state=seed, batch_size=4096, n_init=5)
+    model.fit((points - mean) / std)
+    centres = torch.from_numpy(model.cluster_centers_.astype(np.float32))
+    offset = (centres**2).sum(1)
+    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
+
+    def labels(pixels: Tensor) -> Tensor:
+        found = features(pixels).movedim(1, -1)
+        flat = (found.reshape(-1, found.shape[-1]) - mean) / std
+        return (offset - 2 * flat @ centres.T).argmin(1).to(torch.uint8).view(found.shape[:-1])
+
+    return labels
+
+
+def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """What of an image the fit sees, and which of its pixels are valid: the centre crop where the set's protocol cuts
+    crops, else the whole image."""
+    if images.crop_side is None:
+        pixels = images.image(index)
+        return pixels, np.ones(pixels.shape[1:], dtype=bool)
+    centre = np.array([0.5])
+    batch, valid = images.crops(np.array([index]), centre, centre, images.crop_side)
+    return batch[0], np.ones(batch.shape[2:], dtype=bool) if valid is None else valid[0]
+
+
+def required(module: str, package: str):
+    """A module of the extra `baselines`; DataError in one line when it is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f"this baseline needs {package}: pip install 'infoseg-fast[baselines]'") from error

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from . import baselines, ops
+from . import bench_baselines as baselines
+from . import ops
 
 
 @dataclass(frozen=True)

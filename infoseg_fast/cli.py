@@ -16,6 +16,16 @@ from .config import TrainConfig, option
 from .errors import DataError
 
 PROGRAM = "infoseg"
+# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says of it.
+PREPARE_OPTIONS = {
+    "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
+    "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},
+    "split_seed": {"type": int, "metavar": "N", "help": "draws Potsdam's held-out patches (default: 0)"},
+    "min_side": {"type": int, "metavar": "PX", "help": "coco-persons: least side of an image (default: 360)"},
+    "person_min": {"type": float, "metavar": "X", "help": "coco-persons: least share of persons (default: 0.1)"},
+    "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
+    "crowd": {"metavar": "C", "help": "coco-persons: crowd regions are person (default) or ignore"},
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,12 +36,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    from .baselines import METHODS
     from .checkpoint import CHECKPOINTS
-    from .data import NAMES, SPLITS
+    from .data import NAMES
+    from .data.protocols import PROTOCOLS
 
     top = Parser(prog=PROGRAM, description="Unsupervised semantic segmentation by mutual information maximisation.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    data = f"{', '.join(NAMES)}, or a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any)"
+    data = (
+        f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), or one "
+        "that infoseg prepare made"
+    )
 
     def add(name: str, function, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
@@ -67,9 +82,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
-    evaluate.add_argument("--split", default="eval", choices=SPLITS, help="which images (default: eval)")
     evaluate.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
-    evaluate.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
 
     predict = add("predict", run_predict, "Write an 8-bit label PNG for each image, at its size.")
     predict.add_argument("run", type=Path, metavar="RUN")
@@ -82,12 +95,34 @@ def parser() -> argparse.ArgumentParser:
         "--match", action="store_true", help="write classes (by the run's last evaluation) instead of clusters"
     )
     predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
+    baseline = add("baseline", run_baseline, "Score a method that learns no network on the same images and pixels.")
+    baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
+    baseline.add_argument(
+        "--classes", type=int, metavar="N", help="number of clusters (default: as many as the ground truth has classes)"
+    )
+    baseline.add_argument(
+        "--samples", type=int, default=500_000, metavar="N", help="pixels it is fitted to (default: 500000)"
+    )
+    baseline.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    for command in (evaluate, baseline):
+        command.add_argument(
+            "--split", default="eval", metavar="SPLIT",
+            help="which images: eval (the default), train, all, of a prepared benchmark also val",
+        )  # fmt: skip
+        command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
-    prepare = add("prepare", run_prepare, "Write a known set out as a folder that --data takes.")
-    prepare.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to be made")
+    names = (*PROTOCOLS, *NAMES)
+    prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
+    prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
+    prepare.add_argument("--root", type=Path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
+    prepare.add_argument("--out", type=Path, metavar="DIR", help="folder to be made")
+    prepare.add_argument("--check", action="store_true", help="read and verify every raw file, and write nothing")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores)")
+    for name, how in PREPARE_OPTIONS.items():
+        prepare.add_argument(option(name), default=argparse.SUPPRESS, **how)
 
     add("env", run_env, "Print versions and backends, and why one is missing.")
     return top
@@ -118,15 +153,16 @@ def run_bench(args) -> None:
 def run_eval(arguments: argparse.Namespace) -> None:
     from .checkpoint import load as load_state
     from .data import open_set
-    from .evaluate import as_text, evaluate
+    from .evaluate import add_training, as_text, evaluate
     from .segmenter import load, record_evaluation
-    from .train import pick_device
+    from .train import loss_mask_of, pick_device
 
     device = pick_device(arguments.device)
     segmenter = load(arguments.run, arguments.checkpoint, device)
     images = open_set(arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=segmenter.scale)
     check_channels(segmenter, images.channels, images.name)
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
+    add_training(scores, loss_mask_of(arguments.run), arguments.checkpoint)
     step = load_state(arguments.run, arguments.checkpoint)["step"]
     record_evaluation(arguments.run, arguments.checkpoint, step, arguments.split, scores)
     if arguments.json:
@@ -155,9 +191,50 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
 def run_prepare(arguments: argparse.Namespace) -> None:
     from .data.export import export_landcover
+    from .data.prepare import prepare
+    from .data.protocols import PROTOCOLS
 
-    number = export_landcover(arguments.name, arguments.out)
-    print(f"{number} images written to {arguments.out}")
+    given = {name: getattr(arguments, name) for name in PREPARE_OPTIONS if hasattr(arguments, name)}
+    if arguments.out is None and not arguments.check:
+        raise DataError("--out is missing: the folder to be made (or --check, to verify the raw files only)")
+    if arguments.name not in PROTOCOLS:
+        if given or arguments.root or arguments.check or arguments.workers:
+            raise DataError(f"{arguments.name} comes from installed packages; it takes --out and no other option")
+        number = export_landcover(arguments.name, arguments.out)
+        print(f"{number} images written to {arguments.out}")
+        return
+    if arguments.root is None:
+        raise DataError(f"--root is missing: the folder of the raw {arguments.name} files (see docs/benchmarks.md)")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise DataError(f"--workers must be at least 1, not {arguments.workers}")
+    manifest = prepare(
+        arguments.name, arguments.root, arguments.out, given, check=arguments.check, workers=arguments.workers
+    )
+    parts = ", ".join(f"{part} {number:,}" for part, number in manifest["parts"].items())
+    found = f"{manifest['images']:,} images ({parts}), {manifest['framed']:,} of them framed with zeros"
+    print(f"{found}: {'all as the protocol has them' if arguments.check else f'written to {arguments.out}'}")
+    if manifest["selection"]:
+        print(f"selection: {manifest['selection']}")
+
+
+def run_baseline(arguments: argparse.Namespace) -> None:
+    from .baselines import baseline
+    from .evaluate import as_text
+
+    scores, classes = baseline(
+        arguments.method,
+        arguments.data,
+        arguments.split,
+        num_clusters=arguments.classes,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        progress=not arguments.json,
+    )
+    if arguments.json:
+        print(json.dumps(scores))
+    else:
+        print(f"baseline {arguments.method}, {arguments.split} split of {arguments.data}:")
+        print(as_text(scores, classes))
 
 
 def run_env(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from .errors import DataError
+from .model import INPUTS
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
 
 # Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
@@ -13,6 +14,7 @@ RECIPES = {
     "default": {"estimator": "infonce", "num_negatives": "all", "balance": 0.5},
     "paper": {"estimator": "jsd", "num_negatives": 1, "balance": 0.0},
 }
+LOSS_MASKS = ("none", "gt")
 
 
 def setting(default, help: str, **argument):
@@ -35,9 +37,15 @@ class TrainConfig:
     batch_size: int = setting(16, "images B of a step", type=int)
     seed: int = setting(0, "seed of everything random", type=int)
     crop: int | None = setting(
-        None, "side of the training crops in pixels (default: 128, or the shortest side if less)", type=int
+        None,
+        "side of the training crops in pixels (default: a benchmark's own, else 128, or the shortest side if less)",
+        type=int,
     )
     scale: float = setting(1.0, "factor by which images are resized when read", type=float)
+    inputs: str = setting("rgb", "the images as they are, their grey, or with Sobel gradients too", choices=INPUTS)
+    loss_mask: str = setting(
+        "none", "gt leaves pixels without ground truth out of the loss, which is a use of labels", choices=LOSS_MASKS
+    )
     width: int = setting(64, "channels of the network's first block", type=int)
     dim: int = setting(512, "embedding dimension D", type=int)
     recipe: str = setting("default", "the objective's settings", choices=tuple(RECIPES))

@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INPUTS = ("rgb", "grey", "sobel")  # the images as they are; their grey; the images and two Sobel maps of their grey
+# As IIC had them: OpenCV's weights of red, green and blue, which it applied to images in the order blue, green, red.
+GREY = (0.114, 0.587, 0.299)
+SOBEL = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -1)))
+
 STRIDE = 4  # of the local features
 MIN_SIDE = 32  # pixels; smaller images are padded
 
@@ -65,17 +70,24 @@ class InfoSegNet(nn.Module):
         num_classes: K, 2 to 256.
         width: channels of the first block; f has 2 x width.
         dim: D, the embedding dimension that f is projected to (by `local_projection`, within the ops).
+        inputs: what of the images enters the network, see INPUTS.
 
     The images' mean and standard deviation are buffers (`set_normalization`), saved with the model.
     """
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 2, width: int = 64, dim: int = 512) -> None:
+    inputs = "rgb"
+
+    def __init__(
+        self, in_channels: int = 3, num_classes: int = 2, width: int = 64, dim: int = 512, inputs: str = "rgb"
+    ) -> None:
         super().__init__()
+        if inputs not in INPUTS:
+            raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
         for name, value, least in (("in_channels", in_channels, 1), ("width", width, 1), ("dim", dim, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value!r}")
         self._assemble(
-            Encoder(in_channels, width),
+            Encoder({"rgb": in_channels, "grey": 1, "sobel": in_channels + 2}[inputs], width),
             (0, 1),
             num_classes,
             dim,
@@ -83,6 +95,7 @@ class InfoSegNet(nn.Module):
             nn.Linear(4 * width, num_classes * dim),
             in_channels,
         )
+        self.inputs = inputs
 
     def _assemble(
         self,
@@ -137,7 +150,7 @@ class InfoSegNet(nn.Module):
             setattr(self, name, buffer)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images [B, c, H_img, W_img] in [0, 1] -> normalised, padded to multiples of 4 and at least 32 pixels.
+        """Images [B, c, H_img, W_img] in [0, 1] -> `inputs`, normalised, padded to multiples of 4, at least 32 pixels.
 
         The padding repeats the last row and column, at the bottom and right.
         """
@@ -147,7 +160,13 @@ class InfoSegNet(nn.Module):
             raise ValueError(f"images must have {self.mean.numel()} channels, not {images.shape[1]}")
         if 0 in images.shape[2:]:
             raise ValueError(f"images must have at least one pixel, not {list(images.shape)}")
-        images = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        if self.inputs == "rgb":
+            images = (images - mean) / std
+        elif self.inputs == "grey":
+            images = (grey(images) - grey(mean[None])) / std.mean()
+        else:
+            images = torch.cat([(images - mean) / std, sobel(grey(images))], dim=1)
         bottom, right = (padded_side(n) - n for n in images.shape[2:])
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
@@ -162,6 +181,18 @@ class InfoSegNet(nn.Module):
     def global_features(self, pooled: Tensor) -> Tensor:
         """H [B, K, D] from the spatial mean of block D [B, channels]."""
         return self.global_projection(pooled).view(len(pooled), self.num_classes, self.dim)
+
+
+def grey(images: Tensor) -> Tensor:
+    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by GREY; one channel is grey already."""
+    if images.shape[1] < 3:
+        return images[:, :1]
+    return (images[:, :3] * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def sobel(grey_images: Tensor) -> Tensor:
+    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border."""
+    return F.conv2d(grey_images, grey_images.new_tensor(SOBEL)[:, None], padding=1)
 
 
 def padded_side(n: int) -> int:

@@ -50,6 +50,8 @@ def predict(
 ) -> int:
     """Write an 8-bit label PNG of each image's size; the number of images.
 
+    A run on a prepared benchmark sees the files resized as the benchmark's images were.
+
     Args:
         sources: images, or folders whose images (subfolders included) are all taken.
         out: the folder written to; a folder's images keep their relative paths.
@@ -66,6 +68,8 @@ def predict(
             "--match: no evaluation has matched this checkpoint's clusters to classes; run infoseg eval first"
         )
     channels = segmenter.model.mean.numel()
+    segmenter.scale *= segmenter.raw_scale
+    segmenter.raw_scale = 1.0
     found = targets(sources, out)
     for path in found:
         header = read_header(path)

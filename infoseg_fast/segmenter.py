@@ -47,6 +47,8 @@ class Segmenter:
         scale: factor by which images are resized before they enter the network.
         classes: names of the classes, if any.
         mapping: class of each cluster (-1: none), if an evaluation has found it.
+        raw_scale: factor by which the training images had been resized when their set was made: files as they were
+            downloaded need it too (`infoseg predict` applies it).
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Segmenter:
         scale: float = 1.0,
         classes: list[str] | None = None,
         mapping: list[int] | None = None,
+        raw_scale: float = 1.0,
     ) -> None:
-        self.model, self.temperature, self.scale = model, temperature, scale
+        self.model, self.temperature, self.scale, self.raw_scale = model, temperature, scale, raw_scale
         self.classes, self.mapping = classes, mapping
 
     @property
@@ -205,6 +208,7 @@ def from_state(state: dict, device: str | torch.device, evaluation: dict | None 
         settings["scale"],
         settings["class_names"],
         evaluation and evaluation["mapping"],
+        settings.get("raw_scale", 1.0),
     )
 
 

@@ -27,7 +27,7 @@ from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, hel
 from .data.images import WHITE
 from .env import environment
 from .errors import DataError
-from .evaluate import as_text, evaluate
+from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
 from .model import STRIDE, InfoSegNet
 from .ops import assign
@@ -86,6 +86,7 @@ class Run:
             "num_classes": config.classes,
             "width": config.width,
             "dim": config.dim,
+            "inputs": config.inputs,
         }
         self.model = InfoSegNet(**self.network)
         if state is None:
@@ -118,6 +119,7 @@ class Run:
             "prediction": {
                 "temperature": self.config.temperature,
                 "scale": self.config.scale,
+                "raw_scale": self.images.raw_scale,
                 "class_names": self.images.classes,
             },
         }
@@ -130,7 +132,7 @@ class Run:
         config = self.config
         least = least_batch(config)
         sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, self.step, config.steps)
-        loader = crop_loader(self.images, config.crop, sampler, self._workers())
+        loader = crop_loader(self.images, config.crop, sampler, self._workers(), config.loss_mask == "gt")
         self.model.train()
         seconds, seen, began = 0.0, 0, time.perf_counter()  # of training, without evaluations and checkpoints
         with tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=None) as bar:
@@ -219,7 +221,9 @@ class Run:
     def _workers(self) -> int:
         if self.config.workers is not None:
             return self.config.workers
-        return 0 if isinstance(self.images, InMemory) else min(MAX_WORKERS, os.cpu_count() or 1)
+        return (
+            0 if isinstance(self.images, InMemory) or self.images.in_process else min(MAX_WORKERS, os.cpu_count() or 1)
+        )
 
 
 class Mean:
@@ -248,6 +252,14 @@ def valid_positions(valid: Tensor, size: tuple[int, int]) -> Tensor:
 def least_batch(config: TrainConfig) -> int:
     """The fewest images that a batch must hold for its negatives."""
     return 2 if config.num_negatives == "all" else config.num_negatives + 1
+
+
+def loss_mask_of(run: Path) -> str:
+    """The setting that a run was trained with."""
+    try:
+        return json.loads((run / CONFIG).read_text())["config"].get("loss_mask", "none")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{run / CONFIG} cannot be read ({error})") from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -287,7 +299,9 @@ def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
         raise DataError(f"--classes is required: {config.data} has neither labels for its eval split nor a classes.txt")
     if not 2 <= config.classes <= 256:
         raise DataError(f"--classes must be from 2 to 256, not {config.classes} (as {config.data} has it)")
-    config.crop = config.crop or min(DEFAULT_CROP, train_set.shortest_side)
+    config.crop = config.crop or train_set.crop_side or min(DEFAULT_CROP, train_set.shortest_side)
+    if config.loss_mask == "gt" and not train_set.has_labels:
+        raise DataError(f"--loss-mask gt needs a label for every training image of {config.data}; leave it out")
     small = sum(min(train_set.size(i)) < config.crop for i in range(len(train_set)))
     if small:
         logger.warning(
@@ -343,6 +357,7 @@ def _finish(run: Run, out: Path, eval_set: ImageSet | None) -> dict | None:
     segmenter, scores = run.segmenter(), run.scores
     if eval_set is not None:
         scores = scores or evaluate(segmenter, eval_set, run.device)
+        add_training(scores, run.config.loss_mask, checkpoint.LAST)
         record_evaluation(out, checkpoint.LAST, run.step, "eval", scores)
         segmenter.mapping = scores["mapping"]
         print(f"after {run.step} steps, eval split of {run.config.data}:\n{as_text(scores, run.images.classes)}")

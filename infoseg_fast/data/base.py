@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .images import WHITE
+from .images import IGNORE, WHITE
 
 
 class ImageSet:
@@ -18,6 +18,10 @@ class ImageSet:
         num_classes: number of label values; None where it is not known from the set's description.
         has_labels: whether `label` answers for every image.
         scale: factor by which `image` shrinks or enlarges; labels keep their size.
+        crop_side: side of the training crops that the set's protocol has, if any.
+        in_process: whether crops are cheap enough to be cut in the training process itself.
+        raw_scale: factor by which the images were resized when the set was made.
+        unlabelled_as: class that a published protocol gives to pixels without ground truth, see `target`.
     """
 
     name: str
@@ -29,6 +33,10 @@ class ImageSet:
     num_classes: int | None
     has_labels: bool
     scale: float = 1.0
+    crop_side: int | None = None
+    in_process: bool = False
+    raw_scale: float = 1.0
+    unlabelled_as: int | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -41,6 +49,25 @@ class ImageSet:
         """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is none."""
         raise NotImplementedError
 
+    def target(self, index: int) -> np.ndarray:
+        """What is counted against: `label`, or with one value more where a protocol leaves open what some pixels are.
+
+        Values are below `num_targets` or 255; `folded` makes counts of classes of the counts of them.
+        """
+        return self.label(index)
+
+    @property
+    def num_targets(self) -> int:
+        return self.num_classes
+
+    def folded(self, counts: np.ndarray, unlabelled: str | None = None) -> np.ndarray:
+        """Counts [clusters, num_targets] -> [clusters, num_classes]."""
+        return counts
+
+    def protocol(self, counts: np.ndarray) -> dict:
+        """What must be told beside scores of counts [clusters, num_targets]; empty for a set of one's own."""
+        return {}
+
     def check_labels(self) -> None:
         """Raise DataError for a label map that is not as `label` promises."""
 
@@ -51,6 +78,35 @@ class ImageSet:
     def size(self, index: int) -> tuple[int, int]:
         """(rows, columns) of `image(index)`."""
         return scaled_size(self.sizes[index], self.scale)
+
+    def crops(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Cut a square out of each image at the set's scale; images smaller than that are padded by their edge.
+
+        Args:
+            indices: [B] of images. y, x: [B] in [0, 1): the corners, as fractions of the free rows and columns.
+            side: of the squares, pixels.
+            labelled: count pixels without ground truth as not valid.
+
+        Returns:
+            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None when all is.
+        """
+        batch = np.empty((len(indices), self.channels, side, side), dtype=self.dtype)
+        valid = np.ones((len(indices), side, side), dtype=bool)
+        for b, index in enumerate(indices):
+            pixels = self.image(index)
+            top, left = (int(f * (max(n - side, 0) + 1)) for f, n in zip((y[b], x[b]), pixels.shape[1:], strict=True))
+            cut = pixels[:, top : top + side, left : left + side]
+            rows, columns = cut.shape[1:]
+            if labelled:
+                label = nearest_label(self.label(index), pixels.shape[1:])
+                valid[b, :rows, :columns] = label[top : top + side, left : left + side] != IGNORE
+            if (rows, columns) != (side, side):
+                valid[b, rows:] = valid[b, :, columns:] = False
+                cut = np.pad(cut, ((0, 0), (0, side - rows), (0, side - columns)), mode="edge")
+            batch[b] = cut
+        return batch, None if valid.all() else valid
 
     @property
     def shortest_side(self) -> int:
@@ -90,6 +146,14 @@ def rescale(pixels: np.ndarray, scale: float) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return resized
     return resized.round().clip(0, WHITE[pixels.dtype]).astype(pixels.dtype)
+
+
+def nearest_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map at another size, by the nearest pixel's centre."""
+    if label.shape == tuple(size):
+        return label
+    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(np.intp) for n, m in zip(label.shape, size, strict=True))
+    return label[rows[:, None], columns]
 
 
 def to_float(pixels: np.ndarray) -> torch.Tensor:

@@ -58,49 +58,40 @@ def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
 
 
 class CropSet(Dataset):
-    """Cuts whole batches of crops out of an image set; images smaller than the crop are padded and marked so."""
+    """Cuts whole batches of crops out of an image set.
 
-    def __init__(self, images: ImageSet, crop: int) -> None:
-        self.images, self.crop = images, crop
+    Args:
+        images: the set. crop: side of the crops in pixels.
+        labelled: count pixels without ground truth as not valid (loss mask "gt").
+    """
+
+    def __init__(self, images: ImageSet, crop: int, labelled: bool = False) -> None:
+        self.images, self.crop, self.labelled = images, crop, labelled
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, crops: list[Crop]) -> Batch | DataError:
+        indices, y, x = (np.array(column) for column in zip(*crops, strict=True))
         try:
-            return self._cut(crops)
+            batch, valid = self.images.crops(indices, y, x, self.crop, self.labelled)
         except DataError as error:  # returned, since a worker process would wrap it in a traceback's text
             return error
-
-    def _cut(self, crops: list[Crop]) -> Batch:
-        side = self.crop
-        batch = np.empty((len(crops), self.images.channels, side, side), dtype=self.images.dtype)
-        valid = None
-        for b, (index, y, x) in enumerate(crops):
-            pixels = self.images.image(index)
-            rows, columns = pixels.shape[1:]
-            top, left = int(y * (max(rows - side, 0) + 1)), int(x * (max(columns - side, 0) + 1))
-            cut = pixels[:, top : top + side, left : left + side]
-            if cut.shape[1:] != (side, side):
-                valid = np.ones((len(crops), side, side), dtype=bool) if valid is None else valid
-                valid[b, cut.shape[1] :] = valid[b, :, cut.shape[2] :] = False
-                cut = np.pad(cut, ((0, 0), (0, side - cut.shape[1]), (0, side - cut.shape[2])), mode="edge")
-            batch[b] = cut
         return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid))
 
 
 def held_in_memory(images: ImageSet) -> ImageSet:
     """The set decoded once, when it is small enough; else the set itself."""
-    if isinstance(images, InMemory) or images.num_bytes > IN_MEMORY_BYTES:
+    if isinstance(images, InMemory) or images.in_process or images.num_bytes > IN_MEMORY_BYTES:
         return images
     with ThreadPoolExecutor() as pool:
         return InMemory(images, list(pool.map(images.image, range(len(images)))))
 
 
-def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int) -> DataLoader:
-    """The sampler's batches, read ahead by `workers` processes (0: in this one)."""
+def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False) -> DataLoader:
+    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for CropSet."""
     return DataLoader(
-        CropSet(images, crop),
+        CropSet(images, crop, labelled),
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=workers,

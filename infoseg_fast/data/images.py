@@ -54,10 +54,10 @@ def _opened(path: Path, what: str) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise what they like on a damaged header
         if path.is_file() and path.stat().st_size == 0:
             raise DataError(f"{what} {path} is empty (zero bytes)") from None
-        raise DataError(f"{what} {path} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"{what} {path} cannot be read: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).splitlines()
     return text[0] if text else type(error).__name__
 
@@ -79,7 +79,7 @@ def read_image(path: Path) -> np.ndarray:
         try:
             pixels = np.asarray(image if image.mode == mode else image.convert(mode))
         except Exception as error:  # a truncated or damaged body; plugins differ in what they raise
-            raise DataError(f"image {path} cannot be read: {_first_line(error)}") from error
+            raise DataError(f"image {path} cannot be read: {first_line(error)}") from error
     if mode == "I" and not (pixels.min() >= 0 and pixels.max() <= 65535):
         raise DataError(f"image {path} has values from {pixels.min()} to {pixels.max()}; 0 to 65535 are accepted")
     if mode == "F" and not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN too
@@ -96,7 +96,7 @@ def read_label(path: Path) -> np.ndarray:
         try:
             return np.asarray(image).astype(np.uint8)
         except Exception as error:
-            raise DataError(f"label {path} cannot be read: {_first_line(error)}") from error
+            raise DataError(f"label {path} cannot be read: {first_line(error)}") from error
 
 
 def label_size(path: Path) -> tuple[int, int]:

@@ -1,0 +1,89 @@
+"""The best PyTorch we know for each op: identities 1 and 2 of the method in a few large calls, eager or compiled.
+
+Only benchmarks use it. `as_written` is the paper's loss with L and S formed. Every function takes what the public op
+takes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return global_features @ weight, global_features @ bias
+
+
+def as_written(features, global_features, weight, bias, *, mask=None, **settings) -> Tensor:
+    """jsd, same_position, n = 1, tau = 1: local features L, and the global feature S assigned to every position."""
+    L = torch.einsum("dc,bcp->bdp", weight, features.flatten(2)) + bias[:, None]
+    V = torch.softmax(torch.einsum("bdp,bkd->bkp", L, global_features), dim=1)
+    S = torch.einsum("bkp,bkd->bdp", V, global_features)
+    positive, negative = (L * S).sum(1), (L * S.roll(-1, 0)).sum(1)
+    return F.softplus(-positive).mean() + F.softplus(negative).mean()
+
+
+def similarity(features, global_features, weight, bias) -> Tensor:
+    G, g0 = fold(global_features, weight, bias)
+    return torch.baddbmm(g0[..., None], G, features.flatten(2)).unflatten(2, features.shape[2:])
+
+
+def assign(features, global_features, weight, bias) -> Tensor:
+    return torch.softmax(similarity(features, global_features, weight, bias), dim=1)
+
+
+def segment(features, global_features, weight, bias, *, size) -> Tensor:
+    """A convolution, an einsum, F.interpolate of the softmax, argmax: what a user writes."""
+    L = F.conv2d(features, weight[..., None, None], bias)
+    V = torch.softmax(torch.einsum("bdyx,bkd->bkyx", L, global_features), dim=1)
+    return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+
+
+def loss(
+    features,
+    global_features,
+    weight,
+    bias,
+    *,
+    estimator="jsd",
+    negatives="same_position",
+    num_negatives: int | str = 1,
+    mask=None,
+) -> Tensor:
+    G, g0 = fold(global_features, weight, bias)
+    f = features.flatten(2)
+    B, K, _ = G.shape
+    n = B - 1 if num_negatives == "all" else num_negatives
+
+    def mean(x):  # over dim 0 and the last
+        return x.mean() if mask is None else torch.where(mask.flatten(1), x, 0).sum() / mask.sum()
+
+    if estimator == "infonce" and n == B - 1:
+        q = torch.matmul(G.flatten(0, 1), f) + g0.flatten()[:, None]  # [B, B K, P], every image's classes
+        own = torch.arange(B, device=f.device)
+        z = q.unflatten(1, (B, K))[own, own]
+        V = torch.softmax(z, dim=1)
+        return mean(torch.logsumexp(q, dim=1) - (V * z).sum(1))
+    if estimator == "jsd" and negatives == "same_position" and n == B - 1:
+        z = torch.baddbmm(g0[..., None], G, f)
+        V = torch.softmax(z, dim=1)
+        S = torch.bmm(G.mT, V)  # [B, C, P]: the assigned feature, in feature space
+        s0 = (V * g0[..., None]).sum(1)
+        T = torch.bmm(f.permute(2, 0, 1), S.permute(2, 1, 0)) + s0.T[:, None]  # [P, own, partner]
+        other = ~torch.eye(B, dtype=torch.bool, device=f.device)
+        return mean(F.softplus(-(V * z).sum(1))) + torch.where(other, F.softplus(T), 0).sum() / (B * n * f.shape[2])
+    images = [torch.arange(B, device=f.device).roll(-j) for j in range(n + 1)]
+    q = torch.baddbmm(
+        torch.cat([g0[i] for i in images], 1)[..., None], torch.cat([G[i] for i in images], 1), f
+    ).unflatten(1, (n + 1, K))
+    z, w = q[:, 0], q[:, 1:]
+    V = torch.softmax(z, dim=1)
+    T = (V * z).sum(1)
+    if estimator == "infonce":
+        return mean(torch.logsumexp(q.flatten(1, 2), dim=1) - T)
+    if negatives == "same_position":
+        total = mean(F.softplus(-T))
+        for j in range(n):
+            total = total + mean(F.softplus((V[images[j + 1]] * w[:, j]).sum(1))) / n
+        return total
+    R = torch.softmax(w, dim=2)
+    return mean(F.softplus(-T)) + mean(F.softplus((R * w).sum(2)).mean(1))

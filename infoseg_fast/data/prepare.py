@@ -1,0 +1,365 @@
+"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped into memory.
+
+    DIR/manifest.json          protocol, options, sources, hashes, versions, counts
+    DIR/index.npy              one INDEX record for each image
+    DIR/stems.txt, classes.txt
+    DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows, columns]
+
+Images are stored resized, whole, and framed with zeros (label 255) up to the protocol's window. The folder appears
+under its name when it is whole; until then `.DIR.partial` holds the shards that are done, and the same command goes on
+there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..checkpoint import write_atomically
+from ..env import versions
+from ..errors import DataError
+from . import coco, persons, potsdam
+from .images import IGNORE
+from .protocols import CROWDS, OPTIONS_OF, PARTITIONS, PROTOCOLS, UNLABELLED, Options, Protocol
+from .raw import Raw
+
+READERS = {"coco-stuff": coco, "coco-persons": persons, "potsdam": potsdam}
+FORMAT = 1
+MANIFEST, INDEX_FILE, STEMS, CLASSES, SHARDS = "manifest.json", "index.npy", "stems.txt", "classes.txt", "shards"
+PLAN = "plan.json"  # in the unfinished folder: what its shards are of
+CHUNK = 256  # items of one task of the header and selection passes
+SPARE_BYTES = 64 * 2**20  # beyond the shards: index, manifest, and what a file system rounds up
+
+# shard and offset (in pixels) of an image; rows, columns as stored; the rectangle within that is image and not frame.
+INDEX = np.dtype(
+    [("shard", "i4"), ("offset", "i8"), ("rows", "i4"), ("columns", "i4"), ("top", "i4"), ("left", "i4"),
+     ("inner_rows", "i4"), ("inner_columns", "i4"), ("labelled", "?"), ("held_out", "?")]
+)  # fmt: skip
+
+
+def options_for(protocol: Protocol, given: dict) -> Options:
+    """The options with the given ones checked; one that means nothing for the protocol raises DataError."""
+    known = OPTIONS_OF[protocol.source]
+    for name in given:
+        if name not in known:
+            raise DataError(f"--{name.replace('_', '-')} means nothing for {protocol.name}; leave it out")
+    options = dataclasses.replace(Options(), **given)
+    for name, choices in (("partition", PARTITIONS), ("unlabelled", UNLABELLED), ("crowd", CROWDS)):
+        if getattr(options, name) not in choices:
+            raise DataError(f"--{name} must be one of {', '.join(choices)}, not {getattr(options, name)!r}")
+    if not 0 <= options.person_min <= options.person_max <= 1:
+        raise DataError(f"--person-min and --person-max must be 0 <= {options.person_min} <= {options.person_max} <= 1")
+    return options
+
+
+def prepare(
+    name: str,
+    root: Path,
+    out: Path | None,
+    given: dict | None = None,
+    *,
+    check: bool = False,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict:
+    """Verify a raw download, and write it to `out` unless `check`.
+
+    Args:
+        name: of PROTOCOLS. root: the raw download. out: the folder to be made.
+        given: Options that differ from the defaults.
+        check: read and verify every file, and write nothing.
+        workers: processes (None: as many as there are cores).
+
+    Returns:
+        The manifest (with `check`, without the shards' hashes).
+
+    Raises:
+        DataError: something is missing or not as the protocol has it; the text says where it is to be had. What was
+            done stays in the unfinished folder, where the same command goes on.
+    """
+    protocol = PROTOCOLS[name]
+    reader = READERS[protocol.source]
+    options = options_for(protocol, given or {})
+    if not check and out.exists():
+        raise DataError(f"--out {out} exists; choose another folder")
+    if not root.is_dir():
+        raise DataError(f"--root {root} is not a folder; it is where the raw download was unpacked")
+    workers = workers or len(os.sched_getaffinity(0))
+
+    raw = reader.find(protocol, options, root)
+    with Pool(workers, progress) as pool:
+        sizes = pool.over_items(measure, (protocol,), raw.items, "headers")
+        if protocol.source == "coco-persons":
+            raw, sizes = _selected(pool, protocol, options, raw, sizes)
+        index, groups = plan(protocol, raw, sizes)
+        manifest = describe(protocol, options, raw, index)
+        if check:
+            _convert(pool, protocol, options, raw, index, groups, None, "checking")
+            return manifest
+        return _write(pool, protocol, options, raw, index, groups, manifest, out)
+
+
+def measure(protocol: Protocol, items: list) -> list[tuple[int, int]]:
+    reader = READERS[protocol.source]
+    return [reader.measure(protocol, item) for item in items]
+
+
+def person_shares(protocol: Protocol, options: Options, items: list) -> list[float]:
+    return [persons.person_share(protocol, options, item) for item in items]
+
+
+def _selected(pool: "Pool", protocol: Protocol, options: Options, raw: Raw, sizes: list) -> tuple[Raw, list]:
+    """COCO-Persons: the candidates whose share of persons is in the range."""
+    shares = pool.over_items(person_shares, (protocol, options), raw.items, "persons")
+    kept = [i for i, share in enumerate(shares) if options.person_min <= share <= options.person_max]
+    if not kept:
+        raise DataError(
+            f"none of {len(shares)} candidate images has a share of persons from --person-min {options.person_min} to "
+            f"--person-max {options.person_max}"
+        )
+    lists = {name: [getattr(raw, name)[i] for i in kept]
+             for name in ("items", "stems", "parts", "labelled", "held_out")}  # fmt: skip
+    selection = (
+        f"{len(kept):,} images with a person that is no crowd, no side below {options.min_side} px, persons "
+        f"{options.person_min:g} to {options.person_max:g} of the scored window, crowds as {options.crowd}"
+    )
+    return dataclasses.replace(raw, **lists, selection=selection), [sizes[i] for i in kept]
+
+
+def plan(protocol: Protocol, raw: Raw, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, list[range]]:
+    """Where every image will be (INDEX records), and of each shard the range of its items."""
+    window = protocol.window
+    groups = [range(i, min(i + raw.per_shard, len(raw.items))) for i in range(0, len(raw.items), raw.per_shard)]
+    index = np.zeros(len(raw.stems), dtype=INDEX)
+    inner = np.array(sizes, dtype=np.int64).repeat(raw.per_item, axis=0)
+    stored = np.maximum(inner, window)
+    # As the protocol places a smaller image: its centre (rounded down) on the frame's.
+    corner = stored // 2 - inner // 2
+    for column, values in (
+        ("rows", stored[:, 0]), ("columns", stored[:, 1]), ("top", corner[:, 0]), ("left", corner[:, 1]),
+        ("inner_rows", inner[:, 0]), ("inner_columns", inner[:, 1]), ("labelled", raw.labelled),
+        ("held_out", raw.held_out),
+    ):  # fmt: skip
+        index[column] = values
+    pixels = stored.prod(axis=1)
+    for shard, group in enumerate(groups):
+        images = slice(group.start * raw.per_item, group.stop * raw.per_item)
+        index["shard"][images] = shard
+        index["offset"][images] = np.cumsum(pixels[images]) - pixels[images]
+    return index, groups
+
+
+def describe(protocol: Protocol, options: Options, raw: Raw, index: np.ndarray) -> dict:
+    """The manifest but for the shards."""
+    relevant = OPTIONS_OF[protocol.source]
+    return {
+        "format": FORMAT,
+        "protocol": asdict(protocol),
+        "options": {name: value for name, value in asdict(options).items() if name in relevant},
+        "selection": raw.selection,
+        "notes": raw.notes,
+        "images": len(index),
+        "labelled": int(index["labelled"].sum()),
+        "held_out": int(index["held_out"].sum()),
+        "parts": {part: raw.parts.count(part) for part in dict.fromkeys(raw.parts)},
+        "framed": int(((index["rows"] > index["inner_rows"]) | (index["columns"] > index["inner_columns"])).sum()),
+        "stems_sha256": hashlib.sha256("\n".join(raw.stems).encode()).hexdigest(),
+        "sources": raw.sources,
+        "resizing": "OpenCV's INTER_LINEAR and INTER_NEAREST; images stored RGB, rounded to 8 bits",
+        "versions": {name: versions()[name] for name in ("python", "infoseg-fast", "numpy", "pillow")},
+    }
+
+
+def _write(pool, protocol, options, raw, index, groups, manifest, out: Path) -> dict:
+    """Write the shards that are not there yet, then the rest, and give the folder its name."""
+    scratch = out.with_name(f".{out.name}.partial")
+    key = (
+        json.dumps(manifest | {"sizes": hashlib.sha256(index.tobytes()).hexdigest()}, sort_keys=True) + "\n"
+    ).encode()
+    try:
+        if scratch.exists() and not _same_plan(scratch / PLAN, key):
+            shutil.rmtree(scratch)
+        (scratch / SHARDS).mkdir(parents=True, exist_ok=True)
+        write_atomically(scratch / PLAN, key)
+        done = {shard: record for shard in range(len(groups)) if (record := _finished(scratch, shard)) is not None}
+        pixels = np.bincount(index["shard"], index["rows"].astype(np.int64) * index["columns"], len(groups))
+        left = int(sum(pixels[shard] for shard in range(len(groups)) if shard not in done)) * (protocol.channels + 1)
+        free = shutil.disk_usage(scratch).free
+        if left + SPARE_BYTES > free:
+            if not done:
+                shutil.rmtree(scratch)
+            raise DataError(
+                f"--out {out} needs {(left + SPARE_BYTES) / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there"
+            )
+        records = done | _convert(pool, protocol, options, raw, index, groups, scratch / SHARDS, "preparing", done)
+        manifest = manifest | {"shards": [records[shard] for shard in range(len(groups))]}
+        np.save(scratch / INDEX_FILE, index)
+        manifest["index_sha256"] = hashlib.sha256((scratch / INDEX_FILE).read_bytes()).hexdigest()
+        write_atomically(scratch / STEMS, ("\n".join(raw.stems) + "\n").encode())
+        write_atomically(scratch / CLASSES, ("\n".join(protocol.classes) + "\n").encode())
+        for path in [scratch / PLAN, *(scratch / SHARDS).glob("*.json")]:
+            path.unlink()
+        # The manifest last: it is what makes the folder a set.
+        write_atomically(scratch / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        os.rename(scratch, out)
+    except OSError as error:
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return manifest
+
+
+def _same_plan(path: Path, key: bytes) -> bool:
+    try:
+        return path.read_bytes() == key
+    except OSError:
+        return False
+
+
+def shard_paths(folder: Path, shard: int) -> tuple[Path, Path]:
+    return folder / f"{shard:05d}.images", folder / f"{shard:05d}.labels"
+
+
+def _finished(scratch: Path, shard: int) -> dict | None:
+    """The record of a shard that was written in full, else None. Its record is written after it."""
+    images, labels = shard_paths(scratch / SHARDS, shard)
+    try:
+        record = json.loads(images.with_suffix(".json").read_text())
+        whole = images.stat().st_size == record["image_bytes"] and labels.stat().st_size == record["label_bytes"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return record if whole else None
+
+
+def _convert(pool, protocol, options, raw, index, groups, folder, description, done=()) -> dict[int, dict]:
+    """Convert all shards but those that are `done`: their records."""
+    tasks = [
+        (shard, (protocol, options, [raw.items[i] for i in group],
+                 index[group.start * raw.per_item : group.stop * raw.per_item], folder, shard))
+        for shard, group in enumerate(groups) if shard not in done
+    ]  # fmt: skip
+    records = {}
+    already = sum(len(groups[shard]) for shard in done) * raw.per_item
+    with tqdm(total=len(index), initial=already, unit="image", desc=description, disable=pool.bar_disabled) as bar:
+        for shard, record in pool.run(convert, tasks):
+            records[shard] = record
+            bar.update(len(groups[shard]) * raw.per_item)
+    return records
+
+
+def convert(
+    protocol: Protocol, options: Options, items: list, index: np.ndarray, folder: Path | None, shard: int
+) -> dict:
+    """Read a shard's images and write them, framed; with no folder only read. Runs in a worker process.
+
+    Returns the shard's record: bytes and sha256 of its two files, and sha256 of the raw files read.
+    """
+    reader, source = READERS[protocol.source], hashlib.sha256()
+    places = iter(index)
+    if folder is None:
+        for item in items:
+            for pixels, _ in reader.read(protocol, options, item, source):
+                _require_planned(pixels, next(places), item)
+        return {"source_sha256": source.hexdigest()}
+    paths = shard_paths(folder, shard)
+    digests, sizes = [hashlib.sha256(), hashlib.sha256()], [0, 0]
+    with open(paths[0], "wb") as images, open(paths[1], "wb") as labels:
+        for item in items:
+            for pixels, label in reader.read(protocol, options, item, source):
+                place = next(places)
+                _require_planned(pixels, place, item)
+                for n, (file, array, fill) in enumerate(((images, pixels, 0), (labels, label[None], IGNORE))):
+                    data = framed(array, place, fill)
+                    file.write(data)
+                    digests[n].update(data)
+                    sizes[n] += data.nbytes
+        for file in (images, labels):
+            file.flush()
+            os.fsync(file.fileno())
+    record = {
+        "image_bytes": sizes[0], "image_sha256": digests[0].hexdigest(),
+        "label_bytes": sizes[1], "label_sha256": digests[1].hexdigest(), "source_sha256": source.hexdigest(),
+    }  # fmt: skip
+    write_atomically(paths[0].with_suffix(".json"), json.dumps(record).encode())
+    return record
+
+
+def _require_planned(pixels: np.ndarray, place: np.void, item: tuple) -> None:
+    if pixels.shape[1:] != (place["inner_rows"], place["inner_columns"]):
+        raise DataError(f"image {item[0]} changed while it was read; run the command again")
+
+
+def framed(array: np.ndarray, place: np.void, fill: int) -> np.ndarray:
+    """[c, rows, columns] within its frame of `fill`, contiguous."""
+    if array.shape[1:] == (place["rows"], place["columns"]):
+        return np.ascontiguousarray(array)
+    whole = np.full((len(array), place["rows"], place["columns"]), fill, dtype=np.uint8)
+    top, left = place["top"], place["left"]
+    whole[:, top : top + array.shape[1], left : left + array.shape[2]] = array
+    return whole
+
+
+class Pool:
+    """Runs functions over tasks in processes, or in this one when there is to be only one."""
+
+    def __init__(self, workers: int, progress: bool) -> None:
+        self.workers, self.bar_disabled = workers, None if progress else True
+        self.executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Pool":
+        if self.workers > 1:
+            # Not forked: this process may hold threads (of torch, of a progress bar).
+            context = get_context("spawn")
+            self.executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+    def run(self, function: Callable, tasks: list[tuple[int, tuple]]) -> Iterator[tuple[int, dict]]:
+        """(number, result) of every (number, arguments), as they are done."""
+        if self.executor is None:
+            yield from ((number, function(*arguments)) for number, arguments in tasks)
+            return
+        futures = {self.executor.submit(function, *arguments): number for number, arguments in tasks}
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"one of {self.workers} worker processes was killed (out of memory?); run the command again with "
+                    "fewer --workers, it goes on where it was"
+                ) from error
+            yield futures[future], result
+
+    def over_items(self, function: Callable, arguments: tuple, items: list, description: str) -> list:
+        """The concatenated results of function(*arguments, chunk), in order."""
+        chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+        results = {}
+        with tqdm(total=len(items), unit="file", desc=description, disable=self.bar_disabled) as bar:
+            for number, result in self.run(function, [(n, (*arguments, chunk)) for n, chunk in enumerate(chunks)]):
+                results[number] = result
+                bar.update(len(chunks[number]))
+        return [value for number in range(len(chunks)) for value in results[number]]
+
+
+def _begin_worker() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends with a parent that was killed rather than wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

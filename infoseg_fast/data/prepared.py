@@ -1,0 +1,225 @@
+"""A folder that `infoseg prepare` made, as a set: its pixels stay in the page cache, mapped into memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..matching import match_clusters
+from .base import ImageSet
+from .coco import UNLABELLED
+from .images import IGNORE
+from .prepare import FORMAT, INDEX, INDEX_FILE, MANIFEST, SHARDS, STEMS, shard_paths
+from .protocols import REFERENCE
+from .protocols import UNLABELLED as UNLABELLED_CHOICES
+
+SPLITS = ("train", "eval", "all", "val")
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+class PreparedSet(ImageSet):
+    """A prepared benchmark.
+
+    The train split gives whole resized images, of which crops are cut; every other split gives the protocol's centre
+    windows. "train" and "eval" are the manifest's partition, "all" every image, "val" those of val2017 (Potsdam: the
+    held-out patches). An image without ground truth has a label map of 255.
+
+    Raises:
+        DataError: the manifest, the index or a shard is damaged or of another version.
+    """
+
+    in_process = True  # mapped memory: a second process would only copy
+    has_labels = True
+
+    def __init__(self, root: Path, split: str = "all") -> None:
+        try:
+            manifest = json.loads((root / MANIFEST).read_text())
+            version = manifest["format"]
+            if version == FORMAT:
+                protocol, options = manifest["protocol"], manifest["options"]
+                index = np.load(root / INDEX_FILE)
+                stems = (root / STEMS).read_text().split("\n")[:-1]
+                shards = [(record["image_bytes"], record["label_bytes"]) for record in manifest["shards"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"prepared set {root} is damaged ({error}); prepare it again") from error
+        if version != FORMAT:
+            raise DataError(f"prepared set {root} has format {version}, this version reads {FORMAT}; prepare it again")
+        if index.dtype != INDEX or not len(index) == len(stems) == manifest["images"]:
+            raise DataError(f"prepared set {root} is damaged (its index and its stems disagree); prepare it again")
+        if split not in SPLITS:
+            raise DataError(f"--split must be one of {', '.join(SPLITS)}, not {split!r}")
+        self._paths = [shard_paths(root / SHARDS, shard) for shard in range(len(shards))]
+        for paths, sizes in zip(self._paths, shards, strict=True):
+            for path, size in zip(paths, sizes, strict=True):
+                if not path.is_file() or path.stat().st_size != size:
+                    raise DataError(f"prepared set {root} is damaged ({path} is not whole); prepare it again")
+
+        self.name, self.split, self.manifest = f"{protocol['name']} ({root})", split, manifest
+        self.classes, self.num_classes = list(protocol["classes"]), len(protocol["classes"])
+        self.channels, self.dtype, self.window = protocol["channels"], np.dtype(np.uint8), protocol["window"]
+        self.crop_side, self.raw_scale = self.window, protocol["scale"]
+        self.unlabelled_as = protocol["unlabelled_as"]
+        self._iic = options.get("unlabelled") == "iic" and self.unlabelled_as is not None
+        chosen = self._chosen(index, options["partition"])
+        if not len(chosen):
+            raise DataError(f"the {split} split of {root} has no image")
+        self.stems = [stems[i] for i in chosen]
+        self._index = index[chosen]
+        # Plain numbers: a record of a structured array costs more to take apart than a crop to copy.
+        self._places = [index[name][chosen].tolist() for name in ("shard", "offset", "rows", "columns")]
+        self._whole = split == "train"
+        rows, columns = self._index["rows"].astype(np.int64), self._index["columns"].astype(np.int64)
+        if self._whole:
+            self._top, self._left = np.zeros_like(rows), np.zeros_like(columns)
+            self._rows, self._columns = rows, columns
+        else:
+            self._top, self._left = rows // 2 - self.window // 2, columns // 2 - self.window // 2
+            self._rows, self._columns = np.full_like(rows, self.window), np.full_like(columns, self.window)
+        self.sizes = list(zip(self._rows.tolist(), self._columns.tolist(), strict=True))
+        # Stored labels -> the labels read: pixels without ground truth become what the option says.
+        self._table = np.arange(256, dtype=np.uint8)
+        self._table[UNLABELLED] = self.unlabelled_as if self._iic else IGNORE
+        self._maps = None
+
+    def _chosen(self, index: np.ndarray, partition: str) -> np.ndarray:
+        labelled, held_out = index["labelled"], index["held_out"]
+        if self.split == "all":
+            return np.arange(len(index))
+        if self.split == "val":
+            return np.flatnonzero(held_out)
+        if partition == "iid":  # the same images in both, those without labels in train alone
+            return np.arange(len(index)) if self.split == "train" else np.flatnonzero(labelled)
+        return np.flatnonzero(~held_out if self.split == "train" else held_out)
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_maps": None}  # a worker process maps the files itself
+
+    def _mapped(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The bytes of every shard's images and labels. Plain arrays: slicing np.memmap costs several times more."""
+        if self._maps is None:
+            self._maps = [
+                tuple(np.memmap(path, np.uint8, "r").view(np.ndarray) for path in paths) for paths in self._paths
+            ]
+        return self._maps
+
+    def _stored(self, index: int, labels: bool) -> np.ndarray:
+        """A view of the stored image [channels, rows, columns], or its labels [1, rows, columns]."""
+        shard, offset, rows, columns = (values[index] for values in self._places)
+        channels = 1 if labels else self.channels
+        start = offset * channels
+        mapped = self._mapped()[shard][labels]
+        return mapped[start : start + channels * rows * columns].reshape(channels, rows, columns)
+
+    def _view(self, index: int, labels: bool) -> np.ndarray:
+        top, left = int(self._top[index]), int(self._left[index])
+        return self._stored(index, labels)[
+            :, top : top + int(self._rows[index]), left : left + int(self._columns[index])
+        ]
+
+    def crops(
+        self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As ImageSet.crops, copied straight from the mapped files; the frame of a small image is not valid."""
+        rows, columns = self._rows[indices], self._columns[indices]
+        if self.scale != 1 or min(rows.min(), columns.min()) < side:
+            return super().crops(indices, y, x, side, labelled)
+        top = self._top[indices] + (y * (rows - side + 1)).astype(np.int64)
+        left = self._left[indices] + (x * (columns - side + 1)).astype(np.int64)
+        batch = np.empty((len(indices), self.channels, side, side), dtype=np.uint8)
+        for out, i, t, n in zip(batch, indices.tolist(), top.tolist(), left.tolist(), strict=True):
+            out[:] = self._stored(i, False)[:, t : t + side, n : n + side]
+
+        if labelled:  # which the frame never is
+            valid = np.empty((len(indices), side, side), dtype=bool)
+            beyond = IGNORE if self._iic else UNLABELLED
+            for ok, i, t, n in zip(valid, indices.tolist(), top.tolist(), left.tolist(), strict=True):
+                np.less(self._stored(i, True)[0, t : t + side, n : n + side], beyond, out=ok)
+            return batch, valid
+        place = self._index[indices]
+        above, left_of = np.maximum(place["top"] - top, 0), np.maximum(place["left"] - left, 0)
+        below = np.minimum(place["top"] + place["inner_rows"] - top, side)
+        right_of = np.minimum(place["left"] + place["inner_columns"] - left, side)
+        outside = np.flatnonzero((above > 0) | (left_of > 0) | (below < side) | (right_of < side))
+        if not len(outside):
+            return batch, None
+        valid = np.ones((len(indices), side, side), dtype=bool)
+        for b in outside:
+            valid[b, : above[b]] = valid[b, below[b] :] = False
+            valid[b, :, : left_of[b]] = valid[b, :, right_of[b] :] = False
+        return batch, valid
+
+    def native_image(self, index: int) -> np.ndarray:
+        return np.array(self._view(index, labels=False))
+
+    def label(self, index: int) -> np.ndarray:
+        return self._table[self._view(index, labels=True)[0]]
+
+    def target(self, index: int) -> np.ndarray:
+        """As `label`, but with one more class, `num_classes`, for pixels that the option decides about."""
+        stored = self._view(index, labels=True)[0]
+        if self.unlabelled_as is None:
+            return self._table[stored]
+        return np.where(stored == UNLABELLED, np.uint8(self.num_classes), stored)
+
+    @property
+    def num_targets(self) -> int:
+        return self.num_classes + (self.unlabelled_as is not None)
+
+    def folded(self, counts: np.ndarray, unlabelled: str | None = None) -> np.ndarray:
+        """By the option "ignore" or "iic"; None takes the manifest's."""
+        kept = counts[:, : self.num_classes].copy()
+        if (unlabelled or ("iic" if self._iic else "ignore")) == "iic" and self.unlabelled_as is not None:
+            kept[:, self.unlabelled_as] += counts[:, self.num_classes]
+        return kept
+
+    def protocol(self, counts: np.ndarray) -> dict:
+        """What a score is of: images, partition, pixels, what was ignored, and how else it could have been counted."""
+        manifest, place = self.manifest, self._index
+        scored = int(place["labelled"].sum())
+        pixels = int((self._rows * self._columns)[place["labelled"]].sum())
+        counted = int(self.folded(counts).sum())
+        lists = [f"{entry['part']}/{entry['name']}" for entry in manifest["protocol"]["lists"]]
+        told = {
+            "name": manifest["protocol"]["name"],
+            "split": self.split,
+            "images": scored,
+            "lists": lists or list(manifest["sources"]),
+            "partition": manifest["options"]["partition"],
+            "window": self.window,
+            "scale": manifest["protocol"]["scale"],
+            "ignored_share": 1 - counted / pixels if pixels else float("nan"),
+            "options": manifest["options"],
+            "selection": manifest["selection"],
+            "notes": manifest["notes"],
+        }
+        if self.unlabelled_as is not None:
+            told["pixel_accuracy_by_unlabelled"] = {
+                choice: match_clusters(self.folded(counts, choice)).accuracy for choice in UNLABELLED_CHOICES
+            }
+        return told
+
+
+def as_text(told: dict, scores: dict) -> str:
+    """The protocol as one line."""
+    parts = [
+        f"{told['name']}, {told['split']} split: {told['images']:,} images of {', '.join(told['lists'])}",
+        f"partition {told['partition']}"
+        + (" (the images trained on are scored)" if told["partition"] == "iid" else " (held out)"),
+        f"centre {told['window']} x {told['window']} at scale {told['scale']:g}",
+        told["selection"],
+        *(told["notes"] if told["split"] == "val" or told["partition"] != "iid" else []),
+        f"unlabelled {told['options']['unlabelled']}" if "unlabelled" in told["options"] else "",
+        f"{scores['num_pixels']:,} pixels counted, {told['ignored_share']:.1%} ignored",
+        f"class shares {' '.join(f'{share:.3f}' for share in scores['class_shares'])}",
+        f"constant predictor {scores['majority_accuracy']:.4f}",
+        *(f"{name.replace('_', ' ')} {told[name]}" for name in ("loss_mask", "epoch_rule") if name in told),
+    ]
+    by_choice = told.get("pixel_accuracy_by_unlabelled")
+    if by_choice and len(set(by_choice.values())) > 1:
+        each = ", ".join(f"{choice} {value:.4f}" for choice, value in by_choice.items())
+        parts.append(f"accuracy by --unlabelled: {each} (iic: {REFERENCE} scores unlabelled pixels as a class)")
+    return f"protocol: {'; '.join(part for part in parts if part)}"
