@@ -1,9 +1,11 @@
-// jsd, same_position, with many partners. The assigned global feature S'[c, p] = sum_k V[c, k, p] G[c, k] (C numbers, and the
-// scalar s0 = sum_k V g0) makes the scores of all pairs of images one [B x C] [C x B] product at every position:
+// jsd, same_position, with many partners. The assigned global feature S'[c, p] = sum_k V[c, k, p] G[c, k] (C numbers,
+// and the scalar s0 = sum_k V g0) makes the scores of all pairs of images one [B x C] [C x B] product at every
+// position:
 //   T-[b, c] = <f_b, S'_c> + s0_c,   g[b, c] = dloss / dT-[b, c]
 //   df_b += sum_c g[b, c] S'_c,   dS'_c = sum_b g[b, c] f_b,   ds0_c = sum_b g[b, c]
 //   dV[c, k] = <dS'_c, G_ck> + ds0_c g0_ck,   dG_ck += V[c, k] dS'_c,   dg0_ck += V[c, k] ds0_c
-// W positions are done together, one to a lane, so that every operand is a vector and both factors of a product are loaded.
+// W positions are done together, one to a lane, so that every operand is a vector and both factors of a product are
+// loaded.
 #pragma once
 
 #include "mutual_information_kernel.h"
@@ -15,8 +17,9 @@ constexpr int kPairRows = kVectorRegisters == 32 ? 5 : 3;
 
 // out[i, j] = sum_s x[i, s] y[j, s], each a vector; strides in numbers.
 template <class A, int kI, int kJ>
-static inline void pair_block(int64_t steps, const A* __restrict x, int64_t x_row, int64_t x_step, const A* __restrict y, int64_t y_row,
-                              int64_t y_step, A* __restrict out, int64_t out_row, int64_t out_column) {
+static inline void pair_block(int64_t steps, const A* __restrict x, int64_t x_row, int64_t x_step,
+                              const A* __restrict y, int64_t y_row, int64_t y_step, A* __restrict out, int64_t out_row,
+                              int64_t out_column) {
   Vec<A> sum[kI][kJ];
 #pragma GCC unroll 8
   for (int i = 0; i < kI; ++i)
@@ -42,23 +45,29 @@ static inline void pair_block(int64_t steps, const A* __restrict x, int64_t x_ro
 }
 
 template <class A, int kI>
-static inline void pair_columns(int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step, const A* y, int64_t y_row, int64_t y_step,
-                                A* out, int64_t out_row, int64_t out_column) {
+static inline void pair_columns(int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step, const A* y,
+                                int64_t y_row, int64_t y_step, A* out, int64_t out_row, int64_t out_column) {
   int64_t j = 0;
   for (; j + kPairRows <= columns; j += kPairRows)
-    pair_block<A, kI, kPairRows>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row, out_column);
-  for (; j < columns; ++j) pair_block<A, kI, 1>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row, out_column);
+    pair_block<A, kI, kPairRows>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row,
+                                 out_column);
+  for (; j < columns; ++j)
+    pair_block<A, kI, 1>(steps, x, x_row, x_step, y + j * y_row, y_row, y_step, out + j * out_column, out_row,
+                         out_column);
 }
 
 // The same for any number of rows and columns.
 template <class A>
-static inline void pair_product(int64_t rows, int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step, const A* y, int64_t y_row,
-                                int64_t y_step, A* out, int64_t out_row, int64_t out_column) {
+static inline void pair_product(int64_t rows, int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step,
+                                const A* y, int64_t y_row, int64_t y_step, A* out, int64_t out_row,
+                                int64_t out_column) {
   int64_t i = 0;
   for (; i + kPairRows <= rows; i += kPairRows)
-    pair_columns<A, kPairRows>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row, out_row, out_column);
+    pair_columns<A, kPairRows>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row,
+                               out_row, out_column);
   for (; i < rows; ++i)
-    pair_columns<A, 1>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row, out_row, out_column);
+    pair_columns<A, 1>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row, out_row,
+                       out_column);
 }
 
 template <class E, class A>
@@ -77,21 +86,26 @@ struct AllPairs {
   Buffer<A> scratch;
 
   explicit AllPairs(Base& loss)
-      : loss(loss), B(loss.B), C(loss.C), K(loss.K), n(loss.n),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true, A(1)), df(loss.a.df),
+      : loss(loss),
+        B(loss.B),
+        C(loss.C),
+        K(loss.K),
+        n(loss.n),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true, A(1)),
+        df(loss.a.df),
         dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
-        scratch_size(2 * B * K * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W + K * W + (in_place ? 0 : B * C * kTile) +
-                     TileScratch<A>::size(C)),
+        scratch_size(2 * B * K * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W + K * W +
+                     (in_place ? 0 : B * C * kTile) + TileScratch<A>::size(C)),
         scratch(loss.threads * scratch_size) {}
 
   struct Scratch {
-    A *z, *V;              // [B, K, kTile]; z becomes the coefficients
-    A *f, *S, *dS;         // [B, C, W], [B, C, W], [kPairRows, C, W]
-    A *pairs;              // [B, B, W]: T-, then g
-    A *s0;                 // [B, W]
-    A *dV;                 // [K, W]
-    A *df;                 // [B, C, kTile] where df is not in place
+    A *z, *V;       // [B, K, kTile]; z becomes the coefficients
+    A *f, *S, *dS;  // [B, C, W], [B, C, W], [kPairRows, C, W]
+    A* pairs;       // [B, B, W]: T-, then g
+    A* s0;          // [B, W]
+    A* dV;          // [K, W]
+    A* df;          // [B, C, kTile] where df is not in place
     TileScratch<A> tile;
   };
 
@@ -141,17 +155,18 @@ struct AllPairs {
   }
 
   // Everything between pairs at W positions, the g-th of a tile.
-  void pair_terms(int t, int64_t tile, int g, const Scratch& s, const A* copy_of_f, int64_t copy_stride_b, int64_t copy_stride_c, const A* ok,
-                  V_& total) {
+  void pair_terms(int t, int64_t tile, int g, const Scratch& s, const A* copy_of_f, int64_t copy_stride_b,
+                  int64_t copy_stride_c, const A* ok, V_& total) {
     for (int64_t b = 0; b < B; ++b)
-      for (int64_t c = 0; c < C; ++c) store<A>(s.f + (b * C + c) * W, load<A>(copy_of_f + b * copy_stride_b + c * copy_stride_c));
+      for (int64_t c = 0; c < C; ++c)
+        store<A>(s.f + (b * C + c) * W, load<A>(copy_of_f + b * copy_stride_b + c * copy_stride_c));
     const RowBlocks blocks = RowBlocks::of(C);
     for (int64_t c = 0; c < B; ++c) {
       const A* V = s.V + c * K * kTile + g * W;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
-        product_rows<A, 1, 1, Out::store, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile, nullptr, s.S + (c * C + first) * W, W,
-                                     nothing_ahead(V), nullptr);
+        product_rows<A, 1, 1, Out::store, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile,
+                                                 nullptr, s.S + (c * C + first) * W, W, nothing_ahead(V), nullptr);
       }
       V_ s0{};
       if (G.has_offset)
@@ -196,7 +211,8 @@ struct AllPairs {
           mean += load<A>(V + k * kTile) * dV;
         }
         for (int64_t k = 0; k < K; ++k)
-          store<A>(a + k * kTile, load<A>(a + k * kTile) + load<A>(V + k * kTile) * (load<A>(s.dV + k * W) - mean) * loss.tau);
+          store<A>(a + k * kTile,
+                   load<A>(a + k * kTile) + load<A>(V + k * kTile) * (load<A>(s.dV + k * W) - mean) * loss.tau);
         A* to = dG.of(t, c, 1);
         if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.tile);
         if (A* offsets = dG.offsets_of(t, c))
@@ -233,8 +249,8 @@ struct AllPairs {
           const TileRows<A> rows = f.read(b, tile, o.copy);
           G.scores(b, rows.data, rows.stride, groups, s.z + b * K * kTile, kTile, loss.after_image(b, tile), 0);
           for (int g = 0; g < groups; ++g)
-            positive_terms(s.z + b * K * kTile + g * W, s.V + b * K * kTile + g * W, o.V, load<A>(o.ok + b * kTile + g * W),
-                           balance && !first ? o.usage : nullptr, positive);
+            positive_terms(s.z + b * K * kTile + g * W, s.V + b * K * kTile + g * W, o.V,
+                           load<A>(o.ok + b * kTile + g * W), balance && !first ? o.usage : nullptr, positive);
         }
         if (balance && !first) loss.flush_usage(t, o.usage);
         for (int g = 0; g < groups; ++g) gather_and_pair(t, tile, g, s, o, negative);
@@ -256,7 +272,8 @@ struct AllPairs {
       loss.fill_usage_gradient();
     }
     parallel_for(loss.threads, pass);
-    if (loss.grad && (loss.a.dG || loss.a.dg0)) dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0), A(1));
+    if (loss.grad && (loss.a.dG || loss.a.dg0))
+      dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0), A(1));
     return loss.value();
   }
 
@@ -282,8 +299,8 @@ struct AllPairs {
     A* rows = in_place ? df.place(b, tile) : s.df + b * C * kTile;
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n_c = blocks.begin(i + 1) - c;
-      product_strip<A, 1, Out::add>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr, rows + c * stride, stride,
-                                nothing_ahead(a));
+      product_strip<A, 1, Out::add>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr,
+                                    rows + c * stride, stride, nothing_ahead(a));
     }
     if (!in_place) df.write(b, tile, 0, C, rows);
   }

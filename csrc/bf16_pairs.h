@@ -1,5 +1,5 @@
-// The three products on pairs of bfloat16 (AVX512-BF16): an instruction multiplies and adds two numbers a lane, so the steps of
-// a product go two by two. Sums stay in float32; coefficients and global features are rounded to bfloat16.
+// The three products on pairs of bfloat16 (AVX512-BF16): an instruction multiplies and adds two numbers a lane, so the
+// steps of a product go two by two. Sums stay in float32; coefficients and global features are rounded to bfloat16.
 #pragma once
 
 #include "rank_gradient.h"
@@ -38,7 +38,10 @@ struct PairedGlobals {
   Buffer<float> panels, rows;
 
   PairedGlobals(const GlobalFeatures<float>& G, int64_t candidates, bool for_scores, bool for_df)
-      : G(G), steps((G.C + 1) / 2), pairs((candidates + 1) / 2), panels(for_scores ? G.B * G.K * steps : 0),
+      : G(G),
+        steps((G.C + 1) / 2),
+        pairs((candidates + 1) / 2),
+        panels(for_scores ? G.B * G.K * steps : 0),
         rows(for_df ? G.B * pairs * G.C : 0) {
     if (for_scores)
       for (int64_t b = 0; b < G.B; ++b)
@@ -54,7 +57,8 @@ struct PairedGlobals {
       for (int64_t b = 0; b < G.B; ++b)
         for (int64_t i = 0; i < pairs; ++i) {
           const float* low = G.rows + (b * G.K + 2 * i) * G.C;
-          for (int64_t c = 0; c < G.C; ++c) rows[(b * pairs + i) * G.C + c] = pair_of(low[c], 2 * i + 1 < candidates ? low[G.C + c] : 0.f);
+          for (int64_t c = 0; c < G.C; ++c)
+            rows[(b * pairs + i) * G.C + c] = pair_of(low[c], 2 * i + 1 < candidates ? low[G.C + c] : 0.f);
         }
   }
 
@@ -63,12 +67,14 @@ struct PairedGlobals {
   void read(const FeatureTiles<bfloat16, A>& f, int64_t b, int64_t tile, float* to) const {
     const uint16_t* from = reinterpret_cast<const uint16_t*>(f.at(b, tile * kTile));
     alignas(64) uint16_t order[32];
-    for (int i = 0; i < 16; ++i) order[2 * i] = static_cast<uint16_t>(i), order[2 * i + 1] = static_cast<uint16_t>(32 + i);
+    for (int i = 0; i < 16; ++i)
+      order[2 * i] = static_cast<uint16_t>(i), order[2 * i + 1] = static_cast<uint16_t>(32 + i);
     const __m512i first = _mm512_load_si512(order), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     for (int64_t s = 0; s < steps; ++s)
       for (int half = 0; half < 2; ++half) {
         const __m512i low = _mm512_loadu_si512(from + 2 * s * f.map.stride_c + 32 * half);
-        const __m512i high = 2 * s + 1 < f.map.C ? _mm512_loadu_si512(from + (2 * s + 1) * f.map.stride_c + 32 * half) : _mm512_setzero_si512();
+        const __m512i high = 2 * s + 1 < f.map.C ? _mm512_loadu_si512(from + (2 * s + 1) * f.map.stride_c + 32 * half)
+                                                 : _mm512_setzero_si512();
         _mm512_storeu_si512(to + s * kTile + 32 * half, _mm512_permutex2var_epi16(low, first, high));
         _mm512_storeu_si512(to + s * kTile + 32 * half + 16, _mm512_permutex2var_epi16(low, second, high));
       }
@@ -77,29 +83,32 @@ struct PairedGlobals {
   int64_t scores(int64_t c, const float* f, float* out, const TileLines& lines, int64_t asked) const {
     for (int64_t i = 0; i < G.blocks.count; ++i, asked += steps) {
       const int64_t r0 = G.blocks.begin(i), n = G.blocks.begin(i + 1) - r0;
-      product_strip<float, 1, Out::store, false, true>(static_cast<int>(n), kTile / 16, steps, panels + (c * G.K + r0) * steps, n, f, kTile,
-                                                       G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile,
-                                                       lines.from(asked));
+      product_strip<float, 1, Out::store, false, true>(
+          static_cast<int>(n), kTile / 16, steps, panels + (c * G.K + r0) * steps, n, f, kTile,
+          G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile, lines.from(asked));
     }
     return asked;
   }
 
   // df of one whole tile. `scratch` holds the coefficients two by two, [pairs, kTile].
   template <class A>
-  void write_df(const FeatureTiles<bfloat16, A>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count, float* scratch,
-                const TileScratch<float>& ts, const TileLines& lines) const {
+  void write_df(const FeatureTiles<bfloat16, A>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count,
+                float* scratch, const TileScratch<float>& ts, const TileLines& lines) const {
     for (int64_t i = 0; i < pairs; ++i)
       for (int64_t t = 0; t < kTile; t += 16) {
         const float* low = coefficients + 2 * i * kTile + t;
-        store_pairs(scratch + i * kTile + t, _mm512_loadu_ps(low), 2 * i + 1 < count ? _mm512_loadu_ps(low + kTile) : _mm512_setzero_ps());
+        store_pairs(scratch + i * kTile + t, _mm512_loadu_ps(low),
+                    2 * i + 1 < count ? _mm512_loadu_ps(low + kTile) : _mm512_setzero_ps());
       }
     const RowBlocks blocks = RowBlocks::of(df.map.C);
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-      product_strip<float, 1, Out::store, false, true>(static_cast<int>(n), kTile / 16, pairs, rows + b * pairs * G.C + c, G.C, scratch, kTile,
-                                                       nullptr, ts.block, kTile, lines.from(i * pairs));
+      product_strip<float, 1, Out::store, false, true>(static_cast<int>(n), kTile / 16, pairs,
+                                                       rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
+                                                       ts.block, kTile, lines.from(i * pairs));
       for (int64_t r = 0; r < n; ++r) {
-        uint16_t* to = reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
+        uint16_t* to =
+            reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
         for (int64_t t = 0; t < kTile; t += 32)
           _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(ts.block + r * kTile + t + 16),
                                                                    _mm512_loadu_ps(ts.block + r * kTile + t)));
@@ -109,13 +118,14 @@ struct PairedGlobals {
 
   // One whole tile's share of dG. Positions go two by two: a row of bfloat16 read as pairs is already so.
   template <class A>
-  void add_dG(const FeatureTiles<bfloat16, A>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients, int64_t count, float* sums,
-              float* scratch, const TileScratch<float>& ts) const {
+  void add_dG(const FeatureTiles<bfloat16, A>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients,
+              int64_t count, float* sums, float* scratch, const TileScratch<float>& ts) const {
     constexpr int kHalf = kTile / 2;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t t = 0; t < kTile; t += 32)
-        _mm512_storeu_si512(scratch + r * kHalf + t / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
-                                                                                      _mm512_loadu_ps(coefficients + r * kTile + t)));
+        _mm512_storeu_si512(scratch + r * kHalf + t / 2,
+                            (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
+                                                         _mm512_loadu_ps(coefficients + r * kTile + t)));
     const RowBlocks blocks = RowBlocks::of(count);
     const float* from = reinterpret_cast<const float*>(f.at(b, tile * kTile));
     const int64_t C = f.map.C, stride = f.map.stride_c / 2;
@@ -128,8 +138,9 @@ struct PairedGlobals {
           for (int64_t i = n; i < vectors * 16; ++i) ts.transposed[t * kChannels + i] = 0;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
-        product_strip<float, kHalf, Out::add, false, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf, 1, ts.transposed,
-                                                           kChannels, nullptr, sums + r * padded + c, padded, nothing_ahead(scratch));
+        product_strip<float, kHalf, Out::add, false, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
+                                                           1, ts.transposed, kChannels, nullptr, sums + r * padded + c,
+                                                           padded, nothing_ahead(scratch));
       }
     }
   }

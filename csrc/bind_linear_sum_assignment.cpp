@@ -35,10 +35,14 @@ bool type_of(const py::array& cost, infoseg::CostType& type) {
   for (py::ssize_t axis = 0; axis < cost.ndim(); ++axis) {
     if (cost.strides(axis) % size != 0) return false;
   }
-  if (kind == 'f' && size == 8) type = infoseg::CostType::kFloat64;
-  else if (kind == 'f' && size == 4) type = infoseg::CostType::kFloat32;
-  else if (kind == 'i' && size == 8) type = infoseg::CostType::kInt64;
-  else return false;
+  if (kind == 'f' && size == 8)
+    type = infoseg::CostType::kFloat64;
+  else if (kind == 'f' && size == 4)
+    type = infoseg::CostType::kFloat32;
+  else if (kind == 'i' && size == 8)
+    type = infoseg::CostType::kInt64;
+  else
+    return false;
   return true;
 }
 

@@ -13,8 +13,8 @@ namespace {
 // (temperature, estimator, negatives, partners, balance)
 using SettingsArgument = std::tuple<double, int, int, std::int64_t, double>;
 
-LossArguments arguments(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t valid,
-                        std::int64_t K, const SettingsArgument& settings, int threads) {
+LossArguments arguments(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0,
+                        std::int64_t valid, std::int64_t K, const SettingsArgument& settings, int threads) {
   LossArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);
@@ -28,9 +28,9 @@ LossArguments arguments(int dtype, const FeatureMapArgument& features, std::int6
   return a;
 }
 
-double forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t valid, std::int64_t K,
-               const SettingsArgument& settings, int threads, bool wants_gradient, std::int64_t coefficients,
-               const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
+double forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t valid,
+               std::int64_t K, const SettingsArgument& settings, int threads, bool wants_gradient,
+               std::int64_t coefficients, const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
   LossArguments a = arguments(dtype, features, G, g0, valid, K, settings, threads);
   a.wants_gradient = wants_gradient;
   a.coefficients = pointer(coefficients);
@@ -41,9 +41,9 @@ double forward(int dtype, const FeatureMapArgument& features, std::int64_t G, st
   return loss_forward(a);
 }
 
-void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K, const SettingsArgument& settings,
-              int threads, std::int64_t coefficients, double upstream, const FeatureMapArgument& df, std::int64_t dG,
-              std::int64_t dg0) {
+void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K,
+              const SettingsArgument& settings, int threads, std::int64_t coefficients, double upstream,
+              const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
   LossArguments a = arguments(dtype, features, G, 0, 0, K, settings, threads);
   a.wants_gradient = true;
   a.coefficients = pointer(coefficients);

@@ -10,9 +10,10 @@ using namespace infoseg;
 
 namespace {
 
-std::int64_t segment_(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t K, double temperature,
-                      bool logits, std::int64_t rows, std::int64_t columns, int threads, std::int64_t labels, std::int64_t target,
-                      std::int64_t num_classes, int ignore_index, std::int64_t counts) {
+std::int64_t segment_(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t K,
+                      double temperature, bool logits, std::int64_t rows, std::int64_t columns, int threads,
+                      std::int64_t labels, std::int64_t target, std::int64_t num_classes, int ignore_index,
+                      std::int64_t counts) {
   SegmentationArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);

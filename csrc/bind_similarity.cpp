@@ -10,8 +10,8 @@ using namespace infoseg;
 
 namespace {
 
-void forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t K, int threads,
-             std::int64_t out, bool softmax, double temperature) {
+void forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t K,
+             int threads, std::int64_t out, bool softmax, double temperature) {
   SimilarityArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);
@@ -26,9 +26,9 @@ void forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std:
   similarity_forward(a);
 }
 
-void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K, int threads, int grad_dtype,
-              std::int64_t grad, std::int64_t probs, double temperature, const FeatureMapArgument& df, std::int64_t dG,
-              std::int64_t dg0) {
+void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K, int threads,
+              int grad_dtype, std::int64_t grad, std::int64_t probs, double temperature, const FeatureMapArgument& df,
+              std::int64_t dG, std::int64_t dg0) {
   SimilarityArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "confusion_matrix_cells.h"
-#include "parallel.h"
+#include "threads.h"
 
 namespace infoseg {
 
@@ -39,10 +39,14 @@ ConfusionCounter counter() {
 
 std::int64_t label_at(Labels labels, std::int64_t i) {
   switch (labels.type) {
-    case LabelType::kUint8: return static_cast<const std::uint8_t*>(labels.data)[i];
-    case LabelType::kInt16: return static_cast<const std::int16_t*>(labels.data)[i];
-    case LabelType::kInt32: return static_cast<const std::int32_t*>(labels.data)[i];
-    default: return static_cast<const std::int64_t*>(labels.data)[i];
+    case LabelType::kUint8:
+      return static_cast<const std::uint8_t*>(labels.data)[i];
+    case LabelType::kInt16:
+      return static_cast<const std::int16_t*>(labels.data)[i];
+    case LabelType::kInt32:
+      return static_cast<const std::int32_t*>(labels.data)[i];
+    default:
+      return static_cast<const std::int64_t*>(labels.data)[i];
   }
 }
 
@@ -92,7 +96,7 @@ OutOfRange count_confusion(Labels pred, Labels target, std::int64_t size, std::i
   std::vector<std::vector<std::int64_t>> sums(parts, std::vector<std::int64_t>(cells.size()));
   const ConfusionCounter count = counter();
 
-  run_in_threads(parts, [&](int part) {
+  const auto count_part = [&](int part) {
     constexpr std::int64_t kMostAtOnce = std::int64_t{1} << 31;  // the tables count up to 2^32 - 1
     const std::int64_t end = size / parts * (part + 1) + (part + 1 == parts ? size % parts : 0);
     for (std::int64_t begin = size / parts * part; begin < end; begin += kMostAtOnce) {
@@ -103,7 +107,8 @@ OutOfRange count_confusion(Labels pred, Labels target, std::int64_t size, std::i
         for (std::int64_t cell = 0; cell < cells.size(); ++cell) sums[part][cell] += table[at + cell];
       }
     }
-  });
+  };
+  parallel_for(parts, count_part);
 
   for (int part = 1; part < parts; ++part) {
     for (std::int64_t cell = 0; cell < cells.size(); ++cell) sums[0][cell] += sums[part][cell];

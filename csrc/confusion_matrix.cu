@@ -33,10 +33,14 @@ struct Work {
 // The type is the same for every thread, so this branch costs little beside the load.
 __device__ int64_t label_at(const Labels& labels, int64_t i) {
   switch (labels.type) {
-    case kUint8: return static_cast<const uint8_t*>(labels.data)[i];
-    case kInt16: return static_cast<const int16_t*>(labels.data)[i];
-    case kInt32: return static_cast<const int32_t*>(labels.data)[i];
-    default: return static_cast<const int64_t*>(labels.data)[i];
+    case kUint8:
+      return static_cast<const uint8_t*>(labels.data)[i];
+    case kInt16:
+      return static_cast<const int16_t*>(labels.data)[i];
+    case kInt32:
+      return static_cast<const int32_t*>(labels.data)[i];
+    default:
+      return static_cast<const int64_t*>(labels.data)[i];
   }
 }
 
@@ -68,8 +72,10 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Work work) {
     const bool together = __ballot_sync(kAllLanes, cell == first) == kAllLanes;
     const unsigned amount = !together ? 1 : thread % kWarp == 0 ? kWarp : 0;
     if (cell < 0 || amount == 0) continue;
-    if (work.shared) atomicAdd(&cell_counts[cell], amount);
-    else atomicAdd(&work.counts[cell], static_cast<unsigned long long>(amount));
+    if (work.shared)
+      atomicAdd(&cell_counts[cell], amount);
+    else
+      atomicAdd(&work.counts[cell], static_cast<unsigned long long>(amount));
   }
 
   if (work.shared) {
@@ -116,5 +122,4 @@ __attribute__((visibility("default"))) int infoseg_count_confusion(const void* p
   config.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&config, count_kernel, work);
 }
-
 }

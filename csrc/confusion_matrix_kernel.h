@@ -89,17 +89,33 @@ void add_columns_of_cells(const T* __restrict target, int64_t size, const Confus
 template <class Cell>
 void cells_of_block(Labels pred, Labels target, int64_t begin, int64_t size, const ConfusionCells& cells, Cell* out) {
   switch (pred.type) {
-    case LabelType::kUint8: rows_of_cells(static_cast<const uint8_t*>(pred.data) + begin, size, cells, out); break;
-    case LabelType::kInt16: rows_of_cells(static_cast<const int16_t*>(pred.data) + begin, size, cells, out); break;
-    case LabelType::kInt32: rows_of_cells(static_cast<const int32_t*>(pred.data) + begin, size, cells, out); break;
-    case LabelType::kInt64: rows_of_cells(static_cast<const int64_t*>(pred.data) + begin, size, cells, out); break;
+    case LabelType::kUint8:
+      rows_of_cells(static_cast<const uint8_t*>(pred.data) + begin, size, cells, out);
+      break;
+    case LabelType::kInt16:
+      rows_of_cells(static_cast<const int16_t*>(pred.data) + begin, size, cells, out);
+      break;
+    case LabelType::kInt32:
+      rows_of_cells(static_cast<const int32_t*>(pred.data) + begin, size, cells, out);
+      break;
+    case LabelType::kInt64:
+      rows_of_cells(static_cast<const int64_t*>(pred.data) + begin, size, cells, out);
+      break;
   }
   const void* labels = target.data;
   switch (target.type) {
-    case LabelType::kUint8: add_columns_of_cells(static_cast<const uint8_t*>(labels) + begin, size, cells, out); break;
-    case LabelType::kInt16: add_columns_of_cells(static_cast<const int16_t*>(labels) + begin, size, cells, out); break;
-    case LabelType::kInt32: add_columns_of_cells(static_cast<const int32_t*>(labels) + begin, size, cells, out); break;
-    case LabelType::kInt64: add_columns_of_cells(static_cast<const int64_t*>(labels) + begin, size, cells, out); break;
+    case LabelType::kUint8:
+      add_columns_of_cells(static_cast<const uint8_t*>(labels) + begin, size, cells, out);
+      break;
+    case LabelType::kInt16:
+      add_columns_of_cells(static_cast<const int16_t*>(labels) + begin, size, cells, out);
+      break;
+    case LabelType::kInt32:
+      add_columns_of_cells(static_cast<const int32_t*>(labels) + begin, size, cells, out);
+      break;
+    case LabelType::kInt64:
+      add_columns_of_cells(static_cast<const int64_t*>(labels) + begin, size, cells, out);
+      break;
   }
 }
 
@@ -192,8 +208,10 @@ void count_many(Labels pred, Labels target, int64_t begin, int64_t size, const C
 
 void count_cells(Labels pred, Labels target, int64_t begin, int64_t size, const ConfusionCells& cells,
                  uint32_t* tables) {
-  if (cells.size() <= kConfusionFewCells) count_few(pred, target, begin, size, cells, tables);
-  else count_many(pred, target, begin, size, cells, tables);
+  if (cells.size() <= kConfusionFewCells)
+    count_few(pred, target, begin, size, cells, tables);
+  else
+    count_many(pred, target, begin, size, cells, tables);
 }
 
 }  // namespace

@@ -6,15 +6,15 @@ namespace infoseg {
 
 Isa best_isa() {
 #if INFOSEG_X86
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512bf16;
-    if (avx512) return Isa::avx512;
-    if (avx2) return Isa::avx2;
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512bf16;
+  if (avx512) return Isa::avx512;
+  if (avx2) return Isa::avx2;
 #endif
-    return Isa::portable;
+  return Isa::portable;
 }
 
 namespace {
@@ -22,27 +22,31 @@ std::atomic<int> current{-1};
 }
 
 Isa current_isa() {
-    int isa = current.load(std::memory_order_relaxed);
-    if (isa < 0) {
-        isa = static_cast<int>(best_isa());
-        current.store(isa, std::memory_order_relaxed);
-    }
-    return static_cast<Isa>(isa);
+  int isa = current.load(std::memory_order_relaxed);
+  if (isa < 0) {
+    isa = static_cast<int>(best_isa());
+    current.store(isa, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(isa);
 }
 
 bool set_isa(Isa isa) {
-    if (static_cast<int>(isa) < 0 || isa > best_isa()) return false;
-    current.store(static_cast<int>(isa), std::memory_order_relaxed);
-    return true;
+  if (static_cast<int>(isa) < 0 || isa > best_isa()) return false;
+  current.store(static_cast<int>(isa), std::memory_order_relaxed);
+  return true;
 }
 
 const char* isa_name(Isa isa) {
-    switch (isa) {
-        case Isa::avx2: return "avx2";
-        case Isa::avx512: return "avx512";
-        case Isa::avx512bf16: return "avx512bf16";
-        default: return "portable";
-    }
+  switch (isa) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512bf16:
+      return "avx512bf16";
+    default:
+      return "portable";
+  }
 }
 
 }  // namespace infoseg

@@ -13,5 +13,4 @@ __attribute__((visibility("default"))) int infoseg_cuda_ready() {
 __attribute__((visibility("default"))) const char* infoseg_cuda_error(int error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
-
 }

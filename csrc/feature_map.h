@@ -8,9 +8,9 @@
 namespace infoseg {
 
 struct FeatureMap {
-    void* data = nullptr;
-    int64_t B = 0, C = 0, h = 0, w = 0;
-    int64_t stride_b = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+  void* data = nullptr;
+  int64_t B = 0, C = 0, h = 0, w = 0;
+  int64_t stride_b = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 };
 
 static inline int64_t positions(const FeatureMap& f) { return f.h * f.w; }

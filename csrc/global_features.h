@@ -9,82 +9,92 @@ namespace INFOSEG_ISA {
 
 template <class T>
 class Buffer {
-public:
-    explicit Buffer(int64_t n) : data_(n > 0 ? static_cast<T*>(scratch_allocate(sizeof(T) * static_cast<size_t>(n))) : nullptr) {}
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() {
-        if (data_) scratch_free(data_);
-    }
-    operator T*() const { return data_; }
+ public:
+  explicit Buffer(int64_t n)
+      : data_(n > 0 ? static_cast<T*>(scratch_allocate(sizeof(T) * static_cast<size_t>(n))) : nullptr) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_) scratch_free(data_);
+  }
+  operator T*() const { return data_; }
 
-private:
-    T* data_;
+ private:
+  T* data_;
 };
 
 // Image b's candidates are its own K classes and those of its n partners (b + 1 .. b + n) mod B. The rows of the
 // first n images are repeated behind the last, so that every image's candidates lie in one run of rows.
 template <class A>
 struct GlobalFeatures {
-    int64_t B, K, C, partners;
-    RowBlocks blocks;
-    Buffer<A> panels;  // [B][block of rows][C][rows of the block]: a column of a block is contiguous, for the scores
-    Buffer<A> rows;    // [B + n][K][C], for df
-    Buffer<A> offsets; // [B][K]
-    bool has_offset;
+  int64_t B, K, C, partners;
+  RowBlocks blocks;
+  Buffer<A> panels;   // [B][block of rows][C][rows of the block]: a column of a block is contiguous, for the scores
+  Buffer<A> rows;     // [B + n][K][C], for df
+  Buffer<A> offsets;  // [B][K]
+  bool has_offset;
 
-    // `scale` multiplies rows only. Without need_rows (no df wanted) they are not made; likewise the panels.
-    GlobalFeatures(const A* G, const A* g0, int64_t B, int64_t K, int64_t C, int64_t partners, bool need_panels, bool need_rows, A scale)
-        : B(B), K(K), C(C), partners(partners), blocks(RowBlocks::of(K)), panels(need_panels ? B * K * C : 0),
-          rows(need_rows ? (B + partners) * K * C : 0), offsets(g0 ? B * K : 0), has_offset(g0 != nullptr) {
-        if (need_panels)
-            for (int64_t b = 0; b < B; ++b)
-                for (int64_t i = 0; i < blocks.count; ++i) {
-                    const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
-                    A* to = panels + (b * K + r0) * C;
-                    const A* from = G + (b * K + r0) * C;
-                    for (int64_t c = 0; c < C; ++c)
-                        for (int64_t r = 0; r < n; ++r) to[c * n + r] = from[r * C + c];
-                }
-        if (need_rows)
-            for (int64_t b = 0; b < B + partners; ++b) {
-                const A* from = G + (b % B) * K * C;
-                A* to = rows + b * K * C;
-                for (int64_t i = 0; i < K * C; ++i) to[i] = from[i] * scale;
-            }
-        if (g0)
-            for (int64_t i = 0; i < B * K; ++i) offsets[i] = g0[i];
-    }
-
-    // <f, G_k> alone, without g0.
-    void score_panels(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride) const {
+  // `scale` multiplies rows only. Without need_rows (no df wanted) they are not made; likewise the panels.
+  GlobalFeatures(const A* G, const A* g0, int64_t B, int64_t K, int64_t C, int64_t partners, bool need_panels,
+                 bool need_rows, A scale)
+      : B(B),
+        K(K),
+        C(C),
+        partners(partners),
+        blocks(RowBlocks::of(K)),
+        panels(need_panels ? B * K * C : 0),
+        rows(need_rows ? (B + partners) * K * C : 0),
+        offsets(g0 ? B * K : 0),
+        has_offset(g0 != nullptr) {
+    if (need_panels)
+      for (int64_t b = 0; b < B; ++b)
         for (int64_t i = 0; i < blocks.count; ++i) {
-            const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
-            product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride, nullptr, out + r0 * out_stride,
-                                       out_stride, nothing_ahead(f));
+          const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
+          A* to = panels + (b * K + r0) * C;
+          const A* from = G + (b * K + r0) * C;
+          for (int64_t c = 0; c < C; ++c)
+            for (int64_t r = 0; r < n; ++r) to[c * n + r] = from[r * C + c];
         }
-    }
+    if (need_rows)
+      for (int64_t b = 0; b < B + partners; ++b) {
+        const A* from = G + (b % B) * K * C;
+        A* to = rows + b * K * C;
+        for (int64_t i = 0; i < K * C; ++i) to[i] = from[i] * scale;
+      }
+    if (g0)
+      for (int64_t i = 0; i < B * K; ++i) offsets[i] = g0[i];
+  }
 
-    // Scores of one tile by the classes of image c: out[k, 0..vectors*W). Meanwhile `lines` are asked for, from line
-    // `asked` on; returns how many have been in the end.
-    int64_t scores(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride, const TileLines& lines,
-                   int64_t asked, A* pack = nullptr) const {
-        for (int64_t i = 0; i < blocks.count; ++i, asked += C) {
-            const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
-            if (pack) {
-                product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
-                                                 has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked),
-                                                 pack);
-                f = pack;
-                f_stride = kTile;
-                pack = nullptr;
-                continue;
-            }
-            product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
-                                       has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride, lines.from(asked));
-        }
-        return asked;
+  // <f, G_k> alone, without g0.
+  void score_panels(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride) const {
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
+      product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
+                                      nullptr, out + r0 * out_stride, out_stride, nothing_ahead(f));
     }
+  }
+
+  // Scores of one tile by the classes of image c: out[k, 0..vectors*W). Meanwhile `lines` are asked for, from line
+  // `asked` on; returns how many have been in the end.
+  int64_t scores(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride,
+                 const TileLines& lines, int64_t asked, A* pack = nullptr) const {
+    for (int64_t i = 0; i < blocks.count; ++i, asked += C) {
+      const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
+      if (pack) {
+        product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f,
+                                              f_stride, has_offset ? offsets + c * K + r0 : nullptr,
+                                              out + r0 * out_stride, out_stride, lines.from(asked), pack);
+        f = pack;
+        f_stride = kTile;
+        pack = nullptr;
+        continue;
+      }
+      product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
+                                      has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride,
+                                      lines.from(asked));
+    }
+    return asked;
+  }
 };
 
 }  // namespace INFOSEG_ISA

@@ -7,9 +7,10 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <vector>
 
 #include "linear_sum_assignment_problem.h"
-#include "parallel.h"
+#include "threads.h"
 
 namespace infoseg {
 
@@ -213,7 +214,7 @@ AssignmentOutcome solve_assignment(const CostBatch& costs, int threads, std::int
     scratch.shrink();
   };
   const std::int64_t chunks = (costs.batch + chunk - 1) / chunk;
-  run_in_threads(static_cast<int>(std::min<std::int64_t>(std::max(1, threads), chunks)), work);
+  parallel_for(static_cast<int>(std::min<std::int64_t>(std::max(1, threads), chunks)), work);
 
   if (out_of_memory) throw std::bad_alloc();
   for (const AssignmentOutcome& outcome : outcomes) {

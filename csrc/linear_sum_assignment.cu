@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kWarpsPerBlock = 4;      // of the kernel with one warp a problem
+constexpr int kWarpsPerBlock = 4;  // of the kernel with one warp a problem
 constexpr int kMaxColumns = 2048;
-constexpr int kMaxThreads = 512;       // of the kernel with one block a problem
+constexpr int kMaxThreads = 512;  // of the kernel with one block a problem
 
 // Both also in infoseg_fast/assignment.py.
 enum Status : int32_t { kSolved = 0, kInvalid = 1, kInfeasible = 2, kTooLarge = 3 };
@@ -30,10 +30,10 @@ struct Batch {
   int64_t batch, batch_stride, row_stride, col_stride;
   int rows, cols;
   bool maximize;
-  bool turned;            // rows and cols are the caller's columns and rows
-  int64_t* row_indices;   // [batch, rows]
-  int64_t* col_indices;   // [batch, rows]
-  int32_t* status;        // [batch, 2]: Status, and the row (as turned) it is about
+  bool turned;           // rows and cols are the caller's columns and rows
+  int64_t* row_indices;  // [batch, rows]
+  int64_t* col_indices;  // [batch, rows]
+  int32_t* status;       // [batch, 2]: Status, and the row (as turned) it is about
 };
 
 // Orders values of either type as unsigned integers, so that reductions over warps need one kind of key. Zero is added
@@ -184,16 +184,20 @@ __device__ Answer solve_in_warp(const In* cost, const Batch& batch, int lane) {
       value_of(nearest.key, level);
       const int col = nearest.col();
       --num_open;
-      if (lane == col) open = false;
-      else if (order == num_open) order = nearest.order();  // scipy moves the last of its list into the gap
+      if (lane == col)
+        open = false;
+      else if (order == num_open)
+        order = nearest.order();  // scipy moves the last of its list into the gap
       row = __shfl_sync(kAllLanes, row_of, col);
       if (nearest.is_free()) sink = col;
     }
 
     // Prices of what was reached; a reached row other than the first was reached through its matched column.
     const T distance_of_row = __shfl_sync(kAllLanes, distance, col_of < 0 ? 0 : col_of);
-    if (lane == free_row) row_price += level;
-    else if (row_reached) row_price += level - distance_of_row;
+    if (lane == free_row)
+      row_price += level;
+    else if (row_reached)
+      row_price += level - distance_of_row;
     if (has_column && !open) price -= level - distance;
 
     for (int col = sink; col >= 0;) {
@@ -241,16 +245,16 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 8) warp_kernel(Batch ba
 
 template <class T>
 struct Shared {
-  T* row_price;      // [rows]
-  T* price;          // [cols]
-  T* distance;       // [cols]
-  uint64_t* keys;    // [2, warps] of a reduction over the block, in turns
+  T* row_price;         // [rows]
+  T* price;             // [cols]
+  T* distance;          // [cols]
+  uint64_t* keys;       // [2, warps] of a reduction over the block, in turns
   unsigned* preferred;  // [2, warps]
-  int16_t* parent;   // [cols]
-  int16_t* row_of;   // [cols]
-  int16_t* col_of;   // [rows]
-  int16_t* order;    // [cols] place in scipy's list of open columns, -1 when reached
-  int16_t* listed;   // [cols] that list
+  int16_t* parent;      // [cols]
+  int16_t* row_of;      // [cols]
+  int16_t* col_of;      // [rows]
+  int16_t* order;       // [cols] place in scipy's list of open columns, -1 when reached
+  int16_t* listed;      // [cols] that list
 };
 
 constexpr int kMaxWarps = kMaxThreads / kWarp;
@@ -378,8 +382,10 @@ __device__ int2 solve_in_block(const In* cost, const Batch& batch, const Shared<
         s.order[moved] = static_cast<int16_t>(nearest.order());
         s.listed[nearest.order()] = static_cast<int16_t>(moved);
       }
-      if (nearest.is_free()) sink = col;
-      else row = s.row_of[col];
+      if (nearest.is_free())
+        sink = col;
+      else
+        row = s.row_of[col];
     }
 
     // Prices of what was reached; each reached row but the first through its matched column.
@@ -499,11 +505,14 @@ __attribute__((visibility("default"))) int infoseg_assign(const void* cost, int 
              status};
   const auto on = static_cast<cudaStream_t>(stream);
   switch (type) {
-    case kFloat32: return launch<float, double>(work, on);
-    case kFloat64: return launch<double, double>(work, on);
-    case kInt64: return launch<int64_t, int64_t>(work, on);
-    default: return cudaErrorInvalidValue;
+    case kFloat32:
+      return launch<float, double>(work, on);
+    case kFloat64:
+      return launch<double, double>(work, on);
+    case kInt64:
+      return launch<int64_t, int64_t>(work, on);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
-
 }

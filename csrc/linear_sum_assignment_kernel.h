@@ -166,16 +166,16 @@ struct Limits<__int128> {
 template <class T>
 struct Matching {
   int32_t rows, cols, width;
-  const T** cost;        // [rows] each row readable up to width
-  T* price;              // [width] v; kClosed past cols, and for columns already reached while a search runs
-  T* distance;           // [width] from the searching row; out of reach for columns already reached
-  int64_t* parent;       // [width] row from which the distance comes
-  int32_t* row_of;       // [width] matched row or -1
-  int32_t* col_of;       // [rows] matched column or -1
-  int32_t* free_rows;    // [rows]
-  int32_t* reached;      // [rows] columns in the order in which they were reached
-  T* reached_distance;   // [rows]
-  T* reached_price;      // [rows]
+  const T** cost;           // [rows] each row readable up to width
+  T* price;                 // [width] v; kClosed past cols, and for columns already reached while a search runs
+  T* distance;              // [width] from the searching row; out of reach for columns already reached
+  int64_t* parent;          // [width] row from which the distance comes
+  int32_t* row_of;          // [width] matched row or -1
+  int32_t* col_of;          // [rows] matched column or -1
+  int32_t* free_rows;       // [rows]
+  int32_t* reached;         // [rows] columns in the order in which they were reached
+  T* reached_distance;      // [rows]
+  T* reached_price;         // [rows]
   int64_t* reached_parent;  // [width] by column
 };
 

@@ -26,13 +26,16 @@ const LossKernels& kernels(DType type) {
   (void)type;
   switch (current_isa()) {
 #if INFOSEG_X86
-    case Isa::avx2: return avx2::loss_kernels;
+    case Isa::avx2:
+      return avx2::loss_kernels;
     case Isa::avx512bf16:
       if (type == DType::bf16) return avx512bf16::loss_kernels;
       return avx512::loss_kernels;
-    case Isa::avx512: return avx512::loss_kernels;
+    case Isa::avx512:
+      return avx512::loss_kernels;
 #endif
-    default: return portable::loss_kernels;
+    default:
+      return portable::loss_kernels;
   }
 }
 
@@ -40,8 +43,8 @@ const LossKernels& kernels(DType type) {
 
 Keeps loss_keeps(int64_t B, int64_t C, int64_t K, const LossSettings& settings) {
   const int64_t scores = (1 + settings.partners) * K;
-  // Operations a position and channel, over 6: (1 + n) K with each partner's K scores, B + 2 K with the assigned feature of every
-  // image, whose products load two vectors where the others load one.
+  // Operations a position and channel, over 6: (1 + n) K with each partner's K scores, B + 2 K with the assigned
+  // feature of every image, whose products load two vectors where the others load one.
   if (settings.estimator == Estimator::jsd && settings.negatives == Negatives::same_position)
     return 3 * (B + 2 * K) < 2 * scores ? Keeps::gradients : Keeps::coefficients;
   return scores >= C ? Keeps::gradients : Keeps::coefficients;

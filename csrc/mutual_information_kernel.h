@@ -44,12 +44,26 @@ struct Loss {
   };
 
   explicit Loss(const LossArguments& a)
-      : a(a), set(a.settings), f(a.features), B(a.features.B), C(a.features.C), K(a.K), P(f.P), n(set.partners),
-        R((1 + n) * K), tiles(f.tiles), threads(a.threads), grad(a.wants_gradient),
+      : a(a),
+        set(a.settings),
+        f(a.features),
+        B(a.features.B),
+        C(a.features.C),
+        K(a.K),
+        P(f.P),
+        n(set.partners),
+        R((1 + n) * K),
+        tiles(f.tiles),
+        threads(a.threads),
+        grad(a.wants_gradient),
         infonce(set.estimator == Estimator::infonce),
-        same_position(!infonce && set.negatives == Negatives::same_position), tau(static_cast<A>(set.temperature)),
-        usage_gradient(K), sums(threads), usage(threads * K),
-        scratch_size(C * kTile + B * kTile + (same_position ? B * K : R) * W + K * W), scratch(threads * scratch_size) {
+        same_position(!infonce && set.negatives == Negatives::same_position),
+        tau(static_cast<A>(set.temperature)),
+        usage_gradient(K),
+        sums(threads),
+        usage(threads * K),
+        scratch_size(C * kTile + B * kTile + (same_position ? B * K : R) * W + K * W),
+        scratch(threads * scratch_size) {
     for (int t = 0; t < threads; ++t) sums[t] = {};
     for (int64_t i = 0; i < threads * K; ++i) usage[i] = 0;
     for (int64_t k = 0; k < K; ++k) usage_gradient[k] = 0;
@@ -73,7 +87,8 @@ struct Loss {
   }
 
   // All (1 + n) K scores of one image's tile; the tile that comes next is asked for meanwhile.
-  void score(const GlobalFeatures<A>& G, const PairsOf<E, A>& pairs, int64_t b, int64_t tile, A* copy, A* q, const TileLines& next) const {
+  void score(const GlobalFeatures<A>& G, const PairsOf<E, A>& pairs, int64_t b, int64_t tile, A* copy, A* q,
+             const TileLines& next) const {
     if constexpr (kHasPairs<E>)
       if (pairs_in(f, tile)) {
         pairs.read(f, b, tile, copy);
@@ -95,8 +110,12 @@ struct Loss {
       for (int64_t r = 0; r < R; ++r) q[r * kTile + t] = 0;
   }
 
-  TileLines after_image(int64_t b, int64_t tile) const { return b + 1 < B ? f.lines(b + 1, tile) : f.lines(tile + 1 < tiles ? 0 : B, tile + 1); }
-  TileLines after_tile(int64_t b, int64_t tile) const { return tile + 1 < tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0); }
+  TileLines after_image(int64_t b, int64_t tile) const {
+    return b + 1 < B ? f.lines(b + 1, tile) : f.lines(tile + 1 < tiles ? 0 : B, tile + 1);
+  }
+  TileLines after_tile(int64_t b, int64_t tile) const {
+    return tile + 1 < tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
+  }
 
   // ---------------------------------------------------------------- the balance term
 

@@ -14,135 +14,143 @@ constexpr int kChannels = 64;
 
 template <class A>
 struct GlobalGradient {
-    // One set of sums a thread, [B + n][K][padded C] and [B + n][K], zeroed when a thread first meets an image; the sets are
-    // added in the order of the threads.
-    int64_t B, K, C, partners, padded;
-    int threads;
-    bool with_offset;
-    Buffer<A> sums, offset_sums;
-    Buffer<uint8_t> met;  // [threads][B + n]
+  // One set of sums a thread, [B + n][K][padded C] and [B + n][K], zeroed when a thread first meets an image; the sets
+  // are added in the order of the threads.
+  int64_t B, K, C, partners, padded;
+  int threads;
+  bool with_offset;
+  Buffer<A> sums, offset_sums;
+  Buffer<uint8_t> met;  // [threads][B + n]
 
-    GlobalGradient(int64_t B, int64_t K, int64_t C, int64_t partners, int threads, bool wanted, bool with_offset)
-        : B(B), K(K), C(C), partners(partners), padded((C + Lanes<A>::W - 1) / Lanes<A>::W * Lanes<A>::W), threads(threads),
-          with_offset(with_offset), sums(wanted ? threads * (B + partners) * K * padded : 0),
-          offset_sums(with_offset ? threads * (B + partners) * K : 0), met(threads * (B + partners)) {
-        for (int64_t i = 0; i < threads * (B + partners); ++i) met[i] = 0;
+  GlobalGradient(int64_t B, int64_t K, int64_t C, int64_t partners, int threads, bool wanted, bool with_offset)
+      : B(B),
+        K(K),
+        C(C),
+        partners(partners),
+        padded((C + Lanes<A>::W - 1) / Lanes<A>::W * Lanes<A>::W),
+        threads(threads),
+        with_offset(with_offset),
+        sums(wanted ? threads * (B + partners) * K * padded : 0),
+        offset_sums(with_offset ? threads * (B + partners) * K : 0),
+        met(threads * (B + partners)) {
+    for (int64_t i = 0; i < threads * (B + partners); ++i) met[i] = 0;
+  }
+
+  int64_t images() const { return B + partners; }
+
+  // The sums of image b's candidates, ready to be added to.
+  A* of(int thread, int64_t b, int64_t candidates) {
+    for (int64_t c = b; c < b + candidates; ++c) {
+      uint8_t& seen = met[thread * images() + c];
+      if (seen) continue;
+      seen = 1;
+      if (sums) zero(sums + (thread * images() + c) * K * padded, K * padded);
+      if (with_offset) zero(offset_sums + (thread * images() + c) * K, K);
     }
+    return sums ? sums + (thread * images() + b) * K * padded : nullptr;
+  }
 
-    int64_t images() const { return B + partners; }
+  A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K : nullptr; }
 
-    // The sums of image b's candidates, ready to be added to.
-    A* of(int thread, int64_t b, int64_t candidates) {
-        for (int64_t c = b; c < b + candidates; ++c) {
-            uint8_t& seen = met[thread * images() + c];
-            if (seen) continue;
-            seen = 1;
-            if (sums) zero(sums + (thread * images() + c) * K * padded, K * padded);
-            if (with_offset) zero(offset_sums + (thread * images() + c) * K, K);
-        }
-        return sums ? sums + (thread * images() + b) * K * padded : nullptr;
-    }
+  // dG [B, K, C] and dg0 [B, K], both times scale; either may be null.
+  void finish(A* dG, A* dg0, A scale) {
+    auto body = [&](int t) {
+      const Range part = share(B * K, threads, t);
+      Buffer<A>& s = sums;
+      for (int64_t r = part.begin; r < part.end; ++r) {
+        const int64_t b = r / K, k = r % K;
+        A total = 0;
+        bool first = true;
+        A* to = nullptr;  // the first met set of sums collects the others
+        for (int u = 0; u < threads; ++u)
+          for (int64_t c = b; c < images(); c += B) {
+            if (!met[u * images() + c]) continue;
+            if (with_offset) total += offset_sums[(u * images() + c) * K + k];
+            if (!dG) continue;
+            A* from = s + ((u * images() + c) * K + k) * padded;
+            if (first)
+              to = from;
+            else
+              for (int64_t i = 0; i < C; ++i) to[i] += from[i];
+            first = false;
+          }
+        if (dG)
+          for (int64_t i = 0; i < C; ++i) dG[r * C + i] = to ? to[i] * scale : A(0);
+        if (dg0) dg0[r] = total * scale;
+      }
+    };
+    parallel_for(threads, body);
+  }
 
-    A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K : nullptr; }
-
-    // dG [B, K, C] and dg0 [B, K], both times scale; either may be null.
-    void finish(A* dG, A* dg0, A scale) {
-        auto body = [&](int t) {
-            const Range part = share(B * K, threads, t);
-            Buffer<A>& s = sums;
-            for (int64_t r = part.begin; r < part.end; ++r) {
-                const int64_t b = r / K, k = r % K;
-                A total = 0;
-                bool first = true;
-                A* to = nullptr;  // the first met set of sums collects the others
-                for (int u = 0; u < threads; ++u)
-                    for (int64_t c = b; c < images(); c += B) {
-                        if (!met[u * images() + c]) continue;
-                        if (with_offset) total += offset_sums[(u * images() + c) * K + k];
-                        if (!dG) continue;
-                        A* from = s + ((u * images() + c) * K + k) * padded;
-                        if (first)
-                            to = from;
-                        else
-                            for (int64_t i = 0; i < C; ++i) to[i] += from[i];
-                        first = false;
-                    }
-                if (dG)
-                    for (int64_t i = 0; i < C; ++i) dG[r * C + i] = to ? to[i] * scale : A(0);
-                if (dg0) dg0[r] = total * scale;
-            }
-        };
-        parallel_for(threads, body);
-    }
-
-private:
-    static void zero(A* p, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) p[i] = 0;
-    }
+ private:
+  static void zero(A* p, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = 0;
+  }
 };
 
 // What one thread needs to turn coefficients into gradients, tile by tile.
 template <class A>
 struct TileScratch {
-    A* rows;        // [C, kTile] features of the tile
-    A* transposed;  // [kTile, kChannels]
-    A* block;       // [kBlockRows, kTile] of df
-    static int64_t size(int64_t C) { return C * kTile + kTile * kChannels + kBlockRows * kTile; }
-    static TileScratch at(A* p, int64_t C) { return {p, p + C * kTile, p + C * kTile + kTile * kChannels}; }
+  A* rows;        // [C, kTile] features of the tile
+  A* transposed;  // [kTile, kChannels]
+  A* block;       // [kBlockRows, kTile] of df
+  static int64_t size(int64_t C) { return C * kTile + kTile * kChannels + kBlockRows * kTile; }
+  static TileScratch at(A* p, int64_t C) { return {p, p + C * kTile, p + C * kTile + kTile * kChannels}; }
 };
 
 // df of one tile from `count` coefficient rows [count, kTile] and as many rows of G; asks for `lines` meanwhile.
 template <class E, class A>
-static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G, int64_t count,
-                            TileScratch<A> scratch, const TileLines& lines) {
-    const int vectors = vectors_of<A>(df.size(tile));
-    const int64_t C = df.map.C;
-    const RowBlocks blocks = RowBlocks::of(C);
-    A* place = df.place(b, tile);
-    const bool past_caches = place && df.streams(place);
-    for (int64_t i = 0; i < blocks.count; ++i) {
-        const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-        if (past_caches) {
-            product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, place + c * df.map.stride_c,
-                                             df.map.stride_c, lines.from(i * count));
-            continue;
-        }
-        A* out = place ? place + c * df.map.stride_c : scratch.block;
-        product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
-                                        place ? df.map.stride_c : kTile, lines.from(i * count));
-        if (!place) df.write(b, tile, c, n, out);
+static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
+                            int64_t count, TileScratch<A> scratch, const TileLines& lines) {
+  const int vectors = vectors_of<A>(df.size(tile));
+  const int64_t C = df.map.C;
+  const RowBlocks blocks = RowBlocks::of(C);
+  A* place = df.place(b, tile);
+  const bool past_caches = place && df.streams(place);
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
+    if (past_caches) {
+      product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr,
+                                       place + c * df.map.stride_c, df.map.stride_c, lines.from(i * count));
+      continue;
     }
-    if (past_caches) finish_streams();
+    A* out = place ? place + c * df.map.stride_c : scratch.block;
+    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
+                                    place ? df.map.stride_c : kTile, lines.from(i * count));
+    if (!place) df.write(b, tile, c, n, out);
+  }
+  if (past_caches) finish_streams();
 }
 
 // Adds one tile's share to the sums [count, padded C].
 template <class A>
-static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients, int64_t count, A* sums,
-                          TileScratch<A> scratch) {
-    const RowBlocks blocks = RowBlocks::of(count);
-    for (int64_t c = 0; c < C; c += kChannels) {
-        const int64_t n = C - c < kChannels ? C - c : kChannels;
-        const int vectors = vectors_of<A>(n);
-        transpose<A>(scratch.transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
-        if (n % Lanes<A>::W)
-            for (int64_t t = 0; t < positions; ++t)
-                for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) scratch.transposed[t * kChannels + i] = 0;
-        for (int64_t i = 0; i < blocks.count; ++i) {
-            const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-            product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1, scratch.transposed, kChannels,
-                                          nullptr, sums + r * padded + c, padded, nothing_ahead(coefficients));
-        }
+static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
+                          int64_t count, A* sums, TileScratch<A> scratch) {
+  const RowBlocks blocks = RowBlocks::of(count);
+  for (int64_t c = 0; c < C; c += kChannels) {
+    const int64_t n = C - c < kChannels ? C - c : kChannels;
+    const int vectors = vectors_of<A>(n);
+    transpose<A>(scratch.transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
+    if (n % Lanes<A>::W)
+      for (int64_t t = 0; t < positions; ++t)
+        for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) scratch.transposed[t * kChannels + i] = 0;
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
+      product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1,
+                                        scratch.transposed, kChannels, nullptr, sums + r * padded + c, padded,
+                                        nothing_ahead(coefficients));
     }
+  }
 }
 
 template <class A>
 static inline void add_dg0(const A* coefficients, int64_t count, int vectors, A* sums) {
-    constexpr int W = Lanes<A>::W;
-    for (int64_t r = 0; r < count; ++r) {
-        Vec<A> sum{};
-        for (int v = 0; v < vectors; ++v) sum += load<A>(coefficients + r * kTile + v * W);
-        sums[r] += static_cast<A>(sum_lanes<A>(sum));
-    }
+  constexpr int W = Lanes<A>::W;
+  for (int64_t r = 0; r < count; ++r) {
+    Vec<A> sum{};
+    for (int v = 0; v < vectors; ++v) sum += load<A>(coefficients + r * kTile + v * W);
+    sums[r] += static_cast<A>(sum_lanes<A>(sum));
+  }
 }
 
 }  // namespace INFOSEG_ISA

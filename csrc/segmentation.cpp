@@ -22,11 +22,14 @@ namespace {
 const SegmentationKernels& kernels() {
   switch (current_isa()) {
 #if INFOSEG_X86
-    case Isa::avx2: return avx2::segmentation_kernels;
+    case Isa::avx2:
+      return avx2::segmentation_kernels;
     case Isa::avx512:
-    case Isa::avx512bf16: return avx512::segmentation_kernels;
+    case Isa::avx512bf16:
+      return avx512::segmentation_kernels;
 #endif
-    default: return portable::segmentation_kernels;
+    default:
+      return portable::segmentation_kernels;
   }
 }
 

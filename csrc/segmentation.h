@@ -1,5 +1,5 @@
-// Labels at image resolution: similarity, softmax, bilinear upsampling and argmax in one, row by row. No upsampled volume is
-// formed.
+// Labels at image resolution: similarity, softmax, bilinear upsampling and argmax in one, row by row. No upsampled
+// volume is formed.
 #pragma once
 
 #include "feature_map.h"

@@ -55,7 +55,8 @@ struct Columns {
 
 // row[low] and row[high] of W columns.
 template <class A>
-INFOSEG_INLINE void pick(const A* row, const int32_t* low, const int32_t* high, int32_t span, Vec<A>& at_low, Vec<A>& at_high) {
+INFOSEG_INLINE void pick(const A* row, const int32_t* low, const int32_t* high, int32_t span, Vec<A>& at_low,
+                         Vec<A>& at_high) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4) {
     if (span <= 32) {
@@ -152,7 +153,9 @@ static int64_t segment(const SegmentationArguments& a) {
   if (a.counts) {
     for (int64_t i = 0; i < 2 * a.threads * cells; ++i) counts[i] = 0;
     for (int v = 0; v < 256; ++v)
-      column_of[v] = static_cast<int32_t>(v == a.ignore_index ? a.num_classes : v < a.num_classes ? v : a.num_classes + 1);
+      column_of[v] = static_cast<int32_t>(v == a.ignore_index ? a.num_classes
+                                          : v < a.num_classes ? v
+                                                              : a.num_classes + 1);
   }
 
   auto body = [&](int t) {
@@ -171,7 +174,8 @@ static int64_t segment(const SegmentationArguments& a) {
         const TileRows<A> rows = f.read(b, tile, copy);
         const int vectors = vectors_of<A>(f.size(tile));
         A* q = V + (tile - slab.tile) * kTile;
-        G.scores(b, rows.data, rows.stride, vectors, q, stride, tile + 1 < slab.tiles_end ? f.lines(b, tile + 1) : f.lines(B, 0), 0,
+        G.scores(b, rows.data, rows.stride, vectors, q, stride,
+                 tile + 1 < slab.tiles_end ? f.lines(b, tile + 1) : f.lines(B, 0), 0,
                  rows.data == copy ? nullptr : copy);
         if (a.logits) continue;
         for (int v = 0; v < vectors; ++v) {
@@ -185,7 +189,8 @@ static int64_t segment(const SegmentationArguments& a) {
         const A* high = V + (s.high * w - slab.tile * kTile);
         for (int64_t k = 0; k < K; ++k)
           for (int64_t x = 0; x < w; x += W)
-            store<A>(row + k * row_stride + x, load<A>(low + k * stride + x) * (A(1) - s.weight) + load<A>(high + k * stride + x) * s.weight);
+            store<A>(row + k * row_stride + x,
+                     load<A>(low + k * stride + x) * (A(1) - s.weight) + load<A>(high + k * stride + x) * s.weight);
         uint8_t* labels = a.labels ? a.labels + (b * a.rows + y) * a.columns : label_rows + t * row_bytes;
         for (int64_t g = 0; g < columns.groups; ++g) {
           const Vec<A> weight = load<A>(columns.weight + g * W);
@@ -234,8 +239,8 @@ static int64_t segment(const SegmentationArguments& a) {
 
 static int64_t segment_any(const SegmentationArguments& a) {
   return by_type(
-      a.dtype, [&] { return segment<float>(a); }, [&] { return segment<double>(a); }, [&] { return segment<bfloat16>(a); },
-      [&] { return segment<float16>(a); });
+      a.dtype, [&] { return segment<float>(a); }, [&] { return segment<double>(a); },
+      [&] { return segment<bfloat16>(a); }, [&] { return segment<float16>(a); });
 }
 
 extern const SegmentationKernels segmentation_kernels;

@@ -39,17 +39,17 @@ template <class T>
 struct Lanes;
 template <>
 struct Lanes<float> {
-    typedef float V __attribute__((vector_size(kVectorBytes)));
-    typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-    typedef int32_t I __attribute__((vector_size(kVectorBytes)));
-    static constexpr int W = kVectorBytes / 4;
+  typedef float V __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+  static constexpr int W = kVectorBytes / 4;
 };
 template <>
 struct Lanes<double> {
-    typedef double V __attribute__((vector_size(kVectorBytes)));
-    typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-    typedef int64_t I __attribute__((vector_size(kVectorBytes)));
-    static constexpr int W = kVectorBytes / 8;
+  typedef double V __attribute__((vector_size(kVectorBytes)));
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t I __attribute__((vector_size(kVectorBytes)));
+  static constexpr int W = kVectorBytes / 8;
 };
 
 template <class T>
@@ -57,173 +57,175 @@ using Vec = typename Lanes<T>::V;
 
 template <class T>
 INFOSEG_INLINE Vec<T> load(const T* p) {
-    return *reinterpret_cast<const typename Lanes<T>::Unaligned*>(p);
+  return *reinterpret_cast<const typename Lanes<T>::Unaligned*>(p);
 }
 
 template <class T>
 INFOSEG_INLINE void store(T* p, Vec<T> v) {
-    *reinterpret_cast<typename Lanes<T>::Unaligned*>(p) = v;
+  *reinterpret_cast<typename Lanes<T>::Unaligned*>(p) = v;
 }
 
 // Past the caches, to a place that is a multiple of the vector's size.
 template <class T>
 INFOSEG_INLINE void stream(T* p, Vec<T> v) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4)
-        _mm512_stream_ps(reinterpret_cast<float*>(p), (__m512)v);
-    else
-        _mm512_stream_pd(reinterpret_cast<double*>(p), (__m512d)v);
+  if constexpr (sizeof(T) == 4)
+    _mm512_stream_ps(reinterpret_cast<float*>(p), (__m512)v);
+  else
+    _mm512_stream_pd(reinterpret_cast<double*>(p), (__m512d)v);
 #elif defined(__AVX2__)
-    if constexpr (sizeof(T) == 4)
-        _mm256_stream_ps(reinterpret_cast<float*>(p), (__m256)v);
-    else
-        _mm256_stream_pd(reinterpret_cast<double*>(p), (__m256d)v);
+  if constexpr (sizeof(T) == 4)
+    _mm256_stream_ps(reinterpret_cast<float*>(p), (__m256)v);
+  else
+    _mm256_stream_pd(reinterpret_cast<double*>(p), (__m256d)v);
 #else
-    store<T>(p, v);
+  store<T>(p, v);
 #endif
 }
 
 // What was streamed is visible to others from here on.
 INFOSEG_INLINE void finish_streams() {
 #if defined(__AVX2__)
-    _mm_sfence();
+  _mm_sfence();
 #endif
 }
 
 // x - 0 is x for every x, -0 and NaN included, so the subtraction folds away.
 template <class T>
 INFOSEG_INLINE Vec<T> broadcast(T x) {
-    return x - Vec<T>{};
+  return x - Vec<T>{};
 }
 
 template <class T, class M>
 INFOSEG_INLINE Vec<T> select(M mask, Vec<T> yes, Vec<T> no) {
-    return mask ? yes : no;
+  return mask ? yes : no;
 }
 
 // The second argument where either is NaN, as x86's own instruction.
 template <class T>
 INFOSEG_INLINE Vec<T> greater_of(Vec<T> a, Vec<T> b) {
-    return a > b ? a : b;
+  return a > b ? a : b;
 }
 template <class T>
 INFOSEG_INLINE Vec<T> lesser_of(Vec<T> a, Vec<T> b) {
-    return a < b ? a : b;
+  return a < b ? a : b;
 }
 
 template <class T>
 INFOSEG_INLINE double sum_lanes(Vec<T> v) {
-    double sum = 0;
-    for (int i = 0; i < Lanes<T>::W; ++i) sum += static_cast<double>(v[i]);
-    return sum;
+  double sum = 0;
+  for (int i = 0; i < Lanes<T>::W; ++i) sum += static_cast<double>(v[i]);
+  return sum;
 }
 
 // ---------------------------------------------------------------- half types
 
 INFOSEG_INLINE uint32_t bits_of(float x) {
-    uint32_t u;
-    __builtin_memcpy(&u, &x, 4);
-    return u;
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  return u;
 }
 
 INFOSEG_INLINE float float_of(uint32_t u) {
-    float x;
-    __builtin_memcpy(&x, &u, 4);
-    return x;
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
 }
 
 template <class A>
 INFOSEG_INLINE A widen(float x) {
-    return x;
+  return x;
 }
 template <class A>
 INFOSEG_INLINE A widen(double x) {
-    return x;
+  return x;
 }
 template <class A>
 INFOSEG_INLINE A widen(bfloat16 x) {
-    return float_of(static_cast<uint32_t>(x.bits) << 16);
+  return float_of(static_cast<uint32_t>(x.bits) << 16);
 }
 template <class A>
 INFOSEG_INLINE A widen(float16 x) {
 #if defined(__F16C__)
-    return _cvtsh_ss(x.bits);
+  return _cvtsh_ss(x.bits);
 #else
-    const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023;
-    if (exponent == 31) return float_of(sign | 0x7f800000u | mantissa << 13);
-    if (exponent == 0) {
-        const float tiny = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24, a subnormal's unit
-        return sign ? -tiny : tiny;
-    }
-    return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023;
+  if (exponent == 31) return float_of(sign | 0x7f800000u | mantissa << 13);
+  if (exponent == 0) {
+    const float tiny = static_cast<float>(mantissa) * 5.9604644775390625e-8f;  // 2^-24, a subnormal's unit
+    return sign ? -tiny : tiny;
+  }
+  return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
 #endif
 }
 
 template <class E>
 struct Narrow {
-    template <class A>
-    static E from(A x) {
-        return static_cast<E>(x);
-    }
+  template <class A>
+  static E from(A x) {
+    return static_cast<E>(x);
+  }
 };
 template <>
 struct Narrow<bfloat16> {
-    static bfloat16 from(float x) {
-        const uint32_t u = bits_of(x);
-        if (x != x) return {static_cast<uint16_t>(u >> 16 | 0x40)};
-        return {static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
-    }
+  static bfloat16 from(float x) {
+    const uint32_t u = bits_of(x);
+    if (x != x) return {static_cast<uint16_t>(u >> 16 | 0x40)};
+    return {static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
+  }
 };
 template <>
 struct Narrow<float16> {
-    static float16 from(float x) {
+  static float16 from(float x) {
 #if defined(__F16C__)
-        return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
+    return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
 #else
-        const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, size = u & 0x7fffffffu;
-        if (size > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
-        if (size >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
-        if (size < 0x38800000u) {
-            // Adding 0.5 leaves a subnormal half's bits, rounded to even, at the bottom of the sum.
-            const uint32_t rounded = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
-            return {static_cast<uint16_t>(sign | rounded)};
-        }
-        return {static_cast<uint16_t>(sign | (((size + 0xfffu + (size >> 13 & 1)) >> 13) - (112u << 10)))};
-#endif
+    const uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, size = u & 0x7fffffffu;
+    if (size > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+    if (size >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
+    if (size < 0x38800000u) {
+      // Adding 0.5 leaves a subnormal half's bits, rounded to even, at the bottom of the sum.
+      const uint32_t rounded = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
+      return {static_cast<uint16_t>(sign | rounded)};
     }
+    return {static_cast<uint16_t>(sign | (((size + 0xfffu + (size >> 13 & 1)) >> 13) - (112u << 10)))};
+#endif
+  }
 };
 
 template <class E, class A>
 INFOSEG_INLINE E narrow(A x) {
-    return Narrow<E>::from(x);
+  return Narrow<E>::from(x);
 }
 
 template <class A, class E>
 static inline void widen_row(A* __restrict to, const E* __restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = widen<A>(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = widen<A>(from[i]);
 }
 
 template <class E, class A>
 static inline void narrow_row(E* __restrict to, const A* __restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = narrow<E>(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = narrow<E>(from[i]);
 }
 
 #if defined(__AVX512F__)
-INFOSEG_INLINE __m512 load_half(const float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+INFOSEG_INLINE __m512 load_half(const float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 
 template <>
 inline void widen_row<float, float16>(float* __restrict to, const float16* __restrict from, int64_t n) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(to + i, load_half(from + i));
-    for (; i < n; ++i) to[i] = widen<float>(from[i]);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) _mm512_storeu_ps(to + i, load_half(from + i));
+  for (; i < n; ++i) to[i] = widen<float>(from[i]);
 }
 
 template <>
 inline void narrow_row<float16, float>(float16* __restrict to, const float* __restrict from, int64_t n) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 0));
-    for (; i < n; ++i) to[i] = narrow<float16>(from[i]);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 0));
+  for (; i < n; ++i) to[i] = narrow<float16>(from[i]);
 }
 #endif
 
@@ -231,12 +233,16 @@ inline void narrow_row<float16, float>(float16* __restrict to, const float* __re
 template <class F32, class F64, class BF16, class F16>
 static inline auto by_type(DType t, F32 f32, F64 f64, BF16 bf16, F16 f16) {
   switch (t) {
-    case DType::f64: return f64();
+    case DType::f64:
+      return f64();
 #ifndef INFOSEG_NO_HALVES  // the sanitizers' build takes long enough
-    case DType::bf16: return bf16();
-    case DType::f16: return f16();
+    case DType::bf16:
+      return bf16();
+    case DType::f16:
+      return f16();
 #endif
-    default: return f32();
+    default:
+      return f32();
   }
 }
 

@@ -22,11 +22,14 @@ namespace {
 const SimilarityKernels& kernels() {
   switch (current_isa()) {
 #if INFOSEG_X86
-    case Isa::avx2: return avx2::similarity_kernels;
+    case Isa::avx2:
+      return avx2::similarity_kernels;
     case Isa::avx512:
-    case Isa::avx512bf16: return avx512::similarity_kernels;
+    case Isa::avx512bf16:
+      return avx512::similarity_kernels;
 #endif
-    default: return portable::similarity_kernels;
+    default:
+      return portable::similarity_kernels;
   }
 }
 

@@ -29,7 +29,8 @@ static void similarity_forward(const SimilarityArguments& a) {
       E* to = out + b * K * P + tile * kTile;
       const TileRows<A> rows = f.read(b, tile, copy);
       const TileLines next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
-      // Scores are formed in the block: rows of the output lie a power of two apart and would push each other out of L1.
+      // Scores are formed in the block: rows of the output lie a power of two apart and would push each other out of
+      // L1.
       G.scores(b, rows.data, rows.stride, vectors, block, kTile, next, 0, rows.data == copy ? nullptr : copy);
       // Whole vectors of the final type go straight out.
       const bool direct = sizeof(E) == sizeof(A) && n % W == 0;
@@ -61,9 +62,12 @@ static void read_classes_any(DType type, const void* from, int64_t offset, int64
     case DType::f64:
       if constexpr (sizeof(A) == 8) read_classes<double, A>(static_cast<const double*>(from) + offset, K, P, n, to);
       break;
-    case DType::bf16: return read_classes<bfloat16, A>(static_cast<const bfloat16*>(from) + offset, K, P, n, to);
-    case DType::f16: return read_classes<float16, A>(static_cast<const float16*>(from) + offset, K, P, n, to);
-    default: return read_classes<float, A>(static_cast<const float*>(from) + offset, K, P, n, to);
+    case DType::bf16:
+      return read_classes<bfloat16, A>(static_cast<const bfloat16*>(from) + offset, K, P, n, to);
+    case DType::f16:
+      return read_classes<float16, A>(static_cast<const float16*>(from) + offset, K, P, n, to);
+    default:
+      return read_classes<float, A>(static_cast<const float*>(from) + offset, K, P, n, to);
   }
 }
 
@@ -100,7 +104,9 @@ static void similarity_backward(const SimilarityArguments& a) {
         }
       }
       A* to = dG.of(t, b, 1);
-      if (a.df.data) write_df(df, b, tile, static_cast<const A*>(q), static_cast<const A*>(G.rows + b * K * C), K, ts, f.lines(b, tile));
+      if (a.df.data)
+        write_df(df, b, tile, static_cast<const A*>(q), static_cast<const A*>(G.rows + b * K * C), K, ts,
+                 f.lines(b, tile));
       if (a.dG) add_dG(f.read(b, tile, copy), n, C, dG.padded, static_cast<const A*>(q), K, to, ts);
       if (a.dg0) add_dg0(static_cast<const A*>(q), K, vectors, dG.offsets_of(t, b));
     }

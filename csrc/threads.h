@@ -15,17 +15,15 @@ void set_pool(Pool pool);
 const char* pool_name();
 
 struct Range {
-    int64_t begin, end;
+  int64_t begin, end;
 };
 
 // Part t of n units cut into equal runs.
-static inline Range share(int64_t n, int threads, int t) {
-    return {n * t / threads, n * (t + 1) / threads};
-}
+static inline Range share(int64_t n, int threads, int t) { return {n * t / threads, n * (t + 1) / threads}; }
 
 template <class F>
-static inline void parallel_for(int threads, F& body) {
-    parallel(threads, [](void* context, int t) { (*static_cast<F*>(context))(t); }, &body);
+static inline void parallel_for(int threads, const F& body) {
+  parallel(threads, [](void* context, int t) { (*static_cast<const F*>(context))(t); }, const_cast<F*>(&body));
 }
 
 }  // namespace infoseg

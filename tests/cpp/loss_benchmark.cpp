@@ -1,5 +1,6 @@
-// Times the loss kernels without Python: loss_benchmark [repeats] [B C K P n] [megabytes] prints milliseconds and GFLOP/s.
-// The last number is memory touched between two runs, as other layers of a network would: it empties the caches.
+// Times the loss kernels without Python: loss_benchmark [repeats] [B C K P n] [megabytes] prints milliseconds and
+// GFLOP/s. The last number is memory touched between two runs, as other layers of a network would: it empties the
+// caches.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -43,14 +44,18 @@ static double quantile(std::vector<double>& x, double q) {
 int main(int argc, char** argv) {
   auto argument = [&](int i, int64_t value) { return argc > i ? std::atoll(argv[i]) : value; };
   const int repeats = static_cast<int>(argument(1, 200));
-  const int64_t B = argument(2, 16), C = argument(3, 128), K = argument(4, 15), P = argument(5, 1024), n = argument(6, 1);
+  const int64_t B = argument(2, 16), C = argument(3, 128), K = argument(4, 15), P = argument(5, 1024),
+                n = argument(6, 1);
   const int64_t R = (1 + n) * K, tiles = (P + kLossTile - 1) / kLossTile;
-  std::vector<float> f(B * C * P + 16), G(B * K * C), g0(B * K), df(B * C * P + 16), dG(B * K * C), dg0(B * K), q(tiles * B * R * kLossTile);
+  std::vector<float> f(B * C * P + 16), G(B * K * C), g0(B * K), df(B * C * P + 16), dG(B * K * C), dg0(B * K),
+      q(tiles * B * R * kLossTile);
   unsigned seed = 1;
   for (auto* x : {&f, &G, &g0})
     for (float& v : *x) v = static_cast<float>((seed = seed * 1664525u + 1013904223u) >> 8) / 8388608.f - 1.f;
   LossArguments a;
-  const auto aligned = [](std::vector<float>& x) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(x.data()) + 63) / 64 * 64); };
+  const auto aligned = [](std::vector<float>& x) {
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(x.data()) + 63) / 64 * 64);
+  };
   a.features = {aligned(f), B, C, 1, P, C * P, P, P, 1};
   a.df = {aligned(df), B, C, 1, P, C * P, P, P, 1};
   a.G = G.data();
@@ -77,8 +82,9 @@ int main(int argc, char** argv) {
   }
   for (double q : {0.1, 0.5}) {
     const double x = quantile(forward, q), y = quantile(backward, q), z = quantile(busy, q);
-    std::printf("p%.0f: forward %.3f ms %.1f GFLOP/s, backward %.3f ms %.1f GFLOP/s, sum %.3f ms, register loop %.3f ms\n", 100 * q, x,
-                giga / x * 1e3, y, 2 * giga / y * 1e3, x + y, z);
+    std::printf(
+        "p%.0f: forward %.3f ms %.1f GFLOP/s, backward %.3f ms %.1f GFLOP/s, sum %.3f ms, register loop %.3f ms\n",
+        100 * q, x, giga / x * 1e3, y, 2 * giga / y * 1e3, x + y, z);
   }
   return keep == 0;
 }

@@ -1,5 +1,5 @@
-// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are compared
-// with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
+// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are
+// compared with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -67,7 +67,11 @@ struct Data {
   Exact<T> f, G, g0;
   Exact<uint8_t> valid;
   explicit Data(const Problem& p)
-      : p(p), f(exact<T>(p.numbers())), G(exact<T>(p.B * p.K * p.C)), g0(exact<T>(p.B * p.K)), valid(exact<uint8_t>(p.B * p.P())) {
+      : p(p),
+        f(exact<T>(p.numbers())),
+        G(exact<T>(p.B * p.K * p.C)),
+        g0(exact<T>(p.B * p.K)),
+        valid(exact<uint8_t>(p.B * p.P())) {
     for (int64_t i = 0; i < p.numbers(); ++i) f[i] = static_cast<T>(noise());
     for (int64_t i = 0; i < p.B * p.K * p.C; ++i) G[i] = static_cast<T>(noise());
     for (int64_t i = 0; i < p.B * p.K; ++i) g0[i] = static_cast<T>(noise());
@@ -76,7 +80,8 @@ struct Data {
   double score(int64_t b, int64_t c, int64_t k, int64_t q) const {
     const FeatureMap m = p.map(nullptr);
     double sum = p.offset ? static_cast<double>(g0[c * p.K + k]) : 0.0;
-    for (int64_t i = 0; i < p.C; ++i) sum += static_cast<double>(f[place(m, b, i, q)]) * static_cast<double>(G[(c * p.K + k) * p.C + i]);
+    for (int64_t i = 0; i < p.C; ++i)
+      sum += static_cast<double>(f[place(m, b, i, q)]) * static_cast<double>(G[(c * p.K + k) * p.C + i]);
     return sum;
   }
   std::vector<double> softmax(int64_t b, int64_t c, int64_t q, double tau) const {
@@ -113,7 +118,8 @@ static double plain_loss(const Data<T>& d, const LossSettings& s) {
       total += softplus(-T_pos);
       for (int64_t j = 1; j <= s.partners; ++j) {
         const int64_t c = (b + j) % p.B;
-        const std::vector<double> R = s.negatives == Negatives::reassigned ? d.softmax(b, c, q, s.temperature) : d.softmax(c, c, q, s.temperature);
+        const std::vector<double> R = s.negatives == Negatives::reassigned ? d.softmax(b, c, q, s.temperature)
+                                                                           : d.softmax(c, c, q, s.temperature);
         double T_neg = 0;
         for (int64_t k = 0; k < p.K; ++k) T_neg += R[k] * d.score(b, c, k, q);
         total += softplus(T_neg) / static_cast<double>(s.partners);
@@ -169,7 +175,8 @@ static void test_loss(const Problem& p, const LossSettings& s, int threads) {
   const Exact<T> again = exact<T>(p.numbers()), dG2 = exact<T>(p.B * p.K * p.C), dg2 = exact<T>(p.B * p.K);
   loss_and_gradients(d, s, threads, again.get(), dG2.get(), dg2.get());
   check(!std::memcmp(df.get(), again.get(), sizeof(T) * static_cast<size_t>(p.numbers())), "the same bits again");
-  check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)), "the same bits of dG again");
+  check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)),
+        "the same bits of dG again");
   if (sizeof(T) == 4) return;
   // Along one random direction in everything at once.
   double slope = 0;
@@ -190,7 +197,9 @@ static void test_loss(const Problem& p, const LossSettings& s, int threads) {
   for (Data<T>* x : {&low, &high}) std::memcpy(x->valid.get(), d.valid.get(), static_cast<size_t>(p.B * p.P()));
   const double measured = (plain_loss(high, s) - plain_loss(low, s)) / (2 * step);
   const double offset_free = p.offset ? 1e-7 : 1;  // without g0 the loss does not move with it, but dg0 is still given
-  if (p.offset) check(std::fabs(slope - measured) <= offset_free * (1 + std::fabs(measured)), "gradient along a direction", slope, measured);
+  if (p.offset)
+    check(std::fabs(slope - measured) <= offset_free * (1 + std::fabs(measured)), "gradient along a direction", slope,
+          measured);
 }
 
 static void test_similarity(const Problem& p, int threads) {
@@ -215,8 +224,8 @@ static void test_similarity(const Problem& p, int threads) {
           check(std::fabs(found - expected) < 2e-5, softmax ? "assign" : "similarity", found, expected);
         }
       }
-    const Exact<float> grad = exact<float>(p.B * p.K * p.P()), df = exact<float>(p.numbers()), dG = exact<float>(p.B * p.K * p.C),
-                       dg0 = exact<float>(p.B * p.K);
+    const Exact<float> grad = exact<float>(p.B * p.K * p.P()), df = exact<float>(p.numbers()),
+                       dG = exact<float>(p.B * p.K * p.C), dg0 = exact<float>(p.B * p.K);
     for (int64_t i = 0; i < p.B * p.K * p.P(); ++i) grad[i] = static_cast<float>(noise());
     a.grad = grad.get();
     a.probs = softmax ? out.get() : nullptr;
@@ -260,7 +269,8 @@ static void test_segmentation(const Problem& p, int64_t rows, int64_t columns, i
     check(labels[i] < p.K, "label below K", labels[i]);
     if (target[i] != 255) ++expected[labels[i] * 2 + target[i]];
   }
-  for (int64_t i = 0; i < p.K * 2; ++i) check(counts[i] == expected[i], "count", static_cast<double>(counts[i]), static_cast<double>(expected[i]));
+  for (int64_t i = 0; i < p.K * 2; ++i)
+    check(counts[i] == expected[i], "count", static_cast<double>(counts[i]), static_cast<double>(expected[i]));
   target[p.B * rows * columns - 1] = 7;
   check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
 }
@@ -308,8 +318,9 @@ int main(int argc, char** argv) {
   const bool only_threads = argc > 1 && !std::strcmp(argv[1], "threads");
   test_threads();
   if (!only_threads) test_fork();  // the thread sanitizer does not follow a fork of threads
-  const Problem problems[] = {{4, 5, 3, 3, 5, 0, true, false},  {3, 17, 7, 8, 8, 0, true, true},   {5, 33, 15, 9, 15, 1, true, true},
-                              {4, 66, 9, 5, 13, 2, true, false}, {3, 16, 2, 1, 1, 1, true, false},  {4, 12, 27, 8, 16, 0, true, true},
+  const Problem problems[] = {{4, 5, 3, 3, 5, 0, true, false},    {3, 17, 7, 8, 8, 0, true, true},
+                              {5, 33, 15, 9, 15, 1, true, true},  {4, 66, 9, 5, 13, 2, true, false},
+                              {3, 16, 2, 1, 1, 1, true, false},   {4, 12, 27, 8, 16, 0, true, true},
                               {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false}};
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (!set_isa(isa)) continue;
@@ -317,8 +328,8 @@ int main(int argc, char** argv) {
       if (only_threads && p.B != 5) continue;
       for (int threads : {1, 3}) {
         if (only_threads && threads == 1) continue;
-        context = std::string(isa_name(isa)) + " B " + std::to_string(p.B) + " C " + std::to_string(p.C) + " K " + std::to_string(p.K) + " threads " +
-                  std::to_string(threads);
+        context = std::string(isa_name(isa)) + " B " + std::to_string(p.B) + " C " + std::to_string(p.C) + " K " +
+                  std::to_string(p.K) + " threads " + std::to_string(threads);
         for (int64_t n : {int64_t{1}, p.B - 1})
           for (double balance : {0.0, 0.7})
             for (Negatives negatives : {Negatives::same_position, Negatives::reassigned}) {

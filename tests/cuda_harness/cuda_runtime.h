@@ -73,8 +73,8 @@ constexpr size_t kStack = 128 * 1024;
 
 enum class Op { kNone, kSync, kShuffle, kBallot, kMin, kMax, kAdd };
 inline const char* name_of(Op op) {
-  const char* names[] = {"nothing", "__syncwarp", "__shfl_sync", "__ballot_sync or a vote", "__reduce_min_sync",
-                         "__reduce_max_sync", "__reduce_add_sync"};
+  const char* names[] = {"nothing",           "__syncwarp",        "__shfl_sync",      "__ballot_sync or a vote",
+                         "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync"};
   return names[static_cast<int>(op)];
 }
 
@@ -150,7 +150,10 @@ cuda_harness_switch:
   for (int t = 0; t < m->threads; ++t) {
     const Fiber& f = m->fibers[t];
     const bool waits = f.waits_for && *f.waits_for == f.seen;
-    std::fprintf(stderr, "  thread %d: %s%s\n", t, f.done ? "has returned" : waits ? "waits at " : "runs",
+    std::fprintf(stderr, "  thread %d: %s%s\n", t,
+                 f.done  ? "has returned"
+                 : waits ? "waits at "
+                         : "runs",
                  !f.done && waits ? f.at : "");
   }
   std::abort();
@@ -290,11 +293,21 @@ CUDA_HARNESS_QUIET inline uint64_t collective(Op op, unsigned mask, uint64_t val
     for (int i = 0; i < kWarp; ++i) {
       if (!(mask >> i & 1)) continue;
       switch (op) {
-        case Op::kShuffle: w.result[i] = w.given[w.source[i]]; break;
-        case Op::kBallot: w.result[i] = ballot; break;
-        case Op::kMin: w.result[i] = least; break;
-        case Op::kMax: w.result[i] = greatest; break;
-        default: w.result[i] = sum; break;
+        case Op::kShuffle:
+          w.result[i] = w.given[w.source[i]];
+          break;
+        case Op::kBallot:
+          w.result[i] = ballot;
+          break;
+        case Op::kMin:
+          w.result[i] = least;
+          break;
+        case Op::kMax:
+          w.result[i] = greatest;
+          break;
+        default:
+          w.result[i] = sum;
+          break;
       }
     }
     w.arrived = 0;
@@ -328,7 +341,7 @@ CUDA_HARNESS_QUIET inline dim3 block_index() { return machine()->block_index; }
 CUDA_HARNESS_QUIET inline dim3 block_size() { return machine()->block_size; }
 CUDA_HARNESS_QUIET inline dim3 grid_size() { return machine()->grid_size; }
 
-template <dim3 (*ask)(), unsigned dim3::*axis>
+template <dim3 (*ask)(), unsigned dim3::* axis>
 struct Coordinate {
   operator unsigned() const { return ask().*axis; }
 };
