@@ -154,8 +154,9 @@ def run_eval(arguments: argparse.Namespace) -> None:
     from .checkpoint import load as load_state
     from .data import open_set
     from .evaluate import add_training, as_text, evaluate
+    from .run_folder import loss_mask_of
     from .segmenter import load, record_evaluation
-    from .train import loss_mask_of, pick_device
+    from .train import pick_device
 
     device = pick_device(arguments.device)
     segmenter = load(arguments.run, arguments.checkpoint, device)

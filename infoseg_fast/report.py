@@ -14,6 +14,7 @@ from PIL import Image
 from .checkpoint import write_atomically
 from .colours import as_rgb, coloured, palette
 from .data.base import ImageSet, to_float
+from .run_folder import CONFIG, METRICS
 from .segmenter import EVALUATION, Segmenter
 
 REPORT, PICTURE = "report.html", "examples.png"
@@ -38,8 +39,8 @@ def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.devic
 
     The examples alone are written to `run`/examples.png too.
     """
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    config = json.loads((run / "config.json").read_text())
+    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    config = json.loads((run / CONFIG).read_text())
     scores = json.loads((run / EVALUATION).read_text()).get("last") if (run / EVALUATION).is_file() else None
     sections = [
         f"<h1>{html.escape(run.resolve().name)}</h1>",

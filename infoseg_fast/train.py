@@ -4,12 +4,10 @@ Everything random is a function of the seed and the step, and all that a step de
 killed at any moment goes on from its last checkpoint to the same bits.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -20,22 +18,21 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .config import TrainConfig, resumed
+from .config import TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
 from .data.images import WHITE
-from .env import environment
 from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
 from .model import STRIDE, InfoSegNet
 from .ops import assign
+from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 
 logger = logging.getLogger("infoseg_fast")
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"
 DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
@@ -54,7 +51,7 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
     Raises:
         DataError: the settings, the data or the run are not as they must be; nothing is half written.
     """
-    config, dataset = _configuration(given, out, resume)
+    config, dataset = settings_of(given, out, resume)
     device = pick_device(config.device)
     train_set, eval_set, fingerprint = _open_sets(config)
     if dataset not in (None, fingerprint):
@@ -67,8 +64,8 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
     run = Run(config, train_set, device, state)
     if state is not None:
         print(f"resuming {out} at step {run.step}")
-    _write_config(config, fingerprint, out)
-    _cut_metrics(out / METRICS, run.step)
+    write_settings(config, fingerprint, out)
+    cut_metrics(out / METRICS, run.step)
     with SummaryWriter(str(out / "tensorboard"), purge_step=run.step + 1) as board:
         run.loop(out, eval_set, board)
     return _finish(run, out, eval_set)
@@ -254,40 +251,10 @@ def least_batch(config: TrainConfig) -> int:
     return 2 if config.num_negatives == "all" else config.num_negatives + 1
 
 
-def loss_mask_of(run: Path) -> str:
-    """The setting that a run was trained with."""
-    try:
-        return json.loads((run / CONFIG).read_text())["config"].get("loss_mask", "none")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{run / CONFIG} cannot be read ({error})") from error
-
-
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _configuration(given: dict, out: Path, resume: bool) -> tuple[TrainConfig, dict | None]:
-    """The settings of the run, and the description of its data if it exists."""
-    exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
-    if exists and not resume:
-        raise DataError(f"--out {out} exists; give --resume to go on with it, or another folder")
-    config, dataset = TrainConfig(**given), None
-    if exists:
-        try:
-            stored = json.loads((out / CONFIG).read_text())
-            config, dataset = resumed(stored["config"], given), stored["dataset"]
-        except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"--resume: {out} is not a run (no readable {CONFIG})") from error
-    elif resume:
-        print(f"{out} does not exist yet: a new run begins")
-    if not config.data:
-        raise DataError("--data is missing: a set's name or a folder with images/")
-    config.complete()
-    return config, dataset
 
 
 def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
@@ -319,37 +286,6 @@ def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
     if eval_set.has_labels:
         eval_set.check_labels()
     return train_set, eval_set if eval_set.has_labels else None, {"images": len(train_set), "sha256": digest}
-
-
-def _write_config(config: TrainConfig, dataset: dict, out: Path) -> None:
-    """Record the settings; a new run's folder appears under its name with them inside."""
-    record = {"config": dataclasses.asdict(config), "dataset": dataset, "environment": environment()}
-    text = (json.dumps(record, indent=1) + "\n").encode()
-    if (out / CONFIG).is_file():
-        checkpoint.write_atomically(out / CONFIG, text)
-        return
-    scratch = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        checkpoint.write_atomically(scratch / CONFIG, text)
-        os.rename(scratch, out)
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be made: {error.strerror}") from error
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl says of steps after the checkpoint, and a line that a kill left torn."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = []
-    for line in lines:
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    if kept != lines:
-        checkpoint.write_atomically(path, "".join(kept).encode())
 
 
 def _finish(run: Run, out: Path, eval_set: ImageSet | None) -> dict | None:
