@@ -74,9 +74,8 @@ template <class E, class A>
 struct AllPairs {
   static constexpr int W = Lanes<A>::W;
   using V_ = Vec<A>;
-  using Base = Loss<E, A>;
 
-  Base& loss;
+  Loss<E, A>& loss;
   const int64_t B, C, K, n;
   const GlobalFeatures<A> G;
   const FeatureTiles<E, A> df;
@@ -85,28 +84,31 @@ struct AllPairs {
   const int64_t scratch_size;
   Buffer<A> scratch;
 
-  explicit AllPairs(Base& loss)
+  explicit AllPairs(Loss<E, A>& loss)
       : loss(loss),
         B(loss.B),
         C(loss.C),
         K(loss.K),
         n(loss.n),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true, A(1)),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
         df(loss.a.df),
         dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
-        scratch_size(2 * B * K * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W + K * W +
-                     (in_place ? 0 : B * C * kTile) + TileScratch<A>::size(C)),
+        scratch_size(2 * B * K * kTile + C * kTile + B * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W +
+                     2 * K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
         scratch(loss.threads * scratch_size) {}
 
   struct Scratch {
-    A *z, *V;       // [B, K, kTile]; z becomes the coefficients
+    A *z, *V;       // [B, K, kTile]; z becomes the gradient by it
+    A* copy;        // [C, kTile] features of one image
+    A* ok;          // [B, kTile]: 1 at valid positions, else 0
+    A* softmax;     // [K, W]
     A *f, *S, *dS;  // [B, C, W], [B, C, W], [kPairRows, C, W]
     A* pairs;       // [B, B, W]: T-, then g
     A* s0;          // [B, W]
     A* dV;          // [K, W]
     A* df;          // [B, C, kTile] where df is not in place
-    TileScratch<A> tile;
+    A* transposed;  // [kTile, kChannels]
   };
 
   Scratch scratch_of(int t) const {
@@ -119,6 +121,9 @@ struct AllPairs {
     };
     s.z = take(B * K * kTile);
     s.V = take(B * K * kTile);
+    s.copy = take(C * kTile);
+    s.ok = take(B * kTile);
+    s.softmax = take(K * W);
     s.f = take(B * C * W);
     s.S = take(B * C * W);
     s.dS = take(kPairRows * C * W);
@@ -126,7 +131,7 @@ struct AllPairs {
     s.s0 = take(B * W);
     s.dV = take(K * W);
     s.df = take(in_place ? 0 : B * C * kTile);
-    s.tile = TileScratch<A>::at(p, C);
+    s.transposed = take(kTile * kChannels);
     return s;
   }
 
@@ -135,28 +140,11 @@ struct AllPairs {
     return j >= 1 && j <= n;
   }
 
-  // The positive terms of W positions of image b; leaves V, and in z's place the coefficients they and the balance
-  // term give.
-  void positive_terms(A* z, A* V, A* softmax, V_ valid, A* lanes, V_& total) const {
-    const bool balance = loss.set.balance != 0;
-    const V_ T = softmax_and_mean<A>(z, kTile, K, loss.tau, softmax);
-    for (int64_t k = 0; k < K; ++k) store<A>(V + k * kTile, load<A>(softmax + k * W));
-    const Softplus<A> sp = softplus<A>(T);
-    total += select<A>(valid > V_{}, sp.of_minus_x, V_{});
-    if (lanes) loss.add_usage(softmax, valid, lanes);
-    if (!loss.grad) return;
-    const V_ g = -sp.sigmoid_minus_x * loss.share_pos;
-    const V_ mean = balance ? loss.usage_mean(softmax) : V_{};
-    for (int64_t k = 0; k < K; ++k) {
-      V_ x = g * (A(1) + (load<A>(z + k * kTile) - T) * loss.tau);
-      if (balance) x += (loss.usage_gradient[k] - mean) * loss.tau;
-      store<A>(z + k * kTile, select<A>(valid > V_{}, x * load<A>(softmax + k * W), V_{}));
-    }
-  }
-
   // Everything between pairs at W positions, the g-th of a tile.
   void pair_terms(int t, int64_t tile, int g, const Scratch& s, const A* copy_of_f, int64_t copy_stride_b,
-                  int64_t copy_stride_c, const A* ok, V_& total) {
+                  int64_t copy_stride_c, V_& total) {
+    const A* ok = s.ok + g * W;
+    NextTile none = loss.f.none();
     for (int64_t b = 0; b < B; ++b)
       for (int64_t c = 0; c < C; ++c)
         store<A>(s.f + (b * C + c) * W, load<A>(copy_of_f + b * copy_stride_b + c * copy_stride_c));
@@ -214,7 +202,7 @@ struct AllPairs {
           store<A>(a + k * kTile,
                    load<A>(a + k * kTile) + load<A>(V + k * kTile) * (load<A>(s.dV + k * W) - mean) * loss.tau);
         A* to = dG.of(t, c, 1);
-        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.tile);
+        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
         if (A* offsets = dG.offsets_of(t, c))
           for (int64_t k = 0; k < K; ++k) offsets[k] += static_cast<A>(sum_lanes<A>(load<A>(V + k * kTile) * ds0));
       }
@@ -222,73 +210,56 @@ struct AllPairs {
   }
 
   double forward() {
-    const bool balance = loss.set.balance != 0, first = loss.grad && balance;
     const FeatureTiles<E, A>& f = loss.f;
-    auto usage_pass = [&](int t) {
-      const typename Base::Scratch o = loss.scratch_of(t);
-      const Scratch s = scratch_of(t);
-      const Range part = share(f.tiles * B, loss.threads, t);
-      for (int64_t u = part.begin; u < part.end; ++u) {
-        const int64_t b = u / f.tiles, tile = u % f.tiles;
-        const TileRows<A> rows = f.read(b, tile, o.copy);
-        G.scores(b, rows.data, rows.stride, vectors_of<A>(f.size(tile)), s.z, kTile, loss.after_tile(b, tile), 0);
-        loss.mark_valid(b, tile, o.ok);
-        loss.sum_usage_of_tile(t, s.z, o.ok, tile, o);
-      }
-    };
-    auto pass = [&](int t) {
-      const typename Base::Scratch o = loss.scratch_of(t);
+    if (loss.balance) loss.sum_usage(G);
+    auto body = [&](int t) {
       const Scratch s = scratch_of(t);
       const Range part = share(f.tiles, loss.threads, t);
-      V_ positive{}, negative{};
       for (int64_t tile = part.begin; tile < part.end; ++tile) {
         const int groups = vectors_of<A>(f.size(tile));
-        if (balance && !first) loss.clear_usage(o.usage);
+        V_ positive{}, negative{};
         for (int64_t b = 0; b < B; ++b) {
-          loss.mark_valid(b, tile, o.ok + b * kTile);
-          const TileRows<A> rows = f.read(b, tile, o.copy);
-          G.scores(b, rows.data, rows.stride, groups, s.z + b * K * kTile, kTile, loss.after_image(b, tile), 0);
-          for (int g = 0; g < groups; ++g)
-            positive_terms(s.z + b * K * kTile + g * W, s.V + b * K * kTile + g * W, o.V,
-                           load<A>(o.ok + b * kTile + g * W), balance && !first ? o.usage : nullptr, positive);
+          A *z = s.z + b * K * kTile, *V = s.V + b * K * kTile, *ok = s.ok + b * kTile;
+          NextTile next = b + 1 < B ? f.lines(b + 1, tile) : f.lines(0, tile + 1);
+          loss.mark_valid(b, tile, ok);
+          const TileRows<A> rows = f.read(b, tile, s.copy);
+          G.scores(b, rows, groups, z, kTile, next);
+          for (int g = 0; g < groups; ++g) {
+            loss.positive_term(z + g * W, s.softmax, load<A>(ok + g * W), positive);
+            for (int64_t k = 0; k < K; ++k) store<A>(V + k * kTile + g * W, load<A>(s.softmax + k * W));
+          }
         }
-        if (balance && !first) loss.flush_usage(t, o.usage);
-        for (int g = 0; g < groups; ++g) gather_and_pair(t, tile, g, s, o, negative);
+        for (int g = 0; g < groups; ++g) gather_and_pair(t, tile, g, s, negative);
         loss.sums[t].positive += sum_lanes<A>(positive);
         loss.sums[t].negative += sum_lanes<A>(negative);
-        positive = negative = V_{};
         if (!loss.grad) continue;
+        NextTile none = f.none();
         for (int64_t b = 0; b < B; ++b) {
           const A* a = s.z + b * K * kTile;
           A* to = dG.of(t, b, 1);
           if (loss.a.df.data) finish_df(b, tile, a, s);
-          if (to) add_dG(f.read(b, tile, o.copy), f.size(tile), C, dG.padded, a, K, to, s.tile);
+          if (to) add_dG(f.read(b, tile, s.copy), f.size(tile), C, dG.padded, a, K, to, s.transposed, none);
           if (A* offsets = dG.offsets_of(t, b)) add_dg0(a, K, groups, offsets);
         }
       }
     };
-    if (first) {
-      parallel_for(loss.threads, usage_pass);
-      loss.fill_usage_gradient();
-    }
-    parallel_for(loss.threads, pass);
-    if (loss.grad && (loss.a.dG || loss.a.dg0))
-      dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0), A(1));
-    return loss.value();
+    parallel_for(loss.threads, body);
+    if (loss.grad && (loss.a.dG || loss.a.dg0)) dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0));
+    return loss.value(false);
   }
 
-  void gather_and_pair(int t, int64_t tile, int g, const Scratch& s, const typename Base::Scratch& o, V_& negative) {
+  void gather_and_pair(int t, int64_t tile, int g, const Scratch& s, V_& negative) {
     const FeatureTiles<E, A>& f = loss.f;
     if (f.in_place(tile)) {
       const TileRows<A> rows = f.read(0, tile, nullptr);
-      return pair_terms(t, tile, g, s, rows.data + g * W, f.map.stride_b, f.map.stride_c, o.ok + g * W, negative);
+      return pair_terms(t, tile, g, s, rows.data + g * W, f.map.stride_b, f.map.stride_c, negative);
     }
     // Through the thread's tile, image by image.
     for (int64_t b = 0; b < B; ++b) {
-      const TileRows<A> rows = f.read(b, tile, o.copy);
+      const TileRows<A> rows = f.read(b, tile, s.copy);
       for (int64_t c = 0; c < C; ++c) store<A>(s.f + (b * C + c) * W, load<A>(rows.data + c * rows.stride + g * W));
     }
-    pair_terms(t, tile, g, s, s.f, C * W, W, o.ok + g * W, negative);
+    pair_terms(t, tile, g, s, s.f, C * W, W, negative);
   }
 
   // df = what the pairs gave + the K coefficients of each position times G.

@@ -80,20 +80,20 @@ struct PairedGlobals {
       }
   }
 
-  int64_t scores(int64_t c, const float* f, float* out, const TileLines& lines, int64_t asked) const {
-    for (int64_t i = 0; i < G.blocks.count; ++i, asked += steps) {
+  // As GlobalFeatures::scores, from a tile as read() leaves it.
+  void scores(int64_t c, const float* f, float* out, NextTile& next) const {
+    for (int64_t i = 0; i < G.blocks.count; ++i) {
       const int64_t r0 = G.blocks.begin(i), n = G.blocks.begin(i + 1) - r0;
       product_strip<float, 1, Out::store, false, true>(
           static_cast<int>(n), kTile / 16, steps, panels + (c * G.K + r0) * steps, n, f, kTile,
-          G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile, lines.from(asked));
+          G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile, next.take(steps));
     }
-    return asked;
   }
 
-  // df of one whole tile. `scratch` holds the coefficients two by two, [pairs, kTile].
+  // df of one whole tile. `scratch` takes the coefficients two by two, [pairs, kTile].
   template <class A>
   void write_df(const FeatureTiles<bfloat16, A>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count,
-                float* scratch, const TileScratch<float>& ts, const TileLines& lines) const {
+                float* scratch, float* block, NextTile& next) const {
     for (int64_t i = 0; i < pairs; ++i)
       for (int64_t t = 0; t < kTile; t += 16) {
         const float* low = coefficients + 2 * i * kTile + t;
@@ -105,13 +105,13 @@ struct PairedGlobals {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
       product_strip<float, 1, Out::store, false, true>(static_cast<int>(n), kTile / 16, pairs,
                                                        rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
-                                                       ts.block, kTile, lines.from(i * pairs));
+                                                       block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to =
             reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
         for (int64_t t = 0; t < kTile; t += 32)
-          _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(ts.block + r * kTile + t + 16),
-                                                                   _mm512_loadu_ps(ts.block + r * kTile + t)));
+          _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(block + r * kTile + t + 16),
+                                                                   _mm512_loadu_ps(block + r * kTile + t)));
       }
     }
   }
@@ -119,7 +119,7 @@ struct PairedGlobals {
   // One whole tile's share of dG. Positions go two by two: a row of bfloat16 read as pairs is already so.
   template <class A>
   void add_dG(const FeatureTiles<bfloat16, A>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients,
-              int64_t count, float* sums, float* scratch, const TileScratch<float>& ts) const {
+              int64_t count, float* sums, float* scratch, float* transposed, NextTile& next) const {
     constexpr int kHalf = kTile / 2;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t t = 0; t < kTile; t += 32)
@@ -132,15 +132,15 @@ struct PairedGlobals {
     for (int64_t c = 0; c < C; c += kChannels) {
       const int64_t n = C - c < kChannels ? C - c : kChannels;
       const int vectors = vectors_of<float>(n);
-      transpose<float>(ts.transposed, kChannels, from + c * stride, stride, kHalf, n);
+      transpose<float>(transposed, kChannels, from + c * stride, stride, kHalf, n);
       if (n % 16)
         for (int64_t t = 0; t < kHalf; ++t)
-          for (int64_t i = n; i < vectors * 16; ++i) ts.transposed[t * kChannels + i] = 0;
+          for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
         product_strip<float, kHalf, Out::add, false, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
-                                                           1, ts.transposed, kChannels, nullptr, sums + r * padded + c,
-                                                           padded, nothing_ahead(scratch));
+                                                           1, transposed, kChannels, nullptr, sums + r * padded + c,
+                                                           padded, next.take(kHalf));
       }
     }
   }
@@ -160,7 +160,10 @@ struct PairsOf<bfloat16, float> : PairedGlobals {
 #endif
 
 // Numbers of scratch for the coefficients of one tile in pairs.
-static inline int64_t pair_scratch(int64_t count) { return (count + 1) / 2 * kTile; }
+template <class E>
+static inline int64_t pair_scratch(int64_t count) {
+  return kHasPairs<E> ? (count + 1) / 2 * kTile : 0;
+}
 
 }  // namespace INFOSEG_ISA
 }  // namespace infoseg

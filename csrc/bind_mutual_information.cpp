@@ -13,8 +13,9 @@ namespace {
 // (temperature, estimator, negatives, partners, balance)
 using SettingsArgument = std::tuple<double, int, int, std::int64_t, double>;
 
-LossArguments arguments(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0,
-                        std::int64_t valid, std::int64_t K, const SettingsArgument& settings, int threads) {
+double loss(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t valid,
+            std::int64_t K, const SettingsArgument& settings, int threads, double upstream,
+            const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
   LossArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);
@@ -25,47 +26,14 @@ LossArguments arguments(int dtype, const FeatureMapArgument& features, std::int6
   a.settings = {std::get<0>(settings), static_cast<Estimator>(std::get<1>(settings)),
                 static_cast<Negatives>(std::get<2>(settings)), std::get<3>(settings), std::get<4>(settings)};
   a.threads = threads;
-  return a;
-}
-
-double forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t valid,
-               std::int64_t K, const SettingsArgument& settings, int threads, bool wants_gradient,
-               std::int64_t coefficients, const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
-  LossArguments a = arguments(dtype, features, G, g0, valid, K, settings, threads);
-  a.wants_gradient = wants_gradient;
-  a.coefficients = pointer(coefficients);
-  a.df = feature_map(df);
-  a.dG = pointer(dG);
-  a.dg0 = pointer(dg0);
-  py::gil_scoped_release release;
-  return loss_forward(a);
-}
-
-void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K,
-              const SettingsArgument& settings, int threads, std::int64_t coefficients, double upstream,
-              const FeatureMapArgument& df, std::int64_t dG, std::int64_t dg0) {
-  LossArguments a = arguments(dtype, features, G, 0, 0, K, settings, threads);
-  a.wants_gradient = true;
-  a.coefficients = pointer(coefficients);
   a.upstream = upstream;
   a.df = feature_map(df);
   a.dG = pointer(dG);
   a.dg0 = pointer(dg0);
   py::gil_scoped_release release;
-  loss_backward(a);
-}
-
-bool keeps_gradients(std::int64_t B, std::int64_t C, std::int64_t K, const SettingsArgument& settings) {
-  const LossSettings s{std::get<0>(settings), static_cast<Estimator>(std::get<1>(settings)),
-                       static_cast<Negatives>(std::get<2>(settings)), std::get<3>(settings), std::get<4>(settings)};
-  return loss_keeps(B, C, K, s) == Keeps::gradients;
+  return mutual_information_loss(a);
 }
 
 }  // namespace
 
-void bind_mutual_information(py::module_& module) {
-  module.attr("LOSS_TILE") = kLossTile;
-  module.def("loss_forward", &forward);
-  module.def("loss_backward", &backward);
-  module.def("loss_keeps_gradients", &keeps_gradients);
-}
+void bind_mutual_information(py::module_& module) { module.def("mutual_information_loss", &loss); }

@@ -9,12 +9,6 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-template <class A>
-struct TileRows {
-  const A* data;
-  int64_t stride;
-};
-
 // Vectors that hold n positions.
 template <class A>
 INFOSEG_INLINE int vectors_of(int64_t n) {
@@ -41,15 +35,14 @@ struct FeatureTiles {
   }
 
   // The memory that read() will touch, where it lies in rows.
-  TileLines lines(int64_t b, int64_t tile) const {
-    if (b >= map.B || !flat || map.stride_w != 1) return {static_cast<const char*>(map.data), 0, 1, 0};
+  NextTile lines(int64_t b, int64_t tile) const {
+    if (b >= map.B || tile >= tiles || !flat || map.stride_w != 1) return none();
     const int64_t bytes = size(tile) * static_cast<int64_t>(sizeof(E));
     return {reinterpret_cast<const char*>(at(b, tile * kTile)), map.stride_c * static_cast<int64_t>(sizeof(E)), map.C,
             (bytes + 63) / 64};
   }
 
-  // Numbers of scratch that read() and write() need.
-  int64_t scratch() const { return map.C * kTile; }
+  NextTile none() const { return {static_cast<const char*>(map.data), 0, 0, 0}; }
 
   TileRows<A> read(int64_t b, int64_t tile, A* copy) const {
     const int64_t n = size(tile), padded = vectors_of<A>(n) * Lanes<A>::W;

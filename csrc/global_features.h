@@ -23,6 +23,13 @@ class Buffer {
   T* data_;
 };
 
+// A tile as [C, stride] numbers.
+template <class A>
+struct TileRows {
+  const A* data;
+  int64_t stride;
+};
+
 // Image b's candidates are its own K classes and those of its n partners (b + 1 .. b + n) mod B. The rows of the
 // first n images are repeated behind the last, so that every image's candidates lie in one run of rows.
 template <class A>
@@ -34,9 +41,9 @@ struct GlobalFeatures {
   Buffer<A> offsets;  // [B][K]
   bool has_offset;
 
-  // `scale` multiplies rows only. Without need_rows (no df wanted) they are not made; likewise the panels.
+  // Without need_rows (no df wanted) they are not made; likewise the panels.
   GlobalFeatures(const A* G, const A* g0, int64_t B, int64_t K, int64_t C, int64_t partners, bool need_panels,
-                 bool need_rows, A scale)
+                 bool need_rows)
       : B(B),
         K(K),
         C(C),
@@ -59,7 +66,7 @@ struct GlobalFeatures {
       for (int64_t b = 0; b < B + partners; ++b) {
         const A* from = G + (b % B) * K * C;
         A* to = rows + b * K * C;
-        for (int64_t i = 0; i < K * C; ++i) to[i] = from[i] * scale;
+        for (int64_t i = 0; i < K * C; ++i) to[i] = from[i];
       }
     if (g0)
       for (int64_t i = 0; i < B * K; ++i) offsets[i] = g0[i];
@@ -74,26 +81,24 @@ struct GlobalFeatures {
     }
   }
 
-  // Scores of one tile by the classes of image c: out[k, 0..vectors*W). Meanwhile `lines` are asked for, from line
-  // `asked` on; returns how many have been in the end.
-  int64_t scores(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride,
-                 const TileLines& lines, int64_t asked, A* pack = nullptr) const {
-    for (int64_t i = 0; i < blocks.count; ++i, asked += C) {
+  // Scores of one tile by the classes of image c: out[k, 0..vectors*W). With `pack`, the tile is put there, kTile apart.
+  void scores(int64_t c, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
+              A* pack = nullptr) const {
+    for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
-      if (pack) {
-        product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f,
-                                              f_stride, has_offset ? offsets + c * K + r0 : nullptr,
-                                              out + r0 * out_stride, out_stride, lines.from(asked), pack);
-        f = pack;
-        f_stride = kTile;
-        pack = nullptr;
+      const A* panel = panels + (c * K + r0) * C;
+      const A* start = has_offset ? offsets + c * K + r0 : nullptr;
+      A* to = out + r0 * out_stride;
+      if (!pack) {
+        product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panel, n, f.data, f.stride, start, to,
+                                        out_stride, next.take(C));
         continue;
       }
-      product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, C, panels + (c * K + r0) * C, n, f, f_stride,
-                                      has_offset ? offsets + c * K + r0 : nullptr, out + r0 * out_stride, out_stride,
-                                      lines.from(asked));
+      product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panel, n, f.data, f.stride, start, to,
+                                            out_stride, next.take(C), pack);
+      f = {pack, kTile};
+      pack = nullptr;
     }
-    return asked;
   }
 };
 

@@ -41,16 +41,6 @@ const LossKernels& kernels(DType type) {
 
 }  // namespace
 
-Keeps loss_keeps(int64_t B, int64_t C, int64_t K, const LossSettings& settings) {
-  const int64_t scores = (1 + settings.partners) * K;
-  // Operations a position and channel, over 6: (1 + n) K with each partner's K scores, B + 2 K with the assigned
-  // feature of every image, whose products load two vectors where the others load one.
-  if (settings.estimator == Estimator::jsd && settings.negatives == Negatives::same_position)
-    return 3 * (B + 2 * K) < 2 * scores ? Keeps::gradients : Keeps::coefficients;
-  return scores >= C ? Keeps::gradients : Keeps::coefficients;
-}
-
-double loss_forward(const LossArguments& a) { return kernels(a.dtype).forward(a); }
-void loss_backward(const LossArguments& a) { kernels(a.dtype).backward(a); }
+double mutual_information_loss(const LossArguments& a) { return kernels(a.dtype).loss(a); }
 
 }  // namespace infoseg

@@ -16,43 +16,29 @@ struct LossSettings {
   double balance = 0;
 };
 
-// How the forward pass prepares the backward one.
-enum class Keeps : int {
-  coefficients = 0,  // the gradient by each of the (1 + n) K scores of a position; going back they are multiplied out
-  gradients = 1,     // df and dG themselves, for upstream gradient 1: where those are smaller than the coefficients
-};
-
-// Positions are cut into tiles of this many; kept coefficients are [tiles][B][(1 + n) K][64].
-constexpr int64_t kLossTile = 64;
-
 struct LossArguments {
   DType dtype = DType::f32;
   FeatureMap features;
-  const void* G = nullptr;         // [B, K, C] in the accumulation type, as g0, dG, dg0 and the coefficients
+  const void* G = nullptr;         // [B, K, C] in the accumulation type, as g0, dG and dg0
   const void* g0 = nullptr;        // [B, K] or null
   const uint8_t* valid = nullptr;  // [B, P] or null
   int64_t K = 0;
   LossSettings settings;
   int threads = 1;
 
-  // Wanted gradients. Forward writes those that Keeps names, backward those of `coefficients`; null: not wanted.
-  bool wants_gradient = false;
-  void* coefficients = nullptr;
+  // The gradients of `upstream` times the loss, formed on the way; null: not wanted.
   double upstream = 1;
   FeatureMap df;
   void* dG = nullptr;
   void* dg0 = nullptr;
 };
 
-Keeps loss_keeps(int64_t B, int64_t C, int64_t K, const LossSettings& settings);
-double loss_forward(const LossArguments& a);
-// From kept coefficients: df, dG, dg0 times `upstream`.
-void loss_backward(const LossArguments& a);
+// The loss; writes the wanted gradients.
+double mutual_information_loss(const LossArguments& a);
 
-// One instruction set's entry points.
+// One instruction set's entry point.
 struct LossKernels {
-  double (*forward)(const LossArguments&);
-  void (*backward)(const LossArguments&);
+  double (*loss)(const LossArguments&);
 };
 
 }  // namespace infoseg

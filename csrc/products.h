@@ -23,15 +23,18 @@ struct Ahead {
   int64_t stride;
 };
 
-// The cache lines of a tile of rows, counted down the rows first. Without them the rows of the next tile would be
-// missed one after another: they lie too far apart for the hardware to foresee.
-struct TileLines {
+// The cache lines of the tile of rows that is read next, asked for down the rows while other products run. Without
+// them the rows would be missed one after another: they lie too far apart for the hardware to foresee.
+struct NextTile {
   const char* first;
   int64_t stride, rows, lines_a_row;  // stride in bytes
-  Ahead from(int64_t line) const {
-    const int64_t column = line / rows;
+  int64_t asked = 0;
+  // The lines for a product of so many steps.
+  Ahead take(int64_t steps) {
+    const int64_t column = rows ? asked / rows : 0, row = asked - column * rows;
     if (column >= lines_a_row) return {first, 0};
-    return {first + 64 * column + line % rows * stride, stride};
+    asked += steps < rows - row ? steps : rows - row;
+    return {first + 64 * column + row * stride, stride};
   }
 };
 

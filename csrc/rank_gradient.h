@@ -52,8 +52,8 @@ struct GlobalGradient {
 
   A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K : nullptr; }
 
-  // dG [B, K, C] and dg0 [B, K], both times scale; either may be null.
-  void finish(A* dG, A* dg0, A scale) {
+  // dG [B, K, C] and dg0 [B, K]; either may be null.
+  void finish(A* dG, A* dg0) {
     auto body = [&](int t) {
       const Range part = share(B * K, threads, t);
       Buffer<A>& s = sums;
@@ -75,8 +75,8 @@ struct GlobalGradient {
             first = false;
           }
         if (dG)
-          for (int64_t i = 0; i < C; ++i) dG[r * C + i] = to ? to[i] * scale : A(0);
-        if (dg0) dg0[r] = total * scale;
+          for (int64_t i = 0; i < C; ++i) dG[r * C + i] = to ? to[i] : A(0);
+        if (dg0) dg0[r] = total;
       }
     };
     parallel_for(threads, body);
@@ -88,20 +88,11 @@ struct GlobalGradient {
   }
 };
 
-// What one thread needs to turn coefficients into gradients, tile by tile.
-template <class A>
-struct TileScratch {
-  A* rows;        // [C, kTile] features of the tile
-  A* transposed;  // [kTile, kChannels]
-  A* block;       // [kBlockRows, kTile] of df
-  static int64_t size(int64_t C) { return C * kTile + kTile * kChannels + kBlockRows * kTile; }
-  static TileScratch at(A* p, int64_t C) { return {p, p + C * kTile, p + C * kTile + kTile * kChannels}; }
-};
-
-// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G; asks for `lines` meanwhile.
+// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G. `block` is scratch of
+// [kBlockRows, kTile].
 template <class E, class A>
 static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
-                            int64_t count, TileScratch<A> scratch, const TileLines& lines) {
+                            int64_t count, A* block, NextTile& next) {
   const int vectors = vectors_of<A>(df.size(tile));
   const int64_t C = df.map.C;
   const RowBlocks blocks = RowBlocks::of(C);
@@ -111,34 +102,34 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
     const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
     if (past_caches) {
       product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr,
-                                       place + c * df.map.stride_c, df.map.stride_c, lines.from(i * count));
+                                       place + c * df.map.stride_c, df.map.stride_c, next.take(count));
       continue;
     }
-    A* out = place ? place + c * df.map.stride_c : scratch.block;
+    A* out = place ? place + c * df.map.stride_c : block;
     product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr, out,
-                                    place ? df.map.stride_c : kTile, lines.from(i * count));
+                                    place ? df.map.stride_c : kTile, next.take(count));
     if (!place) df.write(b, tile, c, n, out);
   }
   if (past_caches) finish_streams();
 }
 
-// Adds one tile's share to the sums [count, padded C].
+// Adds one tile's share to the sums [count, padded C]. `transposed` is scratch of [kTile, kChannels].
 template <class A>
 static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
-                          int64_t count, A* sums, TileScratch<A> scratch) {
+                          int64_t count, A* sums, A* transposed, NextTile& next) {
   const RowBlocks blocks = RowBlocks::of(count);
   for (int64_t c = 0; c < C; c += kChannels) {
     const int64_t n = C - c < kChannels ? C - c : kChannels;
     const int vectors = vectors_of<A>(n);
-    transpose<A>(scratch.transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
+    transpose<A>(transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
     if (n % Lanes<A>::W)
       for (int64_t t = 0; t < positions; ++t)
-        for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) scratch.transposed[t * kChannels + i] = 0;
+        for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) transposed[t * kChannels + i] = 0;
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
       product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1,
-                                        scratch.transposed, kChannels, nullptr, sums + r * padded + c, padded,
-                                        nothing_ahead(coefficients));
+                                        transposed, kChannels, nullptr, sums + r * padded + c, padded,
+                                        next.take(positions));
     }
   }
 }

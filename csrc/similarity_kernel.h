@@ -1,9 +1,9 @@
 // Body of similarity.h for one instruction set.
 #pragma once
 
-#include "rank_gradient.h"
 #include "similarity.h"
 #include "softmax.h"
+#include "tile_products.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -12,9 +12,9 @@ template <class E>
 static void similarity_forward(const SimilarityArguments& a) {
   using A = typename Accumulate<E>::type;
   constexpr int W = Lanes<A>::W;
-  const FeatureTiles<E, A> f(a.features);
+  const TileProducts<E, A> products(a.features, a.G, a.g0, a.K, 0, a.threads, {});
+  const FeatureTiles<E, A>& f = products.f;
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
-  const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, 0, true, false, A(1));
   const int64_t scratch_size = C * kTile + K * kTile + K * W;
   const Buffer<A> scratch(a.threads * scratch_size);
   E* const out = static_cast<E*>(a.out);
@@ -27,11 +27,10 @@ static void similarity_forward(const SimilarityArguments& a) {
       const int64_t b = u / f.tiles, tile = u % f.tiles, n = f.size(tile);
       const int vectors = vectors_of<A>(n);
       E* to = out + b * K * P + tile * kTile;
-      const TileRows<A> rows = f.read(b, tile, copy);
-      const TileLines next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
+      NextTile next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
       // Scores are formed in the block: rows of the output lie a power of two apart and would push each other out of
       // L1.
-      G.scores(b, rows.data, rows.stride, vectors, block, kTile, next, 0, rows.data == copy ? nullptr : copy);
+      products.score(b, tile, 0, 0, copy, block, next);
       // Whole vectors of the final type go straight out.
       const bool direct = sizeof(E) == sizeof(A) && n % W == 0;
       if (a.softmax)
@@ -75,18 +74,21 @@ template <class E>
 static void similarity_backward(const SimilarityArguments& a) {
   using A = typename Accumulate<E>::type;
   constexpr int W = Lanes<A>::W;
-  const FeatureTiles<E, A> f(a.features), df(a.df);
+  WantedProducts<A> wanted;
+  wanted.scores = false;
+  wanted.df = a.df;
+  wanted.dG = static_cast<A*>(a.dG);
+  wanted.dg0 = static_cast<A*>(a.dg0);
+  TileProducts<E, A> products(a.features, a.G, nullptr, a.K, 0, a.threads, wanted);
+  const FeatureTiles<E, A>& f = products.f;
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
-  const GlobalFeatures<A> G(static_cast<const A*>(a.G), nullptr, B, K, C, 0, false, a.df.data != nullptr, A(1));
-  GlobalGradient<A> dG(B, K, C, 0, a.threads, a.dG != nullptr, a.dg0 != nullptr);
-  const int64_t scratch_size = C * kTile + 2 * K * kTile + TileScratch<A>::size(C);
+  const int64_t scratch_size = C * kTile + 2 * K * kTile;
   const Buffer<A> scratch(a.threads * scratch_size);
   const A tau = static_cast<A>(a.temperature);
   auto body = [&](int t) {
     A* copy = scratch + t * scratch_size;
     A* q = copy + C * kTile;
     A* V = q + K * kTile;
-    const TileScratch<A> ts = TileScratch<A>::at(V + K * kTile, C);
     const Range part = share(B * f.tiles, a.threads, t);
     for (int64_t u = part.begin; u < part.end; ++u) {
       const int64_t b = u / f.tiles, tile = u % f.tiles, n = f.size(tile), offset = b * K * P + tile * kTile;
@@ -103,16 +105,12 @@ static void similarity_backward(const SimilarityArguments& a) {
           }
         }
       }
-      A* to = dG.of(t, b, 1);
-      if (a.df.data)
-        write_df(df, b, tile, static_cast<const A*>(q), static_cast<const A*>(G.rows + b * K * C), K, ts,
-                 f.lines(b, tile));
-      if (a.dG) add_dG(f.read(b, tile, copy), n, C, dG.padded, static_cast<const A*>(q), K, to, ts);
-      if (a.dg0) add_dg0(static_cast<const A*>(q), K, vectors, dG.offsets_of(t, b));
+      NextTile next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
+      products.add_gradient(t, b, tile, f.read(b, tile, copy), q, next);
     }
   };
   parallel_for(a.threads, body);
-  if (a.dG || a.dg0) dG.finish(static_cast<A*>(a.dG), static_cast<A*>(a.dg0), A(1));
+  products.finish();
 }
 
 static void similarity_forward_any(const SimilarityArguments& a) {

@@ -36,16 +36,6 @@ class _Kernel:
         return None if dtype in _DTYPES else f"it has no kernel for {dtype}"
 
 
-def _settings(settings) -> tuple:
-    return (
-        settings.temperature,
-        _ESTIMATORS[settings.estimator],
-        _NEGATIVES[settings.negatives],
-        settings.num_negatives,
-        settings.balance,
-    )
-
-
 class _Similarity(_Kernel):
     softmax = False
 
@@ -138,74 +128,58 @@ def _segment(features, G, g0, temperature, size, interpolate, labels, target=Non
 
 
 class _Loss(_Kernel):
-    """Going back needs either the coefficient of every score, or nothing more than the gradient itself.
+    """Forms the gradient for upstream 1 going forward, while the features are in cache; going back it is handed over.
 
-    The first is kept while it is small; with many partners the gradient is formed going forward, for upstream
-    gradient 1, since (1 + n) K coefficients a position would be more numbers than it has channels.
+    Not in float16: small gradients would be lost before an upstream gradient that scales the loss could save them.
+    There they are formed going back, from nothing but the inputs.
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
-        # new_empty: inside a custom op no gradient is recorded.
-        module, wanted = extension.compiled(), any(needs)
         state = self.fake_state(features, G, g0, valid, settings, needs)
-        coefficients, df, dG, dg0 = None, None, None, None
-        if wanted and self._keeps_gradients(features, G, settings):
-            df, dG, dg0 = (x if need else None for x, need in zip(state, needs, strict=True))
-        elif wanted:
-            (coefficients,) = state
-        loss = module.loss_forward(
+        loss = self._run(features, G, g0, valid, settings, state or _empty_gradients(features, G, (False,) * 3))
+        return G.new_tensor(loss), state
+
+    def fake_state(self, features, G, g0, valid, settings, needs):
+        if not any(needs) or features.dtype == torch.float16:
+            return []
+        return list(_empty_gradients(features, G, needs))
+
+    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
+        if state:
+            return [x * grad_loss for x in state]
+        gradients = _empty_gradients(features, G, needs)
+        self._run(features, G, g0, valid, settings, gradients, grad_loss.item())
+        return gradients
+
+    def hand_over(self, grad_loss, state):
+        if grad_loss.item() != 1:
+            for x in state:
+                x.mul_(grad_loss)
+        return state
+
+    def _run(self, features, G, g0, valid, settings, gradients, upstream=1.0) -> float:
+        """The loss; writes the gradients of `upstream` times it."""
+        df, dG, dg0 = gradients
+        return extension.compiled().mutual_information_loss(
             _DTYPES[features.dtype],
             _map(features),
             G.data_ptr(),
             _pointer(g0),
             _pointer(valid),
             G.shape[1],
-            _settings(settings),
+            (
+                settings.temperature,
+                _ESTIMATORS[settings.estimator],
+                _NEGATIVES[settings.negatives],
+                settings.num_negatives,
+                settings.balance,
+            ),
             torch.get_num_threads(),
-            wanted,
-            _pointer(coefficients),
-            _NO_MAP if df is None else _map(df),
-            _pointer(dG),
-            _pointer(dg0),
+            upstream,
+            _map(df) if df.numel() else _NO_MAP,
+            dG.data_ptr(),
+            dg0.data_ptr(),
         )
-        return G.new_tensor(loss), state
-
-    def fake_state(self, features, G, g0, valid, settings, needs):
-        if not any(needs):
-            return []
-        B, _, h, w = features.shape
-        if self._keeps_gradients(features, G, settings):
-            return list(_empty_gradients(features, G, needs))
-        tile = extension.compiled().LOSS_TILE
-        return [G.new_empty((h * w + tile - 1) // tile, B, (1 + settings.num_negatives) * G.shape[1], tile)]
-
-    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
-        if self._keeps_gradients(features, G, settings):
-            return [x * grad_loss for x in state]
-        df, dG, dg0 = _empty_gradients(features, G, needs)
-        extension.compiled().loss_backward(
-            _DTYPES[features.dtype],
-            _map(features),
-            G.data_ptr(),
-            G.shape[1],
-            _settings(settings),
-            torch.get_num_threads(),
-            state[0].data_ptr(),
-            grad_loss.item(),
-            _map(df) if needs.features else _NO_MAP,
-            _pointer(dG) if needs.G else 0,
-            _pointer(dg0) if needs.g0 else 0,
-        )
-        return df, dG, dg0
-
-    def formed_gradients(self, grad_loss, features, G, state, settings):
-        """The state itself where it already is the gradient, else None."""
-        return state if self._keeps_gradients(features, G, settings) and grad_loss.item() == 1 else None
-
-    @staticmethod
-    def _keeps_gradients(features, G, settings) -> bool:
-        B, K, C = G.shape
-        return extension.compiled().loss_keeps_gradients(B, C, K, _settings(settings))
 
 
 def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:

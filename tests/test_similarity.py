@@ -6,6 +6,7 @@ import torch
 from conftest import inputs
 
 import infoseg_fast as isf
+from infoseg_fast import reference
 
 
 def stated_similarity(f, H, W=None, b=None):
@@ -30,6 +31,25 @@ def test_assign_is_the_softmax_of_the_scaled_similarity():
     upstream = torch.randn_like(found)
     for a, b in zip(torch.autograd.grad(found, x, upstream), torch.autograd.grad(stated, x, upstream), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["all", "no bias", "no weight", "neither"])
+def test_gradients_of_the_fold_are_those_of_autograd(form):
+    _, H, W, b = inputs(C=7 if form in ("no weight", "neither") else 5, requires_grad=True)
+    W = W if form in ("all", "no bias") else None
+    b = b if form in ("all", "no weight") else None
+    given = [x for x in (H, W, b) if x is not None]
+    folded = [x for x in reference.fold_projection(H, W, b) if x is not None]
+    upstream = [torch.randn_like(x) for x in folded]
+    expected = torch.autograd.grad(folded, given, upstream)
+    for needed in range(8):
+        needs = [bool(needed >> i & 1) for i in range(3)]
+        found = reference.fold_projection_gradient(upstream[0], upstream[-1], H, W, b, needs)
+        assert [x is not None for x in found] == [n and x is not None for n, x in zip(needs, (H, W, b), strict=True)]
+        by_input = dict(zip(map(id, given), expected, strict=True))
+        for x, gradient in zip((H, W, b), found, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(gradient, by_input[id(x)])
 
 
 @pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign])

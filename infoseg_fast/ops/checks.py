@@ -1,5 +1,6 @@
 """What every public op asks of its arguments. Each error names the argument, what it was and what is accepted."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -63,6 +64,12 @@ def local_and_global(
         if x is not None and x.dtype != features.dtype:
             raise TypeError(f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}")
     return features, global_features, weight, bias
+
+
+def without_autocast(device_type: str):
+    """A context in which autocast is off. Where it is off anyway there is nothing to do, which costs less."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def one_of(name: str, value: str, accepted: Sequence[str]) -> None:

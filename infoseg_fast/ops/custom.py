@@ -13,8 +13,9 @@ and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float6
   same arguments, `backward(grad_loss, features, G, g0, valid, state, settings, needs) -> Gradients`.
 
 `needs` says which gradients are wanted; the others are returned with no elements. What the loss keeps for going back is
-its `state`, a list of tensors of its own choosing: statistics to recompute from, or the gradient itself for upstream 1
-(which `formed_gradients(grad_loss, features, G, state, settings)`, if there is such a method, hands over where it can).
+its `state`, a list of tensors of its own choosing: statistics to recompute from, nothing, or the gradient itself for
+upstream 1. A kernel of the last kind also has `hand_over(grad_loss, state) -> Gradients`, which may scale the state in
+place and is called once; going back again calls `backward` with no state.
 
 "reference" is among the backends here so that this wiring is tested by itself; the public functions call the reference
 as plain PyTorch, which is differentiable to any order.

@@ -67,12 +67,12 @@ def mutual_information_loss(
     )
     valid = checks.validity_mask(mask, features)
     backend = choose("mutual_information_loss", backend, features.device.type, features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with checks.without_autocast(features.device.type):
+        if backend != "reference" and eager.takes(features, global_features, weight, bias):
+            return eager.mutual_information_loss(features, global_features, weight, bias, valid, settings, backend)
         G, g0 = reference.fold_projection(global_features, weight, bias)
         if backend == "reference":
             return reference.folded_loss(features, G, g0, valid, **vars(settings))
-        if eager.takes(features, G, g0):
-            return eager.mutual_information_loss(features, G, g0, valid, settings, backend)
         grad = torch.is_grad_enabled()
         return custom.mutual_information_loss(
             features,

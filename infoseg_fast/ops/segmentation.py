@@ -44,7 +44,7 @@ def segment(
     checks.one_of("interpolate", interpolate, INTERPOLATIONS)
     size = checks.image_size("size", size, features)
     backend = choose("segment", backend, features.device.type, features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with checks.without_autocast(features.device.type):
         G, g0 = reference.fold_projection(global_features, weight, bias)
         if backend == "reference":
             return reference.folded_segment(
@@ -96,7 +96,7 @@ def segment_and_count(
         temperature = checks.real("temperature", temperature, positive=True)
         checks.one_of("interpolate", interpolate, INTERPOLATIONS)
         checks.image_size("target", tuple(target.shape[1:]), features)
-        with torch.autocast(features.device.type, enabled=False):
+        with checks.without_autocast(features.device.type):
             G, g0 = reference.fold_projection(global_features, weight, bias)
             counts, labels = custom.segment_and_count(
                 features, G, g0, target, temperature, interpolate, num_classes, ignore_index, return_labels, fused

@@ -1,6 +1,5 @@
 """`local_global_similarity` and `assign`."""
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -39,12 +38,12 @@ def local_global_similarity(
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     backend = choose("local_global_similarity", backend, features.device.type, features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with checks.without_autocast(features.device.type):
         if backend == "reference":
             return reference.local_global_similarity(features, global_features, weight, bias)
+        if eager.takes(features, global_features, weight, bias):
+            return eager.local_global_similarity(features, global_features, weight, bias, backend)
         G, g0 = reference.fold_projection(global_features, weight, bias)
-        if eager.takes(features, G, g0):
-            return eager.local_global_similarity(features, G, g0, backend)
         return custom.local_global_similarity(features, G, g0, backend)
 
 
@@ -72,10 +71,10 @@ def assign(
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)
     backend = choose("assign", backend, features.device.type, features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    with checks.without_autocast(features.device.type):
         if backend == "reference":
             return reference.assign(features, global_features, weight, bias, temperature=temperature)
+        if eager.takes(features, global_features, weight, bias):
+            return eager.assign(features, global_features, weight, bias, temperature, backend)
         G, g0 = reference.fold_projection(global_features, weight, bias)
-        if eager.takes(features, G, g0):
-            return eager.assign(features, G, g0, temperature, backend)
         return custom.assign(features, G, g0, temperature, backend)

@@ -7,12 +7,13 @@ per image.
 
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
-from .similarity import assign, fold_projection, local_global_similarity
+from .similarity import assign, fold_projection, fold_projection_gradient, local_global_similarity
 
 __all__ = [
     "assign",
     "confusion_counts",
     "fold_projection",
+    "fold_projection_gradient",
     "folded_loss",
     "folded_loss_gradient",
     "folded_segment",

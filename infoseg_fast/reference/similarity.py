@@ -26,6 +26,33 @@ def fold_projection(
     return G, g0
 
 
+def fold_projection_gradient(
+    dG: Tensor,
+    dg0: Tensor | None,
+    global_features: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by H, W and b: dH = dG W^T + dg0 b^T, dW = H^T dG, db = H^T dg0, each in its tensor's dtype.
+
+    dG [B, K, C] and dg0 [B, K] are in the accumulation dtype. `needs` says which of the three are wanted; the others
+    are None. dG is read for the first two only, dg0 only where there is a bias.
+    """
+    dtype, H = dG.dtype, global_features.to(dG.dtype).flatten(0, 1)
+    dH = dW = db = None
+    if needs[0]:
+        dH = dG.flatten(0, 1) if weight is None else dG.flatten(0, 1) @ weight.to(dtype).mT
+        if bias is not None:
+            dH = torch.addr(dH, dg0.flatten(), bias.to(dtype))
+        dH = dH.view_as(global_features).to(global_features.dtype)
+    if needs[1] and weight is not None:
+        dW = (H.mT @ dG.flatten(0, 1)).to(weight.dtype)
+    if needs[2] and bias is not None:
+        db = (H.mT @ dg0.flatten()).to(bias.dtype)
+    return dH, dW, db
+
+
 def folded_similarity(features: Tensor, G: Tensor, g0: Tensor | None) -> Tensor:
     """z[b,k,p] = <f[b,:,p], G[b,k]> + g0[b,k]. features [B, C, h, w], G [B, K, C], g0 [B, K] -> [B, K, h, w]."""
     z = G @ features.to(G.dtype).flatten(2)

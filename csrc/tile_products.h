@@ -1,0 +1,101 @@
+// What the losses and similarities ask of the features, a tile of positions at a time: the scores by the global features
+// of an image's candidates, and from the gradient by the scores those by features and global features.
+#pragma once
+
+#include "bf16_pairs.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+// What is wanted of a TileProducts.
+template <class A>
+struct WantedProducts {
+  bool scores = true;
+  FeatureMap df;
+  A* dG = nullptr;
+  A* dg0 = nullptr;
+};
+
+template <class E, class A>
+class TileProducts {
+ public:
+  const FeatureTiles<E, A> f, df;
+  const int64_t B, C, K, R;  // R = (1 + n) K scores a position, of the K classes of an image's 1 + n candidates
+  const bool gradient_wanted;
+
+  TileProducts(const FeatureMap& features, const void* G, const void* g0, int64_t K, int64_t partners, int threads,
+               const WantedProducts<A>& wanted)
+      : f(features),
+        df(wanted.df),
+        B(features.B),
+        C(features.C),
+        K(K),
+        R((1 + partners) * K),
+        gradient_wanted(wanted.df.data || wanted.dG || wanted.dg0),
+        wanted_(wanted),
+        G_(static_cast<const A*>(G), static_cast<const A*>(g0), B, K, C, partners, wanted.scores,
+           wanted.df.data != nullptr),
+        pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
+        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr),
+        scratch_size_(kBlockRows * kTile + kTile * kChannels + pair_scratch<E>(R)),
+        scratch_(gradient_wanted ? threads * scratch_size_ : 0) {}
+
+  const GlobalFeatures<A>& globals() const { return G_; }
+
+  // Scores [K, kTile] of image b's tile by each of its candidates first .. last, each at its place in q [R, kTile]
+  // (candidate 0 is the image itself, j the j-th partner). Leaves the tile in `copy` [C, kTile], for add_gradient().
+  void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
+    if constexpr (kHasPairs<E>)
+      if (paired(tile)) {
+        pairs_.read(f, b, tile, copy);
+        for (int64_t j = first; j <= last; ++j) pairs_.scores((b + j) % B, copy, q + j * K * kTile, next);
+        return;
+      }
+    TileRows<A> rows = f.read(b, tile, copy);
+    for (int64_t j = first; j <= last; ++j) {
+      G_.scores((b + j) % B, rows, vectors_of<A>(f.size(tile)), q + j * K * kTile, kTile, next,
+                rows.data == copy ? nullptr : copy);
+      rows = {copy, kTile};
+    }
+  }
+
+  // Writes df of image b's tile, and adds its share to dG and dg0, from the gradient q [R, kTile] by its scores.
+  // `rows` is the tile, as score() left it or as FeatureTiles::read() gives it.
+  void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
+    A* block = scratch_ + t * scratch_size_;
+    A* transposed = block + kBlockRows * kTile;
+    A* sums = sums_.of(t, b, R / K);
+    if (wanted_.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), sums_.offsets_of(t, b));
+    if constexpr (kHasPairs<E>)
+      if (paired(tile)) {
+        A* paired_q = transposed + kTile * kChannels;
+        if (wanted_.df.data) pairs_.write_df(df, b, tile, q, R, paired_q, block, next);
+        if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
+        return;
+      }
+    if (wanted_.df.data) write_df(df, b, tile, q, static_cast<const A*>(G_.rows + b * K * C), R, block, next);
+    if (wanted_.dG) add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
+  }
+
+  // Once all tiles are done.
+  void finish() {
+    if (wanted_.dG || wanted_.dg0) sums_.finish(wanted_.dG, wanted_.dg0);
+  }
+
+ private:
+  // Whether a tile's products work on pairs of bfloat16.
+  bool paired(int64_t tile) const {
+    if constexpr (kHasPairs<E>) return pairs_in(f, tile) && (!wanted_.df.data || pairs_in(df, tile));
+    return false;
+  }
+
+  const WantedProducts<A> wanted_;
+  const GlobalFeatures<A> G_;
+  const PairsOf<E, A> pairs_;
+  GlobalGradient<A> sums_;
+  const int64_t scratch_size_;
+  Buffer<A> scratch_;
+};
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg
