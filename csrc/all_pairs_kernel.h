@@ -204,7 +204,8 @@ struct AllPairs {
         A* to = dG.of(t, c, 1);
         if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
         if (A* offsets = dG.offsets_of(t, c))
-          for (int64_t k = 0; k < K; ++k) offsets[k] += static_cast<A>(sum_lanes<A>(load<A>(V + k * kTile) * ds0));
+          for (int64_t k = 0; k < K; ++k)
+            store<A>(offsets + k * W, load<A>(offsets + k * W) + load<A>(V + k * kTile) * ds0);
       }
     }
   }

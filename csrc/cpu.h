@@ -1,4 +1,4 @@
-// Which instruction set the kernels run on: the best this CPU has, or one chosen for tests.
+// Which instruction set the kernels run on: the fastest on this CPU, or one chosen for tests.
 #pragma once
 
 // The sanitizers' build compiles one instruction set alone, under the name "portable".
@@ -12,7 +12,8 @@ namespace infoseg {
 
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
-Isa best_isa();
+Isa best_isa();  // of those this CPU has
+Isa default_isa();
 Isa current_isa();
 // False when this CPU cannot run it; nothing changes then.
 bool set_isa(Isa isa);

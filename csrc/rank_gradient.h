@@ -14,7 +14,8 @@ constexpr int kChannels = 64;
 
 template <class A>
 struct GlobalGradient {
-  // One set of sums a thread, [B + n][K][padded C] and [B + n][K], zeroed when a thread first meets an image; the sets
+  static constexpr int W = Lanes<A>::W;
+  // One set of sums a thread, [B + n][K][padded C] and [B + n][K][W], zeroed when a thread first meets an image; the sets
   // are added in the order of the threads.
   int64_t B, K, C, partners, padded;
   int threads;
@@ -31,7 +32,7 @@ struct GlobalGradient {
         threads(threads),
         with_offset(with_offset),
         sums(wanted ? threads * (B + partners) * K * padded : 0),
-        offset_sums(with_offset ? threads * (B + partners) * K : 0),
+        offset_sums(with_offset ? threads * (B + partners) * K * W : 0),
         met(threads * (B + partners)) {
     for (int64_t i = 0; i < threads * (B + partners); ++i) met[i] = 0;
   }
@@ -45,12 +46,13 @@ struct GlobalGradient {
       if (seen) continue;
       seen = 1;
       if (sums) zero(sums + (thread * images() + c) * K * padded, K * padded);
-      if (with_offset) zero(offset_sums + (thread * images() + c) * K, K);
+      if (with_offset) zero(offset_sums + (thread * images() + c) * K * W, K * W);
     }
     return sums ? sums + (thread * images() + b) * K * padded : nullptr;
   }
 
-  A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K : nullptr; }
+  // [candidates' K][W]: sums by lane.
+  A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K * W : nullptr; }
 
   // dG [B, K, C] and dg0 [B, K]; either may be null.
   void finish(A* dG, A* dg0) {
@@ -59,13 +61,13 @@ struct GlobalGradient {
       Buffer<A>& s = sums;
       for (int64_t r = part.begin; r < part.end; ++r) {
         const int64_t b = r / K, k = r % K;
-        A total = 0;
+        double total = 0;
         bool first = true;
         A* to = nullptr;  // the first met set of sums collects the others
         for (int u = 0; u < threads; ++u)
           for (int64_t c = b; c < images(); c += B) {
             if (!met[u * images() + c]) continue;
-            if (with_offset) total += offset_sums[(u * images() + c) * K + k];
+            if (with_offset) total += sum_lanes<A>(load<A>(offset_sums + ((u * images() + c) * K + k) * W));
             if (!dG) continue;
             A* from = s + ((u * images() + c) * K + k) * padded;
             if (first)
@@ -76,7 +78,7 @@ struct GlobalGradient {
           }
         if (dG)
           for (int64_t i = 0; i < C; ++i) dG[r * C + i] = to ? to[i] : A(0);
-        if (dg0) dg0[r] = total;
+        if (dg0) dg0[r] = static_cast<A>(total);
       }
     };
     parallel_for(threads, body);
@@ -134,13 +136,14 @@ static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t p
   }
 }
 
+// Adds one tile's share to the sums [count, W].
 template <class A>
 static inline void add_dg0(const A* coefficients, int64_t count, int vectors, A* sums) {
   constexpr int W = Lanes<A>::W;
   for (int64_t r = 0; r < count; ++r) {
-    Vec<A> sum{};
+    Vec<A> sum = load<A>(sums + r * W);
     for (int v = 0; v < vectors; ++v) sum += load<A>(coefficients + r * kTile + v * W);
-    sums[r] += static_cast<A>(sum_lanes<A>(sum));
+    store<A>(sums + r * W, sum);
   }
 }
 

@@ -212,20 +212,50 @@ static inline void narrow_row(E* __restrict to, const A* __restrict from, int64_
 INFOSEG_INLINE __m512 load_half(const float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+INFOSEG_INLINE __m512 load_half(const bfloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
 
-template <>
-inline void widen_row<float, float16>(float* __restrict to, const float16* __restrict from, int64_t n) {
+INFOSEG_INLINE __m256i half_bits(__m512 x, float16) { return _mm512_cvtps_ph(x, 0); }
+INFOSEG_INLINE __m256i half_bits(__m512 x, bfloat16) {
+  const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
+  rounded = _mm512_srli_epi32(rounded, 16);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40)));
+}
+
+template <class E>
+static inline void widen_half_row(float* __restrict to, const E* __restrict from, int64_t n) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) _mm512_storeu_ps(to + i, load_half(from + i));
   for (; i < n; ++i) to[i] = widen<float>(from[i]);
 }
-
 template <>
-inline void narrow_row<float16, float>(float16* __restrict to, const float* __restrict from, int64_t n) {
+inline void widen_row<float, float16>(float* __restrict to, const float16* __restrict from, int64_t n) {
+  widen_half_row(to, from, n);
+}
+template <>
+inline void widen_row<float, bfloat16>(float* __restrict to, const bfloat16* __restrict from, int64_t n) {
+  widen_half_row(to, from, n);
+}
+
+template <class E>
+static inline void narrow_half_row(E* __restrict to, const float* __restrict from, int64_t n) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), 0));
-  for (; i < n; ++i) to[i] = narrow<float16>(from[i]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), half_bits(_mm512_loadu_ps(from + i), E{}));
+  for (; i < n; ++i) to[i] = narrow<E>(from[i]);
+}
+template <>
+inline void narrow_row<float16, float>(float16* __restrict to, const float* __restrict from, int64_t n) {
+  narrow_half_row(to, from, n);
+}
+template <>
+inline void narrow_row<bfloat16, float>(bfloat16* __restrict to, const float* __restrict from, int64_t n) {
+  narrow_half_row(to, from, n);
 }
 #endif
 

@@ -8,6 +8,7 @@ import csv
 import ctypes
 import gc
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -141,28 +142,38 @@ def _synchronise(device: str) -> None:
 
 
 def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each, taken in turn."""
+    """Milliseconds of each, taken in turn, in a new order each turn: what ran before leaves its own data in the caches.
+
+    With one thread on a CPU it is the processor's time, which waits for other programs do not count in.
+    """
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     times = {name: [] for name in steps}
+    order, shuffle = list(steps.items()), random.Random(0).shuffle
     for step in steps.values():
         step()
         step()
     for _ in range(repeats):
-        for name, step in steps.items():
+        shuffle(order)
+        for name, step in order:
             _synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             _synchronise(device)
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (clock() - start))
     return times
 
 
 def machine_rates(device: str) -> tuple[float, float]:
-    """Operations a millisecond of a large matrix product, and bytes a millisecond of a large copy."""
+    """Operations a millisecond of a large matrix product, and bytes a millisecond of a copy of the first case's features.
+
+    Their median: what the ops are compared with is medians too.
+    """
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
-    source, to = (torch.ones(2**24, device=device) for _ in range(2))
-    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 15, device)
-    best = {name: statistics.quantiles(t, n=10)[0] for name, t in times.items()}
-    return 2 * 1024**3 / best["product"], 2 * source.numel() * 4 / best["copy"]
+    shape = CASES[0].B, CASES[0].C, CASES[0].side, CASES[0].side
+    source, to = (torch.ones(shape, device=device) for _ in range(2))
+    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 31, device)
+    median = {name: statistics.median(t) for name, t in times.items()}
+    return 2 * 1024**3 / median["product"], 2 * source.numel() * 4 / median["copy"]
 
 
 def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:

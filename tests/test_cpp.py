@@ -23,9 +23,10 @@ TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, to
 
 @pytest.fixture(params=ISAS)
 def isa(request):
+    before = extension.compiled().instruction_set()
     extension.compiled().set_instruction_set(request.param)
     yield request.param
-    extension.compiled().set_instruction_set(BEST)
+    extension.compiled().set_instruction_set(before)
 
 
 @pytest.fixture
