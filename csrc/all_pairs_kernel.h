@@ -164,16 +164,18 @@ struct AllPairs {
     pair_product<A>(B, B, C, s.f, C * W, W, s.S, C * W, W, s.pairs, B * W, W);
     for (int64_t b = 0; b < B; ++b) {
       const V_ valid = load<A>(ok + b * kTile);
+      V_ of_image{};  // summed by itself: B * B numbers one after another would gather roundings
       for (int64_t c = 0; c < B; ++c) {
         A* pair = s.pairs + (b * B + c) * W;
         V_ slope{};
         if (partner(b, c)) {
           const Softplus<A> sp = softplus<A>(load<A>(pair) + load<A>(s.s0 + c * W));
-          total += select<A>(valid > V_{}, sp.of_x, V_{});
+          of_image += select<A>(valid > V_{}, sp.of_x, V_{});
           slope = select<A>(valid > V_{}, sp.sigmoid_x * loss.share_neg, V_{});
         }
         store<A>(pair, slope);
       }
+      total += of_image;
     }
     if (!loss.grad) return;
     if (loss.a.df.data) {

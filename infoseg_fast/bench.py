@@ -73,9 +73,11 @@ CASES = (
     Case("assign", "assign", wanted=1.6),
     Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
 )
+RESULTS = ("loss", "features", "global_features", "weight", "bias")  # the loss, and what there are gradients by
 COLUMNS = (
     "op", "case", "provider", "mode", "shape", "dtype", "device", "threads", "median_ms", "p20_ms", "p80_ms",
-    "ratio_to_op", "floor_ms", "share_of_floor", "error", "extra_mb", "torch", "machine", "commit",
+    "ratio_to_op", "floor_ms", "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb", "torch",
+    "machine", "commit",
 )  # fmt: skip
 
 
@@ -164,10 +166,7 @@ def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, li
 
 
 def machine_rates(device: str) -> tuple[float, float]:
-    """Operations a millisecond of a large matrix product, and bytes a millisecond of a copy of the first case's features.
-
-    Their median: what the ops are compared with is medians too.
-    """
+    """Operations a millisecond of a large matrix product, and bytes a millisecond of a copy of features; medians."""
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
     shape = CASES[0].B, CASES[0].C, CASES[0].side, CASES[0].side
     source, to = (torch.ones(shape, device=device) for _ in range(2))
@@ -176,12 +175,12 @@ def machine_rates(device: str) -> tuple[float, float]:
     return 2 * 1024**3 / median["product"], 2 * source.numel() * 4 / median["copy"]
 
 
-def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
-    """The largest over the loss and every gradient; for labels the share that differs."""
+def relative_errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
+    """Of the loss and of every gradient, or of the one result there is; for labels the share that differs."""
     if not found[0].is_floating_point():
-        return (found[0] != truth[0]).double().mean().item()
+        return [(found[0] != truth[0]).double().mean().item()]
     pairs = zip(found, truth, strict=True)
-    return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
+    return [((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs]
 
 
 def extra_memory(step: Callable, device: str) -> float | None:
@@ -244,7 +243,7 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
             warnings.warn(f"{case.name}: torch.compile failed: {str(error).splitlines()[0]}", stacklevel=2)
             del steps["compiled"]
     memory = {name: extra_memory(step, device) for name, step in steps.items()}
-    errors = {name: relative_error(step(), truth) for name, step in steps.items()}
+    errors = {name: relative_errors(step(), truth) for name, step in steps.items()}
     times = timed(steps, repeats, device)
     own = statistics.median(times["infoseg_fast"])
     floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
@@ -267,7 +266,12 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
                 "ratio_to_op": round(median / own, 2),
                 "floor_ms": round(floor, 3),
                 "share_of_floor": round(floor / median, 3),
-                "error": f"{errors[name]:.1e}",
+                "error": f"{max(errors[name]):.1e}",
+                **{
+                    f"error_{result}": f"{error:.1e}"
+                    for result, error in zip(RESULTS, errors[name], strict=False)
+                    if case.op == "loss"
+                },
                 "extra_mb": "" if memory[name] is None else round(memory[name], 2),
                 "torch": torch.__version__,
                 "machine": platform.machine(),
@@ -278,9 +282,7 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
 
 
 def table(rows: list[dict]) -> str:
-    shown = [
-        c for c in COLUMNS if c in rows[0] and c.endswith(("case", "provider", "_ms", "_op", "floor", "error", "mb"))
-    ]
+    shown = [c for c in COLUMNS if c.endswith(("case", "provider", "_ms", "_op", "floor", "error", "mb"))]
     lines = [shown, *([str(row[c]) for c in shown] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -21,6 +21,14 @@ def test_the_baseline_computes_what_the_op_computes(case):
             torch.testing.assert_close(results[0][0], other[0])
 
 
+def test_bench_gives_the_error_of_the_loss_and_of_each_gradient():
+    case = bench.Case("loss", "jsd", B=4, C=8, D=6, K=3, side=6)
+    row = bench.measure(case, "cpu", 3, False, (1e6, 1e6))[0]
+    errors = [float(row[f"error_{name}"]) for name in bench.RESULTS]
+    assert float(row["error"]) == max(errors) < 1e-5
+    assert set(row) == set(bench.COLUMNS)
+
+
 def test_bench_writes_a_row_for_each_provider(tmp_path, capsys):
     file = tmp_path / "rows.csv"
     assert main(["bench", "assign", "--repeats", "3", "--no-compile", "--csv", str(file)]) == 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import inputs
 
 import infoseg_fast as isf
-from infoseg_fast import cpp, extension, reference
+from infoseg_fast import bench, cpp, extension, reference
 from infoseg_fast.ops import custom
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
@@ -137,6 +137,36 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
                 target = torch.randint(0, 4, labels.shape, dtype=torch.uint8)
                 counts = isf.segment_and_count(*x[:2], target, *x[2:], num_classes=4, ignore_index=2, **how)
                 assert torch.equal(counts, isf.confusion_matrix(labels, target, x[1].shape[1], 4, ignore_index=2))
+
+
+@pytest.mark.parametrize("case", [c for c in bench.CASES if c.op == "loss"], ids=lambda case: case.name)
+def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
+    """Of the loss and of each gradient, against float64, at the shapes that are timed."""
+    exact, mask = bench.inputs(case, "cpu", torch.float64)
+    x, _ = bench.inputs(case, "cpu")
+    ways = bench.providers(case, compiled=False)
+    truth = bench.step_of(case, ways["eager"], exact, mask)()
+    found, eager = (
+        bench.relative_errors(bench.step_of(case, ways[way], x, mask)(), truth) for way in ("infoseg_fast", "eager")
+    )
+    for name, ours, theirs in zip(bench.RESULTS, found, eager, strict=True):
+        assert ours <= 2 * theirs + torch.finfo(torch.float32).eps, (name, ours, theirs)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["jsd", "jsd n=3", "jsd reassigned", "infonce all", "jsd all"])
+def test_a_step_needs_little_memory_beside_its_gradients(name, upstream):
+    """At most 4 B K (1 + n) P numbers above inputs and gradients, and no term in B * B * P."""
+    case = next(c for c in bench.CASES if c.name == name)
+    x, _ = bench.inputs(case, "cpu")
+    step = bench.step_of(
+        case, lambda *x, **how: upstream * bench.providers(case, False)["infoseg_fast"](*x, **how), x, None
+    )
+    extra = bench.extra_memory(step, "cpu")
+    if extra is None:
+        pytest.skip("no peak memory to be had here")
+    scores = case.B * case.K * (1 + min(case.partners, 3)) * case.side**2
+    assert extra * 2**20 <= 4 * 4 * scores
 
 
 @pytest.mark.parametrize("needed", range(1, 16))
