@@ -17,24 +17,24 @@ constexpr int kTile = 64;  // positions a tile: two of its [.., kTile] operands 
 constexpr int kBlockVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kBlockRows = kVectorRegisters == 32 ? 6 : 5;
 
-// Cache lines to ask for while a product runs: one a step of its inner loop, `stride` bytes apart.
+// Cache lines to ask for while a product runs: two neighbours a step of its inner loop, `stride` bytes apart.
 struct Ahead {
   const char* line;
   int64_t stride;
 };
 
-// The cache lines of the tile of rows that is read next, asked for down the rows while other products run. Without
+// The cache lines of the tile of rows that is read next, asked for down the rows while other products run, in pairs. Without
 // them the rows would be missed one after another: they lie too far apart for the hardware to foresee.
 struct NextTile {
   const char* first;
   int64_t stride, rows, lines_a_row;  // stride in bytes
-  int64_t asked = 0;
+  int64_t asked = 0;                    // pairs
   // The lines for a product of so many steps.
   Ahead take(int64_t steps) {
-    const int64_t column = rows ? asked / rows : 0, row = asked - column * rows;
-    if (column >= lines_a_row) return {first, 0};
+    const int64_t pair = rows ? asked / rows : 0, row = asked - pair * rows;
+    if (2 * pair >= lines_a_row) return {first, 0};
     asked += steps < rows - row ? steps : rows - row;
-    return {first + 64 * column + row * stride, stride};
+    return {first + 128 * pair + row * stride, stride};
   }
 };
 
@@ -86,6 +86,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     }
     // Into the second-level cache: the rows of a tile would push each other out of the first.
     __builtin_prefetch(ahead.line, 0, 2);
+    __builtin_prefetch(ahead.line + 64, 0, 2);
     ahead.line += ahead.stride;
     left += left_k;
     right += right_k;

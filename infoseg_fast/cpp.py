@@ -137,7 +137,7 @@ class _Loss(_Kernel):
     def forward(self, features, G, g0, valid, settings, needs):
         state = self.fake_state(features, G, g0, valid, settings, needs)
         loss = self._run(features, G, g0, valid, settings, state or _empty_gradients(features, G, (False,) * 3))
-        return G.new_tensor(loss), state
+        return G.new_full((), loss), state
 
     def fake_state(self, features, G, g0, valid, settings, needs):
         if not any(needs) or features.dtype == torch.float16:

@@ -1,0 +1,54 @@
+"""Prints the tables of docs/cpu_kernels.md from the rows of one run of `infoseg bench --csv ROWS.csv`.
+
+python benchmarks/kernel_tables.py ROWS.csv
+"""
+
+import csv
+import sys
+from collections import defaultdict
+
+from infoseg_fast.bench import CASES, RESULTS
+
+
+def main() -> None:
+    with open(sys.argv[1], newline="") as file:
+        cases = defaultdict(dict)
+        for row in csv.DictReader(file):
+            cases[row["case"]][row["provider"]] = row
+    wanted = {case.name: case.wanted for case in CASES}
+
+    print("| case | op, ms | best PyTorch, ms | ratio | asked | times the floor, ms | extra MB, PyTorch's |")
+    print("|---|---|---|---|---|---|---|")
+    for name, rows in cases.items():
+        op = rows["infoseg_fast"]
+        others = [rows[p] for p in ("eager", "compiled") if p in rows]
+
+        def best(column, others=others):
+            return min(others, key=lambda row: float(row[column]))
+
+        def ratio(column, op=op, best=best):
+            return f"{float(best(column)[column]) / float(op[column]):.2f}"
+
+        by_median = best("median_ms")
+        cells = (
+            name,
+            f"{op['median_ms']} ({op['p20_ms']})",
+            f"{by_median['median_ms']} ({best('p20_ms')['p20_ms']}), {by_median['provider']}",
+            f"{ratio('median_ms')} ({ratio('p20_ms')})",
+            wanted[name],
+            f"{float(op['median_ms']) / float(op['floor_ms']):.1f} of {op['floor_ms']}",
+            f"{op['extra_mb']}, {by_median['extra_mb']}",
+        )
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+    print("\nErrors: the kernel's, and in brackets those of eager PyTorch.\n")
+    print("| case | " + " | ".join(name.replace("_", " ") for name in RESULTS) + " |")
+    print("|---" * (1 + len(RESULTS)) + "|")
+    for name, rows in cases.items():
+        op, eager = rows["infoseg_fast"], rows["eager"]
+        if op["op"] == "loss":
+            print(f"| {name} | " + " | ".join(f"{op[f'error_{r}']} ({eager[f'error_{r}']})" for r in RESULTS) + " |")
+
+
+if __name__ == "__main__":
+    main()
