@@ -1,6 +1,6 @@
 """Prints the tables of docs/matching-and-scores.md: the matcher and the scorer against what they replace.
 
-    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [bootstrap] [rehearsal]
+    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [bootstrap] [rehearsal]
 
 Every figure is a ratio of medians: competitor and package take turns in one process. With one thread the processor's
 time is taken, which other processes on the machine disturb little; with two, the clock's, so there the machine should
@@ -20,6 +20,7 @@ import scipy.optimize
 import torch
 
 import infoseg_fast as isf
+from infoseg_fast import bench, bench_baselines
 
 try:
     import lap
@@ -166,6 +167,30 @@ def counts():
         row(name, f"{theirs / one:.1f}", f"{slow / two:.1f}", f"{one / pred.size * 1e9:.2f}")
 
 
+def fused():
+    print(
+        "\nFrom features to counts, B=16 C=64 D=256 K=15, 32x32 features, 128x128 targets, a tenth ignored, one thread."
+    )
+    table("way", "milliseconds", "times as fast")
+    case = next(case for case in bench.CASES if case.op == "segment")
+    x, _ = bench.inputs(case, "cpu")
+    features, global_features, weight, bias = x
+    target = torch.from_numpy(RNG.integers(0, 15, (16, 128, 128)).astype(np.uint8))
+    target[torch.rand(target.shape) < 0.1] = 255
+
+    def pytorch():
+        labels = bench_baselines.segment(*x, size=(128, 128))
+        counted = target != 255
+        torch.bincount(labels[counted].long() * 15 + target[counted], minlength=15 * 15)
+
+    def op():
+        isf.segment_and_count(features, global_features, target, weight, bias, num_classes=15)
+
+    theirs, ours = medians([pytorch, op], 5.0)
+    row("conv, einsum, interpolate, argmax, masked bincount", f"{1e3 * theirs:.1f}", "")
+    row("segment_and_count", f"{1e3 * ours:.2f}", f"{theirs / ours:.1f}")
+
+
 def bootstrap():
     print("\nPoisson bootstrap with 1,000 replicates, 15 clusters and classes.")
     table("step", "microseconds")
@@ -186,36 +211,38 @@ def bootstrap():
 
 def rehearsal():
     print("\nA rehearsal of an evaluation: 50,000 synthetic 128x128 images, 15 clusters, batches of 60, one thread.")
-    pred, target = (torch.randint(0, 15, (60, 128, 128), dtype=torch.uint8) for _ in range(2))
+    batch, batches = 60, 834
     model = isf.InfoSegNet(num_classes=15).eval()
     projection = model.local_projection
-    images = torch.rand(60, 3, 128, 128)
-    with torch.inference_mode():
-        model(images)
-        start = time.perf_counter()
-        features, global_features = model(images)
-        network = time.perf_counter() - start
-        isf.segment(features, global_features, projection.weight, projection.bias, size=(128, 128))
-        start = time.perf_counter()
-        isf.segment(features, global_features, projection.weight, projection.bias, size=(128, 128))
-        segmenting = time.perf_counter() - start
+    images = torch.rand(batch, 3, 128, 128)
+    target = torch.randint(0, 15, (batch, 128, 128), dtype=torch.uint8)
     metrics = isf.ClusterMetrics(15, 15)
-    metrics.update(pred, target)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    for _ in range(0, 50_000, 60):
-        metrics.update(pred, target)
-    scores = metrics.compute()
-    scoring = time.perf_counter() - start
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+    def count():
+        metrics.add(
+            isf.segment_and_count(features, global_features, target, projection.weight, projection.bias, num_classes=15)
+        )
+
+    with torch.inference_mode():
+        features, global_features = model(images)
+        network, counting = medians([lambda: model(images), count], 10.0)
+        metrics.reset()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(batches):
+            count()
+        start = time.thread_time()
+        scores = metrics.compute()
+        scoring = time.thread_time() - start
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     table("part", "microseconds an image", "of the network's time")
-    row("network (width 64)", f"{network / 60 * 1e6:.0f}", "")
-    row("segmenting at image size", f"{segmenting / 60 * 1e6:.0f}", f"{segmenting / network:.2%}")
-    row("counting and scores", f"{scoring / 50_000 * 1e6:.1f}", f"{scoring / 50_000 / (network / 60):.2%}")
+    row("network (width 64)", f"{network / batch * 1e6:.0f}", "")
+    row("segmenting and counting", f"{counting / batch * 1e6:.1f}", f"{counting / network:.2%}")
+    shared = scoring / batches / batch
+    row("scores at the end", f"{shared * 1e6:.3f}", f"{shared / (network / batch):.4%}")
     print(f"\n{scores['num_pixels']:,} pixels counted; peak memory grew by {grown / 1024:.1f} MiB over them.")
 
 
-PARTS = {part.__name__: part for part in (matcher, structured, batches, counts, bootstrap, rehearsal)}
+PARTS = {part.__name__: part for part in (matcher, structured, batches, counts, fused, bootstrap, rehearsal)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
