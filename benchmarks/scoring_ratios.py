@@ -168,9 +168,7 @@ def counts():
 
 
 def fused():
-    print(
-        "\nFrom features to counts, B=16 C=64 D=256 K=15, 32x32 features, 128x128 targets, a tenth ignored, one thread."
-    )
+    print("\nFrom features to counts: B=16 C=64 D=256 K=15, 32x32 to 128x128, a tenth ignored, one thread.")
     table("way", "milliseconds", "times as fast")
     case = next(case for case in bench.CASES if case.op == "segment")
     x, _ = bench.inputs(case, "cpu")
