@@ -1,0 +1,128 @@
+"""Tile shapes: a table with a reason for each row, and opt-in tuning (`INFOSEG_AUTOTUNE=1`).
+
+By default the first row that fits is taken, whatever the GPU, so that a result never changes with the machine's load:
+the order of sums follows the tile shape. With `INFOSEG_AUTOTUNE=1` every fitting row is timed once for each GPU, op and
+shape, and the fastest is kept in `~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
+"""
+
+import functools
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block sizes by constexpr name, warps a program, and stages of the pipelined loads."""
+
+    blocks: dict[str, int] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the choice of a tile depends on. `variant` is a kernel's own word for what else sets its shape."""
+
+    itemsize: int  # of the features
+    C: int
+    K: int
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    kernel: str
+    fits: Callable[[Key], bool]
+    config: Config
+    reason: str
+
+
+def _tile(
+    K_at_most: int, P: int, C: int, warps: int, stages: int, *kernels: str, itemsize: tuple[int, ...], reason: str
+):
+    config = Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages)
+    return [Row(k, lambda key: key.itemsize in itemsize and key.K <= K_at_most, config, reason) for k in kernels]
+
+
+BOTH = ("similarity_forward", "similarity_backward")
+TABLE: list[Row] = [
+    *_tile(64, 128, 64, 4, 3, "similarity_forward", itemsize=(4, 2), reason="draft"),
+    *_tile(256, 64, 32, 8, 2, "similarity_forward", itemsize=(4, 2), reason="draft"),
+    *_tile(64, 64, 64, 4, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
+    *_tile(256, 64, 32, 8, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
+    *_tile(256, 32, 16, 8, 2, *BOTH, itemsize=(8,), reason="draft"),
+]
+
+
+def rows(kernel: str, key: Key) -> list[Config]:
+    """The configurations that fit, the table's choice first."""
+    found = [row.config for row in TABLE if row.kernel == kernel and row.fits(key)]
+    if not found:
+        raise AssertionError(f"no configuration of {kernel} fits {key}")
+    return found
+
+
+def run(kernel: str, key: Key, device: torch.device, body: Callable[[Config], Result]) -> Result:
+    """`body` with the configuration of `kernel` for `key`; it allocates what it writes, so it may run many times."""
+    found = rows(kernel, key)
+    if not autotunes(device):
+        return body(found[0])
+    cache = _cache(_cache_file())
+    name = "/".join((torch.cuda.get_device_name(device), kernel, repr(key)))
+    if name not in cache:
+        if torch.cuda.is_current_stream_capturing():
+            return body(found[0])
+        times = [_time(body, config) for config in found]
+        cache[name] = repr(found[times.index(min(times))])
+        _write(_cache_file(), cache)
+    return body(next((config for config in found if repr(config) == cache[name]), found[0]))
+
+
+def autotunes(device: torch.device) -> bool:
+    return os.environ.get("INFOSEG_AUTOTUNE") == "1" and device.type == "cuda"
+
+
+def _time(body: Callable[[Config], object], config: Config, repeats: int = 9) -> float:
+    """Median milliseconds of `body(config)` on the current stream; infinite where it does not fit the GPU."""
+    try:
+        body(config)
+    except Exception as error:
+        if "OutOfResources" in type(error).__name__:
+            return float("inf")
+        raise
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in marks:
+        start.record()
+        body(config)
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in marks)
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("INFOSEG_AUTOTUNE_CACHE") or Path.home() / ".cache" / "infoseg_fast" / "autotune.json")
+
+
+@functools.cache
+def _cache(file: Path) -> dict[str, str]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(file: Path, cache: dict[str, str]) -> None:
+    """Atomically, so that a process beside this one reads a whole file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f".{os.getpid()}.tmp")
+    new.write_text(json.dumps(cache, indent=1))
+    new.replace(file)

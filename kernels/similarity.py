@@ -1,0 +1,324 @@
+"""`local_global_similarity` and `assign`: z = G f + g0 and V = softmax(tau z), and their gradients.
+
+Going forward a program forms the [K, BLOCK_P] scores of a tile of positions on tensor cores, from one read of f, and
+writes them, their softmax or their argmax. Going back a program owns a chunk of channels and a run of position tiles:
+it forms df from dz and G, and sums its part of dG in registers, from one read of f; the parts are summed in a fixed
+order by a second launch, so reruns give the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..ops.custom import Gradients, Needs, empty_gradients
+from . import configs
+from .launch import Cost, Launch, kernel, launch
+from .reduction import sum_partials
+from .tiles import alignment, block, divided, feature_offsets, layout, precision, product, strides
+
+# Programs that keep any GPU of today busy for several rounds; fixed, so that results do not depend on the GPU.
+PROGRAMS = 512
+
+
+def _forward_cost(started: Launch) -> Cost:
+    f, G, g0, out = (started.arguments[name] for name in ("features", "G", "g0", "out"))
+    B, C = f.shape[:2]
+    K, P = started.constexprs["K"], started.arguments["P"]
+    tiles = started.programs // B
+    each_image = K * C * G.element_size() + (0 if g0 is None else K * g0.element_size())
+    read = f.numel() * f.element_size()
+    return Cost(
+        loads=read + B * tiles * each_image,
+        stores=out.numel() * out.element_size(),
+        distinct_loads=read + B * each_image,
+        operations=2 * B * K * C * P,
+    )
+
+
+@kernel(products=True, wide_loads=True, cost=_forward_cost)
+def similarity_forward(
+    features,  # [B, C, h, w], any strides
+    G,  # [B, K, C]
+    g0,  # [B, K] or None
+    out,  # [B, K, P] scores or probabilities, or [B, P] labels
+    temperature: tl.float64,
+    P: tl.int32,
+    w: tl.int32,
+    stride_b: tl.int64,
+    stride_c: tl.int64,
+    stride_y: tl.int64,
+    stride_x: tl.int64,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,  # what the features' strides divide by
+    ALIGN_P: tl.constexpr,  # what P divides by
+    OUTPUT: tl.constexpr,  # "similarity", "softmax" or "argmax"
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    P = divided(P, ALIGN_P)
+    tiles = tl.cdiv(P, BLOCK_P)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    p = tl.program_id(0) % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    k = tl.arange(0, BLOCK_K)
+    c = tl.arange(0, BLOCK_C)
+    f_tile = features + b * divided(stride_b, ALIGN)
+    f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)  # [BLOCK_C, BLOCK_P]
+    G_tile = G + b * (K * C) + k[:, None] * C + c[None, :]  # [BLOCK_K, BLOCK_C]
+
+    z = tl.zeros((BLOCK_K, BLOCK_P), G.dtype.element_ty)
+    for start in range(0, C, BLOCK_C):
+        inside = start + c < C
+        f = tl.load(f_tile, mask=inside[:, None] & (p < P)[None, :], other=0)
+        G_c = tl.load(G_tile, mask=(k < K)[:, None] & inside[None, :], other=0)
+        z = product(G_c.to(f.dtype), f, z, PRECISION)
+        f_tile += (
+            BLOCK_C * stride_c
+            if LAYOUT == "strided"
+            else BLOCK_C * (divided(stride_c, ALIGN) if LAYOUT == "positions" else 1)
+        )
+        G_tile += BLOCK_C
+    if g0 is not None:
+        z += tl.load(g0 + b * K + k, mask=k < K, other=0)[:, None]
+
+    if OUTPUT == "argmax":
+        # Of equal classes the lowest; a NaN never wins, so there always is a label below K.
+        z = tl.where((k < K)[:, None] & (z == z), z, float("-inf"))
+        label = tl.argmax(z, axis=0, tie_break_left=True)  # [BLOCK_P]
+        tl.store(out + b * P + p, label.to(tl.uint8), mask=p < P)
+    else:
+        if OUTPUT == "softmax":
+            z = tl.where((k < K)[:, None], z * tl.cast(temperature, z.dtype), float("-inf"))
+            e = tl.exp(z - tl.max(z, axis=0)[None, :])
+            z = e / tl.sum(e, axis=0)[None, :]
+        out_tile = out + b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
+        tl.store(out_tile, z.to(out.dtype.element_ty), mask=(k < K)[:, None] & (p < P)[None, :])
+
+
+def _backward_cost(started: Launch) -> Cost:
+    a, c = started.arguments, started.constexprs
+    B = a["features"].shape[0]
+    P, K, C = a["P"], c["K"], c["C"]
+    chunks = triton.cdiv(max(C, 1), c["BLOCK_C"])
+    per_position = sum(B * K * P * a[name].element_size() for name in ("grad", "probs") if a[name] is not None)
+    map_bytes = B * C * P * a["features"].element_size()
+    read = (map_bytes if c["NEED_G"] else 0) + per_position
+    G_bytes = B * K * C * a["G"].element_size() if c["NEED_F"] else 0
+    written = [x for x in (a["df"], a["dG"], a["dg0"]) if x is not None]
+    return Cost(
+        loads=read + (chunks - 1) * per_position + a["splits"] * G_bytes,
+        stores=sum(x.numel() * x.element_size() for x in written),
+        distinct_loads=read + G_bytes,
+        operations=2 * B * K * C * P * (c["NEED_F"] + c["NEED_G"]),
+    )
+
+
+@kernel(products=True, wide_loads=True, cost=_backward_cost)
+def similarity_backward(
+    features,  # [B, C, h, w], any strides
+    G,  # [B, K, C]
+    grad,  # [B, K, P], by the scores or, with probs, by the probabilities
+    probs,  # [B, K, P] or None
+    df,  # as features, or None
+    dG,  # [splits, B, K, C] or None
+    dg0,  # [splits, B, K] or None
+    temperature: tl.float64,
+    P: tl.int32,
+    w: tl.int32,
+    B: tl.int32,
+    splits: tl.int32,
+    tiles_a_split: tl.int32,
+    stride_b: tl.int64,
+    stride_c: tl.int64,
+    stride_y: tl.int64,
+    stride_x: tl.int64,
+    df_stride_b: tl.int64,
+    df_stride_c: tl.int64,
+    df_stride_y: tl.int64,
+    df_stride_x: tl.int64,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    DF_LAYOUT: tl.constexpr,
+    DF_ALIGN: tl.constexpr,
+    ALIGN_P: tl.constexpr,
+    NEED_F: tl.constexpr,
+    NEED_G: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    P = divided(P, ALIGN_P)
+    # Chunks of channels of the same positions are neighbours in time, so what they share comes from the L2 cache.
+    chunks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C if C > 0 else 1
+    chunk = tl.program_id(0) % chunks
+    split = tl.program_id(0) // chunks % splits
+    b = (tl.program_id(0) // chunks // splits).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
+    classes = (k < K)[:, None]
+    channels = (c < C)[:, None]
+
+    G_c = tl.zeros((BLOCK_K, BLOCK_C), G.dtype.element_ty)
+    if NEED_F:
+        G_c = tl.load(G + b * (K * C) + k[:, None] * C + c[None, :], mask=classes & (c < C)[None, :], other=0)
+    sum_G = tl.zeros((BLOCK_K, BLOCK_C), G.dtype.element_ty)
+    sum_g0 = tl.zeros((BLOCK_K,), G.dtype.element_ty)
+    tiles = tl.cdiv(P, BLOCK_P)
+    for tile in range(split * tiles_a_split, tl.minimum((split + 1) * tiles_a_split, tiles)):
+        p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = classes & (p < P)[None, :]
+        at = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
+        dz = tl.load(grad + at, mask=inside, other=0).to(G.dtype.element_ty)  # [BLOCK_K, BLOCK_P]
+        if probs is not None:
+            V = tl.load(probs + at, mask=inside, other=0).to(dz.dtype)
+            dz = tl.cast(temperature, dz.dtype) * V * (dz - tl.sum(V * dz, axis=0)[None, :])
+        sum_g0 += tl.sum(dz, axis=1)
+        dz = dz.to(features.dtype.element_ty)
+        if NEED_F:
+            df_tile = df + b * divided(df_stride_b, DF_ALIGN)
+            df_tile += feature_offsets(c, p, df_stride_c, df_stride_y, df_stride_x, w, DF_LAYOUT, DF_ALIGN)
+            df_c = tl.zeros((BLOCK_C, BLOCK_P), G.dtype.element_ty)
+            df_c = product(tl.trans(G_c).to(dz.dtype), dz, df_c, PRECISION)
+            tl.store(df_tile, df_c.to(df.dtype.element_ty), mask=channels & (p < P)[None, :])
+        if NEED_G:
+            f_tile = features + b * divided(stride_b, ALIGN)
+            f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)
+            f = tl.load(f_tile, mask=channels & (p < P)[None, :], other=0)
+            sum_G = product(dz, tl.trans(f), sum_G, PRECISION)
+    row = split.to(tl.int64) * B + b
+    if NEED_G:
+        tl.store(dG + row * (K * C) + k[:, None] * C + c[None, :], sum_G, mask=classes & (c < C)[None, :])
+    if dg0 is not None and chunk == 0:
+        tl.store(dg0 + row * K + k, sum_g0, mask=k < K)
+
+
+class SimilarityKernel:
+    """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take."""
+
+    softmax = False
+
+    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
+        from . import unsupported
+
+        return unsupported(device_type, dtype)
+
+    def forward(self, features, G, g0, temperature=1.0):
+        B, _, h, w = features.shape
+        out = features.new_empty(B, G.shape[1], h, w)
+        return scores(features, G, g0, out, "softmax" if self.softmax else "similarity", temperature)
+
+    def backward(self, grad_z, features, G, needs):
+        return gradients(grad_z, None, 1.0, features, G, needs)
+
+
+class AssignKernel(SimilarityKernel):
+    softmax = True
+
+    def backward(self, grad_V, V, features, G, temperature, needs):
+        return gradients(grad_V, V, temperature, features, G, needs)
+
+
+def scores(features, G, g0, out, output: str, temperature: float):
+    """Fill `out` with what `output` of `similarity_forward` says; return it."""
+    B, C, h, w = features.shape
+    K, P = G.shape[1], h * w
+    kind, align = layout(features)
+
+    def started(config):
+        launch(
+            similarity_forward,
+            (triton.cdiv(P, config.blocks["BLOCK_P"]) * B,),
+            {
+                "features": features,
+                "G": G,
+                "g0": g0,
+                "out": out,
+                "temperature": temperature,
+                "P": P,
+                "w": w,
+                **strides(features),
+            },
+            {
+                "C": C,
+                "K": K,
+                "LAYOUT": kind,
+                "ALIGN": align,
+                "ALIGN_P": alignment(P),
+                "OUTPUT": output,
+                "PRECISION": precision(features.dtype),
+                "BLOCK_K": block(K),
+            },
+            config,
+        )
+        return out
+
+    key = configs.Key(features.element_size(), C, K, kind)
+    return configs.run("similarity_forward", key, features.device, started)
+
+
+def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gradients:
+    """df, dG and dg0 from the gradient by the scores, or with `probs` by the probabilities."""
+    B, C, h, w = features.shape
+    K, P = G.shape[1], h * w
+    kind, align = layout(features)
+
+    def started(config):
+        found = empty_gradients(features, G, needs)
+        if B * P == 0:
+            return Gradients(*(x.zero_() for x in found))
+        df_kind, df_align = layout(found.features) if needs.features else (kind, align)
+        chunks = triton.cdiv(max(C, 1), config.blocks["BLOCK_C"]) if needs.features or needs.G else 1
+        tiles = triton.cdiv(P, config.blocks["BLOCK_P"])
+        tiles_a_split = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, B * chunks)))
+        splits = triton.cdiv(tiles, tiles_a_split)
+        # One split writes the sums themselves.
+        parts = found if splits == 1 else [x.new_empty(splits, *x.shape) for x in found]
+        launch(
+            similarity_backward,
+            (B * splits * chunks,),
+            {
+                "features": features,
+                "G": G,
+                "grad": grad,
+                "probs": probs,
+                "df": found.features if needs.features else None,
+                "dG": parts[1] if needs.G else None,
+                "dg0": parts[2] if needs.g0 else None,
+                "temperature": temperature,
+                "P": P,
+                "w": w,
+                "B": B,
+                "splits": splits,
+                "tiles_a_split": tiles_a_split,
+                **strides(features),
+                **strides(found.features if needs.features else features, "df_"),
+            },
+            {
+                "C": C,
+                "K": K,
+                "LAYOUT": kind,
+                "ALIGN": align,
+                "DF_LAYOUT": df_kind,
+                "DF_ALIGN": df_align,
+                "ALIGN_P": alignment(P),
+                "NEED_F": needs.features,
+                "NEED_G": needs.G,
+                "PRECISION": precision(features.dtype),
+                "BLOCK_K": block(K),
+            },
+            config,
+        )
+        if splits > 1:
+            for part, total, need in zip(parts[1:], found[1:], needs[1:], strict=True):
+                if need:
+                    sum_partials(part, total)
+        return found
+
+    key = configs.Key(features.element_size(), C, K, kind)
+    return configs.run("similarity_backward", key, features.device, started)
