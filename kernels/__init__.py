@@ -20,11 +20,13 @@ def __getattr__(name: str):
 @functools.cache
 def _kernels() -> dict[str, object]:
     """op name -> kernel, as infoseg_fast.dispatch describes."""
+    from .mutual_information import LossKernel
     from .similarity import AssignKernel, SimilarityKernel
 
     return {
         "local_global_similarity": SimilarityKernel(),
         "assign": AssignKernel(),
+        "mutual_information_loss": LossKernel(),
     }
 
 

@@ -60,6 +60,9 @@ TABLE: list[Row] = [
     *_tile(64, 64, 64, 4, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
     *_tile(256, 64, 32, 8, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
     *_tile(256, 32, 16, 8, 2, *BOTH, itemsize=(8,), reason="draft"),
+    Row("loss_forward", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "IMAGES": 4}, 4, 2), "draft"),
+    Row("loss_partner_gradient", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "BLOCK_D": 64, "IMAGES": 4}, 4, 2), "draft"),
+    Row("loss_image_gradient", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "BLOCK_D": 64, "IMAGES": 4}, 4, 2), "draft"),
 ]
 
 

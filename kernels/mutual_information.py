@@ -1,0 +1,228 @@
+"""`mutual_information_loss`: which kernels run, with which tiles, and what is kept between them."""
+
+import torch
+import triton
+
+from ..ops.custom import Gradients, empty_gradients
+from . import configs
+from .launch import launch
+from .mutual_information_backward import loss_global_gradient, loss_image_gradient, loss_partner_gradient
+from .mutual_information_forward import SUMS, loss_forward, loss_value
+from .tiles import alignment, block, layout, precision, strides
+
+# Programs that keep any GPU of today busy; fixed, so that results do not depend on the GPU.
+PROGRAMS = 512
+# Columns of the block that holds the own image, at most: with more, its part of dG would not fit registers.
+OWN_COLUMNS = 64
+VALUE = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
+SUM = configs.Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
+
+
+class LossKernel:
+    """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take.
+
+    The state is `share` [1 + K] of `loss_value` and, for infonce, the log-sum-exp [B, P], or with same_position the
+    probabilities [B, K, P].
+    """
+
+    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
+        from . import unsupported
+
+        if dtype == torch.float64:
+            return "its loss is float32: float64 takes the reference"
+        return unsupported(device_type, dtype)
+
+    def fake_state(self, features, G, g0, valid, settings, needs):
+        B, K = G.shape[:2]
+        P = features.shape[2] * features.shape[3]
+        state = [G.new_empty(1 + K)]
+        if settings.estimator == "infonce":
+            state.append(G.new_empty(B, P))
+        elif settings.negatives == "same_position":
+            state.append(G.new_empty(B, K, P))
+        return state
+
+    def forward(self, features, G, g0, valid, settings, needs):
+        state = self.fake_state(features, G, g0, valid, settings, needs)
+        return _Plan(features, G, g0, valid, settings).forward(*state), state
+
+    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
+        return _Plan(features, G, g0, valid, settings).backward(grad_loss, *state, needs=needs)
+
+
+class _Plan:
+    """One call's sizes, and the arguments that its launches share."""
+
+    def __init__(self, features, G, g0, valid, settings):
+        self.features, self.settings = features, settings
+        self.B, self.C, h, w = features.shape
+        self.K, self.P, self.n = G.shape[1], h * w, settings.num_negatives
+        self.loss = "infonce" if settings.estimator == "infonce" else settings.negatives
+        # Only bfloat16 is multiplied as it is: the coefficients may lie outside of what float16 holds.
+        operands = torch.bfloat16 if features.dtype == torch.bfloat16 else torch.float32
+        self.G = G
+        kind, align = layout(features)
+        self.arguments = {
+            "features": features,
+            "G": G.to(operands),
+            "g0": g0,
+            "valid": valid,
+            "B": self.B,
+            "n": self.n,
+            "P": self.P,
+            "w": w,
+            **strides(features),
+            "tau": settings.temperature,
+        }
+        self.block_k = block(self.K)
+        own = triton.next_power_of_2(1 + self.n)
+        self.own_images = own if self.loss != "same_position" and own * self.block_k <= OWN_COLUMNS else 1
+        self.more = 1 + self.n > self.own_images
+        self.constexprs = {
+            "C": self.C,
+            "K": self.K,
+            "LAYOUT": kind,
+            "ALIGN": align,
+            "ALIGN_P": alignment(self.P),
+            "PRECISION": "tf32" if features.dtype == torch.float16 else precision(features.dtype),
+            "LOSS": self.loss,
+            "BLOCK_K": self.block_k,
+        }
+        self.key = configs.Key(features.element_size(), self.C, self.block_k, self.loss)
+
+    def _splits(self, config, units: int) -> int:
+        """Into how many parts the tiles of positions are split where `units` programs would do without."""
+        return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(PROGRAMS, max(units, 1))))
+
+    def forward(self, share, kept=None):
+        loss = self.G.new_empty(())
+
+        def started(config):
+            splits = self._splits(config, self.B)
+            V, lse = (kept, None) if self.loss == "same_position" else (None, kept)
+            # With same_position the probabilities of all images come first, then the partners.
+            passes = [(self.own_images, self.more)] if V is None else [(1, False), (0, True)]
+            parts = len(passes) * self.B * splits
+            partials = self.G.new_empty(SUMS.value + self.K, parts)
+            for i, (own_images, more) in enumerate(passes):
+                launch(
+                    loss_forward,
+                    (self.B, splits),
+                    self.arguments
+                    | {
+                        "V": V,
+                        "lse": lse,
+                        "partials": partials,
+                        "part": i * self.B * splits,
+                        "parts": parts,
+                        "splits": splits,
+                    },
+                    self.constexprs
+                    | {"OWN_IMAGES": own_images, "MORE": more, "BALANCE": self.settings.balance != 0},
+                    config,
+                )
+            launch(
+                loss_value,
+                (1,),
+                {
+                    "partials": partials,
+                    "loss": loss,
+                    "share": share,
+                    "parts": parts,
+                    "n": self.n,
+                    "balance": self.settings.balance,
+                },
+                {
+                    "K": self.K,
+                    "LOSS": self.loss,
+                    "BALANCE": self.settings.balance != 0,
+                    "BLOCK_K": triton.next_power_of_2(self.K),
+                },
+                VALUE,
+            )
+            return loss
+
+        return configs.run("loss_forward", self.key, self.features.device, started)
+
+    def backward(self, upstream, share, kept=None, *, needs):
+        found = empty_gradients(self.features, self.G, needs)
+        if self.B * self.P == 0:
+            return Gradients(*(x.zero_() for x in found))
+        V, lse = (kept, None) if self.loss == "same_position" else (None, kept)
+        by_partners = None if V is None else torch.empty_like(V)
+        shared = self.arguments | {"V": V, "lse": lse, "by_partners": by_partners}
+        image_config = configs.rows("loss_image_gradient", self.key)[0]
+        image_chunks = triton.cdiv(self.C, image_config.blocks["BLOCK_D"])
+        image_splits = self._splits(image_config, self.B * image_chunks)
+        image_parts = min(self.own_images, 1 + self.n) * image_splits
+        partner_parts = 0
+        if self.more and (needs.G or needs.g0 or V is not None):
+            partner_config = configs.rows("loss_partner_gradient", self.key)[0]
+            partner_chunks = triton.cdiv(self.C, partner_config.blocks["BLOCK_D"]) if needs.G else 1
+            units = triton.cdiv(self.B, partner_config.blocks["IMAGES"]) * partner_chunks
+            partner_parts = self._splits(partner_config, units)
+        parts = image_parts + partner_parts
+        dG = self.G.new_empty(parts, *self.G.shape) if needs.G else None
+        dg0 = self.G.new_empty(parts, self.B, self.K) if needs.g0 else None
+
+        def part(x, begin, end):
+            return None if x is None else x[begin:end]
+
+        if partner_parts:
+            launch(
+                loss_partner_gradient,
+                (units * partner_parts,),
+                shared
+                | {
+                    "dG": part(dG, image_parts, parts),
+                    "dg0": part(dg0, image_parts, parts),
+                    "splits": partner_parts,
+                    "first_partner": self.own_images,
+                },
+                self.constexprs | {"NEED_G": needs.G},
+                partner_config,
+            )
+        df = found.features if needs.features else self.features
+        df_kind, df_align = layout(df)
+        launch(
+            loss_image_gradient,
+            (self.B * image_chunks * image_splits,),
+            shared
+            | {
+                "share": share,
+                "upstream": upstream,
+                "df": df if needs.features else None,
+                "dG": part(dG, 0, image_parts),
+                "dg0": part(dg0, 0, image_parts),
+                "splits": image_splits,
+                **strides(df, "df_"),
+            },
+            self.constexprs
+            | {
+                "DF_LAYOUT": df_kind,
+                "DF_ALIGN": df_align,
+                "OWN_IMAGES": self.own_images,
+                "MORE": self.more,
+                "BALANCE": self.settings.balance != 0,
+                "NEED_F": needs.features,
+                "NEED_G": needs.G,
+            },
+            image_config,
+        )
+        for partials, out in ((dG, found.G), (dg0, found.g0)):
+            if partials is not None:
+                launch(
+                    loss_global_gradient,
+                    (triton.cdiv(out.numel(), SUM.blocks["BLOCK"]),),
+                    {
+                        "partials": partials,
+                        "out": out,
+                        "share": share,
+                        "upstream": upstream,
+                        "parts": parts,
+                        "size": out.numel(),
+                    },
+                    {},
+                    SUM,
+                )
+        return found
