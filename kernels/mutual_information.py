@@ -166,7 +166,7 @@ class _Plan:
         dg0 = self.G.new_empty(parts, self.B, self.K) if needs.g0 else None
 
         def part(x, begin, end):
-            return None if x is None else x[begin:end]
+            return None if x is None else x.narrow(0, begin, end - begin)
 
         if partner_parts:
             launch(

@@ -113,35 +113,35 @@ def loss_image_gradient(
         if LOSS == "infonce":
             top = tl.load(lse + b.to(tl.int64) * P + p, mask=inside, other=0)
 
-        q = scores(
+        own_q = scores(
             f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
             PRECISION, BLOCK_C,
         )  # fmt: skip
-        z = own_scores(q, OWN_IMAGES, BLOCK_K)
-        a = own_coefficients(z, usage, tau, K, LOSS == "infonce", BALANCE)
+        z = own_scores(own_q, OWN_IMAGES, BLOCK_K)
+        own_a = own_coefficients(z, usage, tau, K, LOSS == "infonce", BALANCE)
         if OWN_IMAGES > 1:
             j = tl.arange(0, OWN_IMAGES * BLOCK_K) // BLOCK_K
-            a = tl.where((tl.arange(0, OWN_IMAGES) == 0)[None, :, None], a[:, None, :], 0)
-            a = tl.reshape(a, (BLOCK_P, OWN_IMAGES * BLOCK_K))
-            by_partner, _ = partner_coefficients(q, None, top, tau, n, K, LOSS, OWN_IMAGES, BLOCK_K)
-            a += by_partner if LOSS == "infonce" else tl.where((j >= 1)[None, :], by_partner, 0)
+            own_a = tl.where((tl.arange(0, OWN_IMAGES) == 0)[None, :, None], own_a[:, None, :], 0)
+            own_a = tl.reshape(own_a, (BLOCK_P, OWN_IMAGES * BLOCK_K))
+            by_partner, _ = partner_coefficients(own_q, None, top, tau, n, K, LOSS, OWN_IMAGES, BLOCK_K)
+            own_a += by_partner if LOSS == "infonce" else tl.where((j >= 1)[None, :], by_partner, 0)
         elif LOSS == "infonce":
-            a += tl.exp(z - top[:, None])
-        a = tl.where(ok[:, None] & own_live[None, :], a, 0)
-        if LOSS == "same_position":  # a position that does not count may be the partner of one that does
-            a += position_tile(by_partners, own, own_live, p, inside, P)
-        dg0_sum += tl.sum(a, 0)
-        a = a.to(G.dtype.element_ty)
+            own_a += tl.exp(z - top[:, None])
+        own_a = tl.where(ok[:, None] & own_live[None, :], own_a, 0)
+        if LOSS == "same_position":  # own_a position that does not count may be the partner of one that does
+            own_a += position_tile(by_partners, own, own_live, p, inside, P)
+        dg0_sum += tl.sum(own_a, 0)
+        own_a = own_a.to(G.dtype.element_ty)
         if NEED_G:
             f_d = f
             if C > BLOCK_C:
                 f_d = feature_tile(
                     image, chunk * BLOCK_D, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_D
                 ).to(G.dtype.element_ty)
-            dG_sum = product(f_d, a, dG_sum, PRECISION)
+            dG_sum = product(f_d, own_a, dG_sum, PRECISION)
         if NEED_F:
-            g_d = own_g if C <= BLOCK_C else global_tile(G, own, own_live, chunk * BLOCK_D, C, BLOCK_D)
-            df_tile = product(a, g_d, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), PRECISION)
+            own_g_d = own_g if C <= BLOCK_C else global_tile(G, own, own_live, chunk * BLOCK_D, C, BLOCK_D)
+            df_tile = product(own_a, own_g_d, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), PRECISION)
             if MORE:
                 for first in range(OWN_IMAGES, n + 1, IMAGES):
                     row, live = partner_columns(b, first, B, n, K, IMAGES, BLOCK_K)

@@ -86,33 +86,33 @@ def loss_forward(
             f = f.to(G.dtype.element_ty)
         else:
             f = None
-            g = None
+            own_g = None
 
         if OWN_IMAGES > 0:
-            row, live = partner_columns(b, 0, B, n, K, OWN_IMAGES, BLOCK_K)
+            own, own_live = partner_columns(b, 0, B, n, K, OWN_IMAGES, BLOCK_K)
             if C <= BLOCK_C:
-                g = global_tile(G, row, live, 0, C, BLOCK_C)
-            q = scores(
-                f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C, LAYOUT, ALIGN, PRECISION,
+                own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
+            own_q = scores(
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN, PRECISION,
                 BLOCK_C,
             )  # fmt: skip
-            z = own_scores(q, OWN_IMAGES, BLOCK_K)
+            z = own_scores(own_q, OWN_IMAGES, BLOCK_K)
             V_own = softmax(z, tau, K)
             T = tl.sum(V_own * z, 1)
             count += ok.to(tl.float32)
             if BALANCE:
                 usage += tl.sum(tl.where(ok[:, None], V_own, 0), 0)
             if LOSS == "infonce":
-                q = tl.where(live[None, :], q, float("-inf"))
-                top = tl.max(q, 1)
-                total = tl.sum(tl.exp(q - top[:, None]), 1)
+                own_q = tl.where(own_live[None, :], own_q, float("-inf"))
+                top = tl.max(own_q, 1)
+                total = tl.sum(tl.exp(own_q - top[:, None]), 1)
             else:
                 positive += tl.where(ok, softplus(-T), 0)
                 if OWN_IMAGES > 1:
-                    _, _, T_neg = partner_negatives(q, None, tau, K, LOSS, OWN_IMAGES, BLOCK_K)
+                    _, _, own_T_neg = partner_negatives(own_q, None, tau, K, LOSS, OWN_IMAGES, BLOCK_K)
                     j = tl.arange(0, OWN_IMAGES)
-                    counts = ok[:, None] & ((j >= 1) & (j <= n))[None, :]
-                    negative += tl.sum(tl.where(counts, softplus(T_neg), 0), 1)
+                    own_counts = ok[:, None] & ((j >= 1) & (j <= n))[None, :]
+                    negative += tl.sum(tl.where(own_counts, softplus(own_T_neg), 0), 1)
             if LOSS == "same_position":
                 k = tl.arange(0, BLOCK_K)
                 to = V + (b * K + k).to(tl.int64)[None, :] * P + p[:, None]
@@ -121,6 +121,7 @@ def loss_forward(
         if MORE:
             for first in range(max(OWN_IMAGES, 1), n + 1, IMAGES):
                 row, live = partner_columns(b, first, B, n, K, IMAGES, BLOCK_K)
+                g = None
                 if C <= BLOCK_C:
                     g = global_tile(G, row, live, 0, C, BLOCK_C)
                 q = scores(
