@@ -14,6 +14,8 @@ from .tiles import alignment, block, layout, precision, strides
 PROGRAMS = 512
 # Columns of the block that holds the own image, at most: with more, its part of dG would not fit registers.
 OWN_COLUMNS = 64
+# Scores are kept where that adds at most this to the bytes that a training step must move.
+KEPT_SHARE = 0.08
 VALUE = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
 SUM = configs.Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
 
@@ -21,8 +23,8 @@ SUM = configs.Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
 class LossKernel:
     """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take.
 
-    The state is `share` [1 + K] of `loss_value` and, for infonce, the log-sum-exp [B, P], or with same_position the
-    probabilities [B, K, P].
+    The state is `share` [1 + K] of `loss_value` and, where there is something to keep for going back, one tensor more:
+    see `_Plan.keeps`.
     """
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
@@ -33,18 +35,12 @@ class LossKernel:
         return unsupported(device_type, dtype)
 
     def fake_state(self, features, G, g0, valid, settings, needs):
-        B, K = G.shape[:2]
-        P = features.shape[2] * features.shape[3]
-        state = [G.new_empty(1 + K)]
-        if settings.estimator == "infonce":
-            state.append(G.new_empty(B, P))
-        elif settings.negatives == "same_position":
-            state.append(G.new_empty(B, K, P))
-        return state
+        return _Plan(features, G, g0, valid, settings).state(needs)
 
     def forward(self, features, G, g0, valid, settings, needs):
-        state = self.fake_state(features, G, g0, valid, settings, needs)
-        return _Plan(features, G, g0, valid, settings).forward(*state), state
+        plan = _Plan(features, G, g0, valid, settings)
+        state = plan.state(needs)
+        return plan.forward(*state), state
 
     def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
         return _Plan(features, G, g0, valid, settings).backward(grad_loss, *state, needs=needs)
@@ -76,8 +72,9 @@ class _Plan:
         }
         self.block_k = block(self.K)
         own = triton.next_power_of_2(1 + self.n)
-        self.own_images = own if self.loss != "same_position" and own * self.block_k <= OWN_COLUMNS else 1
-        self.more = 1 + self.n > self.own_images
+        complete = own * self.block_k <= OWN_COLUMNS and (self.n == 1 or self.loss != "same_position")
+        self.own_images = own if complete else 1
+        self.more = not complete
         self.constexprs = {
             "C": self.C,
             "K": self.K,
@@ -90,6 +87,30 @@ class _Plan:
         }
         self.key = configs.Key(features.element_size(), self.C, self.block_k, self.loss)
 
+    @property
+    def keeps(self) -> str:
+        """What is kept for going back.
+
+        "lse": the log-sum-exp of all scores, [B, P]; "V": the probabilities, [B, K, P], without which no position knows
+        the feature that a partner assigned to it; "scores": all (1 + n) K of a position, where those are few beside its
+        channels; "": nothing, scores are formed anew.
+        """
+        if self.more:
+            return {"infonce": "lse", "same_position": "V", "reassigned": ""}[self.loss]
+        kept = 2 * 4 * (1 + self.n) * self.K
+        return "scores" if kept <= KEPT_SHARE * 3 * self.C * self.features.element_size() else ""
+
+    def state(self, needs) -> list[torch.Tensor]:
+        shapes = {"lse": (self.P,), "V": (self.K, self.P), "scores": (1 + self.n, self.K, self.P)}
+        keeps = self.keeps if any(needs) else ""
+        share = self.G.new_empty(1 + self.K)
+        return [share, self.G.new_empty(self.B, *shapes[keeps])] if keeps else [share]
+
+    def _kept(self, kept) -> dict[str, torch.Tensor | None]:
+        """The kernels' arguments for what is kept."""
+        names = {"lse": "lse", "V": "V", "scores": "kept"}
+        return {name: kept if self.keeps == kind else None for kind, name in names.items()}
+
     def _splits(self, config, units: int) -> int:
         """Into how many parts the tiles of positions are split where `units` programs would do without."""
         return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(PROGRAMS, max(units, 1))))
@@ -99,9 +120,10 @@ class _Plan:
 
         def started(config):
             splits = self._splits(config, self.B)
-            V, lse = (kept, None) if self.loss == "same_position" else (None, kept)
-            # With same_position the probabilities of all images come first, then the partners.
-            passes = [(self.own_images, self.more)] if V is None else [(1, False), (0, True)]
+            # With same_position and several partners, the probabilities of all images come first.
+            two = self.keeps == "V"
+            passes = [(1, False), (0, True)] if two else [(self.own_images, self.more)]
+            V = self.G.new_empty(self.B, self.K, self.P) if two and kept is None else kept
             parts = len(passes) * self.B * splits
             partials = self.G.new_empty(SUMS.value + self.K, parts)
             for i, (own_images, more) in enumerate(passes):
@@ -109,9 +131,8 @@ class _Plan:
                     loss_forward,
                     (self.B, splits),
                     self.arguments
+                    | self._kept(V)
                     | {
-                        "V": V,
-                        "lse": lse,
                         "partials": partials,
                         "part": i * self.B * splits,
                         "parts": parts,
@@ -148,15 +169,14 @@ class _Plan:
         found = empty_gradients(self.features, self.G, needs)
         if self.B * self.P == 0:
             return Gradients(*(x.zero_() for x in found))
-        V, lse = (kept, None) if self.loss == "same_position" else (None, kept)
-        by_partners = None if V is None else torch.empty_like(V)
-        shared = self.arguments | {"V": V, "lse": lse, "by_partners": by_partners}
+        by_partners = torch.empty_like(kept) if self.keeps == "V" else None
+        shared = self.arguments | self._kept(kept) | {"by_partners": by_partners}
         image_config = configs.rows("loss_image_gradient", self.key)[0]
         image_chunks = triton.cdiv(self.C, image_config.blocks["BLOCK_D"])
         image_splits = self._splits(image_config, self.B * image_chunks)
         image_parts = min(self.own_images, 1 + self.n) * image_splits
         partner_parts = 0
-        if self.more and (needs.G or needs.g0 or V is not None):
+        if self.more and (needs.G or needs.g0 or by_partners is not None):
             partner_config = configs.rows("loss_partner_gradient", self.key)[0]
             partner_chunks = triton.cdiv(self.C, partner_config.blocks["BLOCK_D"]) if needs.G else 1
             units = triton.cdiv(self.B, partner_config.blocks["IMAGES"]) * partner_chunks
@@ -172,7 +192,7 @@ class _Plan:
             launch(
                 loss_partner_gradient,
                 (units * partner_parts,),
-                shared
+                {name: x for name, x in shared.items() if name != "kept"}
                 | {
                     "dG": part(dG, image_parts, parts),
                     "dg0": part(dg0, image_parts, parts),

@@ -17,14 +17,18 @@ import triton.language as tl
 
 from .launch import Cost, Launch, kernel
 from .mutual_information_tiles import (
+    at_same_position,
     feature_tile,
     global_tile,
+    kept_row,
+    log_sum_exp,
     own_coefficients,
-    own_scores,
     partner_coefficients,
     partner_columns,
     position_tile,
     scores,
+    scores_of_partner,
+    softmax,
 )
 from .tiles import divided, feature_offsets, product
 
@@ -39,9 +43,10 @@ def loss_image_gradient(
     G,  # [B, K, C]
     g0,  # [B, K] or None
     valid,  # [B, P] or None
-    V,  # [B, K, P] probabilities; None unless same_position
-    by_partners,  # [B, K, P] the gradient by z of being a partner; None unless same_position
-    lse,  # [B, P]; None unless infonce
+    V,  # [B, K, P] probabilities; None unless same_position with MORE
+    by_partners,  # [B, K, P] the gradient by z of being a partner; as V
+    lse,  # [B, P]; None unless infonce with MORE
+    kept,  # [B, own, K, P] scores of the own block; None: they are formed anew
     share,  # [1 + K]: 1 / M, then the gradient of the balance term by V
     upstream,  # []
     df,  # as features, or None
@@ -109,27 +114,66 @@ def loss_image_gradient(
         if C <= BLOCK_C:
             f = feature_tile(image, 0, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
             f = f.to(G.dtype.element_ty)
+        if kept is not None:
+            own_q = position_tile(kept, kept_row(b, n, K, OWN_IMAGES, BLOCK_K), own_live, p, inside, P)
+        else:
+            own_q = scores(
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
+                PRECISION, BLOCK_C,
+            )  # fmt: skip
         top = None
         if LOSS == "infonce":
-            top = tl.load(lse + b.to(tl.int64) * P + p, mask=inside, other=0)
-
-        own_q = scores(
-            f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
-            PRECISION, BLOCK_C,
-        )  # fmt: skip
-        z = own_scores(own_q, OWN_IMAGES, BLOCK_K)
-        own_a = own_coefficients(z, usage, tau, K, LOSS == "infonce", BALANCE)
-        if OWN_IMAGES > 1:
+            if MORE:
+                top = tl.load(lse + b.to(tl.int64) * P + p, mask=inside, other=0)
+            else:
+                largest, total = log_sum_exp(own_q, own_live)
+                top = largest + tl.log(total)
+        z = scores_of_partner(own_q, 0, OWN_IMAGES, BLOCK_K)
+        V_own = softmax(z, tau, K)
+        own_a = own_coefficients(z, V_own, usage, tau, LOSS == "infonce", BALANCE)
+        if LOSS == "infonce" and OWN_IMAGES == 1:
+            own_a += tl.exp(z - top[:, None])
+        own_a = tl.where(ok[:, None], own_a, 0)
+        if LOSS == "same_position":
+            # A position that does not count may still be the partner of one that does.
+            if OWN_IMAGES == 1:
+                own_a += position_tile(by_partners, own, own_live, p, inside, P)
+            else:
+                next_image, previous = (b + 1) % B, (b + B - 1) % B
+                row_z, live_z = partner_columns(next_image, 0, B, 0, K, 1, BLOCK_K)
+                row_w, live_w = partner_columns(b, 0, B, 0, K, 1, BLOCK_K)
+                if kept is not None:
+                    k = tl.arange(0, BLOCK_K)
+                    next_z = position_tile(kept, next_image * 2 * K + k, live_z, p, inside, P)
+                    previous_w = position_tile(kept, (previous * 2 + 1) * K + k, live_w, p, inside, P)
+                else:
+                    next_z = scores(
+                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
+                        stride_y, stride_x, w, G, g0, row_z, live_z, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                    )  # fmt: skip
+                    previous_w = scores(
+                        None, None, features + previous.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
+                        stride_y, stride_x, w, G, g0, row_w, live_w, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                    )  # fmt: skip
+                previous_ok = inside
+                if valid is not None:
+                    previous_ok = tl.load(valid + previous.to(tl.int64) * P + p, mask=inside, other=0) != 0
+                _, _, by_previous = at_same_position(previous_w, V_own, tau, n)
+                own_a += tl.where(previous_ok[:, None], by_previous, 0)
+                next_w = scores_of_partner(own_q, 1, OWN_IMAGES, BLOCK_K)
+                _, by_next_w, _ = at_same_position(next_w, softmax(next_z, tau, K), tau, n)
+                by_next_w = tl.where(ok[:, None], by_next_w, 0)
+                i = tl.arange(0, OWN_IMAGES)[None, :, None]
+                own_a = tl.where(i == 0, own_a[:, None, :], tl.where(i == 1, by_next_w[:, None, :], 0))
+                own_a = tl.reshape(own_a, (BLOCK_P, OWN_IMAGES * BLOCK_K))
+        elif OWN_IMAGES > 1:
             j = tl.arange(0, OWN_IMAGES * BLOCK_K) // BLOCK_K
             own_a = tl.where((tl.arange(0, OWN_IMAGES) == 0)[None, :, None], own_a[:, None, :], 0)
             own_a = tl.reshape(own_a, (BLOCK_P, OWN_IMAGES * BLOCK_K))
             by_partner, _ = partner_coefficients(own_q, None, top, tau, n, K, LOSS, OWN_IMAGES, BLOCK_K)
-            own_a += by_partner if LOSS == "infonce" else tl.where((j >= 1)[None, :], by_partner, 0)
-        elif LOSS == "infonce":
-            own_a += tl.exp(z - top[:, None])
-        own_a = tl.where(ok[:, None] & own_live[None, :], own_a, 0)
-        if LOSS == "same_position":  # own_a position that does not count may be the partner of one that does
-            own_a += position_tile(by_partners, own, own_live, p, inside, P)
+            counts = own_live[None, :] & ok[:, None]
+            own_a += tl.where(counts if LOSS == "infonce" else counts & (j >= 1)[None, :], by_partner, 0)
+        own_a = tl.where(own_live[None, :], own_a, 0)
         dg0_sum += tl.sum(own_a, 0)
         own_a = own_a.to(G.dtype.element_ty)
         if NEED_G:

@@ -11,13 +11,16 @@ import triton.language as tl
 
 from .launch import Cost, Launch, kernel
 from .mutual_information_tiles import (
+    at_same_position,
     feature_tile,
     global_tile,
-    own_scores,
+    kept_row,
+    log_sum_exp,
     partner_columns,
     partner_negatives,
     position_tile,
     scores,
+    scores_of_partner,
     softmax,
     softplus,
 )
@@ -36,8 +39,9 @@ def loss_forward(
     G,  # [B, K, C]
     g0,  # [B, K] or None
     valid,  # [B, P] or None
-    V,  # [B, K, P] probabilities: written with the own block, else read; None unless same_position
+    V,  # [B, K, P] probabilities: written with the own block, else read; None unless same_position with MORE
     lse,  # [B, P] log-sum-exp of all scores, written; None where it is not wanted
+    kept,  # [B, own, K, P] scores of the own block, written; None where they are not wanted
     partials,  # [3 + K, parts] sums of each program, from column `part`
     part: tl.int32,
     parts: tl.int32,
@@ -96,27 +100,38 @@ def loss_forward(
                 f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN, PRECISION,
                 BLOCK_C,
             )  # fmt: skip
-            z = own_scores(own_q, OWN_IMAGES, BLOCK_K)
+            z = scores_of_partner(own_q, 0, OWN_IMAGES, BLOCK_K)
             V_own = softmax(z, tau, K)
             T = tl.sum(V_own * z, 1)
             count += ok.to(tl.float32)
             if BALANCE:
                 usage += tl.sum(tl.where(ok[:, None], V_own, 0), 0)
             if LOSS == "infonce":
-                own_q = tl.where(own_live[None, :], own_q, float("-inf"))
-                top = tl.max(own_q, 1)
-                total = tl.sum(tl.exp(own_q - top[:, None]), 1)
+                top, total = log_sum_exp(own_q, own_live)
             else:
                 positive += tl.where(ok, softplus(-T), 0)
-                if OWN_IMAGES > 1:
+                if LOSS == "same_position" and OWN_IMAGES == 2:
+                    next_image = (b + 1) % B
+                    row_z, live_z = partner_columns(next_image, 0, B, 0, K, 1, BLOCK_K)
+                    next_z = scores(
+                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
+                        stride_y, stride_x, w, G, g0, row_z, live_z, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                    )  # fmt: skip
+                    next_w = scores_of_partner(own_q, 1, OWN_IMAGES, BLOCK_K)
+                    next_T, _, _ = at_same_position(next_w, softmax(next_z, tau, K), tau, n)
+                    negative += tl.where(ok, softplus(next_T), 0)
+                elif OWN_IMAGES > 1:
                     _, _, own_T_neg = partner_negatives(own_q, None, tau, K, LOSS, OWN_IMAGES, BLOCK_K)
                     j = tl.arange(0, OWN_IMAGES)
                     own_counts = ok[:, None] & ((j >= 1) & (j <= n))[None, :]
                     negative += tl.sum(tl.where(own_counts, softplus(own_T_neg), 0), 1)
-            if LOSS == "same_position":
+            if V is not None:
                 k = tl.arange(0, BLOCK_K)
                 to = V + (b * K + k).to(tl.int64)[None, :] * P + p[:, None]
                 tl.store(to, V_own, mask=inside[:, None] & (k < K)[None, :])
+            if kept is not None:
+                to = kept + kept_row(b, n, K, OWN_IMAGES, BLOCK_K).to(tl.int64)[None, :] * P + p[:, None]
+                tl.store(to, own_q, mask=inside[:, None] & own_live[None, :])
 
         if MORE:
             for first in range(max(OWN_IMAGES, 1), n + 1, IMAGES):
@@ -129,9 +144,9 @@ def loss_forward(
                     PRECISION, BLOCK_C,
                 )  # fmt: skip
                 if LOSS == "infonce":
-                    q = tl.where(live[None, :], q, float("-inf"))
-                    new_top = tl.maximum(top, tl.max(q, 1))
-                    total = total * tl.exp(top - new_top) + tl.sum(tl.exp(q - new_top[:, None]), 1)
+                    block_top, block_total = log_sum_exp(q, live)
+                    new_top = tl.maximum(top, block_top)
+                    total = total * tl.exp(top - new_top) + block_total * tl.exp(block_top - new_top)
                     top = new_top
                 else:
                     R = position_tile(V, row, live, p, inside, P) if LOSS == "same_position" else None

@@ -25,6 +25,14 @@ def partner_columns(b, first, B, last, K: tl.constexpr, IMAGES: tl.constexpr, BL
 
 
 @triton.jit
+def kept_row(b, n, K: tl.constexpr, OWN_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Rows of the kept scores [B * own * K, P] that are the columns of image b's own block. -> [N]"""
+    column = tl.arange(0, OWN_IMAGES * BLOCK_K)
+    own = tl.minimum(OWN_IMAGES, 1 + n)
+    return (b * own + column // BLOCK_K) * K + column % BLOCK_K
+
+
+@triton.jit
 def by_image(x, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):  # [BLOCK_P, N] -> [BLOCK_P, IMAGES, BLOCK_K]
     return tl.reshape(x, (x.shape[0], IMAGES, BLOCK_K))
 
@@ -54,11 +62,16 @@ def scores(
 ):  # fmt: skip
     """q[p, r] = <f_p, G_r> + g0_r in float32 -> [BLOCK_P, N].
 
-    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are the tiles of all channels where C <= BLOCK_C; else they are None, and
-    chunks of BLOCK_C channels are read.
+    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are the tiles of all channels, where C <= BLOCK_C and the caller has use for
+    them; where they are None they are read here, in chunks of BLOCK_C channels.
     """
     q = tl.zeros((p.shape[0], row.shape[0]), tl.float32)
     if C <= BLOCK_C:
+        if f is None:
+            f = feature_tile(features, 0, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
+            f = f.to(G.dtype.element_ty)
+        if g is None:
+            g = global_tile(G, row, live, 0, C, BLOCK_C)
         q = product(tl.trans(f), tl.trans(g), q, PRECISION)
     else:
         for first in range(0, C, BLOCK_C):
@@ -106,28 +119,43 @@ def softmax(q, tau, K: tl.constexpr):
 
 
 @triton.jit
-def own_scores(q, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The scores with the own image, the first of the partners in q. [BLOCK_P, N] -> [BLOCK_P, BLOCK_K]"""
+def scores_of_partner(q, j: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The scores with the j-th image of q. [BLOCK_P, N] -> [BLOCK_P, BLOCK_K]"""
     if IMAGES == 1:
         return q
     else:
         i = tl.arange(0, IMAGES)
-        return tl.sum(tl.where((i == 0)[None, :, None], by_image(q, IMAGES, BLOCK_K), 0), 1)
+        return tl.sum(tl.where((i == j)[None, :, None], by_image(q, IMAGES, BLOCK_K), 0), 1)
 
 
 @triton.jit
-def own_coefficients(z, usage, tau, K: tl.constexpr, INFONCE: tl.constexpr, BALANCE: tl.constexpr):
+def own_coefficients(z, V, usage, tau, INFONCE: tl.constexpr, BALANCE: tl.constexpr):
     """The gradient by z of the positive and the balance term, times the number of valid positions.
 
-    z [BLOCK_P, BLOCK_K]; usage [BLOCK_K] is the gradient of the balance term by V, times that number.
+    z, V [BLOCK_P, BLOCK_K]; usage [BLOCK_K] is the gradient of the balance term by V, times that number.
     """
-    V = softmax(z, tau, K)
     T = tl.sum(V * z, 1)[:, None]
     slope = -1.0 if INFONCE else -sigmoid(-T)
     a = slope * V * (1 + tau * (z - T))
     if BALANCE:
         a += tau * V * (usage[None, :] - tl.sum(V * usage[None, :], 1)[:, None])
     return a
+
+
+@triton.jit
+def log_sum_exp(q, live):
+    """The largest of the live scores of each position and the sum of exp(score - largest). q [BLOCK_P, N]"""
+    q = tl.where(live[None, :], q, float("-inf"))
+    top = tl.max(q, 1)
+    return top, tl.sum(tl.exp(q - top[:, None]), 1)
+
+
+@triton.jit
+def at_same_position(w, V, tau, n):
+    """jsd of one partner: T- = sum_k V_k w_k, its gradient by w, and that by the partner's z. w, V [BLOCK_P, BLOCK_K]"""
+    T = tl.sum(V * w, 1)
+    by_w = (sigmoid(T) / n)[:, None] * V
+    return T, by_w, by_w * (tau * (w - T[:, None]))
 
 
 @triton.jit
