@@ -20,11 +20,14 @@ def __getattr__(name: str):
 @functools.cache
 def _kernels() -> dict[str, object]:
     """op name -> kernel, as infoseg_fast.dispatch describes."""
+    from .segmentation import SegmentAndCountKernel, SegmentKernel
     from .similarity import AssignKernel, SimilarityKernel
 
     return {
         "local_global_similarity": SimilarityKernel(),
         "assign": AssignKernel(),
+        "segment": SegmentKernel(),
+        "segment_and_count": SegmentAndCountKernel(),
     }
 
 

@@ -110,4 +110,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 AOT_CASES = [
     *[Case("local_global_similarity", "similarity", dtype=dtype) for dtype in _DTYPES],
     *[Case("assign", "assign", dtype=dtype) for dtype in _DTYPES],
+    *[Case("segment", "segment", dtype=dtype) for dtype in _DTYPES],
+    *[Case("segment", "segment", dtype=dtype, settings={"size": (128, 128)}) for dtype in _DTYPES],
+    Case("segment_and_count", "segment and count", settings={"size": (128, 128), "num_classes": 15}),
+    Case("segment_and_count", "segment and count", settings={"size": (128, 128), "num_classes": 256}),
 ]

@@ -1,4 +1,4 @@
-"""One compilation of a kernel: what Triton's compiler is given, derived from a launch, and the machine code it makes."""
+"""One compilation of a kernel: what Triton's compiler is given, derived from a launch."""
 
 from dataclasses import dataclass, field
 
@@ -32,8 +32,7 @@ class Specialisation:
     signature: tuple[tuple[str, str], ...]
     constexprs: tuple[tuple[str, object], ...]
     aligned: tuple[str, ...]
-    num_warps: int
-    num_stages: int
+    options: tuple[tuple[str, object], ...]
 
     @staticmethod
     def of(launch: Launch) -> "Specialisation":
@@ -56,8 +55,7 @@ class Specialisation:
             tuple(signature),
             tuple(constexprs),
             tuple(aligned),
-            launch.config.num_warps,
-            launch.config.num_stages,
+            tuple(launch.config.options().items()),
         )
 
     def compile(self, capability: int):
@@ -72,7 +70,7 @@ class Specialisation:
         return triton.compile(
             source,
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": self.num_warps, "num_stages": self.num_stages},
+            options=dict(self.options),
         )
 
     @property
@@ -82,4 +80,5 @@ class Specialisation:
 
     def described(self) -> str:
         chosen = " ".join(f"{name}={value}" for name, value in self.constexprs if value is not None)
-        return f"{self.name} {self.dtype} {chosen} warps={self.num_warps} stages={self.num_stages}"
+        options = dict(self.options)
+        return f"{self.name} {self.dtype} {chosen} warps={options['num_warps']} stages={options['num_stages']}"
