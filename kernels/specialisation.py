@@ -20,6 +20,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+BYTES = {name: dtype.itemsize for dtype, name in TYPES.items()}
 ALIGNMENT = 16  # bytes: what Triton asks of a pointer before it loads 128 bits, and what PyTorch's allocator exceeds
 
 
@@ -77,6 +78,12 @@ class Specialisation:
     def dtype(self) -> str:
         """Element type of the first pointer."""
         return next(kind[1:] for _, kind in self.signature if kind.startswith("*"))
+
+    @property
+    def allows_wide_loads(self) -> bool:
+        """Whether 128 bits fit what the strides are known to divide by (the ALIGN constexprs, in elements)."""
+        known = [value for name, value in self.constexprs if "ALIGN" in name]
+        return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 
     def described(self) -> str:
         chosen = " ".join(f"{name}={value}" for name, value in self.constexprs if value is not None)
