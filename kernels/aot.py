@@ -2,13 +2,14 @@
 
     python -m infoseg_fast.kernels.aot [--json] [--markdown] [--capability 80 90 100] [--jobs N] [--only TEXT]
 
-Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the resource
-usage that cuobjdump prints leaves out spills:
+Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
+resource usage that cuobjdump prints leaves out spills:
 
 - registers and stack: a spill shows as stack and as LDL/STL instructions, and none is allowed;
 - shared memory: what a launch asks for, within what a block of that chip may have;
 - tensor cores: HMMA/DMMA (mma), WGMMA as HGMMA, tcgen05 as UTCHMMA and its relatives, where the kernel multiplies;
-- 128-bit global loads: LDG with .128, or LDGSTS with .128 for loads that go to shared memory at once.
+- 128-bit global loads: LDG with .128, or LDGSTS with .128 for loads that go to shared memory at once; they bring at
+  least a third of the bytes of all load instructions where the strides are known to allow them, else there is one.
 """
 
 import argparse
@@ -21,18 +22,21 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import triton
 
+from .cases import AOT_CASES, MORE_AOT_CASES, Case, record
 from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90, 100)
 # Bytes of shared memory that one block may have (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_CORE = re.compile(r"\b(HMMA|DMMA|IMMA|HGMMA|UTC[A-Z]*MMA)\b")
-WIDE_LOAD = re.compile(r"\b(LDG|LDGSTS)\b[.\w]*\.128\b")
+GLOBAL_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
+WIDTHS = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}  # bytes; 4 without a suffix
+WIDE_SHARE = 1 / 3
 LOCAL = re.compile(r"\b(LDL|STL)\b")
 
 
@@ -49,7 +53,8 @@ class Report:
     local: int  # LDL and STL instructions
     shared: int
     products: dict[str, int]  # tensor-core instructions by name
-    wide_loads: int
+    wide_loads: int  # global load instructions of 128 bits
+    wide_share: float  # what they bring of the bytes of all global load instructions, each counted once
     faults: list[str]
 
 
@@ -73,47 +78,58 @@ def read_cubin(cubin: bytes) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), sass
 
 
-def faults(specialisation: Specialisation, capability: int, stack: int, local: int, shared: int, products: Counter,
-           wide_loads: int) -> list[str]:  # fmt: skip
+def load_widths(sass: str) -> list[int]:
+    """Bytes a thread of every global load instruction."""
+    suffixes = GLOBAL_LOAD.findall(sass)
+    return [next((width for name, width in WIDTHS.items() if name in suffix), 4) for suffix in suffixes]
+
+
+def faults(found: Report, specialisation: Specialisation) -> list[str]:
     """The promises that this machine code breaks."""
-    found = []
-    if stack or local:
-        found.append(f"spills: {stack} bytes of stack, {local} local loads and stores")
-    if shared > SHARED_MEMORY[capability]:
-        found.append(f"needs {shared} bytes of shared memory of {SHARED_MEMORY[capability]}")
-    if specialisation.kernel.products and not products:
-        found.append("no tensor-core instruction")
-    if specialisation.kernel.wide_loads and not wide_loads:
-        found.append("no 128-bit global load")
-    return found
+    broken = []
+    if found.stack or found.local:
+        broken.append(f"spills: {found.stack} bytes of stack, {found.local} local loads and stores")
+    if found.shared > SHARED_MEMORY[found.capability]:
+        broken.append(f"needs {found.shared} bytes of shared memory of {SHARED_MEMORY[found.capability]}")
+    if specialisation.kernel.products and not found.products:
+        broken.append("no tensor-core instruction")
+    if specialisation.kernel.wide_loads:
+        least = WIDE_SHARE if specialisation.allows_wide_loads else 0.0
+        if not found.wide_loads or found.wide_share < least:
+            broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
+    return broken
 
 
 def report(specialisation: Specialisation, capability: int) -> Report:
     compiled = specialisation.compile(capability)
     registers, stack, sass = read_cubin(compiled.asm["cubin"])
-    products = Counter(TENSOR_CORE.findall(sass))
-    local, wide_loads, shared = len(LOCAL.findall(sass)), len(WIDE_LOAD.findall(sass)), compiled.metadata.shared
-    return Report(
-        specialisation.name,
-        specialisation.described(),
-        specialisation.dtype,
-        capability,
-        registers,
-        stack,
-        local,
-        shared,
-        dict(products),
-        wide_loads,
-        faults(specialisation, capability, stack, local, shared, products, wide_loads),
+    widths = load_widths(sass)
+    wide = widths.count(16)
+    found = Report(
+        kernel=specialisation.name,
+        variant=specialisation.described(),
+        dtype=specialisation.dtype,
+        capability=capability,
+        registers=registers,
+        stack=stack,
+        local=len(LOCAL.findall(sass)),
+        shared=compiled.metadata.shared,
+        products=dict(Counter(TENSOR_CORE.findall(sass))),
+        wide_loads=wide,
+        wide_share=round(16 * wide / max(sum(widths), 1), 3),
+        faults=[],
     )
+    return replace(found, faults=faults(found, specialisation))
 
 
 def specialisations() -> list[Specialisation]:
-    """Of every launch of every case, each once."""
-    from .cases import AOT_CASES, record
+    """Of every launch of every case, each once; those that CI compiles come first."""
+    return launched([*AOT_CASES, *MORE_AOT_CASES])
 
+
+def launched(cases: list[Case]) -> list[Specialisation]:
     found: dict[Specialisation, None] = {}
-    for case in AOT_CASES:
+    for case in cases:
         for launches in record(case).values():
             found.update(dict.fromkeys(map(Specialisation.of, launches)))
     return list(found)
@@ -142,13 +158,14 @@ def reports(chosen: list[int], capabilities: list[int], jobs: int) -> list[Repor
 
 def as_markdown(found: list[Report]) -> str:
     lines = [
-        "| kernel, variant | sm | registers | shared, KB | tensor-core instructions | 128-bit loads | spills |",
+        "| kernel, variant | sm | registers | shared, KB | tensor-core instructions | 128-bit loads, share | spills |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in found:
         products = ", ".join(f"{n} {name}" for name, n in r.products.items()) or "none"
         spills = f"{r.stack} B, {r.local} instructions" if r.stack or r.local else "none"
-        cells = (r.variant, r.capability, r.registers, f"{r.shared / 1024:.1f}", products, r.wide_loads, spills)
+        wide = f"{r.wide_loads}, {r.wide_share:.0%}"
+        cells = (r.variant, r.capability, r.registers, f"{r.shared / 1024:.1f}", products, wide, spills)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

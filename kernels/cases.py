@@ -105,9 +105,23 @@ _RUN = {
     "mutual_information_loss": _loss,
 }
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Small enough to compile in CI: every kernel, dtype and kind of epilogue once, and what is hardest to fit.
+_HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_UP = {"size": (128, 128)}
+# Compiled in CI: every kernel with every dtype, and every way through it, at the shapes that fill the registers most.
 AOT_CASES = [
-    *[Case("local_global_similarity", "similarity", dtype=dtype) for dtype in _DTYPES],
-    *[Case("assign", "assign", dtype=dtype) for dtype in _DTYPES],
+    *[Case("assign", "assign", K=27, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF, _DOUBLE)],
+    Case("local_global_similarity", "similarity", K=27),
+    Case("segment", "segment", K=27),
+    Case("segment_and_count", "segment and count", K=27, settings=_UP | {"num_classes": 27}),
+    Case("segment_and_count", "segment and count, float64", K=27, dtype=_DOUBLE, settings=_UP | {"num_classes": 27}),
+]
+# Compiled by the command alone: layouts, ragged sizes, more classes.
+MORE_AOT_CASES = [
+    *[Case("assign", "channels last", dtype=dtype, channels_last=True) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "Potsdam", h=50, w=50, K=6, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "15 classes", dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "64 classes", K=64, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "256 classes", K=256, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    Case("assign", "ragged channels", C=100, K=27),
+    Case("segment_and_count", "many bins", K=256, settings=_UP | {"num_classes": 256}),
 ]

@@ -27,6 +27,10 @@ class Config:
     num_warps: int = 4
     num_stages: int = 2
 
+    def options(self) -> dict[str, object]:
+        """What Triton's compiler is told. Fused multiply-adds are asked for, since its default changes in 3.10."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class Key:
@@ -46,23 +50,50 @@ class Row:
     reason: str
 
 
-def _tile(
-    K_at_most: int, P: int, C: int, warps: int, stages: int, *kernels: str, itemsize: tuple[int, ...], reason: str
-):
-    config = Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages)
-    return [Row(k, lambda key: key.itemsize in itemsize and key.K <= K_at_most, config, reason) for k in kernels]
+def _rows(kernel: str, *rows: tuple) -> list[Row]:
+    """Rows of (bytes an element, most classes, positions, channels, warps, stages, reason)."""
+
+    def fits(itemsize: int, most_classes: int) -> Callable[[Key], bool]:
+        return lambda key: key.itemsize == itemsize and key.K <= most_classes
+
+    return [
+        Row(kernel, fits(itemsize, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages), reason)
+        for itemsize, K, P, C, warps, stages, reason in rows
+    ]
 
 
-BOTH = ("similarity_forward", "similarity_backward")
+# Registers and spills below are of `python -m infoseg_fast.kernels.aot`; nothing here was timed on a GPU.
 TABLE: list[Row] = [
-    *_tile(64, 128, 64, 4, 3, "similarity_forward", itemsize=(4, 2), reason="draft"),
-    *_tile(256, 64, 32, 8, 2, "similarity_forward", itemsize=(4, 2), reason="draft"),
-    *_tile(64, 64, 64, 4, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
-    *_tile(256, 64, 32, 8, 2, "similarity_backward", itemsize=(4, 2), reason="draft"),
-    *_tile(256, 32, 16, 8, 2, *BOTH, itemsize=(8,), reason="draft"),
-    Row("loss_forward", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "IMAGES": 4}, 4, 2), "draft"),
-    Row("loss_partner_gradient", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "BLOCK_D": 64, "IMAGES": 4}, 4, 2), "draft"),
-    Row("loss_image_gradient", lambda key: True, Config({"BLOCK_P": 64, "BLOCK_C": 64, "BLOCK_D": 64, "IMAGES": 4}, 4, 2), "draft"),
+    *_rows(
+        "similarity_forward",
+        (
+            4,
+            32,
+            128,
+            32,
+            4,
+            4,
+            "32 channels a stage: tf32x3 holds both halves of an operand, and 64 spill at K > 16 on sm_80",
+        ),
+        (4, 256, 64, 32, 8, 3, "[K, 64] scores over 8 warps: with 4 warps K > 64 spills on sm_80"),
+        (2, 64, 128, 64, 4, 3, "64 channels by 128 positions are 16 KB a stage, two programs a multiprocessor"),
+        (2, 256, 64, 64, 8, 2, "[K, 64] scores over 8 warps; two stages stay below the 99 KB of sm_86, 89 and 120"),
+        (8, 256, 32, 16, 8, 2, "8-byte elements: a quarter of float32's tile"),
+    ),
+    *_rows(
+        "similarity_backward",
+        (4, 16, 64, 64, 8, 2, "64 channels a chunk: the least for wgmma and tcgen05"),
+        (4, 256, 32, 64, 8, 2, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
+        (2, 32, 64, 64, 4, 2, "64 channels a chunk: the least for wgmma and tcgen05"),
+        (2, 256, 64, 64, 8, 2, "the sums [64, 64] of dG over 8 warps"),
+        (8, 256, 32, 16, 8, 2, "8-byte elements: a quarter of float32's tile"),
+    ),
+    Row(
+        "upsampled_labels",
+        lambda key: True,
+        Config({"BLOCK": 1024}, 4, 1),
+        "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
+    ),
 ]
 
 

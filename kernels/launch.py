@@ -127,6 +127,4 @@ def launch(
     device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
     # Triton asks for the current device and its current stream, which need not be those of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel.function[grid](
-            **started.arguments, **started.constexprs, num_warps=config.num_warps, num_stages=config.num_stages
-        )
+        kernel.function[grid](**started.arguments, **started.constexprs, **config.options())

@@ -4,7 +4,7 @@ import torch
 import triton
 
 from ..ops.custom import Gradients, empty_gradients
-from . import configs
+from . import configs, mutual_information_configs  # noqa: F401 (adds its rows to the table)
 from .launch import launch
 from .mutual_information_backward import loss_global_gradient, loss_image_gradient, loss_partner_gradient
 from .mutual_information_forward import SUMS, loss_forward, loss_value
@@ -12,6 +12,8 @@ from .tiles import alignment, block, layout, precision, strides
 
 # Programs that keep any GPU of today busy; fixed, so that results do not depend on the GPU.
 PROGRAMS = 512
+# Where a program has the parts of dG of its own block in registers, each program more writes and reads one.
+PROGRAMS_WITH_PARTS = 128
 # Columns of the block that holds the own image, at most: with more, its part of dG would not fit registers.
 OWN_COLUMNS = 64
 # Scores are kept where that adds at most this to the bytes that a training step must move.
@@ -85,7 +87,9 @@ class _Plan:
             "LOSS": self.loss,
             "BLOCK_K": self.block_k,
         }
-        self.key = configs.Key(features.element_size(), self.C, self.block_k, self.loss)
+        mode = "more" if self.more else "kept" if self.keeps else "complete"
+        variant = f"{self.constexprs['PRECISION']} {mode} {self.loss}"
+        self.key = configs.Key(features.element_size(), self.C, self.block_k, variant)
 
     @property
     def keeps(self) -> str:
@@ -111,9 +115,9 @@ class _Plan:
         names = {"lse": "lse", "V": "V", "scores": "kept"}
         return {name: kept if self.keeps == kind else None for kind, name in names.items()}
 
-    def _splits(self, config, units: int) -> int:
+    def _splits(self, config, units: int, programs: int = PROGRAMS) -> int:
         """Into how many parts the tiles of positions are split where `units` programs would do without."""
-        return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(PROGRAMS, max(units, 1))))
+        return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(programs, max(units, 1))))
 
     def forward(self, share, kept=None):
         loss = self.G.new_empty(())
@@ -173,7 +177,9 @@ class _Plan:
         shared = self.arguments | self._kept(kept) | {"by_partners": by_partners}
         image_config = configs.rows("loss_image_gradient", self.key)[0]
         image_chunks = triton.cdiv(self.C, image_config.blocks["BLOCK_D"])
-        image_splits = self._splits(image_config, self.B * image_chunks)
+        image_splits = self._splits(
+            image_config, self.B * image_chunks, PROGRAMS if self.more else PROGRAMS_WITH_PARTS
+        )
         image_parts = min(self.own_images, 1 + self.n) * image_splits
         partner_parts = 0
         if self.more and (needs.G or needs.g0 or by_partners is not None):

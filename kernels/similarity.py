@@ -18,6 +18,9 @@ from .tiles import alignment, block, divided, feature_offsets, layout, precision
 
 # Programs that keep any GPU of today busy for several rounds; fixed, so that results do not depend on the GPU.
 PROGRAMS = 512
+# More classes than this, by the bytes of an element, go through the backward kernel in chunks: with tf32x3 every operand
+# is held twice, and the scores and sums of more would not fit the registers.
+MOST_CLASSES = {2: 64, 4: 32, 8: 32}
 
 
 def _forward_cost(started: Launch) -> Cost:
@@ -100,20 +103,34 @@ def similarity_forward(
 
 def _backward_cost(started: Launch) -> Cost:
     a, c = started.arguments, started.constexprs
-    B = a["features"].shape[0]
-    P, K, C = a["P"], c["K"], c["C"]
-    chunks = triton.cdiv(max(C, 1), c["BLOCK_C"])
-    per_position = sum(B * K * P * a[name].element_size() for name in ("grad", "probs") if a[name] is not None)
-    map_bytes = B * C * P * a["features"].element_size()
-    read = (map_bytes if c["NEED_G"] else 0) + per_position
+    B, P, K, C = a["features"].shape[0], a["P"], c["K"], c["C"]
+    chunks_C, chunks_K = triton.cdiv(max(C, 1), c["BLOCK_C"]), triton.cdiv(K, c["BLOCK_K"])
+    each_score = sum(a[name].element_size() for name in ("grad", "probs") if a[name] is not None)
+    scores_once = B * K * P * each_score
+    score_loads = chunks_C * scores_once
+    if chunks_K > 1 and a["probs"] is not None:  # the sum over all classes comes first
+        score_loads += chunks_C * (chunks_K if c["NEED_G"] else 1) * scores_once
+    f_bytes = 0 if a["dG"] is None else B * C * P * a["features"].element_size()
     G_bytes = B * K * C * a["G"].element_size() if c["NEED_F"] else 0
     written = [x for x in (a["df"], a["dG"], a["dg0"]) if x is not None]
     return Cost(
-        loads=read + (chunks - 1) * per_position + a["splits"] * G_bytes,
+        loads=f_bytes * chunks_K
+        + score_loads
+        + G_bytes * (a["splits"] if chunks_K == 1 else triton.cdiv(P, c["BLOCK_P"])),
         stores=sum(x.numel() * x.element_size() for x in written),
-        distinct_loads=read + G_bytes,
-        operations=2 * B * K * C * P * (c["NEED_F"] + c["NEED_G"]),
+        distinct_loads=f_bytes + scores_once + G_bytes,
+        operations=2 * B * K * C * P * (c["NEED_F"] + (a["dG"] is not None)),
     )
+
+
+@triton.jit
+def score_gradient(grad, probs, at, inside, total, temperature, dtype: tl.constexpr):
+    """The gradient by the scores at `at`; with probs, of the softmax: tau V (dV - total), total = sum_k V dV."""
+    dz = tl.load(grad + at, mask=inside, other=0).to(dtype)
+    if probs is not None:
+        V = tl.load(probs + at, mask=inside, other=0).to(dtype)
+        dz = tl.cast(temperature, dtype) * V * (dz - total[None, :])
+    return dz
 
 
 @kernel(products=True, wide_loads=True, cost=_backward_cost)
@@ -147,55 +164,84 @@ def similarity_backward(
     DF_ALIGN: tl.constexpr,
     ALIGN_P: tl.constexpr,
     NEED_F: tl.constexpr,
-    NEED_G: tl.constexpr,
+    NEED_G: tl.constexpr,  # dG or dg0; with more classes than BLOCK_K, one of the two alone
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
     P = divided(P, ALIGN_P)
-    # Chunks of channels of the same positions are neighbours in time, so what they share comes from the L2 cache.
-    chunks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C if C > 0 else 1
-    chunk = tl.program_id(0) % chunks
-    split = tl.program_id(0) // chunks % splits
-    b = (tl.program_id(0) // chunks // splits).to(tl.int64)
-    k = tl.arange(0, BLOCK_K)
-    c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    classes = (k < K)[:, None]
-    channels = (c < C)[:, None]
+    dtype: tl.constexpr = G.dtype.element_ty
+    chunks_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    # Programs that share positions are neighbours in time, so what they share comes from the L2 cache.
+    chunks_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C if C > 0 else 1
+    owned_K: tl.constexpr = chunks_K if NEED_G else 1
+    chunk_C = tl.program_id(0) % chunks_C
+    chunk_K = tl.program_id(0) // chunks_C % owned_K
+    split = tl.program_id(0) // (chunks_C * owned_K) % splits
+    b = (tl.program_id(0) // (chunks_C * owned_K) // splits).to(tl.int64)
+    c = chunk_C * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = chunk_K * BLOCK_K + tl.arange(0, BLOCK_K)
+    channels = c < C
+    k_c = b * (K * C) + k[:, None] * C + c[None, :]  # [BLOCK_K, BLOCK_C] in G
 
-    G_c = tl.zeros((BLOCK_K, BLOCK_C), G.dtype.element_ty)
-    if NEED_F:
-        G_c = tl.load(G + b * (K * C) + k[:, None] * C + c[None, :], mask=classes & (c < C)[None, :], other=0)
-    sum_G = tl.zeros((BLOCK_K, BLOCK_C), G.dtype.element_ty)
-    sum_g0 = tl.zeros((BLOCK_K,), G.dtype.element_ty)
+    G_c = tl.zeros((BLOCK_K, BLOCK_C), dtype)
+    if NEED_F and chunks_K == 1:
+        G_c = tl.load(G + k_c, mask=(k < K)[:, None] & channels[None, :], other=0)
+    sum_G = tl.zeros((BLOCK_K, BLOCK_C), dtype)
+    sum_g0 = tl.zeros((BLOCK_K,), dtype)
     tiles = tl.cdiv(P, BLOCK_P)
     for tile in range(split * tiles_a_split, tl.minimum((split + 1) * tiles_a_split, tiles)):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = classes & (p < P)[None, :]
-        at = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
-        dz = tl.load(grad + at, mask=inside, other=0).to(G.dtype.element_ty)  # [BLOCK_K, BLOCK_P]
-        if probs is not None:
-            V = tl.load(probs + at, mask=inside, other=0).to(dz.dtype)
-            dz = tl.cast(temperature, dz.dtype) * V * (dz - tl.sum(V * dz, axis=0)[None, :])
-        sum_g0 += tl.sum(dz, axis=1)
-        dz = dz.to(features.dtype.element_ty)
+        positions = (p < P)[None, :]
+        k_p = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]  # [BLOCK_K, BLOCK_P] in grad and probs
+        total = tl.zeros((BLOCK_P,), dtype)
+        if chunks_K == 1:
+            dz = tl.load(grad + k_p, mask=(k < K)[:, None] & positions, other=0).to(dtype)
+            if probs is not None:
+                V = tl.load(probs + k_p, mask=(k < K)[:, None] & positions, other=0).to(dtype)
+                dz = tl.cast(temperature, dtype) * V * (dz - tl.sum(V * dz, axis=0)[None, :])
+        else:
+            if probs is not None:
+                for start in range(0, K, BLOCK_K):
+                    any_k = start + tl.arange(0, BLOCK_K)
+                    at = b * K * P + any_k.to(tl.int64)[:, None] * P + p[None, :]
+                    V = tl.load(probs + at, mask=(any_k < K)[:, None] & positions, other=0).to(dtype)
+                    dV = tl.load(grad + at, mask=(any_k < K)[:, None] & positions, other=0).to(dtype)
+                    total += tl.sum(V * dV, axis=0)
+            if NEED_G:
+                dz = score_gradient(grad, probs, k_p, (k < K)[:, None] & positions, total, temperature, dtype)
         if NEED_F:
+            df_c = tl.zeros((BLOCK_C, BLOCK_P), dtype)
+            if chunks_K == 1:
+                dz_here = dz.to(features.dtype.element_ty)
+                df_c = product(tl.trans(G_c).to(dz_here.dtype), dz_here, df_c, PRECISION)
+            else:
+                for start in range(0, K, BLOCK_K):
+                    any_k = start + tl.arange(0, BLOCK_K)
+                    at = b * K * P + any_k.to(tl.int64)[:, None] * P + p[None, :]
+                    inside = (any_k < K)[:, None]
+                    dz_here = score_gradient(grad, probs, at, inside & positions, total, temperature, dtype)
+                    dz_here = dz_here.to(features.dtype.element_ty)
+                    G_at = G + b * (K * C) + any_k[:, None] * C + c[None, :]
+                    G_here = tl.load(G_at, mask=inside & channels[None, :], other=0)
+                    df_c = product(tl.trans(G_here).to(dz_here.dtype), dz_here, df_c, PRECISION)
             df_tile = df + b * divided(df_stride_b, DF_ALIGN)
             df_tile += feature_offsets(c, p, df_stride_c, df_stride_y, df_stride_x, w, DF_LAYOUT, DF_ALIGN)
-            df_c = tl.zeros((BLOCK_C, BLOCK_P), G.dtype.element_ty)
-            df_c = product(tl.trans(G_c).to(dz.dtype), dz, df_c, PRECISION)
-            tl.store(df_tile, df_c.to(df.dtype.element_ty), mask=channels & (p < P)[None, :])
+            tl.store(df_tile, df_c.to(df.dtype.element_ty), mask=channels[:, None] & positions)
         if NEED_G:
-            f_tile = features + b * divided(stride_b, ALIGN)
-            f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)
-            f = tl.load(f_tile, mask=channels & (p < P)[None, :], other=0)
-            sum_G = product(dz, tl.trans(f), sum_G, PRECISION)
-    row = split.to(tl.int64) * B + b
+            sum_g0 += tl.sum(dz, axis=1)
+            if dG is not None:
+                f_tile = features + b * divided(stride_b, ALIGN)
+                f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)
+                f = tl.load(f_tile, mask=channels[:, None] & positions, other=0)
+                sum_G = product(dz.to(f.dtype), tl.trans(f), sum_G, PRECISION)
     if NEED_G:
-        tl.store(dG + row * (K * C) + k[:, None] * C + c[None, :], sum_G, mask=classes & (c < C)[None, :])
-    if dg0 is not None and chunk == 0:
-        tl.store(dg0 + row * K + k, sum_g0, mask=k < K)
+        row = split.to(tl.int64) * B
+        if dG is not None:
+            tl.store(dG + row * (K * C) + k_c, sum_G, mask=(k < K)[:, None] & channels[None, :])
+        if dg0 is not None and chunk_C == 0:
+            tl.store(dg0 + (row + b) * K + k, sum_g0, mask=k < K)
 
 
 class SimilarityKernel:
@@ -258,8 +304,11 @@ def scores(features, G, g0, out, output: str, temperature: float):
         )
         return out
 
-    key = configs.Key(features.element_size(), C, K, kind)
-    return configs.run("similarity_forward", key, features.device, started)
+    return configs.run("similarity_forward", _key(features, K), features.device, started)
+
+
+def _key(features, K: int) -> configs.Key:
+    return configs.Key(features.element_size(), features.shape[1], K, layout(features)[0])
 
 
 def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gradients:
@@ -267,58 +316,69 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gra
     B, C, h, w = features.shape
     K, P = G.shape[1], h * w
     kind, align = layout(features)
+    block_K = min(block(K), MOST_CLASSES[features.element_size()])
+    chunks_K = triton.cdiv(K, block_K)
 
     def started(config):
         found = empty_gradients(features, G, needs)
         if B * P == 0:
             return Gradients(*(x.zero_() for x in found))
-        df_kind, df_align = layout(found.features) if needs.features else (kind, align)
-        chunks = triton.cdiv(max(C, 1), config.blocks["BLOCK_C"]) if needs.features or needs.G else 1
+        chunks_C = triton.cdiv(max(C, 1), config.blocks["BLOCK_C"])
         tiles = triton.cdiv(P, config.blocks["BLOCK_P"])
-        tiles_a_split = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, B * chunks)))
-        splits = triton.cdiv(tiles, tiles_a_split)
-        # One split writes the sums themselves.
-        parts = found if splits == 1 else [x.new_empty(splits, *x.shape) for x in found]
-        launch(
-            similarity_backward,
-            (B * splits * chunks,),
-            {
-                "features": features,
-                "G": G,
-                "grad": grad,
-                "probs": probs,
-                "df": found.features if needs.features else None,
-                "dG": parts[1] if needs.G else None,
-                "dg0": parts[2] if needs.g0 else None,
-                "temperature": temperature,
-                "P": P,
-                "w": w,
-                "B": B,
-                "splits": splits,
-                "tiles_a_split": tiles_a_split,
-                **strides(features),
-                **strides(found.features if needs.features else features, "df_"),
-            },
-            {
-                "C": C,
-                "K": K,
-                "LAYOUT": kind,
-                "ALIGN": align,
-                "DF_LAYOUT": df_kind,
-                "DF_ALIGN": df_align,
-                "ALIGN_P": alignment(P),
-                "NEED_F": needs.features,
-                "NEED_G": needs.G,
-                "PRECISION": precision(features.dtype),
-                "BLOCK_K": block(K),
-            },
-            config,
-        )
-        if splits > 1:
-            for part, total, need in zip(parts[1:], found[1:], needs[1:], strict=True):
-                if need:
-                    sum_partials(part, total)
+        df_kind, df_align = layout(found.features) if needs.features else (kind, align)
+
+        def part(need_f, need_G, need_g0):
+            owned = chunks_C * (chunks_K if need_G or need_g0 else 1)
+            tiles_a_split = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, B * owned)))
+            splits = triton.cdiv(tiles, tiles_a_split)
+            # One split writes the sums themselves.
+            sums = found[1:] if splits == 1 else [x.new_empty(splits, *x.shape) for x in found[1:]]
+            launch(
+                similarity_backward,
+                (B * splits * owned,),
+                {
+                    "features": features,
+                    "G": G,
+                    "grad": grad,
+                    "probs": probs,
+                    "df": found.features if need_f else None,
+                    "dG": sums[0] if need_G else None,
+                    "dg0": sums[1] if need_g0 else None,
+                    "temperature": temperature,
+                    "P": P,
+                    "w": w,
+                    "B": B,
+                    "splits": splits,
+                    "tiles_a_split": tiles_a_split,
+                    **strides(features),
+                    **strides(found.features if need_f else features, "df_"),
+                },
+                {
+                    "C": C,
+                    "K": K,
+                    "LAYOUT": kind,
+                    "ALIGN": align,
+                    "DF_LAYOUT": df_kind,
+                    "DF_ALIGN": df_align,
+                    "ALIGN_P": alignment(P),
+                    "NEED_F": need_f,
+                    "NEED_G": need_G or need_g0,
+                    "PRECISION": precision(features.dtype),
+                    "BLOCK_K": block_K,
+                },
+                config,
+            )
+            for x, total, need in zip(sums, found[1:], (need_G, need_g0), strict=True):
+                if need and splits > 1:
+                    sum_partials(x, total)
+
+        if chunks_K == 1:
+            part(*needs)
+        else:
+            if needs.features:
+                part(True, False, False)
+            if needs.G or needs.g0:
+                part(False, needs.G, needs.g0)
         return found
 
-    key = configs.Key(features.element_size(), C, K, kind)
-    return configs.run("similarity_backward", key, features.device, started)
+    return configs.run("similarity_backward", _key(features, K), features.device, started)

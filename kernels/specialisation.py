@@ -1,4 +1,4 @@
-"""One compilation of a kernel: what Triton's compiler is given, derived from a launch, and the machine code it makes."""
+"""One compilation of a kernel: what Triton's compiler is given, derived from a launch."""
 
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+BYTES = {name: dtype.itemsize for dtype, name in TYPES.items()}
 ALIGNMENT = 16  # bytes: what Triton asks of a pointer before it loads 128 bits, and what PyTorch's allocator exceeds
 
 
@@ -32,8 +33,7 @@ class Specialisation:
     signature: tuple[tuple[str, str], ...]
     constexprs: tuple[tuple[str, object], ...]
     aligned: tuple[str, ...]
-    num_warps: int
-    num_stages: int
+    options: tuple[tuple[str, object], ...]
 
     @staticmethod
     def of(launch: Launch) -> "Specialisation":
@@ -56,8 +56,7 @@ class Specialisation:
             tuple(signature),
             tuple(constexprs),
             tuple(aligned),
-            launch.config.num_warps,
-            launch.config.num_stages,
+            tuple(launch.config.options().items()),
         )
 
     def compile(self, capability: int):
@@ -72,7 +71,7 @@ class Specialisation:
         return triton.compile(
             source,
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": self.num_warps, "num_stages": self.num_stages},
+            options=dict(self.options),
         )
 
     @property
@@ -80,6 +79,13 @@ class Specialisation:
         """Element type of the first pointer."""
         return next(kind[1:] for _, kind in self.signature if kind.startswith("*"))
 
+    @property
+    def allows_wide_loads(self) -> bool:
+        """Whether 128 bits fit what the strides are known to divide by (the ALIGN constexprs, in elements)."""
+        known = [value for name, value in self.constexprs if "ALIGN" in name]
+        return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
+
     def described(self) -> str:
         chosen = " ".join(f"{name}={value}" for name, value in self.constexprs if value is not None)
-        return f"{self.name} {self.dtype} {chosen} warps={self.num_warps} stages={self.num_stages}"
+        options = dict(self.options)
+        return f"{self.name} {self.dtype} {chosen} warps={options['num_warps']} stages={options['num_stages']}"
