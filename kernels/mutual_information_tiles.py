@@ -65,21 +65,23 @@ def scores(
     f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are the tiles of all channels, where C <= BLOCK_C and the caller has use for
     them; where they are None they are read here, in chunks of BLOCK_C channels.
     """
-    q = tl.zeros((p.shape[0], row.shape[0]), tl.float32)
+    q = tl.zeros((row.shape[0], p.shape[0]), tl.float32)
     if C <= BLOCK_C:
         if f is None:
             f = feature_tile(features, 0, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
             f = f.to(G.dtype.element_ty)
         if g is None:
             g = global_tile(G, row, live, 0, C, BLOCK_C)
-        q = product(tl.trans(f), tl.trans(g), q, PRECISION)
+        q = product(g, f, q, PRECISION)
     else:
         for first in range(0, C, BLOCK_C):
             f_c = feature_tile(
                 features, first, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C
             )
             g_c = global_tile(G, row, live, first, C, BLOCK_C)
-            q = product(tl.trans(f_c.to(g_c.dtype)), tl.trans(g_c), q, PRECISION)
+            q = product(g_c, f_c.to(g_c.dtype), q, PRECISION)
+    # Formed as G f, since pipelined loads of f are wide only where f is not transposed on its way to the product.
+    q = tl.trans(q)
     if g0 is not None:
         q += tl.load(g0 + row, mask=live, other=0)[None, :]
     return q
