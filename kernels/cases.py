@@ -125,3 +125,18 @@ MORE_AOT_CASES = [
     Case("assign", "ragged channels", C=100, K=27),
     Case("segment_and_count", "many bins", K=256, settings=_UP | {"num_classes": 256}),
 ]
+
+# The paper's shapes, at a stride of 4.
+_COCO, _POTSDAM = {"K": 15, "h": 32, "w": 32}, {"K": 6, "h": 50, "w": 50}
+ROOFLINE_CASES = [
+    Case(op, name, C=C, dtype=dtype, settings=settings | (up if op.startswith("segment") else {}), **shape)
+    for op, settings in (
+        ("local_global_similarity", {}),
+        ("assign", {}),
+        ("segment", {}),
+        ("segment_and_count", {"num_classes": 27}),
+    )
+    for name, shape, up in (("COCO-Stuff", _COCO, {"size": (128, 128)}), ("Potsdam", _POTSDAM, {"size": (200, 200)}))
+    for C in (128, 256, 512)
+    for dtype in (_FLOAT, _BFLOAT)
+]

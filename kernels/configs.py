@@ -54,7 +54,7 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
     """Rows of (bytes an element, most classes, positions, channels, warps, stages, reason)."""
 
     def fits(itemsize: int, most_classes: int) -> Callable[[Key], bool]:
-        return lambda key: key.itemsize == itemsize and key.K <= most_classes
+        return lambda key: key.itemsize == itemsize and most_classes >= key.K
 
     return [
         Row(kernel, fits(itemsize, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages), reason)

@@ -22,13 +22,26 @@ class Cost:
     """What a launch moves and computes.
 
     loads and stores are the bytes that its instructions ask for, masked lanes not counted. distinct_loads counts each
-    byte of a tensor once: what DRAM must give when whatever is read again is still in the L2 cache.
+    byte once: what DRAM must give when whatever is read again is still in the L2 cache. operations are those of the
+    products as they are issued, padding included (`product_operations`). atomics is the most additions to global
+    memory that the data can cause.
     """
 
     loads: int
     stores: int
     distinct_loads: int
-    operations: int
+    operations: int = 0
+    atomics: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes between the chip and its DRAM."""
+        return self.distinct_loads + self.stores
+
+
+def product_operations(m: int, n: int, k: int, precision: str) -> int:
+    """Of one product [m, k] [k, n]; "tf32x3" issues three."""
+    return 2 * m * n * k * (3 if precision == "tf32x3" else 1)
 
 
 @dataclass(frozen=True, eq=False)

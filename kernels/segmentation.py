@@ -4,11 +4,12 @@ At the features' own size the labels come straight from the scores in registers.
 writes its probabilities (or similarities) at low resolution, [B, K, P], and `upsampled_labels` interpolates, takes the
 argmax and counts, so nothing at image resolution but the labels ever is in memory.
 
-Why the low-resolution volume is written: it is 2 K accumulators a position, written and read, K / C of what the features
-themselves cost twice over (12 % in float32 at C = 256, K = 15), and at the usual sizes it stays in the L2 cache. A kernel
-without it would read the features of the rows around its own again, 1 / R of them for R rows of positions a program, and
-R is at most 8 before the scores leave the registers (12.5 % and more), and would form the interpolation as a product with
-R w rows, a hundred times the operations of the scores.
+Why the volume is written: it is 2 K accumulators a position, written and read, at the most 13 % above the floor of
+features and labels in float32 at C = 256, K = 15 (`python -m infoseg_fast.kernels.roofline`), less where it stays in the
+L2 cache. A kernel without it must form the scores of the rows around its own again: of R rows of positions it can upsample
+R - 1 intervals, so it reads f 1 / (R - 1) times more, 14 % at R = 8, where the scores alone are 32 registers a thread; and
+Triton lets a thread reach other threads' scores only through a product with the [pixels, R w] interpolation matrix, at
+four times the size 14 times the operations of the scores themselves.
 """
 
 import torch
@@ -40,15 +41,15 @@ def _upsampled_cost(started: Launch) -> Cost:
     a = started.arguments
     volume, labels, target = a["volume"], a["labels"], a["target"]
     pixels = volume.shape[0] * a["rows"] * a["columns"]
-    read = pixels if target is not None else 0
-    K = started.constexprs["K"]
-    counted = 0 if a["counts"] is None else a["counts"].numel() * 8 + 8
+    K, BLOCK = started.constexprs["K"], started.constexprs["BLOCK"]
+    read = 0 if target is None else pixels
+    most = 0 if target is None else 1 + min(a["counts"].numel(), BLOCK)  # of one program
     return Cost(
         # The last tile's pixels beyond the image interpolate too: their positions are within the volume.
-        loads=read + started.programs * started.constexprs["BLOCK"] * K * 4 * volume.element_size(),
-        stores=(0 if labels is None else pixels) + counted,
+        loads=read + started.programs * BLOCK * K * 4 * volume.element_size(),
+        stores=0 if labels is None else pixels,
         distinct_loads=read + volume.numel() * volume.element_size(),
-        operations=pixels * K * 8,
+        atomics=started.programs * most,
     )
 
 

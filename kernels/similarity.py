@@ -12,29 +12,30 @@ import triton.language as tl
 
 from ..ops.custom import Gradients, Needs, empty_gradients
 from . import configs
-from .launch import Cost, Launch, kernel, launch
+from .launch import Cost, Launch, kernel, launch, product_operations
 from .reduction import sum_partials
 from .tiles import alignment, block, divided, feature_offsets, layout, precision, product, strides
 
 # Programs that keep any GPU of today busy for several rounds; fixed, so that results do not depend on the GPU.
 PROGRAMS = 512
-# More classes than this, by the bytes of an element, go through the backward kernel in chunks: with tf32x3 every operand
-# is held twice, and the scores and sums of more would not fit the registers.
+# More classes than this, by the bytes of an element, go through the backward kernel in chunks: with tf32x3 every
+# operand is held twice, and the scores and sums of more would not fit the registers.
 MOST_CLASSES = {2: 64, 4: 32, 8: 32}
 
 
 def _forward_cost(started: Launch) -> Cost:
     f, G, g0, out = (started.arguments[name] for name in ("features", "G", "g0", "out"))
-    B, C = f.shape[:2]
-    K, P = started.constexprs["K"], started.arguments["P"]
+    c = started.constexprs
+    B, K, C = len(f), c["K"], c["C"]
     tiles = started.programs // B
+    padded_C = triton.cdiv(C, c["BLOCK_C"]) * c["BLOCK_C"]
     each_image = K * C * G.element_size() + (0 if g0 is None else K * g0.element_size())
     read = f.numel() * f.element_size()
     return Cost(
         loads=read + B * tiles * each_image,
         stores=out.numel() * out.element_size(),
         distinct_loads=read + B * each_image,
-        operations=2 * B * K * C * P,
+        operations=started.programs * product_operations(c["BLOCK_K"], c["BLOCK_P"], padded_C, c["PRECISION"]),
     )
 
 
@@ -103,8 +104,9 @@ def similarity_forward(
 
 def _backward_cost(started: Launch) -> Cost:
     a, c = started.arguments, started.constexprs
-    B, P, K, C = a["features"].shape[0], a["P"], c["K"], c["C"]
+    B, P, K, C = len(a["features"]), a["P"], c["K"], c["C"]
     chunks_C, chunks_K = triton.cdiv(max(C, 1), c["BLOCK_C"]), triton.cdiv(K, c["BLOCK_K"])
+    tiles = triton.cdiv(P, c["BLOCK_P"])
     each_score = sum(a[name].element_size() for name in ("grad", "probs") if a[name] is not None)
     scores_once = B * K * P * each_score
     score_loads = chunks_C * scores_once
@@ -112,14 +114,13 @@ def _backward_cost(started: Launch) -> Cost:
         score_loads += chunks_C * (chunks_K if c["NEED_G"] else 1) * scores_once
     f_bytes = 0 if a["dG"] is None else B * C * P * a["features"].element_size()
     G_bytes = B * K * C * a["G"].element_size() if c["NEED_F"] else 0
+    each_product = product_operations(c["BLOCK_K"], c["BLOCK_P"], c["BLOCK_C"], c["PRECISION"])
     written = [x for x in (a["df"], a["dG"], a["dg0"]) if x is not None]
     return Cost(
-        loads=f_bytes * chunks_K
-        + score_loads
-        + G_bytes * (a["splits"] if chunks_K == 1 else triton.cdiv(P, c["BLOCK_P"])),
+        loads=f_bytes * chunks_K + score_loads + G_bytes * (a["splits"] if chunks_K == 1 else tiles),
         stores=sum(x.numel() * x.element_size() for x in written),
         distinct_loads=f_bytes + scores_once + G_bytes,
-        operations=2 * B * K * C * P * (c["NEED_F"] + (a["dG"] is not None)),
+        operations=B * tiles * chunks_C * chunks_K * (c["NEED_F"] + (a["dG"] is not None)) * each_product,
     )
 
 
@@ -368,9 +369,11 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gra
                 },
                 config,
             )
-            for x, total, need in zip(sums, found[1:], (need_G, need_g0), strict=True):
-                if need and splits > 1:
-                    sum_partials(x, total)
+            wanted = [
+                pair for pair, need in zip(zip(sums, found[1:], strict=True), (need_G, need_g0), strict=True) if need
+            ]
+            if wanted and splits > 1:
+                sum_partials(*wanted)
 
         if chunks_K == 1:
             part(*needs)

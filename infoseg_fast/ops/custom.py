@@ -8,8 +8,8 @@ and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float6
   -> Gradients`;
 - segment: `forward(features, G, g0, temperature, size, interpolate) -> labels`;
 - segment_and_count (optional): `forward(features, G, g0, target, temperature, interpolate, num_classes, ignore_index,
-  labels_wanted) -> (counts, outside, labels)` for a uint8 target: `outside`, int64 [], counts the pixels whose target is
-  out of range, for which a kernel on the CPU raises instead; labels have no elements where they are not wanted;
+  labels_wanted) -> (counts, outside, labels)` for a uint8 target: `outside`, int64 [], counts the pixels whose target
+  is out of range, for which a kernel on the CPU raises instead; labels have no elements where they are not wanted;
 - mutual_information_loss: `forward(features, G, g0, valid, settings, needs) -> (loss, state)`, `fake_state` with the
   same arguments, `backward(grad_loss, features, G, g0, valid, state, settings, needs) -> Gradients`.
 

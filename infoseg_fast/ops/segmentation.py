@@ -85,8 +85,8 @@ def segment_and_count(
             the counts.
 
     Returns:
-        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside` a tuple of it and, in
-        this order, the labels [B, H_img, W_img] uint8 and the number of pixels out of range, int64 [].
+        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside` a tuple of it and,
+        in this order, the labels [B, H_img, W_img] uint8 and the number of pixels out of range, int64 [].
 
     Raises:
         As `segment`; ValueError also for a target value from num_classes on that is not `ignore_index` (on CUDA only
