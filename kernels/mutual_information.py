@@ -1,13 +1,16 @@
 """`mutual_information_loss`: which kernels run, with which tiles, and what is kept between them."""
 
+from dataclasses import replace
+
 import torch
 import triton
 
 from ..ops.custom import Gradients, empty_gradients
 from . import configs, mutual_information_configs  # noqa: F401 (adds its rows to the table)
 from .launch import launch
-from .mutual_information_backward import loss_global_gradient, loss_image_gradient, loss_partner_gradient
+from .mutual_information_backward import loss_image_gradient, loss_partner_gradient
 from .mutual_information_forward import SUMS, loss_forward, loss_value
+from .reduction import sum_partials
 from .tiles import alignment, block, layout, precision, strides
 
 # Programs that keep any GPU of today busy; fixed, so that results do not depend on the GPU.
@@ -19,7 +22,6 @@ OWN_COLUMNS = 64
 # Scores are kept where that adds at most this to the bytes that a training step must move.
 KEPT_SHARE = 0.08
 VALUE = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
-SUM = configs.Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
 
 
 class LossKernel:
@@ -127,7 +129,7 @@ class _Plan:
             # With same_position and several partners, the probabilities of all images come first.
             two = self.keeps == "V"
             passes = [(1, False), (0, True)] if two else [(self.own_images, self.more)]
-            V = self.G.new_empty(self.B, self.K, self.P) if two and kept is None else kept
+            state = self.G.new_empty(self.B, self.K, self.P) if two and kept is None else kept
             parts = len(passes) * self.B * splits
             partials = self.G.new_empty(SUMS.value + self.K, parts)
             for i, (own_images, more) in enumerate(passes):
@@ -135,7 +137,7 @@ class _Plan:
                     loss_forward,
                     (self.B, splits),
                     self.arguments
-                    | self._kept(V)
+                    | self._kept(state)
                     | {
                         "partials": partials,
                         "part": i * self.B * splits,
@@ -170,38 +172,57 @@ class _Plan:
         return configs.run("loss_forward", self.key, self.features.device, started)
 
     def backward(self, upstream, share, kept=None, *, needs):
-        found = empty_gradients(self.features, self.G, needs)
         if self.B * self.P == 0:
-            return Gradients(*(x.zero_() for x in found))
-        by_partners = torch.empty_like(kept) if self.keeps == "V" else None
-        shared = self.arguments | self._kept(kept) | {"by_partners": by_partners}
-        image_config = configs.rows("loss_image_gradient", self.key)[0]
-        image_chunks = triton.cdiv(self.C, image_config.blocks["BLOCK_D"])
-        image_splits = self._splits(
-            image_config, self.B * image_chunks, PROGRAMS if self.more else PROGRAMS_WITH_PARTS
+            return Gradients(*(x.zero_() for x in empty_gradients(self.features, self.G, needs)))
+
+        def started(image_config, partner_config=None):
+            return self._gradients(upstream, share, kept, needs, image_config, partner_config)
+
+        def with_partners(image_config):
+            return configs.run(
+                "loss_partner_gradient", self.key, self.features.device, lambda config: started(image_config, config)
+            )
+
+        # With same_position the partners' part of df comes from there too.
+        partners = self.more and (needs.G or needs.g0 or self.keeps == "V")
+        return configs.run(
+            "loss_image_gradient", self.key, self.features.device, with_partners if partners else started
         )
+
+    def _gradients(self, upstream, share, kept, needs, image_config, partner_config):
+        found = empty_gradients(self.features, self.G, needs)
+        by_partners = torch.empty_like(kept) if self.keeps == "V" else None
+        shared = self.arguments | {
+            "V": kept if self.keeps == "V" else None,
+            "lse": kept if self.keeps == "lse" else None,
+            "by_partners": by_partners,
+            "share": share,
+            "upstream": upstream,
+        }
+        image_config, image_chunks = self._chunked(image_config)
+        programs = PROGRAMS if self.more else PROGRAMS_WITH_PARTS
+        image_splits = self._splits(image_config, self.B * image_chunks, programs)
         image_parts = min(self.own_images, 1 + self.n) * image_splits
         partner_parts = 0
-        if self.more and (needs.G or needs.g0 or by_partners is not None):
-            partner_config = configs.rows("loss_partner_gradient", self.key)[0]
-            partner_chunks = triton.cdiv(self.C, partner_config.blocks["BLOCK_D"]) if needs.G else 1
-            units = triton.cdiv(self.B, partner_config.blocks["IMAGES"]) * partner_chunks
+        if partner_config is not None:
+            partner_config, partner_chunks = self._chunked(partner_config)
+            units = triton.cdiv(self.B, partner_config.blocks["IMAGES"]) * (partner_chunks if needs.G else 1)
             partner_parts = self._splits(partner_config, units)
         parts = image_parts + partner_parts
         dG = self.G.new_empty(parts, *self.G.shape) if needs.G else None
         dg0 = self.G.new_empty(parts, self.B, self.K) if needs.g0 else None
 
-        def part(x, begin, end):
-            return None if x is None else x.narrow(0, begin, end - begin)
+        def part(x, first, number):
+            return None if x is None else x.narrow(0, first, number)
 
         if partner_parts:
             launch(
                 loss_partner_gradient,
                 (units * partner_parts,),
-                {name: x for name, x in shared.items() if name != "kept"}
+                shared
                 | {
-                    "dG": part(dG, image_parts, parts),
-                    "dg0": part(dg0, image_parts, parts),
+                    "dG": part(dG, image_parts, partner_parts),
+                    "dg0": part(dg0, image_parts, partner_parts),
                     "splits": partner_parts,
                     "first_partner": self.own_images,
                 },
@@ -215,8 +236,7 @@ class _Plan:
             (self.B * image_chunks * image_splits,),
             shared
             | {
-                "share": share,
-                "upstream": upstream,
+                "kept": kept if self.keeps == "scores" else None,
                 "df": df if needs.features else None,
                 "dG": part(dG, 0, image_parts),
                 "dg0": part(dg0, 0, image_parts),
@@ -235,20 +255,14 @@ class _Plan:
             },
             image_config,
         )
-        for partials, out in ((dG, found.G), (dg0, found.g0)):
-            if partials is not None:
-                launch(
-                    loss_global_gradient,
-                    (triton.cdiv(out.numel(), SUM.blocks["BLOCK"]),),
-                    {
-                        "partials": partials,
-                        "out": out,
-                        "share": share,
-                        "upstream": upstream,
-                        "parts": parts,
-                        "size": out.numel(),
-                    },
-                    {},
-                    SUM,
-                )
+        sums = [(x, out) for x, out in ((dG, found.G), (dg0, found.g0)) if x is not None]
+        if sums:
+            sum_partials(*sums)
         return found
+
+    def _chunked(self, config) -> tuple[configs.Config, int]:
+        """The configuration with BLOCK_D as the kernels ask, and the number of chunks of channels."""
+        blocks = config.blocks
+        if self.C <= blocks["BLOCK_C"]:
+            config = replace(config, blocks=blocks | {"BLOCK_D": blocks["BLOCK_C"]})
+        return config, max(1, triton.cdiv(self.C, config.blocks["BLOCK_D"]))

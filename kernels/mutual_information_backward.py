@@ -8,8 +8,8 @@ df, and sums its part of those images' dG in registers. Where partners are left 
 one of them for a partner: the part of dG that is left, and with same_position the gradient by each image's own scores of
 being a partner.
 
-Coefficients are those of a sum; all are scaled by upstream / M at the end, df in its tile and dG by
-`loss_global_gradient`, which adds the parts in a fixed order.
+Coefficients are those of a sum; df and the parts of dG are scaled by upstream / M as they are written, and
+`reduction.sum_partials` adds the parts in a fixed order.
 """
 
 import triton
@@ -211,9 +211,9 @@ def loss_image_gradient(
     row = (i * splits + split).to(tl.int64) * B * K + own
     if NEED_G:
         c = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-        tl.store(dG + row[None, :] * C + c[:, None], dG_sum, mask=own_live[None, :] & (c < C)[:, None])
+        tl.store(dG + row[None, :] * C + c[:, None], dG_sum * scale, mask=own_live[None, :] & (c < C)[:, None])
     if dg0 is not None and chunk == 0:
-        tl.store(dg0 + row, dg0_sum, mask=own_live)
+        tl.store(dg0 + row, dg0_sum * scale, mask=own_live)
 
 
 def _partner_cost(started: Launch) -> Cost:
@@ -229,6 +229,8 @@ def loss_partner_gradient(
     V,  # [B, K, P] probabilities; None unless same_position
     by_partners,  # [B, K, P] written; None unless same_position
     lse,  # [B, P]; None unless infonce
+    share,  # [1 + K]: 1 / M first
+    upstream,  # []
     dG,  # [splits, B, K, C] or None
     dg0,  # [splits, B, K] or None
     splits: tl.int32,
@@ -258,6 +260,7 @@ def loss_partner_gradient(
 ):
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
+    scale = tl.load(share) * tl.load(upstream).to(tl.float32)
     chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D
     chunk = tl.program_id(0) % chunks
     split = tl.program_id(0) // chunks % splits
@@ -314,28 +317,6 @@ def loss_partner_gradient(
     part = split.to(tl.int64) * B * K + row
     if NEED_G:
         c = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-        tl.store(dG + part[None, :] * C + c[:, None], dG_sum, mask=live[None, :] & (c < C)[:, None])
+        tl.store(dG + part[None, :] * C + c[:, None], dG_sum * scale, mask=live[None, :] & (c < C)[:, None])
     if dg0 is not None and chunk == 0:
-        tl.store(dg0 + part, dg0_sum, mask=live)
-
-
-def _global_cost(started: Launch) -> Cost:
-    return Cost(0, 0, 0, 0)
-
-
-@kernel(products=False, wide_loads=False, cost=_global_cost)
-def loss_global_gradient(
-    partials,  # [parts, size]
-    out,  # [size]
-    share,  # [1 + K]
-    upstream,  # []
-    parts: tl.int32,
-    size: tl.int64,
-    BLOCK: tl.constexpr,
-):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(parts):
-        total += tl.load(partials + part * size + i, mask=i < size, other=0)
-    scale = tl.load(share) * tl.load(upstream).to(tl.float32)
-    tl.store(out + i, total * scale, mask=i < size)
+        tl.store(dg0 + part, dg0_sum * scale, mask=live)
