@@ -15,7 +15,8 @@ Coefficients are those of a sum; df and the parts of dG are scaled by upstream /
 import triton
 import triton.language as tl
 
-from .launch import Cost, Launch, kernel
+from .launch import kernel
+from .mutual_information_costs import image_cost, partner_cost
 from .mutual_information_tiles import (
     at_same_position,
     feature_tile,
@@ -33,11 +34,7 @@ from .mutual_information_tiles import (
 from .tiles import divided, feature_offsets, product
 
 
-def _image_cost(started: Launch) -> Cost:
-    return Cost(0, 0, 0, 0)
-
-
-@kernel(products=True, wide_loads=True, cost=_image_cost)
+@kernel(products=True, wide_loads=True, cost=image_cost)
 def loss_image_gradient(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -88,7 +85,7 @@ def loss_image_gradient(
 ):
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
-    chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D
+    chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D if C > 0 else 1
     chunk = tl.program_id(0) % chunks
     b = tl.program_id(0) // chunks % B
     split = tl.program_id(0) // chunks // B
@@ -216,11 +213,7 @@ def loss_image_gradient(
         tl.store(dg0 + row, dg0_sum * scale, mask=own_live)
 
 
-def _partner_cost(started: Launch) -> Cost:
-    return Cost(0, 0, 0, 0)
-
-
-@kernel(products=True, wide_loads=True, cost=_partner_cost)
+@kernel(products=True, wide_loads=True, cost=partner_cost)
 def loss_partner_gradient(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -261,7 +254,7 @@ def loss_partner_gradient(
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
     scale = tl.load(share) * tl.load(upstream).to(tl.float32)
-    chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D
+    chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D if NEED_G else 1
     chunk = tl.program_id(0) % chunks
     split = tl.program_id(0) // chunks % splits
     first_image = tl.program_id(0) // chunks // splits * IMAGES

@@ -9,7 +9,8 @@ the scores is stored. What is kept for going back is the log-sum-exp [B, P] or, 
 import triton
 import triton.language as tl
 
-from .launch import Cost, Launch, kernel
+from .launch import kernel
+from .mutual_information_costs import forward_cost, value_cost
 from .mutual_information_tiles import (
     at_same_position,
     feature_tile,
@@ -29,11 +30,7 @@ from .tiles import divided
 SUMS = tl.constexpr(3)  # of positive and of negative terms, and of valid positions; the K sums of V follow
 
 
-def _forward_cost(started: Launch) -> Cost:
-    return Cost(0, 0, 0, 0)
-
-
-@kernel(products=True, wide_loads=True, cost=_forward_cost)
+@kernel(products=True, wide_loads=True, cost=forward_cost)
 def loss_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -167,11 +164,7 @@ def loss_forward(
     tl.store(to + (k + SUMS) * parts, usage, mask=k < K)
 
 
-def _value_cost(started: Launch) -> Cost:
-    return Cost(0, 0, 0, 0)
-
-
-@kernel(products=False, wide_loads=False, cost=_value_cost)
+@kernel(products=False, wide_loads=False, cost=value_cost)
 def loss_value(
     partials,  # [3 + K, parts]
     loss,  # []
