@@ -4,6 +4,7 @@
 is computed.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -35,15 +36,18 @@ class Case:
     settings: dict = field(default_factory=dict, hash=False)
 
 
-def record(case: Case) -> dict[str, list[Launch]]:
-    """The launches of an op, "forward" and, where it is differentiable, "backward"."""
+def record(case: Case, fake: bool = True) -> dict[str, list[Launch]]:
+    """The launches of an op, "forward" and, where it is differentiable, "backward".
+
+    fake: on fake tensors on the case's device; else on true ones on the CPU, which hold nothing yet.
+    """
     from . import KERNELS
 
-    kernel = KERNELS[case.op]
-    with FakeTensorMode(), torch.no_grad():
+    kernel, device = KERNELS[case.op], case.device if fake else "cpu"
+    with FakeTensorMode() if fake else contextlib.nullcontext(), torch.no_grad():
         layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        f = torch.empty(case.B, case.C, case.h, case.w, dtype=case.dtype, device=case.device, memory_format=layout)
-        G = torch.empty(case.B, case.K, case.C, dtype=accumulation_dtype(case.dtype), device=case.device)
+        f = torch.empty(case.B, case.C, case.h, case.w, dtype=case.dtype, device=device, memory_format=layout)
+        G = torch.empty(case.B, case.K, case.C, dtype=accumulation_dtype(case.dtype), device=device)
         g0 = G.new_empty(case.B, case.K) if case.bias else None
         return _RUN[case.op](kernel, case, f, G, g0)
 
@@ -61,7 +65,7 @@ def _assign(kernel, case, f, G, g0):
     with recorded() as forward:
         V = kernel.forward(f, G, g0, temperature)
     with recorded() as backward:
-        kernel.backward(V, V, f, G, temperature, ALL_GRADIENTS)
+        kernel.backward(torch.empty_like(V), V, f, G, temperature, ALL_GRADIENTS)
     return {"forward": forward, "backward": backward}
 
 
@@ -74,7 +78,7 @@ def _segment(kernel, case, f, G, g0):
 
 def _segment_and_count(kernel, case, f, G, g0):
     size, interpolate = case.settings.get("size", (case.h, case.w)), case.settings.get("interpolate", "probs")
-    target = torch.empty(case.B, *size, dtype=torch.uint8, device=case.device)
+    target = torch.empty(case.B, *size, dtype=torch.uint8, device=f.device)
     labels_wanted = case.settings.get("labels_wanted", False)
     with recorded() as forward:
         kernel.forward(f, G, g0, target, 1.0, interpolate, case.settings["num_classes"], 255, labels_wanted)
@@ -89,7 +93,7 @@ def _loss(kernel, case, f, G, g0):
         "num_negatives": 1,
         "balance": 0.0,
     } | case.settings)  # fmt: skip
-    valid = torch.empty(case.B, case.h * case.w, dtype=torch.bool, device=case.device) if case.masked else None
+    valid = torch.empty(case.B, case.h * case.w, dtype=torch.bool, device=f.device) if case.masked else None
     with recorded() as forward:
         loss, state = kernel.forward(f, G, g0, valid, settings, ALL_GRADIENTS)
     with recorded() as backward:
