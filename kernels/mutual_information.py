@@ -144,8 +144,7 @@ class _Plan:
                         "parts": parts,
                         "splits": splits,
                     },
-                    self.constexprs
-                    | {"OWN_IMAGES": own_images, "MORE": more, "BALANCE": self.settings.balance != 0},
+                    self.constexprs | {"OWN_IMAGES": own_images, "MORE": more, "BALANCE": self.settings.balance != 0},
                     config,
                 )
             launch(

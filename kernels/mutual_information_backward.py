@@ -1,18 +1,18 @@
 """Going back: df, dG and dg0 of the loss, from what identity 3 of the method says of the scores' gradients.
 
-`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. It forms the
-coefficients of the own image's scores, and of the partners that fit beside it, from one read of f, multiplies them out to
-df, and sums its part of those images' dG in registers. Where partners are left it adds them to df block by block.
+`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. From one read
+of f it forms the coefficients of the scores with the own image and with the partners that fit beside it, multiplies
+them out to df, and sums its part of those images' dG in registers. Where partners are left it adds them to df block by
+block.
 
 `loss_partner_gradient`: a program owns the columns of some images, and runs over the positions of all images that have
-one of them for a partner: the part of dG that is left, and with same_position the gradient by each image's own scores of
-being a partner.
+one of them for a partner: the part of dG that is left, and with same_position what being a partner does to the image's
+own scores.
 
 Coefficients are those of a sum; df and the parts of dG are scaled by upstream / M as they are written, and
 `reduction.sum_partials` adds the parts in a fixed order.
 """
 
-import triton
 import triton.language as tl
 
 from .launch import kernel

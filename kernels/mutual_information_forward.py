@@ -1,12 +1,11 @@
 """Going forward: the loss from one read of f (two, for jsd against several partners at the same position).
 
 A program owns an image and every splits-th tile of its positions, and leaves the sums of its terms; a second kernel
-adds those in a fixed order. The first block of columns is the own image with the partners that fit beside it, the others
-follow block by block: with an online log-sum-exp (infonce) or a softplus for each partner (jsd) nothing of the size of
-the scores is stored. What is kept for going back is the log-sum-exp [B, P] or, with same_position, V [B, K, P].
+adds those in a fixed order. The first block of columns is the own image with the partners that fit beside it, the
+others follow block by block: with an online log-sum-exp (infonce) or a softplus for each partner (jsd) nothing of the
+size of the scores is stored. What is kept for going back, `LossKernel` says.
 """
 
-import triton
 import triton.language as tl
 
 from .launch import kernel
@@ -94,8 +93,8 @@ def loss_forward(
             if C <= BLOCK_C:
                 own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
             own_q = scores(
-                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN, PRECISION,
-                BLOCK_C,
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
+                PRECISION, BLOCK_C,
             )  # fmt: skip
             z = scores_of_partner(own_q, 0, OWN_IMAGES, BLOCK_K)
             V_own = softmax(z, tau, K)
