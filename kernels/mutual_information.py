@@ -71,6 +71,7 @@ class _Plan:
             "n": self.n,
             "P": self.P,
             "w": w,
+            "channels": self.C,
             **strides(features),
             "tau": settings.temperature,
         }

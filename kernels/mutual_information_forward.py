@@ -46,6 +46,7 @@ def loss_forward(
     n: tl.int32,
     P: tl.int32,
     w: tl.int32,
+    channels: tl.int32,  # C
     stride_b: tl.int64,
     stride_c: tl.int64,
     stride_y: tl.int64,
@@ -93,8 +94,8 @@ def loss_forward(
             if C <= BLOCK_C:
                 own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
             own_q = scores(
-                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
-                PRECISION, BLOCK_C,
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, channels, C,
+                LAYOUT, ALIGN, PRECISION, BLOCK_C,
             )  # fmt: skip
             z = scores_of_partner(own_q, 0, OWN_IMAGES, BLOCK_K)
             V_own = softmax(z, tau, K)
@@ -110,8 +111,9 @@ def loss_forward(
                     next_image = (b + 1) % B
                     row_z, live_z = partner_columns(next_image, 0, B, 0, K, 1, BLOCK_K)
                     next_z = scores(
-                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
-                        stride_y, stride_x, w, G, g0, row_z, live_z, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside,
+                        stride_c, stride_y, stride_x, w, G, g0, row_z, live_z, channels, C, LAYOUT, ALIGN, PRECISION,
+                        BLOCK_C,
                     )  # fmt: skip
                     next_w = scores_of_partner(own_q, 1, OWN_IMAGES, BLOCK_K)
                     next_T, _, _ = at_same_position(next_w, softmax(next_z, tau, K), tau, n)
@@ -136,8 +138,8 @@ def loss_forward(
                 if C <= BLOCK_C:
                     g = global_tile(G, row, live, 0, C, BLOCK_C)
                 q = scores(
-                    f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C, LAYOUT, ALIGN,
-                    PRECISION, BLOCK_C,
+                    f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C, LAYOUT,
+                    ALIGN, PRECISION, BLOCK_C,
                 )  # fmt: skip
                 if LOSS == "infonce":
                     block_top, block_total = log_sum_exp(q, live)

@@ -57,8 +57,8 @@ def global_tile(G, row, live, first, C: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def scores(
-    f, g, features, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C: tl.constexpr, LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    f, g, features, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C: tl.constexpr,
+    LAYOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """q[p, r] = <f_p, G_r> + g0_r in float32 -> [BLOCK_P, N].
 
@@ -74,7 +74,8 @@ def scores(
             g = global_tile(G, row, live, 0, C, BLOCK_C)
         q = product(g, f, q, PRECISION)
     else:
-        for first in range(0, C, BLOCK_C):
+        # A number that the compiler knows would have it unroll the loop, and spill.
+        for first in range(0, channels, BLOCK_C):
             f_c = feature_tile(features, first, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
             g_c = global_tile(G, row, live, first, C, BLOCK_C)
             q = product(g_c, f_c.to(g_c.dtype), q, PRECISION)
