@@ -20,12 +20,14 @@ def __getattr__(name: str):
 @functools.cache
 def _kernels() -> dict[str, object]:
     """op name -> kernel, as infoseg_fast.dispatch describes."""
+    from .mutual_information import LossKernel
     from .segmentation import SegmentAndCountKernel, SegmentKernel
     from .similarity import AssignKernel, SimilarityKernel
 
     return {
         "local_global_similarity": SimilarityKernel(),
         "assign": AssignKernel(),
+        "mutual_information_loss": LossKernel(),
         "segment": SegmentKernel(),
         "segment_and_count": SegmentAndCountKernel(),
     }
