@@ -81,7 +81,7 @@ def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_when_time_is_ov
         return providers(case, device, backend="reference")
 
     monkeypatch.setattr(bench_cuda, "providers", noted)
-    monkeypatch.setattr(cuda_checks, "run", lambda device, shapes: (7, []))
+    monkeypatch.setattr(cuda_checks, "run", lambda device: (7, []))
     file = tmp_path / "gpu.csv"
     assert bench_cuda.run([], cpu, 10, True, file, seconds=0) == 0
     rows = list(csv.DictReader(file.open()))
@@ -92,6 +92,6 @@ def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_when_time_is_ov
     told = capsys.readouterr().out
     assert "7 of 7 checks passed on a GPU" in told and "torch.compile left out" in told
 
-    monkeypatch.setattr(cuda_checks, "run", lambda device, shapes: (7, ["assign: AssertionError: value"]))
+    monkeypatch.setattr(cuda_checks, "run", lambda device: (7, ["assign: AssertionError: value"]))
     assert bench_cuda.run([], cpu, 10, True, None) == 1
     assert "failed: assign" in capsys.readouterr().out

@@ -10,11 +10,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_every_check_that_needs_no_driver_passes():
-    number, failed = cuda_checks.run(CPU, [cuda_checks.SMALL])
-    if "mutual_information_loss" not in KERNELS:
-        failed = [line for line in failed if "mutual_information_loss" not in line]
-    assert failed == [] and number > 60
+def test_every_check_that_needs_no_driver_passes(monkeypatch):
+    monkeypatch.delitem(cuda_checks.FLOORS, torch.float64)  # the other tests here see to it
+    number, failed = cuda_checks.run(CPU, {"B": 3, "C": 6, "D": 5, "K": 3, "h": 3, "w": 5})
+    assert failed == [] and number > 50
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
