@@ -12,6 +12,7 @@ Coefficients are those of a sum; df and the parts of dG are scaled by upstream /
 `reduction.sum_partials` adds the parts in a fixed order.
 """
 
+import triton
 import triton.language as tl
 
 from .launch import kernel

@@ -18,7 +18,7 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
                 of_precision == precision
                 and (not modes or mode in modes.split())
                 and (not losses or loss in losses.split())
-                and most_classes >= key.K
+                and key.K <= most_classes
             )
 
         return fit

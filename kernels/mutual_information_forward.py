@@ -6,6 +6,7 @@ follow block by block: with an online log-sum-exp (infonce) or a softplus for ea
 the scores is stored. What is kept for going back is the log-sum-exp [B, P] or, with same_position, V [B, K, P].
 """
 
+import triton
 import triton.language as tl
 
 from .launch import kernel

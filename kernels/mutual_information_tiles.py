@@ -9,7 +9,7 @@ since their global feature is read as 0, and are masked where it matters.
 import triton
 import triton.language as tl
 
-from .tiles import feature_offsets, product
+from .tiles import divided, feature_offsets, product
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def softmax(q, tau, K: tl.constexpr):
     """Softmax of tau q over the last axis, 0 at its padded classes. q [..., BLOCK_K]"""
     axis: tl.constexpr = len(q.shape) - 1
     x = q * tau
-    if q.shape[axis] > K:
+    if K < q.shape[axis]:
         k = tl.arange(0, q.shape[axis])
         x = tl.where(k[None, :] < K if axis == 1 else k[None, None, :] < K, x, float("-inf"))
     e = tl.exp(x - tl.expand_dims(tl.max(x, axis), axis))
