@@ -1,4 +1,4 @@
-"""`infoseg bench`: the ops beside the best PyTorch of the same algebra, with error, peak memory and the floor.
+"""`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, peak memory and the floor.
 
 All providers of a case are timed in turn in one process, and medians are compared. The floor is the larger of the bytes
 that must move at the measured rate of a copy and the operations at the measured rate of a large matrix product.
@@ -9,10 +9,9 @@ import ctypes
 import gc
 import platform
 import statistics
-import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 
 from . import bench_baselines as baselines
 from . import ops
+from .env import commit
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,13 @@ COLUMNS = (
     "op", "case", "provider", "mode", "shape", "dtype", "device", "threads", "median_ms", "p20_ms", "p80_ms",
     "ratio_to_op", "floor_ms", "share_of_floor", "error", "extra_mb", "torch", "machine", "commit",
 )  # fmt: skip
+SHOWN = (
+    "case", "provider", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms", "share_of_floor", "error",
+    "extra_mb",
+)  # fmt: skip
 
 
-def inputs(case: Case, device: str, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     shapes = (
         (case.B, case.C, case.side, case.side),
@@ -88,8 +92,8 @@ def inputs(case: Case, device: str, dtype: torch.dtype | None = None) -> tuple[l
     )
     scales = (1.0, 0.3, case.C**-0.5, 0.1)
     x = [torch.randn(s, generator=generator).mul_(c).to(case.dtype) for s, c in zip(shapes, scales, strict=True)]
-    x = [t.to(device, dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
-    mask = torch.rand(case.B, case.side, case.side, generator=generator).to(device) < 0.8 if case.masked else None
+    x = [t.to(dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
+    mask = torch.rand(case.B, case.side, case.side, generator=generator) < 0.8 if case.masked else None
     return x, mask
 
 
@@ -135,12 +139,7 @@ def step_of(case: Case, provider: Callable, x: list[torch.Tensor], mask: torch.T
     return step
 
 
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
+def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each, taken in turn."""
     times = {name: [] for name in steps}
     for step in steps.values():
@@ -148,19 +147,17 @@ def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, li
         step()
     for _ in range(repeats):
         for name, step in steps.items():
-            _synchronise(device)
             start = time.perf_counter()
             step()
-            _synchronise(device)
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
 
-def machine_rates(device: str) -> tuple[float, float]:
+def machine_rates() -> tuple[float, float]:
     """Operations a millisecond of a large matrix product, and bytes a millisecond of a large copy."""
-    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
-    source, to = (torch.ones(2**24, device=device) for _ in range(2))
-    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 15, device)
+    a, b = (torch.randn(1024, 1024) for _ in range(2))
+    source, to = (torch.ones(2**24) for _ in range(2))
+    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 15)
     best = {name: statistics.quantiles(t, n=10)[0] for name, t in times.items()}
     return 2 * 1024**3 / best["product"], 2 * source.numel() * 4 / best["copy"]
 
@@ -173,28 +170,21 @@ def relative_error(found: list[torch.Tensor], truth: list[torch.Tensor]) -> floa
     return max(((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs)
 
 
-def extra_memory(step: Callable, device: str) -> float | None:
+def extra_memory(step: Callable) -> float | None:
     """Peak MB above the inputs while `step` runs, less what it returns; None where it cannot be measured."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = step()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return None
-        kept = step()
-        del kept
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        except OSError:
-            return None
-        before = _status_bytes("VmRSS")
-        kept = step()
-        peak = _status_bytes("VmHWM") - before
+    if not Path("/proc/self/status").exists():
+        return None
+    kept = step()
+    del kept
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    except OSError:
+        return None
+    before = _status_bytes("VmRSS")
+    kept = step()
+    peak = _status_bytes("VmHWM") - before
     returned = sum(t.numel() * t.element_size() for t in kept)
     return max(peak - returned, 0) / 2**20
 
@@ -206,24 +196,10 @@ def _status_bytes(key: str) -> int:
     raise KeyError(key)
 
 
-def commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
+def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
     """The rows of one case. What cannot be compiled here is left out."""
-    x, mask = inputs(case, device)
-    exact, _ = inputs(case, device, torch.float64)
+    x, mask = inputs(case)
+    exact, _ = inputs(case, torch.float64)
     truth = step_of(case, providers(case, False)["eager"], exact, mask)()
     steps = {name: step_of(case, f, x, mask) for name, f in providers(case, compiled).items()}
     if "compiled" in steps:
@@ -232,9 +208,9 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
         except Exception as error:  # the compiler has many ways to fail, none of which is this table's business
             warnings.warn(f"{case.name}: torch.compile failed: {str(error).splitlines()[0]}", stacklevel=2)
             del steps["compiled"]
-    memory = {name: extra_memory(step, device) for name, step in steps.items()}
+    memory = {name: extra_memory(step) for name, step in steps.items()}
     errors = {name: relative_error(step(), truth) for name, step in steps.items()}
-    times = timed(steps, repeats, device)
+    times = timed(steps, repeats)
     own = statistics.median(times["infoseg_fast"])
     floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
     rows = []
@@ -248,7 +224,7 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
                 "mode": "forward + backward" if case.op == "loss" else "forward",
                 "shape": f"B={case.B} C={case.C} D={case.D} K={case.K} {case.side}x{case.side}",
                 "dtype": str(case.dtype).removeprefix("torch."),
-                "device": device,
+                "device": "cpu",
                 "threads": torch.get_num_threads(),
                 "median_ms": round(median, 3),
                 "p20_ms": round(tenths[1], 3),
@@ -260,36 +236,37 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
                 "extra_mb": "" if memory[name] is None else round(memory[name], 2),
                 "torch": torch.__version__,
                 "machine": platform.machine(),
-                "commit": commit(),
+                "commit": commit() or "",
             }
         )
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    shown = [
-        c for c in COLUMNS if c in rows[0] and c.endswith(("case", "provider", "_ms", "_op", "floor", "error", "mb"))
-    ]
-    lines = [shown, *([str(row[c]) for c in shown] for row in rows)]
+def table(rows: list[dict], shown: Sequence[str] = SHOWN) -> str:
+    lines = [list(shown), *([str(row[c]) for c in shown] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def run(names: list[str], device: str, repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
+def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
     chosen = [c for c in CASES if not names or c.op in names or c.name in names]
-    rates = machine_rates(device)
+    rates = machine_rates()
     print(
         f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, "
         f"{torch.get_num_threads()} thread(s)"
     )
     rows = []
     for case in chosen:
-        found = measure(case, device, repeats, compiled, rates)
+        found = measure(case, repeats, compiled, rates)
         print(table(found), flush=True)
         rows += found
     if csv_file is not None:
-        with csv_file.open("w", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(csv_file, COLUMNS, rows)
     return rows
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: list[dict]) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""Tests of the Triton kernels themselves, run by tests/test_triton.py under TRITON_INTERPRET=1 and left out elsewhere."""
+"""Tests of the Triton kernels themselves: tests/test_triton.py runs them under TRITON_INTERPRET=1."""
 
 import os
 
