@@ -26,10 +26,12 @@ class Config:
     blocks: dict[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    registers: int | None = None  # a thread, at most; None leaves the number to ptxas
 
     def options(self) -> dict[str, object]:
         """What Triton's compiler is told. Fused multiply-adds are asked for, since its default changes in 3.10."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class _Plan:
             "n": self.n,
             "P": self.P,
             "w": w,
+            "channels": self.C,
             **strides(features),
             "tau": settings.temperature,
         }
@@ -144,8 +145,7 @@ class _Plan:
                         "parts": parts,
                         "splits": splits,
                     },
-                    self.constexprs
-                    | {"OWN_IMAGES": own_images, "MORE": more, "BALANCE": self.settings.balance != 0},
+                    self.constexprs | {"OWN_IMAGES": own_images, "MORE": more, "BALANCE": self.settings.balance != 0},
                     config,
                 )
             launch(

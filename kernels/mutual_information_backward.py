@@ -1,18 +1,18 @@
 """Going back: df, dG and dg0 of the loss, from what identity 3 of the method says of the scores' gradients.
 
-`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. It forms the
-coefficients of the own image's scores, and of the partners that fit beside it, from one read of f, multiplies them out to
-df, and sums its part of those images' dG in registers. Where partners are left it adds them to df block by block.
+`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. From one read
+of f it forms the coefficients of the scores with the own image and with the partners that fit beside it, multiplies
+them out to df, and sums its part of those images' dG in registers. Where partners are left it adds them to df block by
+block.
 
 `loss_partner_gradient`: a program owns the columns of some images, and runs over the positions of all images that have
-one of them for a partner: the part of dG that is left, and with same_position the gradient by each image's own scores of
-being a partner.
+one of them for a partner: the part of dG that is left, and with same_position what being a partner does to the image's
+own scores.
 
 Coefficients are those of a sum; df and the parts of dG are scaled by upstream / M as they are written, and
 `reduction.sum_partials` adds the parts in a fixed order.
 """
 
-import triton
 import triton.language as tl
 
 from .launch import kernel
@@ -54,6 +54,7 @@ def loss_image_gradient(
     n: tl.int32,
     P: tl.int32,
     w: tl.int32,
+    channels: tl.int32,  # C
     stride_b: tl.int64,
     stride_c: tl.int64,
     stride_y: tl.int64,
@@ -115,8 +116,8 @@ def loss_image_gradient(
             own_q = position_tile(kept, kept_row(b, n, K, OWN_IMAGES, BLOCK_K), own_live, p, inside, P)
         else:
             own_q = scores(
-                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN,
-                PRECISION, BLOCK_C,
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, channels, C,
+                LAYOUT, ALIGN, PRECISION, BLOCK_C,
             )  # fmt: skip
         top = None
         if LOSS == "infonce":
@@ -145,12 +146,13 @@ def loss_image_gradient(
                     previous_w = position_tile(kept, (previous * 2 + 1) * K + k, live_w, p, inside, P)
                 else:
                     next_z = scores(
-                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
-                        stride_y, stride_x, w, G, g0, row_z, live_z, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside,
+                        stride_c, stride_y, stride_x, w, G, g0, row_z, live_z, channels, C, LAYOUT, ALIGN, PRECISION,
+                        BLOCK_C,
                     )  # fmt: skip
                     previous_w = scores(
                         None, None, features + previous.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
-                        stride_y, stride_x, w, G, g0, row_w, live_w, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                        stride_y, stride_x, w, G, g0, row_w, live_w, channels, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
                     )  # fmt: skip
                 previous_ok = inside
                 if valid is not None:
@@ -190,8 +192,8 @@ def loss_image_gradient(
                     if C <= BLOCK_C:
                         g = global_tile(G, row, live, 0, C, BLOCK_C)
                     q = scores(
-                        f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C, LAYOUT, ALIGN,
-                        PRECISION, BLOCK_C,
+                        f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C,
+                        LAYOUT, ALIGN, PRECISION, BLOCK_C,
                     )  # fmt: skip
                     R = position_tile(V, row, live, p, inside, P) if LOSS == "same_position" else None
                     a, _ = partner_coefficients(q, R, top, tau, n, K, LOSS, IMAGES, BLOCK_K)
@@ -232,6 +234,7 @@ def loss_partner_gradient(
     n: tl.int32,
     P: tl.int32,
     w: tl.int32,
+    channels: tl.int32,  # C
     stride_b: tl.int64,
     stride_c: tl.int64,
     stride_y: tl.int64,
@@ -288,7 +291,7 @@ def loss_partner_gradient(
             if LOSS == "infonce":
                 top = tl.load(lse + b.to(tl.int64) * P + p, mask=inside, other=0)
             q = scores(
-                f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C, LAYOUT, ALIGN,
+                f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C, LAYOUT, ALIGN,
                 PRECISION, BLOCK_C,
             )  # fmt: skip
             a, by_softmax = partner_coefficients(q, R, top, tau, n, K, LOSS, IMAGES, BLOCK_K)

@@ -29,9 +29,7 @@ class _Sizes:
     def forming(self, images: int) -> int:
         """Operations of the scores of a tile with so many images."""
         c = self.c
-        return self.product(
-            images * c["BLOCK_K"], c["BLOCK_P"], triton.cdiv(self.C, c["BLOCK_C"]) * c["BLOCK_C"]
-        )
+        return self.product(images * c["BLOCK_K"], c["BLOCK_P"], triton.cdiv(self.C, c["BLOCK_C"]) * c["BLOCK_C"])
 
     def own(self) -> tuple[int, int, int]:
         """Images in the own block, rows of G that partners beyond it have, and their blocks."""
@@ -107,9 +105,7 @@ def image_cost(started: Launch) -> Cost:
     parts = a["splits"] * s.B * own * s.K * 4
     return Cost(
         loads=loads,
-        stores=(s.f if c["NEED_F"] else 0)
-        + (parts * s.C if c["NEED_G"] else 0)
-        + (0 if a["dg0"] is None else parts),
+        stores=(s.f if c["NEED_F"] else 0) + (parts * s.C if c["NEED_G"] else 0) + (0 if a["dg0"] is None else parts),
         distinct_loads=once
         + (s.f if s.whole or not kept or c["NEED_G"] else 0)
         + (s.G if s.whole or not kept or c["NEED_F"] else 0)
@@ -147,8 +143,5 @@ def partner_cost(started: Launch) -> Cost:
         * image_blocks
         * steps
         * chunks
-        * (
-            s.forming(c["IMAGES"])
-            + c["NEED_G"] * s.product(c["BLOCK_D"], c["IMAGES"] * c["BLOCK_K"], c["BLOCK_P"])
-        ),
+        * (s.forming(c["IMAGES"]) + c["NEED_G"] * s.product(c["BLOCK_D"], c["IMAGES"] * c["BLOCK_K"], c["BLOCK_P"])),
     )

@@ -1,12 +1,11 @@
 """Going forward: the loss from one read of f (two, for jsd against several partners at the same position).
 
 A program owns an image and every splits-th tile of its positions, and leaves the sums of its terms; a second kernel
-adds those in a fixed order. The first block of columns is the own image with the partners that fit beside it, the others
-follow block by block: with an online log-sum-exp (infonce) or a softplus for each partner (jsd) nothing of the size of
-the scores is stored. What is kept for going back is the log-sum-exp [B, P] or, with same_position, V [B, K, P].
+adds those in a fixed order. The first block of columns is the own image with the partners that fit beside it, the
+others follow block by block: with an online log-sum-exp (infonce) or a softplus for each partner (jsd) nothing of the
+size of the scores is stored. What is kept for going back, `LossKernel` says.
 """
 
-import triton
 import triton.language as tl
 
 from .launch import kernel
@@ -47,6 +46,7 @@ def loss_forward(
     n: tl.int32,
     P: tl.int32,
     w: tl.int32,
+    channels: tl.int32,  # C
     stride_b: tl.int64,
     stride_c: tl.int64,
     stride_y: tl.int64,
@@ -94,8 +94,8 @@ def loss_forward(
             if C <= BLOCK_C:
                 own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
             own_q = scores(
-                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, C, LAYOUT, ALIGN, PRECISION,
-                BLOCK_C,
+                f, own_g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, own, own_live, channels, C,
+                LAYOUT, ALIGN, PRECISION, BLOCK_C,
             )  # fmt: skip
             z = scores_of_partner(own_q, 0, OWN_IMAGES, BLOCK_K)
             V_own = softmax(z, tau, K)
@@ -111,8 +111,9 @@ def loss_forward(
                     next_image = (b + 1) % B
                     row_z, live_z = partner_columns(next_image, 0, B, 0, K, 1, BLOCK_K)
                     next_z = scores(
-                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside, stride_c,
-                        stride_y, stride_x, w, G, g0, row_z, live_z, C, LAYOUT, ALIGN, PRECISION, BLOCK_C,
+                        None, None, features + next_image.to(tl.int64) * divided(stride_b, ALIGN), p, inside,
+                        stride_c, stride_y, stride_x, w, G, g0, row_z, live_z, channels, C, LAYOUT, ALIGN, PRECISION,
+                        BLOCK_C,
                     )  # fmt: skip
                     next_w = scores_of_partner(own_q, 1, OWN_IMAGES, BLOCK_K)
                     next_T, _, _ = at_same_position(next_w, softmax(next_z, tau, K), tau, n)
@@ -137,8 +138,8 @@ def loss_forward(
                 if C <= BLOCK_C:
                     g = global_tile(G, row, live, 0, C, BLOCK_C)
                 q = scores(
-                    f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C, LAYOUT, ALIGN,
-                    PRECISION, BLOCK_C,
+                    f, g, image, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C, LAYOUT,
+                    ALIGN, PRECISION, BLOCK_C,
                 )  # fmt: skip
                 if LOSS == "infonce":
                     block_top, block_total = log_sum_exp(q, live)

@@ -9,7 +9,7 @@ since their global feature is read as 0, and are masked where it matters.
 import triton
 import triton.language as tl
 
-from .tiles import divided, feature_offsets, product
+from .tiles import feature_offsets, product
 
 
 @triton.jit
@@ -57,8 +57,8 @@ def global_tile(G, row, live, first, C: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def scores(
-    f, g, features, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, C: tl.constexpr, LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    f, g, features, p, inside, stride_c, stride_y, stride_x, w, G, g0, row, live, channels, C: tl.constexpr,
+    LAYOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """q[p, r] = <f_p, G_r> + g0_r in float32 -> [BLOCK_P, N].
 
@@ -74,10 +74,9 @@ def scores(
             g = global_tile(G, row, live, 0, C, BLOCK_C)
         q = product(g, f, q, PRECISION)
     else:
-        for first in range(0, C, BLOCK_C):
-            f_c = feature_tile(
-                features, first, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C
-            )
+        # A number that the compiler knows would have it unroll the loop, and spill.
+        for first in range(0, channels, BLOCK_C):
+            f_c = feature_tile(features, first, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
             g_c = global_tile(G, row, live, first, C, BLOCK_C)
             q = product(g_c, f_c.to(g_c.dtype), q, PRECISION)
     # Formed as G f, since pipelined loads of f are wide only where f is not transposed on its way to the product.
@@ -95,7 +94,7 @@ def position_tile(x, row, live, p, inside, P):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x) to float32's last bits at every x: log1p by 2 artanh(e / (2 + e)), since lg2.approx is not exact at 1."""
+    """log(1 + e^x) to float32's last bits at every x: 2 artanh(e / (2 + e)), as log(1 + e) would lose a small e."""
     e = tl.exp(-tl.abs(x))
     s = e / (2 + e)
     t = s * s  # at most 1 / 9: the first term left out is below 1e-9 of the sum
@@ -113,7 +112,7 @@ def softmax(q, tau, K: tl.constexpr):
     """Softmax of tau q over the last axis, 0 at its padded classes. q [..., BLOCK_K]"""
     axis: tl.constexpr = len(q.shape) - 1
     x = q * tau
-    if K < q.shape[axis]:
+    if q.shape[axis] > K:
         k = tl.arange(0, q.shape[axis])
         x = tl.where(k[None, :] < K if axis == 1 else k[None, None, :] < K, x, float("-inf"))
     e = tl.exp(x - tl.expand_dims(tl.max(x, axis), axis))
@@ -154,7 +153,7 @@ def log_sum_exp(q, live):
 
 @triton.jit
 def at_same_position(w, V, tau, n):
-    """jsd of one partner: T- = sum_k V_k w_k, its gradient by w, and that by the partner's z. w, V [BLOCK_P, BLOCK_K]"""
+    """jsd of one partner: T- = sum_k V_k w_k, its gradient by w, and by the partner's z. w, V [BLOCK_P, BLOCK_K]"""
     T = tl.sum(V * w, 1)
     by_w = (sigmoid(T) / n)[:, None] * V
     return T, by_w, by_w * (tau * (w - T[:, None]))

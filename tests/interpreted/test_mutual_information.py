@@ -1,7 +1,4 @@
-"""The Triton kernels of the loss under Triton's interpreter, against the reference in float64.
-
-Run by tests/test_triton_loss.py in a process of its own: TRITON_INTERPRET binds when Triton is imported.
-"""
+"""The kernels of the mutual-information loss in Triton's interpreter, against the reference in float64."""
 
 import itertools
 import math
@@ -10,38 +7,25 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast import reference
-from infoseg_fast.kernels import KERNELS, configs, mutual_information
+from infoseg_fast.kernels import KERNELS, mutual_information
 from infoseg_fast.kernels.launch import recorded
 from infoseg_fast.ops import custom
 from infoseg_fast.ops.custom import LossSettings, Needs
 from infoseg_fast.reference.mutual_information import folded_loss, folded_loss_gradient
 
 KERNEL = KERNELS["mutual_information_loss"]
-VARIANTS = [
+VARIANTS = [  # estimator, negatives, number: one that the own block holds, and one with partners beyond it
     ("jsd", "same_position", 1),
-    ("jsd", "same_position", 3),
+    ("jsd", "same_position", 2),
     ("jsd", "reassigned", 1),
-    ("jsd", "reassigned", 3),
-    ("infonce", "same_position", 1),
+    ("jsd", "reassigned", 4),
+    ("infonce", "same_position", 2),
     ("infonce", "same_position", 4),
 ]
 EVERYTHING = Needs(True, True, True)
 
 
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory that a kernel must write holds NaN before it does."""
-
-    def filled(empty):
-        return lambda *a, **k: empty(*a, **k).fill_(math.nan)
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", filled(torch.Tensor.new_empty))
-
-
-def folded(B=5, C=70, K=5, h=7, w=11, dtype=torch.float32, bias=True, scale=1.0):
+def folded(B=5, C=70, K=5, h=6, w=11, dtype=torch.float32, bias=True, scale=1.0):
     """features, G, g0 as a kernel gets them: several programs on every axis of every grid, and a ragged last one."""
     f = torch.randn(B, C, h, w).mul_(scale).to(dtype)
     return f, torch.randn(B, K, C) * 0.3, torch.randn(B, K) if bias else None
@@ -84,13 +68,20 @@ def check(x, valid, how, floor=2e-6):
         assert distance(a, b) <= 2 * distance(e, b) + floor + rounding, name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "masked"),
+    [
+        (torch.float32, True),
+        (torch.float32, False),
+        (torch.float16, True),
+        (torch.float16, False),
+        (torch.bfloat16, True),
+    ],
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_and_gradients_are_the_references(variant, dtype):
-    for masked, balance in ((True, 0.7), (False, 0.0)):
-        f, G, g0 = folded(dtype=dtype, bias=masked)
-        valid = torch.rand(5, 77) < 0.6 if masked else None
-        check((f, G, g0), valid, settings(variant, balance=balance))
+def test_loss_and_gradients_are_the_references(variant, dtype, masked):
+    x = folded(C=70 if dtype == torch.float32 else 20, dtype=dtype, bias=masked)
+    check(x, torch.rand(5, 66) < 0.6 if masked else None, settings(variant, balance=0.7 if masked else 0.0))
 
 
 def test_these_sizes_give_every_grid_axis_several_programs():
@@ -100,52 +91,51 @@ def test_these_sizes_give_every_grid_axis_several_programs():
             loss, state = KERNEL.forward(f, G, g0, None, settings(variant), EVERYTHING)
             KERNEL.backward(loss, f, G, g0, None, state, settings(variant), EVERYTHING)
         for launch in launches:
-            blocks, splits = launch.constexprs, launch.arguments.get("splits")
-            if splits is not None:
-                assert splits >= 2 and 77 % blocks["BLOCK_P"]
-            if "BLOCK_D" in blocks:
-                assert blocks["BLOCK_D"] < 70
-            assert launch.programs >= 2 or launch.kernel.name == "loss_value"
+            if "splits" in launch.arguments:
+                assert launch.arguments["splits"] >= 2 and 66 % launch.constexprs["BLOCK_P"]
+            if "BLOCK_D" in launch.constexprs:
+                assert launch.constexprs["BLOCK_D"] < 70
+            if launch.kernel.name == "loss_partner_gradient":
+                assert launch.constexprs["IMAGES"] < 5
 
 
 @pytest.mark.parametrize("K", [2, 16, 27, 100])
-@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[1], VARIANTS[3], VARIANTS[5]])
+@pytest.mark.parametrize("variant", [("jsd", "same_position", 1), ("infonce", "same_position", 3)])
 def test_any_number_of_classes(variant, K):
-    check(folded(B=4, C=24, K=K, h=5, w=7), torch.rand(4, 35) < 0.7, settings(variant[:2] + (min(variant[2], 3),), 0.7, 0.4))
+    check(folded(B=4, C=24, K=K, h=5, w=7), torch.rand(4, 35) < 0.7, settings(variant, 0.7, 0.4))
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[2], VARIANTS[4]])
-@pytest.mark.parametrize("kept", [0.0, 10.0])
-def test_scores_may_be_kept_or_formed_anew(monkeypatch, variant, kept):
-    monkeypatch.setattr(mutual_information, "KEPT_SHARE", kept)
-    x, valid, how = folded(), torch.rand(5, 77) < 0.6, settings(variant, balance=0.5)
-    state = KERNEL.forward(*x, valid, how, EVERYTHING)[1]
-    assert len(state) == (2 if kept else 1)
+def test_scores_may_be_kept_instead_of_formed_anew(monkeypatch, variant):
+    x, valid, how = folded(), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
+    assert len(KERNEL.forward(*x, valid, how, EVERYTHING)[1]) == 1
+    monkeypatch.setattr(mutual_information, "KEPT_SHARE", 10.0)
+    assert len(KERNEL.forward(*x, valid, how, EVERYTHING)[1]) == 2
     check(x, valid, how)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
 def test_layout_does_not_matter(layout):
-    f, G, g0 = folded()
+    f, G, g0 = folded(C=20)
     f = {
         "channels_last": lambda: f.contiguous(memory_format=torch.channels_last),
-        "strided": lambda: f.repeat(1, 1, 2, 2)[:, :, :7, :11],
-        "expanded": lambda: f[:, :1].expand(-1, 70, -1, -1),
+        "strided": lambda: f.repeat(1, 1, 2, 2)[:, :, :6, :11],
+        "expanded": lambda: f[:, :1].expand(-1, 20, -1, -1),
     }[layout]()
-    check((f, G, g0), torch.rand(5, 77) < 0.6, settings(VARIANTS[0], balance=0.5))
+    check((f, G, g0), torch.rand(5, 66) < 0.6, settings(VARIANTS[0], balance=0.5))
     check((f, G, g0), None, settings(VARIANTS[5]))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_same_input_gives_the_same_bits(variant):
-    x, valid, how = folded(B=5, C=20, K=4), torch.rand(5, 77) < 0.6, settings(variant, balance=0.5)
+    x, valid, how = folded(C=20, K=4), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
     for a, b in zip(run(x, valid, how), run(x, valid, how), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[1], VARIANTS[5]])
 def test_only_wanted_gradients_are_computed_and_they_are_the_same(variant):
-    x, how = folded(B=5, C=20, K=4, h=5, w=7), settings(variant, balance=0.5)
+    x, how = folded(C=70, K=4, h=2, w=3), settings(variant, balance=0.5)
     every = run(x, None, how)
     for needs in (Needs(True, False, False), Needs(False, True, False), Needs(False, False, True)):
         some = run(x, None, how, needs=needs)
@@ -172,7 +162,7 @@ def test_nothing_to_see(shape):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_extreme_similarities_stay_finite(variant, temperature):
     f, G, g0 = folded(C=20, K=3, h=2, w=3, scale=1500.0)
-    G *= 2
+    G *= 5
     assert (torch.einsum("bkc,bchw->bkhw", G, f).abs() > 1e4).any()
     found = run((f, G, g0), None, settings(variant, temperature, balance=1.0))
     assert all(x.isfinite().all() for x in found)
@@ -202,7 +192,7 @@ def test_losses_near_zero_keep_their_last_bits():
 def test_through_the_public_function_with_projection_and_mask():
     x = [torch.randn(s) for s in ((4, 20, 5, 7), (4, 3, 6), (6, 20), (6,))]
     mask = torch.rand(4, 5, 7) < 0.6
-    for variant, compiled in itertools.product((VARIANTS[0], VARIANTS[5][:2] + (3,)), (False, True)):
+    for variant, compiled in itertools.product((VARIANTS[0], (*VARIANTS[5][:2], 3)), (False, True)):
         how = dict(zip(("estimator", "negatives", "num_negatives"), variant, strict=True)) | {"balance": 0.5}
         some = [t.clone().requires_grad_() for t in x]
         exact = [t.double().requires_grad_() for t in x]
@@ -232,4 +222,3 @@ def test_float64_takes_the_reference():
     with pytest.raises(isf.BackendUnavailableError, match="float64"):
         isf.mutual_information_loss(*x, backend="triton")
     assert KERNEL.unsupported("cuda", torch.float64) is not None
-    assert reference is not None and configs.TABLE
