@@ -157,16 +157,29 @@ def reports(chosen: list[int], capabilities: list[int], jobs: int) -> list[Repor
 
 
 def as_markdown(found: list[Report]) -> str:
+    """One line for each variant, with the capabilities' figures side by side."""
+    capabilities = sorted({r.capability for r in found})
+    names = " / ".join(f"sm_{capability}" for capability in capabilities)
     lines = [
-        "| kernel, variant | sm | registers | shared, KB | tensor-core instructions | 128-bit loads, share | spills |",
+        f"Registers, shared memory and tensor-core instructions of {names}.",
+        "",
+        "| kernel | variant | registers | shared, KB | tensor cores | 128-bit share of loads | spills |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in found:
-        products = ", ".join(f"{n} {name}" for name, n in r.products.items()) or "none"
-        spills = f"{r.stack} B, {r.local} instructions" if r.stack or r.local else "none"
-        wide = f"{r.wide_loads}, {r.wide_share:.0%}"
-        cells = (r.variant, r.capability, r.registers, f"{r.shared / 1024:.1f}", products, wide, spills)
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    variants = dict.fromkeys((r.kernel, r.variant) for r in found)
+    for kernel, variant in variants:
+        of = sorted((r for r in found if r.variant == variant), key=lambda r: r.capability)
+        spills = sum(r.local for r in of)
+        cells = (
+            kernel,
+            variant.removeprefix(kernel).strip(),
+            " / ".join(str(r.registers) for r in of),
+            " / ".join(f"{r.shared / 1024:.0f}" for r in of),
+            " / ".join("+".join(sorted(r.products)) or "none" for r in of),
+            f"{min(r.wide_share for r in of):.0%}",
+            f"{spills} instructions" if spills else "none",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -86,6 +86,9 @@ class Specialisation:
         return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 
     def described(self) -> str:
-        chosen = " ".join(f"{name}={value}" for name, value in self.constexprs if value is not None)
+        """All that tells it from other specialisations in the tables, in one line."""
+        chosen = [f"{name}={value}" for name, value in self.constexprs if value is not None]
+        without = [f"without {name}" for name, value in self.constexprs if value is None]
         options = dict(self.options)
-        return f"{self.name} {self.dtype} {chosen} warps={options['num_warps']} stages={options['num_stages']}"
+        tile = f"warps={options['num_warps']} stages={options['num_stages']}"
+        return " ".join([self.name, self.dtype, *without, *chosen, tile])
