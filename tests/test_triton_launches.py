@@ -1,6 +1,7 @@
 """How the Triton kernels are started, on fake CUDA tensors and with the driver's part replaced: no GPU is needed."""
 
 import contextlib
+import itertools
 import math
 
 import pytest
@@ -206,11 +207,15 @@ def test_why_no_kernel_can_run_is_told(monkeypatch):
 
 
 def test_every_shape_finds_a_configuration_and_every_row_has_a_reason():
-    names = {row.kernel for row in configs.TABLE}
-    for name in names:
-        for itemsize in (2, 4, 8):
-            for K in (2, 16, 17, 32, 33, 64, 65, 256):
-                found = configs.rows(name, configs.Key(itemsize, 128, K, "positions"))
+    assert kernels.KERNELS  # all of them have added their rows
+    words = ("tf32x3", "tf32", "ieee"), ("complete", "kept", "more"), ("same_position", "reassigned", "infonce")
+    variants = [" ".join(chosen) for chosen in itertools.product(*words)]
+    for name in {row.kernel for row in configs.TABLE}:
+        loss = name.startswith("loss_")
+        for variant, itemsize in itertools.product(variants if loss else ["positions"], (2, 4) if loss else (2, 4, 8)):
+            one_block = loss and "more" not in variant  # of the loss, which holds two images of up to 32 classes
+            for K in (2, 16, 17, 32) if one_block else (2, 16, 17, 32, 33, 64, 65, 256):
+                found = configs.rows(name, configs.Key(itemsize, 128, K, variant))
                 assert all(config.num_warps in (4, 8) for config in found)
     assert all(len(row.reason) > 10 for row in configs.TABLE)
 

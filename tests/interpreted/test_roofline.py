@@ -9,6 +9,16 @@ from infoseg_fast.kernels import cases, roofline
 from infoseg_fast.kernels.launch import Launch
 
 UP = {"size": (10, 13)}
+
+
+def loss(negatives, number, **more):
+    estimator = "infonce" if negatives == "infonce" else "jsd"
+    how = {"estimator": estimator, "num_negatives": number, "balance": float(number > 1)}
+    how |= {} if estimator == "infonce" else {"negatives": negatives}
+    sizes = {"B": 5, "C": 70, "K": 5, "h": 6, "w": 11}
+    return cases.Case("mutual_information_loss", f"{negatives} {number}", settings=how, **sizes | more)
+
+
 # Ragged tiles on every axis, every way through the kernels, and every layout.
 CASES = [
     cases.Case("local_global_similarity", "several tiles", B=3, C=70, K=5, h=11, w=13),
@@ -24,6 +34,14 @@ CASES = [
         "segment_and_count", "and labels", B=2, C=9, K=40, h=5, w=7,
         settings={"size": (40, 30), "num_classes": 100, "labels_wanted": True},
     ),
+    loss("same_position", 1, masked=True),
+    loss("same_position", 1, C=20, bias=False),
+    loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept
+    loss("same_position", 2, masked=True),
+    loss("reassigned", 1, B=2, C=300, K=2, h=4, w=9),
+    loss("reassigned", 3, C=20, dtype=torch.bfloat16),
+    loss("infonce", 4, masked=True),
+    loss("infonce", 4, C=20, K=3, dtype=torch.bfloat16, bias=False),
 ]  # fmt: skip
 
 
