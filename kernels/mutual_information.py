@@ -91,7 +91,8 @@ class _Plan:
             "BLOCK_K": self.block_k,
         }
         mode = "more" if self.more else "kept" if self.keeps else "complete"
-        variant = f"{self.constexprs['PRECISION']} {mode} {self.loss}"
+        word = "float16" if features.dtype == torch.float16 else self.constexprs["PRECISION"]
+        variant = f"{word} {mode} {self.loss}"
         self.key = configs.Key(features.element_size(), self.C, self.block_k, variant)
 
     @property

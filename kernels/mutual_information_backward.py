@@ -102,7 +102,8 @@ def loss_image_gradient(
         own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, OWN_IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((OWN_IMAGES * BLOCK_K,), tl.float32)
-    for tile in range(split, tl.cdiv(P, BLOCK_P), splits):
+    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
         ok = inside
@@ -269,14 +270,15 @@ def loss_partner_gradient(
         g = global_tile(G, row, live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((IMAGES * BLOCK_K,), tl.float32)
-    for tile in range(split, tl.cdiv(P, BLOCK_P), splits):
+    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
         R = None
         if LOSS == "same_position":
             R = position_tile(V, row, live, p, inside, P)
         by_partners_sum = tl.zeros((BLOCK_P, IMAGES * BLOCK_K), tl.float32)
-        for step in range(tl.minimum(n + IMAGES - 1, B)):
+        for step in tl.range(tl.minimum(n + IMAGES - 1, B), disable_licm=True):
             b = (first_image - n + step + B) % B
             j = (column_image - b + B) % B
             image = features + b.to(tl.int64) * divided(stride_b, ALIGN)

@@ -76,7 +76,8 @@ def loss_forward(
     negative = tl.zeros((BLOCK_P,), tl.float32)
     count = tl.zeros((BLOCK_P,), tl.float32)
     usage = tl.zeros((BLOCK_K,), tl.float32)
-    for tile in range(split, tl.cdiv(P, BLOCK_P), splits):
+    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
         ok = inside

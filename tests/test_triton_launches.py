@@ -208,7 +208,11 @@ def test_why_no_kernel_can_run_is_told(monkeypatch):
 
 def test_every_shape_finds_a_configuration_and_every_row_has_a_reason():
     assert kernels.KERNELS  # all of them have added their rows
-    words = ("tf32x3", "tf32", "ieee"), ("complete", "kept", "more"), ("same_position", "reassigned", "infonce")
+    words = (
+        ("tf32x3", "tf32", "float16", "ieee"),
+        ("complete", "kept", "more"),
+        ("same_position", "reassigned", "infonce"),
+    )
     variants = [" ".join(chosen) for chosen in itertools.product(*words)]
     for name in {row.kernel for row in configs.TABLE}:
         loss = name.startswith("loss_")
