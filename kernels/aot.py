@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel for GPUs that need not be there, and what its machine code must hold.
 
-    python -m infoseg_fast.kernels.aot [--json] [--markdown] [--capability 80 90 100] [--jobs N] [--only TEXT]
+    python -m infoseg_fast.kernels.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--only TEXT]
 
 Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
 resource usage that cuobjdump prints leaves out spills:
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import triton
 
+from . import tables
 from .cases import AOT_CASES, MORE_AOT_CASES, Case, record
 from .specialisation import Specialisation
 
@@ -186,7 +187,7 @@ def as_markdown(found: list[Report]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infoseg_fast.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
-    parser.add_argument("--markdown", action="store_true", help="the table of the documentation")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_MEMORY))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--only", default="", help="specialisations whose description holds this text")
@@ -202,7 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     broken = [r for r in found if r.faults]
     for r in broken:
         print(f"sm_{r.capability} {r.variant}: {'; '.join(r.faults)}", file=sys.stderr)
-    if not arguments.json and not arguments.markdown:
+    if arguments.docs is not None:
+        tables.write(arguments.docs, "aot", as_markdown(found))
+    if not arguments.json:
         print(f"{len(found)} compilations, {len(broken)} with a fault")
     return int(bool(broken))
 
