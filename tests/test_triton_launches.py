@@ -204,8 +204,7 @@ def test_why_no_kernel_can_run_is_told(monkeypatch):
 
 
 def test_every_shape_finds_a_configuration_and_every_row_has_a_reason():
-    names = {row.kernel for row in configs.TABLE}
-    for name in names:
+    for name in ("similarity_forward", "similarity_backward", "upsampled_labels"):
         for itemsize in (2, 4, 8):
             for K in (2, 16, 17, 32, 33, 64, 65, 256):
                 found = configs.rows(name, configs.Key(itemsize, 128, K, "positions"))
