@@ -111,6 +111,22 @@ _RUN = {
 
 _HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 _UP = {"size": (128, 128)}
+
+
+def _loss_case(negatives: str, number: int, name: str, **more) -> Case:
+    """A case of the loss: infonce, or jsd with these negatives, with a number of them; balance, a mask and a bias."""
+    estimator = "infonce" if negatives == "infonce" else "jsd"
+    how = {"negatives": "same_position" if estimator == "infonce" else negatives, "num_negatives": number}
+    return Case(
+        "mutual_information_loss",
+        name,
+        masked=True,
+        settings={"estimator": estimator, "balance": 1.0} | how,
+        **more,
+    )
+
+
+_LOSSES = ("same_position", "reassigned", "infonce")
 # Compiled in CI: every kernel with every dtype, and every way through it, at the shapes that fill the registers most.
 AOT_CASES = [
     *[Case("assign", "assign", K=27, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF, _DOUBLE)],
@@ -118,6 +134,10 @@ AOT_CASES = [
     Case("segment", "segment", K=27),
     Case("segment_and_count", "segment and count", K=27, settings=_UP | {"num_classes": 27}),
     Case("segment_and_count", "segment and count, float64", K=27, dtype=_DOUBLE, settings=_UP | {"num_classes": 27}),
+    _loss_case("same_position", 1, "one partner, scores kept"),
+    _loss_case("same_position", 1, "one partner, scores formed anew", C=128, dtype=_BFLOAT),
+    *[_loss_case("infonce", 63, "all partners", C=128, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF)],
+    _loss_case("same_position", 63, "all partners"),
 ]
 # Compiled by the command alone: layouts, ragged sizes, more classes.
 MORE_AOT_CASES = [
@@ -128,6 +148,30 @@ MORE_AOT_CASES = [
     *[Case("assign", "256 classes", K=256, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     Case("assign", "ragged channels", C=100, K=27),
     Case("segment_and_count", "many bins", K=256, settings=_UP | {"num_classes": 256}),
+    *[
+        _loss_case(negatives, number, name, C=C, dtype=dtype, **shape)
+        for negatives in _LOSSES
+        for number in (1, 63)
+        for dtype in (_FLOAT, _BFLOAT, _HALF)
+        for name, C, shape in (
+            ("15 classes, 128 channels", 128, {}),
+            ("15 classes, 256 channels", 256, {}),
+            ("27 classes", 256, {"K": 27}),
+            ("Potsdam", 256, {"K": 6, "h": 50, "w": 50}),
+        )
+    ],
+    *[
+        _loss_case("infonce", 63, "channels last", C=128, dtype=dtype, channels_last=True)
+        for dtype in (_FLOAT, _BFLOAT)
+    ],
+    *[_loss_case("infonce", 63, "ragged channels", C=100, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[_loss_case("infonce", 63, "512 channels", C=512, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[
+        _loss_case(negatives, 63, f"{K} classes", K=K, dtype=dtype)
+        for negatives in _LOSSES
+        for K in (64, 256)
+        for dtype in (_FLOAT, _BFLOAT)
+    ],
 ]
 
 # The paper's shapes, at a stride of 4.
@@ -141,6 +185,13 @@ ROOFLINE_CASES = [
         ("segment_and_count", {"num_classes": 27}),
     )
     for name, shape, up in (("COCO-Stuff", _COCO, {"size": (128, 128)}), ("Potsdam", _POTSDAM, {"size": (200, 200)}))
+    for C in (128, 256, 512)
+    for dtype in (_FLOAT, _BFLOAT)
+]
+ROOFLINE_CASES += [
+    _loss_case(negatives, 1, f"{name}, {negatives}", C=C, dtype=dtype, **shape)
+    for negatives in _LOSSES
+    for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
     for C in (128, 256, 512)
     for dtype in (_FLOAT, _BFLOAT)
 ]

@@ -136,7 +136,7 @@ class _Plan:
             for i, (own_images, more) in enumerate(passes):
                 launch(
                     loss_forward,
-                    (self.B, splits),
+                    (self.B * splits,),
                     self.arguments
                     | self._kept(state)
                     | {

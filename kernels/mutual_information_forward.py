@@ -69,8 +69,8 @@ def loss_forward(
 ):
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
-    b = tl.program_id(0)
-    split = tl.program_id(1)
+    b = tl.program_id(0) % B
+    split = tl.program_id(0) // B
     image = features + b.to(tl.int64) * divided(stride_b, ALIGN)
     positive = tl.zeros((BLOCK_P,), tl.float32)
     negative = tl.zeros((BLOCK_P,), tl.float32)

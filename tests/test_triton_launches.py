@@ -22,6 +22,8 @@ ONE_OF_EACH = [
     cases.Case("assign", "assign", device="cuda:1", K=200),
     cases.Case("segment", "segment", device="cuda:1"),
     cases.Case("segment_and_count", "segment and count", device="cuda:1", settings=UP),
+    cases.Case("mutual_information_loss", "loss", device="cuda:1"),
+    cases.Case("mutual_information_loss", "all partners", device="cuda:1", settings={"num_negatives": 63}),
 ]
 
 
