@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel for GPUs that need not be there, and what its machine code must hold.
 
-    python -m infoseg_fast.kernels.aot [--json] [--markdown] [--capability 80 90 100] [--jobs N] [--only TEXT]
+    python -m infoseg_fast.kernels.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
 
 Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
 resource usage that cuobjdump prints leaves out spills:
@@ -27,7 +27,8 @@ from pathlib import Path
 
 import triton
 
-from .cases import AOT_CASES, MORE_AOT_CASES, Case, record
+from . import tables
+from .cases import ALL_AOT_CASES, AOT_CASES, MORE_AOT_CASES, Case, record
 from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90, 100)
@@ -123,8 +124,8 @@ def report(specialisation: Specialisation, capability: int) -> Report:
 
 
 def specialisations() -> list[Specialisation]:
-    """Of every launch of every case, each once; those that CI compiles come first."""
-    return launched([*AOT_CASES, *MORE_AOT_CASES])
+    """Of every launch of every case, each once: those that CI compiles, then the command's, then those of --all."""
+    return launched([*AOT_CASES, *MORE_AOT_CASES, *ALL_AOT_CASES])
 
 
 def launched(cases: list[Case]) -> list[Specialisation]:
@@ -186,14 +187,16 @@ def as_markdown(found: list[Report]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infoseg_fast.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
-    parser.add_argument("--markdown", action="store_true", help="the table of the documentation")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_MEMORY))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--all", action="store_true", help="many more shapes, in a quarter of an hour on two cores")
     parser.add_argument("--only", default="", help="specialisations whose description holds this text")
     arguments = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    chosen = [i for i, s in enumerate(specialisations()) if arguments.only in s.described()]
+    number = len(specialisations() if arguments.all else launched([*AOT_CASES, *MORE_AOT_CASES]))
+    chosen = [i for i, s in enumerate(specialisations()[:number]) if arguments.only in s.described()]
     found = reports(chosen, arguments.capability, arguments.jobs)
     if arguments.json:
         print(json.dumps([asdict(r) for r in found], indent=1))
@@ -202,7 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     broken = [r for r in found if r.faults]
     for r in broken:
         print(f"sm_{r.capability} {r.variant}: {'; '.join(r.faults)}", file=sys.stderr)
-    if not arguments.json and not arguments.markdown:
+    if arguments.docs is not None:
+        tables.write(arguments.docs, "aot", as_markdown(found))
+    if not arguments.json:
         print(f"{len(found)} compilations, {len(broken)} with a fault")
     return int(bool(broken))
 

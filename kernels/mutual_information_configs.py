@@ -1,8 +1,9 @@
 """Tile shapes of the kernels of the mutual-information loss, each with its reason; see `configs`.
 
 The variant of a key is "PRECISION MODE LOSS": the kernels hold operands whole in registers, so what fits depends on how
-products are formed ("float16" is widened and multiplied as tf32) and on what else is live. MODE is "complete" where the own block holds all partners, "kept" where
-its scores were kept besides, "more" where partners follow. K of a key is padded to a power of two, at least 16.
+products are formed ("float16" is widened and multiplied as tf32) and on what else is live. MODE is "complete" where the
+own block holds all partners, "kept" where its scores were kept besides, "more" where partners follow. K of a key is
+padded to a power of two, at least 16.
 """
 
 from .configs import TABLE, Config, Key, Row

@@ -1,6 +1,6 @@
 """What each op moves and computes, from its launches' grids and tiles, against the floor of the method.
 
-    python -m infoseg_fast.kernels.roofline [--json] [--op OP ...]
+    python -m infoseg_fast.kernels.roofline [--json] [--docs FILE] [--op OP ...]
 
 Nothing is measured here. Bytes moved are those between the chip and its DRAM: each byte that a launch reads, once, and
 each that it writes; what is asked for again (`requested` counts it) is taken to come from the L2 cache, where all of it
@@ -11,9 +11,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
+from . import tables
 from .cases import ROOFLINE_CASES, Case, record
 from .launch import Launch
 
@@ -123,6 +125,10 @@ def too_much(found: list[Row]) -> list[str]:
     return [f"{key} moves {m / f:.3f} times its floor" for key, (m, f) in totals.items() if m > MOST * f]
 
 
+def in_docs(found: list[Row]) -> list[Row]:
+    return [r for r in found if r.dtype == "float32"]
+
+
 def as_markdown(found: list[Row]) -> str:
     names = [chip.name for chip in CHIPS]
     lines = [
@@ -143,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m infoseg_fast.kernels.roofline", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--op", nargs="+", default=sorted({case.op for case in ROOFLINE_CASES}), help="these ops only")
     arguments = parser.parse_args(argv)
     found = rows([case for case in ROOFLINE_CASES if case.op in arguments.op])
@@ -150,6 +157,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps([asdict(r) | {"ratio": round(r.ratio, 4)} for r in found], indent=1))
     else:
         print(as_markdown(found))
+    if arguments.docs is not None:
+        tables.write(arguments.docs, "roofline", as_markdown(in_docs(found)))
     broken = too_much(found)
     for line in broken:
         print(line, file=sys.stderr)

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-from infoseg_fast.kernels import aot, cases, configs, roofline
+from infoseg_fast.kernels import aot, cases, configs, roofline, tables
 from infoseg_fast.kernels.specialisation import Specialisation
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "gpu_kernels.md"
 
 
 def first(case: cases.Case, phase: str = "forward") -> Specialisation:
@@ -27,6 +30,9 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
         for capability in (80, 90, 100)
     }
     assert expected <= seen
+    documented = DOCS.read_text()
+    for line in aot.as_markdown(found).splitlines()[4:]:
+        assert line in documented, "run python -m infoseg_fast.kernels.aot --docs docs/gpu_kernels.md"
     instructions = {name for r in found for name in r.products}
     assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
 
@@ -91,6 +97,15 @@ def test_the_command_prints_json_and_fails_on_a_fault(capsys, monkeypatch):
     assert "shared memory" in told.err and "1 with a fault" in told.out
 
 
+def test_a_table_goes_between_its_marks(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- aot -->\nold\n<!-- /aot -->\nafter\n")
+    tables.write(file, "aot", "new")
+    assert file.read_text() == "before\n<!-- aot -->\nnew\n<!-- /aot -->\nafter\n"
+    with pytest.raises(SystemExit, match="one place for the table 'roofline', and holds 0"):
+        tables.write(file, "roofline", "new")
+
+
 def test_equal_launches_are_compiled_once():
     case, larger = cases.Case("assign", "", B=64), cases.Case("assign", "", B=128, h=64)
     assert len(aot.launched([case, larger])) == len(aot.launched([case]))
@@ -100,6 +115,8 @@ def test_equal_launches_are_compiled_once():
 def test_the_ops_move_at_most_15_percent_more_than_their_floor():
     found = roofline.rows(cases.ROOFLINE_CASES)
     assert roofline.too_much(found) == []
+    documented = roofline.as_markdown(roofline.in_docs(found))
+    assert documented in DOCS.read_text(), "run python -m infoseg_fast.kernels.roofline --docs docs/gpu_kernels.md"
     for r in found:
         if not r.op.startswith("segment"):  # these write a low-resolution volume, see kernels/segmentation.py
             assert 1 <= r.ratio <= roofline.MOST, r
