@@ -14,7 +14,7 @@ from ..ops.custom import Gradients, Needs, empty_gradients
 from . import configs
 from .launch import Cost, Launch, kernel, launch, product_operations
 from .reduction import sum_partials
-from .tiles import alignment, block, divided, feature_offsets, layout, precision, product, strides
+from .tiles import alignment, block, divided, feature_offsets, layout, operand, precision, product, strides
 
 # Programs that keep any GPU of today busy for several rounds; fixed, so that results do not depend on the GPU.
 PROGRAMS = 512
@@ -78,7 +78,7 @@ def similarity_forward(
         inside = start + c < C
         f = tl.load(f_tile, mask=inside[:, None] & (p < P)[None, :], other=0)
         G_c = tl.load(G_tile, mask=(k < K)[:, None] & inside[None, :], other=0)
-        z = product(G_c.to(f.dtype), f, z, PRECISION)
+        z = product(operand(G_c, features, G), operand(f, features, G), z, PRECISION)
         f_tile += (
             BLOCK_C * stride_c
             if LAYOUT == "strided"
@@ -215,18 +215,18 @@ def similarity_backward(
         if NEED_F:
             df_c = tl.zeros((BLOCK_C, BLOCK_P), dtype)
             if chunks_K == 1:
-                dz_here = dz.to(features.dtype.element_ty)
-                df_c = product(tl.trans(G_c).to(dz_here.dtype), dz_here, df_c, PRECISION)
+                left = operand(tl.trans(G_c), features, G)
+                df_c = product(left, operand(dz, features, G), df_c, PRECISION)
             else:
                 for start in range(0, K, BLOCK_K):
                     any_k = start + tl.arange(0, BLOCK_K)
                     at = b * K * P + any_k.to(tl.int64)[:, None] * P + p[None, :]
                     inside = (any_k < K)[:, None]
                     dz_here = score_gradient(grad, probs, at, inside & positions, total, temperature, dtype)
-                    dz_here = dz_here.to(features.dtype.element_ty)
                     G_at = G + b * (K * C) + any_k[:, None] * C + c[None, :]
                     G_here = tl.load(G_at, mask=inside & channels[None, :], other=0)
-                    df_c = product(tl.trans(G_here).to(dz_here.dtype), dz_here, df_c, PRECISION)
+                    left = operand(tl.trans(G_here), features, G)
+                    df_c = product(left, operand(dz_here, features, G), df_c, PRECISION)
             df_tile = df + b * divided(df_stride_b, DF_ALIGN)
             df_tile += feature_offsets(c, p, df_stride_c, df_stride_y, df_stride_x, w, DF_LAYOUT, DF_ALIGN)
             tl.store(df_tile, df_c.to(df.dtype.element_ty), mask=channels[:, None] & positions)
@@ -236,7 +236,8 @@ def similarity_backward(
                 f_tile = features + b * divided(stride_b, ALIGN)
                 f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)
                 f = tl.load(f_tile, mask=channels[:, None] & positions, other=0)
-                sum_G = product(dz.to(f.dtype), tl.trans(f), sum_G, PRECISION)
+                right = operand(tl.trans(f), features, G)
+                sum_G = product(operand(dz, features, G), right, sum_G, PRECISION)
     if NEED_G:
         row = split.to(tl.int64) * B
         if dG is not None:

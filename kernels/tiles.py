@@ -42,6 +42,17 @@ def feature_offsets(
 
 
 @triton.jit
+def operand(x, features, G):
+    """x as it is multiplied. Only bfloat16 features are multiplied as they are: float16 holds neither all global
+    features nor all coefficients, and is exact in tf32.
+    """
+    if features.dtype.element_ty == tl.bfloat16:
+        return x.to(tl.bfloat16)
+    else:
+        return x.to(G.dtype.element_ty)
+
+
+@triton.jit
 def product(a, b, accumulator, PRECISION: tl.constexpr):
     """accumulator + a b. a: [M, N], b: [N, L], accumulator: [M, L] float32 or float64."""
     if INTERPRETED:
@@ -51,14 +62,14 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of `dtype` are formed, as torch.get_float32_matmul_precision() says for float32.
+    """How products of `dtype` are formed (see `operand`), for float32 as torch.get_float32_matmul_precision() says.
 
     "highest" is three tf32 products of the operands' upper and lower halves, which keeps about 22 of the 24 bits on
-    tensor cores; "high" and "medium" are one tf32 product.
+    tensor cores; "high" and "medium" are one tf32 product, float16's too.
     """
-    if dtype == torch.float32:
-        return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    return "ieee"
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return "tf32x3"
+    return "tf32" if dtype in (torch.float32, torch.float16) else "ieee"
 
 
 def layout(x: Tensor) -> tuple[str, int]:
