@@ -30,6 +30,7 @@ from .mutual_information_tiles import (
     scores,
     scores_of_partner,
     softmax,
+    times_global,
 )
 from .tiles import divided, feature_offsets, product
 
@@ -184,8 +185,10 @@ def loss_image_gradient(
                 ).to(G.dtype.element_ty)
             dG_sum = product(f_d, own_a, dG_sum, PRECISION)
         if NEED_F:
-            own_g_d = own_g if C <= BLOCK_C else global_tile(G, own, own_live, chunk * BLOCK_D, C, BLOCK_D)
-            df_tile = product(own_a, own_g_d, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), PRECISION)
+            df_tile = times_global(
+                own_a, own_g, G, b, own, own_live, chunk * BLOCK_D, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), C, K,
+                PRECISION, BLOCK_C, BLOCK_D,
+            )  # fmt: skip
             if MORE:
                 for first in range(OWN_IMAGES, n + 1, IMAGES):
                     row, live = partner_columns(b, first, B, n, K, IMAGES, BLOCK_K)
@@ -199,8 +202,9 @@ def loss_image_gradient(
                     R = position_tile(V, row, live, p, inside, P) if LOSS == "same_position" else None
                     a, _ = partner_coefficients(q, R, top, tau, n, K, LOSS, IMAGES, BLOCK_K)
                     a = tl.where(ok[:, None] & live[None, :], a, 0).to(G.dtype.element_ty)
-                    g_d = g if C <= BLOCK_C else global_tile(G, row, live, chunk * BLOCK_D, C, BLOCK_D)
-                    df_tile = product(a, g_d, df_tile, PRECISION)
+                    df_tile = times_global(
+                        a, g, G, (b + first) % B, row, live, chunk * BLOCK_D, df_tile, C, K, PRECISION, BLOCK_C, BLOCK_D
+                    )
             c = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
             to = df + b.to(tl.int64) * divided(df_stride_b, DF_ALIGN)
             to += feature_offsets(c, p, df_stride_c, df_stride_y, df_stride_x, w, DF_LAYOUT, DF_ALIGN)

@@ -103,7 +103,7 @@ TABLE += [
         ("tf32x3", "more", "", 16, ANY, _blocks(32, 32, 2, 64), 2, "64 columns or 128 channels of df spill on sm_80"),
         ("tf32x3", "more", "", 32, ANY, _blocks(32, 16, 1, 64), 2, "32 columns, and half the channels a stage"),
         ("tf32x3", "more", "", 64, ANY, _blocks(16, 16, 1, 64), 2, "64 columns of the own block and of each partner"),
-        ("tf32x3", "more", "", 256, ANY, _blocks(16, 16, 1, 16), 2, "[256, 16] coefficients and as large a part of dG"),
+        ("tf32x3", "more", "", 256, ANY, _blocks(16, 16, 1, 32), 2, "[256, 16] coefficients and as large a part of dG"),
         (
             "tf32 float16",
             "kept",
@@ -163,7 +163,7 @@ TABLE += [
             "",
             256,
             ANY,
-            _blocks(16, 16, 1, 16),
+            _blocks(16, 16, 1, 32),
             2,
             "[256, 16] coefficients and as large a part of dG",
         ),

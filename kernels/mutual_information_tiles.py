@@ -87,6 +87,28 @@ def scores(
 
 
 @triton.jit
+def times_global(
+    a, g, G, image, row, live, first, accumulator, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """accumulator + a G over columns [N], for channels first .. first + BLOCK - 1. a [BLOCK_P, N]
+
+    g is the tile of G where C <= BLOCK_C, as in `scores`; `image` is the columns' image, which matters if it is one.
+    """
+    N: tl.constexpr = a.shape[1]
+    if C <= BLOCK_C:
+        return product(a, g, accumulator, PRECISION)
+    elif N > 64 and PRECISION != "ieee":  # columns of one image: as float32, all at once would not fit registers
+        for part in range(N // 64):
+            k = part * 64 + tl.arange(0, 64)
+            g_k = global_tile(G, image * K + k, k < K, first, C, BLOCK)
+            accumulator = product(scores_of_partner(a, part, N // 64, 64), g_k, accumulator, PRECISION)
+        return accumulator
+    else:
+        return product(a, global_tile(G, row, live, first, C, BLOCK), accumulator, PRECISION)
+
+
+@triton.jit
 def position_tile(x, row, live, p, inside, P):
     """x [B * K, P] at rows [N] and positions p -> [BLOCK_P, N]."""
     return tl.load(x + row.to(tl.int64)[None, :] * P + p[:, None], mask=live[None, :] & inside[:, None], other=0)
@@ -120,7 +142,7 @@ def softmax(q, tau, K: tl.constexpr):
 
 
 @triton.jit
-def scores_of_partner(q, j: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
+def scores_of_partner(q, j, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
     """The scores with the j-th image of q. [BLOCK_P, N] -> [BLOCK_P, BLOCK_K]"""
     if IMAGES == 1:
         return q
