@@ -244,7 +244,7 @@ def tuned(monkeypatch, tmp_path):
     configs._cache.cache_clear()
 
 
-KEY = configs.Key(2, 128, 15, "positions")
+KEY = configs.Key(2, 128, 15, "bfloat16")
 
 
 def test_autotuning_is_asked_for_times_once_and_keeps_the_fastest(tuned, tmp_path):
