@@ -9,7 +9,7 @@ resource usage that cuobjdump prints leaves out spills:
 - shared memory: what a launch asks for, within what a block of that chip may have;
 - tensor cores: HMMA/DMMA (mma), WGMMA as HGMMA, tcgen05 as UTCHMMA and its relatives, where the kernel multiplies;
 - 128-bit global loads: LDG with .128, or LDGSTS with .128 for loads that go to shared memory at once; they bring at
-  least a third of the bytes of all load instructions where the strides are known to allow them, else there is one.
+  least a third of the bytes of all load instructions where the strides are known to allow them.
 """
 
 import argparse
@@ -94,10 +94,9 @@ def faults(found: Report, specialisation: Specialisation) -> list[str]:
         broken.append(f"needs {found.shared} bytes of shared memory of {SHARED_MEMORY[found.capability]}")
     if specialisation.kernel.products and not found.products:
         broken.append("no tensor-core instruction")
-    if specialisation.kernel.wide_loads:
-        least = WIDE_SHARE if specialisation.allows_wide_loads else 0.0
-        if not found.wide_loads or found.wide_share < least:
-            broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
+    expected = specialisation.kernel.wide_loads and specialisation.allows_wide_loads
+    if expected and found.wide_share < WIDE_SHARE:
+        broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
     return broken
 
 
