@@ -53,15 +53,14 @@ class Row:
 
 
 def _rows(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (bytes an element, most classes, positions, channels, warps, stages, reason)."""
+    """Rows of (dtype of the features, most classes, positions, channels, warps, stages, registers, reason)."""
 
-    def fits(itemsize: int, most_classes: int) -> Callable[[Key], bool]:
-        return lambda key: key.itemsize == itemsize and most_classes >= key.K
+    def fits(dtype: str, most_classes: int) -> Callable[[Key], bool]:
+        return lambda key: key.variant == dtype and most_classes >= key.K
 
     return [
-        # Left to itself ptxas now and then stops at fewer registers than a kernel needs, and spills a few.
-        Row(kernel, fits(itemsize, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages, registers=255), reason)
-        for itemsize, K, P, C, warps, stages, reason in rows
+        Row(kernel, fits(dtype, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages, registers), reason)
+        for dtype, K, P, C, warps, stages, registers, reason in rows
     ]
 
 
@@ -69,27 +68,23 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
 TABLE: list[Row] = [
     *_rows(
         "similarity_forward",
-        (
-            4,
-            32,
-            128,
-            32,
-            4,
-            4,
-            "32 channels a stage: tf32x3 holds both halves of an operand, and 64 spill at K > 16 on sm_80",
-        ),
-        (4, 256, 64, 32, 8, 3, "[K, 64] scores over 8 warps: with 4 warps K > 64 spills on sm_80"),
-        (2, 64, 128, 64, 4, 3, "64 channels by 128 positions are 16 KB a stage, two programs a multiprocessor"),
-        (2, 256, 64, 64, 8, 2, "[K, 64] scores over 8 warps; two stages stay below the 99 KB of sm_86, 89 and 120"),
-        (8, 256, 32, 16, 8, 2, "8-byte elements: a quarter of float32's tile"),
+        ("float32", 32, 128, 32, 4, 4, None, "32 channels a stage: tf32x3 splits operands, 64 spill on sm_80"),
+        ("float32", 256, 64, 32, 8, 3, None, "[K, 64] scores over 8 warps: with 4 warps K > 64 spills on sm_80"),
+        ("bfloat16", 64, 128, 64, 4, 3, None, "16 KB of features a stage, two programs a multiprocessor"),
+        ("bfloat16", 256, 64, 64, 8, 2, None, "[K, 64] scores over 8 warps; two stages fit sm_86's 99 KB"),
+        ("float16", 64, 128, 64, 4, 3, 255, "as bfloat16; without a limit ptxas spills at K=27 on sm_90"),
+        ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; operands are twice as large in registers"),
+        ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
     *_rows(
         "similarity_backward",
-        (4, 16, 64, 64, 8, 2, "64 channels a chunk: the least for wgmma and tcgen05"),
-        (4, 256, 32, 64, 8, 2, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
-        (2, 32, 64, 64, 4, 2, "64 channels a chunk: the least for wgmma and tcgen05"),
-        (2, 256, 64, 64, 8, 2, "the sums [64, 64] of dG over 8 warps"),
-        (8, 256, 32, 16, 8, 2, "8-byte elements: a quarter of float32's tile"),
+        ("float32", 16, 64, 64, 8, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
+        ("float32", 256, 32, 64, 8, 2, None, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
+        ("bfloat16", 32, 64, 64, 4, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
+        ("bfloat16", 256, 64, 64, 8, 2, None, "the sums [64, 64] of dG over 8 warps"),
+        ("float16", 32, 64, 64, 4, 2, 255, "as bfloat16"),
+        ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; without a limit ptxas spills on sm_100"),
+        ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
     Row(
         "upsampled_labels",

@@ -310,7 +310,7 @@ def scores(features, G, g0, out, output: str, temperature: float):
 
 
 def _key(features, K: int) -> configs.Key:
-    return configs.Key(features.element_size(), features.shape[1], K, layout(features)[0])
+    return configs.Key(features.element_size(), features.shape[1], K, str(features.dtype).removeprefix("torch."))
 
 
 def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gradients:
