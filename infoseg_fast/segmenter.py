@@ -112,6 +112,7 @@ class Segmenter:
                 num_classes=num_classes,
                 temperature=self.temperature,
                 ignore_index=IGNORE,
+                check=True,
             )
         return counts
 

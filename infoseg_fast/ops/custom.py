@@ -8,7 +8,8 @@ and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float6
   -> Gradients`;
 - segment: `forward(features, G, g0, temperature, size, interpolate) -> labels`;
 - segment_and_count (optional): `forward(features, G, g0, target, temperature, interpolate, num_classes, ignore_index,
-  labels_wanted) -> (counts, labels)` for a uint8 target, labels with no elements where they are not wanted;
+  labels_wanted) -> (counts, outside, labels)` for a uint8 target: `outside`, int64 [], counts the pixels whose target
+  is out of range, for which a kernel on the CPU raises instead; labels have no elements where they are not wanted;
 - mutual_information_loss: `forward(features, G, g0, valid, settings, needs) -> (loss, state)`, `fake_state` with the
   same arguments, `backward(grad_loss, features, G, g0, valid, state, settings, needs) -> Gradients`.
 
@@ -201,7 +202,7 @@ def segment_and_count(
     ignore_index: int | None,
     labels_wanted: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     return _kernel("segment_and_count", backend).forward(
         features, G, g0, target.contiguous(), temperature, interpolate, num_classes, ignore_index, labels_wanted
     )
@@ -210,7 +211,8 @@ def segment_and_count(
 @segment_and_count.register_fake
 def _(features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted, backend):
     labels = torch.empty_like(target) if labels_wanted else target.new_empty(0)
-    return features.new_empty(G.shape[1], num_classes, dtype=torch.int64), labels
+    counts = features.new_empty(G.shape[1], num_classes, dtype=torch.int64)
+    return counts, counts.new_empty(()), labels
 
 
 # mutual_information_loss

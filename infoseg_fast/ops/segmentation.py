@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..confusion import checked_counts_arguments, confusion_matrix
+from ..confusion import add_confusion, checked_counts_arguments, raise_out_of_range
 from ..dispatch import choose, choose_fused_count, kernel
 from . import checks, custom, eager
 
@@ -68,8 +68,10 @@ def segment_and_count(
     interpolate: str = "probs",
     ignore_index: int | None = 255,
     return_labels: bool = False,
+    return_outside: bool = False,
+    check: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """Joint counts of the segmentation at the target's size and the target: what an evaluation sums up.
 
     Args:
@@ -78,12 +80,17 @@ def segment_and_count(
         num_classes: classes of the target.
         ignore_index: target value that is left out of the counts; None counts all.
         return_labels: return the label maps too.
+        return_outside: return too how many pixels have a target out of range, for `ClusterMetrics.add`.
+        check: on CUDA, raise for a target out of range. That waits for the GPU; without it such pixels are left out of
+            the counts.
 
     Returns:
-        int64 [K, num_classes], rows = predicted clusters; with `return_labels` also the labels [B, H_img, W_img] uint8.
+        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside` a tuple of it and,
+        in this order, the labels [B, H_img, W_img] uint8 and the number of pixels out of range, int64 [].
 
     Raises:
-        As `segment`; ValueError also for a target value from num_classes on that is not `ignore_index`.
+        As `segment`; ValueError also for a target value from num_classes on that is not `ignore_index` (on CUDA only
+        with `check`).
     """
     if not isinstance(target, Tensor) or target.dim() != 3 or len(target) != len(features):
         raise ValueError(f"target must be [B, H_img, W_img] with B = {len(features)}, not {checks.described(target)}")
@@ -98,19 +105,24 @@ def segment_and_count(
         checks.image_size("target", tuple(target.shape[1:]), features)
         with checks.without_autocast(features.device.type):
             G, g0 = reference.fold_projection(global_features, weight, bias)
-            counts, labels = custom.segment_and_count(
+            counts, outside, labels = custom.segment_and_count(
                 features, G, g0, target, temperature, interpolate, num_classes, ignore_index, return_labels, fused
             )
-        return (counts, labels) if return_labels else counts
-    labels = segment(
-        features,
-        global_features,
-        weight,
-        bias,
-        temperature=temperature,
-        size=tuple(target.shape[1:]),
-        interpolate=interpolate,
-        backend=backend,
-    )
-    counts = confusion_matrix(labels, target, global_features.shape[1], num_classes, ignore_index)
-    return (counts, labels) if return_labels else counts
+    else:
+        labels = segment(
+            features,
+            global_features,
+            weight,
+            bias,
+            temperature=temperature,
+            size=tuple(target.shape[1:]),
+            interpolate=interpolate,
+            backend=backend,
+        )
+        counts = torch.zeros(global_features.shape[1], num_classes, dtype=torch.int64, device=target.device)
+        outside = add_confusion(counts, labels, target, ignore_index)
+        outside = counts.new_zeros(()) if outside is None else outside
+    if check and target.is_cuda and outside:
+        raise_out_of_range(torch.zeros_like(target), target, *counts.shape, ignore_index)
+    chosen = (counts, *([labels] if return_labels else []), *([outside] if return_outside else []))
+    return chosen if len(chosen) > 1 else counts

@@ -1,0 +1,215 @@
+"""Ahead-of-time compilation of every kernel for GPUs that need not be there, and what its machine code must hold.
+
+    python -m infoseg_fast.kernels.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
+
+Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
+resource usage that cuobjdump prints leaves out spills:
+
+- registers and stack: a spill shows as stack and as LDL/STL instructions, and none is allowed;
+- shared memory: what a launch asks for, within what a block of that chip may have;
+- tensor cores: HMMA/DMMA (mma), WGMMA as HGMMA, tcgen05 as UTCHMMA and its relatives, where the kernel multiplies;
+- 128-bit global loads: LDG with .128, or LDGSTS with .128 for loads that go to shared memory at once; they bring at
+  least a third of the bytes of all load instructions where the strides are known to allow them.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import triton
+
+from . import tables
+from .cases import ALL_AOT_CASES, AOT_CASES, MORE_AOT_CASES, Case, record
+from .specialisation import Specialisation
+
+CAPABILITIES = (80, 90, 100)
+# Bytes of shared memory that one block may have (CUDA programming guide, table of compute capabilities).
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+TENSOR_CORE = re.compile(r"\b(HMMA|DMMA|IMMA|HGMMA|UTC[A-Z]*MMA)\b")
+GLOBAL_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
+WIDTHS = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}  # bytes; 4 without a suffix
+WIDE_SHARE = 1 / 3
+LOCAL = re.compile(r"\b(LDL|STL)\b")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one cubin holds."""
+
+    kernel: str
+    variant: str
+    dtype: str
+    capability: int
+    registers: int
+    stack: int
+    local: int  # LDL and STL instructions
+    shared: int
+    products: dict[str, int]  # tensor-core instructions by name
+    wide_loads: int  # global load instructions of 128 bits
+    wide_share: float  # what they bring of the bytes of all global load instructions, each counted once
+    faults: list[str]
+
+
+def tool(name: str) -> str:
+    """The path of one of the CUDA tools that Triton ships."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def read_cubin(cubin: bytes) -> tuple[int, int, str]:
+    """Registers and stack bytes of its one kernel, and its SASS."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool("cuobjdump"), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump tells no resource usage: {usage!r}")
+    return int(found[1]), int(found[2]), sass
+
+
+def load_widths(sass: str) -> list[int]:
+    """Bytes a thread of every global load instruction."""
+    suffixes = GLOBAL_LOAD.findall(sass)
+    return [next((width for name, width in WIDTHS.items() if name in suffix), 4) for suffix in suffixes]
+
+
+def faults(found: Report, specialisation: Specialisation) -> list[str]:
+    """The promises that this machine code breaks."""
+    broken = []
+    if found.stack or found.local:
+        broken.append(f"spills: {found.stack} bytes of stack, {found.local} local loads and stores")
+    if found.shared > SHARED_MEMORY[found.capability]:
+        broken.append(f"needs {found.shared} bytes of shared memory of {SHARED_MEMORY[found.capability]}")
+    if specialisation.kernel.products and not found.products:
+        broken.append("no tensor-core instruction")
+    expected = specialisation.kernel.wide_loads and specialisation.allows_wide_loads
+    if expected and found.wide_share < WIDE_SHARE:
+        broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
+    return broken
+
+
+def report(specialisation: Specialisation, capability: int) -> Report:
+    compiled = specialisation.compile(capability)
+    registers, stack, sass = read_cubin(compiled.asm["cubin"])
+    widths = load_widths(sass)
+    wide = widths.count(16)
+    found = Report(
+        kernel=specialisation.name,
+        variant=specialisation.described(),
+        dtype=specialisation.dtype,
+        capability=capability,
+        registers=registers,
+        stack=stack,
+        local=len(LOCAL.findall(sass)),
+        shared=compiled.metadata.shared,
+        products=dict(Counter(TENSOR_CORE.findall(sass))),
+        wide_loads=wide,
+        wide_share=round(16 * wide / max(sum(widths), 1), 3),
+        faults=[],
+    )
+    return replace(found, faults=faults(found, specialisation))
+
+
+def specialisations() -> list[Specialisation]:
+    """Of every launch of every case, each once: those that CI compiles, then the command's, then those of --all."""
+    return launched([*AOT_CASES, *MORE_AOT_CASES, *ALL_AOT_CASES])
+
+
+def launched(cases: list[Case]) -> list[Specialisation]:
+    found: dict[Specialisation, None] = {}
+    for case in cases:
+        for launches in record(case).values():
+            found.update(dict.fromkeys(map(Specialisation.of, launches)))
+    return list(found)
+
+
+def _report_at(place: tuple[int, int]) -> Report:
+    """In a worker: JIT functions do not travel between processes, so each makes the list for itself."""
+    global _made
+    if _made is None:
+        _made = specialisations()
+    return report(_made[place[0]], place[1])
+
+
+_made: list[Specialisation] | None = None
+
+
+def reports(chosen: list[int], capabilities: list[int], jobs: int) -> list[Report]:
+    """Of the specialisations at these places of `specialisations()`, for every capability, over `jobs` processes."""
+    places = [(place, capability) for place in chosen for capability in capabilities]
+    if jobs == 1:
+        return [_report_at(place) for place in places]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        return list(pool.map(_report_at, places))
+
+
+def as_markdown(found: list[Report]) -> str:
+    """One line for each variant, with the capabilities' figures side by side."""
+    capabilities = sorted({r.capability for r in found})
+    names = " / ".join(f"sm_{capability}" for capability in capabilities)
+    lines = [
+        f"Registers, shared memory and tensor-core instructions of {names}.",
+        "",
+        "| kernel | variant | registers | shared, KB | tensor cores | 128-bit share of loads | spills |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    variants = dict.fromkeys((r.kernel, r.variant) for r in found)
+    for kernel, variant in variants:
+        of = sorted((r for r in found if r.variant == variant), key=lambda r: r.capability)
+        spills = sum(r.local for r in of)
+        cells = (
+            kernel,
+            variant.removeprefix(kernel).strip(),
+            " / ".join(str(r.registers) for r in of),
+            " / ".join(f"{r.shared / 1024:.0f}" for r in of),
+            " / ".join("+".join(sorted(r.products)) or "none" for r in of),
+            f"{min(r.wide_share for r in of):.0%}",
+            f"{spills} instructions" if spills else "none",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infoseg_fast.kernels.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
+    parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_MEMORY))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--all", action="store_true", help="many more shapes, in a quarter of an hour on two cores")
+    parser.add_argument("--only", default="", help="specialisations whose description holds this text")
+    arguments = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
+    number = len(specialisations() if arguments.all else launched([*AOT_CASES, *MORE_AOT_CASES]))
+    chosen = [i for i, s in enumerate(specialisations()[:number]) if arguments.only in s.described()]
+    found = reports(chosen, arguments.capability, arguments.jobs)
+    if arguments.json:
+        print(json.dumps([asdict(r) for r in found], indent=1))
+    else:
+        print(as_markdown(found))
+    broken = [r for r in found if r.faults]
+    for r in broken:
+        print(f"sm_{r.capability} {r.variant}: {'; '.join(r.faults)}", file=sys.stderr)
+    if arguments.docs is not None:
+        tables.write(arguments.docs, "aot", as_markdown(found))
+    if not arguments.json:
+        print(f"{len(found)} compilations, {len(broken)} with a fault")
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The ops at the shapes that are compiled ahead of time and costed, run on fake CUDA tensors so that launches are seen.
+
+`record` calls a backend's kernels as `infoseg_fast.ops` does (the protocol is in `infoseg_fast.ops.custom`); nothing
+is computed.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..ops.custom import LossSettings, Needs
+from ..reference.similarity import accumulation_dtype
+from .launch import Launch, recorded
+
+ALL_GRADIENTS = Needs(True, True, True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at a shape. `settings` are the op's own: temperature, interpolate, size, num_classes, a loss's settings."""
+
+    op: str
+    name: str
+    B: int = 64
+    C: int = 256
+    K: int = 15
+    h: int = 32
+    w: int = 32
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    bias: bool = True
+    masked: bool = False
+    device: str = "cuda:0"
+    settings: dict = field(default_factory=dict, hash=False)
+
+
+def record(case: Case, fake: bool = True) -> dict[str, list[Launch]]:
+    """The launches of an op, "forward" and, where it is differentiable, "backward".
+
+    fake: on fake tensors on the case's device; else on true ones on the CPU, which hold nothing yet.
+    """
+    from . import KERNELS
+
+    kernel, device = KERNELS[case.op], case.device if fake else "cpu"
+    with FakeTensorMode() if fake else contextlib.nullcontext(), torch.no_grad():
+        layout = torch.channels_last if case.channels_last else torch.contiguous_format
+        f = torch.empty(case.B, case.C, case.h, case.w, dtype=case.dtype, device=device, memory_format=layout)
+        G = torch.empty(case.B, case.K, case.C, dtype=accumulation_dtype(case.dtype), device=device)
+        g0 = G.new_empty(case.B, case.K) if case.bias else None
+        return _RUN[case.op](kernel, case, f, G, g0)
+
+
+def _similarity(kernel, case, f, G, g0):
+    with recorded() as forward:
+        z = kernel.forward(f, G, g0)
+    with recorded() as backward:
+        kernel.backward(z, f, G, ALL_GRADIENTS)
+    return {"forward": forward, "backward": backward}
+
+
+def _assign(kernel, case, f, G, g0):
+    temperature = case.settings.get("temperature", 1.0)
+    with recorded() as forward:
+        V = kernel.forward(f, G, g0, temperature)
+    with recorded() as backward:
+        kernel.backward(torch.empty_like(V), V, f, G, temperature, ALL_GRADIENTS)
+    return {"forward": forward, "backward": backward}
+
+
+def _segment(kernel, case, f, G, g0):
+    size, interpolate = case.settings.get("size", (case.h, case.w)), case.settings.get("interpolate", "probs")
+    with recorded() as forward:
+        kernel.forward(f, G, g0, 1.0, size, interpolate)
+    return {"forward": forward}
+
+
+def _segment_and_count(kernel, case, f, G, g0):
+    size, interpolate = case.settings.get("size", (case.h, case.w)), case.settings.get("interpolate", "probs")
+    target = torch.empty(case.B, *size, dtype=torch.uint8, device=f.device)
+    labels_wanted = case.settings.get("labels_wanted", False)
+    with recorded() as forward:
+        kernel.forward(f, G, g0, target, 1.0, interpolate, case.settings["num_classes"], 255, labels_wanted)
+    return {"forward": forward}
+
+
+def _loss(kernel, case, f, G, g0):
+    settings = LossSettings(**{
+        "temperature": 1.0,
+        "estimator": "jsd",
+        "negatives": "same_position",
+        "num_negatives": 1,
+        "balance": 0.0,
+    } | case.settings)  # fmt: skip
+    valid = torch.empty(case.B, case.h * case.w, dtype=torch.bool, device=f.device) if case.masked else None
+    with recorded() as forward:
+        loss, state = kernel.forward(f, G, g0, valid, settings, ALL_GRADIENTS)
+    with recorded() as backward:
+        kernel.backward(loss, f, G, g0, valid, state, settings, ALL_GRADIENTS)
+    return {"forward": forward, "backward": backward}
+
+
+_RUN = {
+    "local_global_similarity": _similarity,
+    "assign": _assign,
+    "segment": _segment,
+    "segment_and_count": _segment_and_count,
+    "mutual_information_loss": _loss,
+}
+
+_HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_UP = {"size": (128, 128)}
+
+
+def _loss_case(negatives: str, number: int, name: str, **more) -> Case:
+    """A case of the loss: infonce, or jsd with these negatives, with a number of them; balance, a mask and a bias."""
+    estimator = "infonce" if negatives == "infonce" else "jsd"
+    how = {"negatives": "same_position" if estimator == "infonce" else negatives, "num_negatives": number}
+    return Case(
+        "mutual_information_loss",
+        name,
+        masked=True,
+        settings={"estimator": estimator, "balance": 1.0} | how,
+        **more,
+    )
+
+
+_LOSSES = ("same_position", "reassigned", "infonce")
+# Compiled in CI: every kernel with every dtype, and every way through it, at the shapes that fill the registers most.
+AOT_CASES = [
+    *[Case("assign", "assign", K=27, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF, _DOUBLE)],
+    Case("local_global_similarity", "similarity", K=27),
+    Case("segment", "segment", K=27),
+    Case("segment_and_count", "segment and count", K=27, settings=_UP | {"num_classes": 27}),
+    Case("segment_and_count", "segment and count, float64", K=27, dtype=_DOUBLE, settings=_UP | {"num_classes": 27}),
+    _loss_case("same_position", 1, "one partner, scores kept"),
+    _loss_case("same_position", 1, "one partner, scores formed anew", C=128, dtype=_BFLOAT),
+    *[_loss_case("infonce", 63, "all partners", C=128, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF)],
+    _loss_case("same_position", 63, "all partners"),
+]
+# Compiled by the command besides: layouts, ragged sizes, more classes.
+MORE_AOT_CASES = [
+    *[Case("assign", "channels last", dtype=dtype, channels_last=True) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "Potsdam", h=50, w=50, K=6, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "15 classes", dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "64 classes", K=64, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("assign", "256 classes", K=256, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    Case("assign", "ragged channels", C=100, K=27),
+    Case("segment_and_count", "many bins", K=256, settings=_UP | {"num_classes": 256}),
+    *[_loss_case("same_position", 1, "Potsdam", K=6, h=50, w=50, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[_loss_case("reassigned", 1, "reassigned", dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    _loss_case("infonce", 63, "channels last", C=128, dtype=_BFLOAT, channels_last=True),
+]
+# Compiled by the command with --all, in a quarter of an hour on two cores: every loss by dtype, K, C and layout.
+ALL_AOT_CASES = [
+    *[
+        _loss_case(negatives, number, name, C=C, dtype=dtype, **shape)
+        for negatives in _LOSSES
+        for number in (1, 63)
+        for dtype in (_FLOAT, _BFLOAT, _HALF)
+        for name, C, shape in (
+            ("15 classes, 128 channels", 128, {}),
+            ("15 classes, 256 channels", 256, {}),
+            ("27 classes", 256, {"K": 27}),
+            ("Potsdam", 256, {"K": 6, "h": 50, "w": 50}),
+        )
+    ],
+    *[
+        _loss_case("infonce", 63, "channels last", C=128, dtype=dtype, channels_last=True)
+        for dtype in (_FLOAT, _BFLOAT)
+    ],
+    *[_loss_case("infonce", 63, "ragged channels", C=100, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[_loss_case("infonce", 63, "512 channels", C=512, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
+    *[
+        _loss_case(negatives, 63, f"{K} classes", K=K, dtype=dtype)
+        for negatives in _LOSSES
+        for K in (64, 256)
+        for dtype in (_FLOAT, _BFLOAT)
+    ],
+]
+
+# The paper's shapes, at a stride of 4.
+_COCO, _POTSDAM = {"K": 15, "h": 32, "w": 32}, {"K": 6, "h": 50, "w": 50}
+ROOFLINE_CASES = [
+    Case(op, name, C=C, dtype=dtype, settings=settings | (up if op.startswith("segment") else {}), **shape)
+    for op, settings in (
+        ("local_global_similarity", {}),
+        ("assign", {}),
+        ("segment", {}),
+        ("segment_and_count", {"num_classes": 27}),
+    )
+    for name, shape, up in (("COCO-Stuff", _COCO, {"size": (128, 128)}), ("Potsdam", _POTSDAM, {"size": (200, 200)}))
+    for C in (128, 256, 512)
+    for dtype in (_FLOAT, _BFLOAT)
+]
+ROOFLINE_CASES += [
+    _loss_case(negatives, 1, f"{name}, {negatives}", C=C, dtype=dtype, **shape)
+    for negatives in _LOSSES
+    for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
+    for C in (128, 256, 512)
+    for dtype in (_FLOAT, _BFLOAT)
+]

@@ -1,0 +1,160 @@
+"""Tile shapes: a table with a reason for each row, and opt-in tuning (`INFOSEG_AUTOTUNE=1`).
+
+By default the first row that fits is taken, whatever the GPU, so that a result never changes with the machine's load:
+the order of sums follows the tile shape. With `INFOSEG_AUTOTUNE=1` every fitting row is timed once for each GPU, op and
+shape, and the fastest is kept in `~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
+"""
+
+import functools
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block sizes by constexpr name, warps a program, and stages of the pipelined loads."""
+
+    blocks: dict[str, int] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+    registers: int | None = None  # a thread, at most; None leaves the number to ptxas
+
+    def options(self) -> dict[str, object]:
+        """What Triton's compiler is told. Fused multiply-adds are asked for, since its default changes in 3.10."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the choice of a tile depends on. `variant` is a kernel's own word for what else sets its shape."""
+
+    itemsize: int  # of the features
+    C: int
+    K: int
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    kernel: str
+    fits: Callable[[Key], bool]
+    config: Config
+    reason: str
+
+
+def _rows(kernel: str, *rows: tuple) -> list[Row]:
+    """Rows of (dtype of the features, most classes, positions, channels, warps, stages, registers, reason)."""
+
+    def fits(dtype: str, most_classes: int) -> Callable[[Key], bool]:
+        return lambda key: key.variant == dtype and most_classes >= key.K
+
+    return [
+        Row(kernel, fits(dtype, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages, registers), reason)
+        for dtype, K, P, C, warps, stages, registers, reason in rows
+    ]
+
+
+# Registers and spills below are of `python -m infoseg_fast.kernels.aot`; nothing here was timed on a GPU.
+TABLE: list[Row] = [
+    *_rows(
+        "similarity_forward",
+        ("float32", 32, 128, 32, 4, 4, None, "32 channels a stage: tf32x3 splits operands, 64 spill on sm_80"),
+        ("float32", 256, 64, 32, 8, 3, None, "[K, 64] scores over 8 warps: with 4 warps K > 64 spills on sm_80"),
+        ("bfloat16", 64, 128, 64, 4, 3, None, "16 KB of features a stage, two programs a multiprocessor"),
+        ("bfloat16", 256, 64, 64, 8, 2, None, "[K, 64] scores over 8 warps; two stages fit sm_86's 99 KB"),
+        ("float16", 64, 128, 64, 4, 3, 255, "as bfloat16; without a limit ptxas spills at K=27 on sm_90"),
+        ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; operands are twice as large in registers"),
+        ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
+    ),
+    *_rows(
+        "similarity_backward",
+        ("float32", 16, 64, 64, 8, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
+        ("float32", 256, 32, 64, 8, 2, None, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
+        ("bfloat16", 32, 64, 64, 4, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
+        ("bfloat16", 256, 64, 64, 8, 2, None, "the sums [64, 64] of dG over 8 warps"),
+        ("float16", 32, 64, 64, 4, 2, 255, "as bfloat16"),
+        ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; without a limit ptxas spills on sm_100"),
+        ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
+    ),
+    Row(
+        "upsampled_labels",
+        lambda key: True,
+        Config({"BLOCK": 1024}, 4, 1),
+        "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
+    ),
+]
+
+
+def rows(kernel: str, key: Key) -> list[Config]:
+    """The configurations that fit, the table's choice first."""
+    found = [row.config for row in TABLE if row.kernel == kernel and row.fits(key)]
+    if not found:
+        raise AssertionError(f"no configuration of {kernel} fits {key}")
+    return found
+
+
+def run(kernel: str, key: Key, device: torch.device, body: Callable[[Config], Result]) -> Result:
+    """`body` with the configuration of `kernel` for `key`; it allocates what it writes, so it may run many times."""
+    found = rows(kernel, key)
+    if not autotunes(device):
+        return body(found[0])
+    cache = _cache(_cache_file())
+    name = "/".join((torch.cuda.get_device_name(device), kernel, repr(key)))
+    if name not in cache:
+        if torch.cuda.is_current_stream_capturing():
+            return body(found[0])
+        times = [_time(body, config) for config in found]
+        cache[name] = repr(found[times.index(min(times))])
+        _write(_cache_file(), cache)
+    return body(next((config for config in found if repr(config) == cache[name]), found[0]))
+
+
+def autotunes(device: torch.device) -> bool:
+    return os.environ.get("INFOSEG_AUTOTUNE") == "1" and device.type == "cuda"
+
+
+def _time(body: Callable[[Config], object], config: Config, repeats: int = 9) -> float:
+    """Median milliseconds of `body(config)` on the current stream; infinite where it does not fit the GPU."""
+    try:
+        body(config)
+    except Exception as error:
+        if "OutOfResources" in type(error).__name__:
+            return float("inf")
+        raise
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in marks:
+        start.record()
+        body(config)
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in marks)
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("INFOSEG_AUTOTUNE_CACHE") or Path.home() / ".cache" / "infoseg_fast" / "autotune.json")
+
+
+@functools.cache
+def _cache(file: Path) -> dict[str, str]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(file: Path, cache: dict[str, str]) -> None:
+    """Atomically, so that a process beside this one reads a whole file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f".{os.getpid()}.tmp")
+    new.write_text(json.dumps(cache, indent=1))
+    new.replace(file)

@@ -1,0 +1,75 @@
+"""The second pass of sums over many programs: their parts are added in a fixed order, so reruns give the same bits."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import Config
+from .launch import Cost, Launch, kernel, launch
+from .tiles import alignment, divided
+
+# Few bytes and no reuse: one row of 1,024 sums a program is enough for any shape.
+CONFIG = Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
+
+
+def _cost(started: Launch) -> Cost:
+    def size(*names: str) -> int:
+        present = [x for x in map(started.arguments.get, names) if x is not None]
+        return sum(x.numel() * x.element_size() for x in present)
+
+    read = size("first", "second")
+    return Cost(loads=read, stores=size("first_sum", "second_sum"), distinct_loads=read)
+
+
+@triton.jit
+def add_parts(partials, out, tile, parts, size, ALIGN: tl.constexpr, BLOCK: tl.constexpr):
+    size = divided(size, ALIGN)
+    i = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), partials.dtype.element_ty)
+    for part in range(parts):
+        total += tl.load(partials + part * size + i, mask=i < size, other=0)
+    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
+
+
+@kernel(products=False, wide_loads=True, cost=_cost)
+def sum_partials_kernel(
+    first,  # [parts, first_size]
+    first_sum,  # [first_size]
+    second,  # [parts, second_size] or None
+    second_sum,  # [second_size] or None
+    parts: tl.int32,
+    first_size: tl.int64,
+    second_size: tl.int64,
+    FIRST_ALIGN: tl.constexpr,  # what the sizes divide by
+    SECOND_ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tiles = tl.cdiv(first_size, BLOCK).to(tl.int32)
+    tile = tl.program_id(0)
+    if tile < tiles:
+        add_parts(first, first_sum, tile, parts, first_size, FIRST_ALIGN, BLOCK)
+    elif second is not None:
+        add_parts(second, second_sum, tile - tiles, parts, second_size, SECOND_ALIGN, BLOCK)
+
+
+def sum_partials(*pairs: tuple[Tensor, Tensor]) -> None:
+    """For one or two pairs of `partials` [parts, *out.shape] and `out`, contiguous: out = the sum over the first
+    dimension, in one launch. The number of parts is one for both.
+    """
+    first, second = pairs if len(pairs) == 2 else (*pairs, (None, None))
+    sizes = [0 if out is None else out.numel() for _, out in (first, second)]
+    launch(
+        sum_partials_kernel,
+        (sum(triton.cdiv(size, CONFIG.blocks["BLOCK"]) for size in sizes),),
+        {
+            "first": first[0],
+            "first_sum": first[1],
+            "second": second[0],
+            "second_sum": second[1],
+            "parts": len(first[0]),
+            "first_size": sizes[0],
+            "second_size": sizes[1],
+        },
+        {"FIRST_ALIGN": alignment(sizes[0]), "SECOND_ALIGN": alignment(sizes[1])},
+        CONFIG,
+    )

@@ -1,0 +1,186 @@
+"""`segment` and `segment_and_count`: labels, one byte a pixel, and their counts against a target.
+
+At the features' own size the labels come straight from the scores in registers. At any other size the scores' kernel
+writes its probabilities (or similarities) at low resolution, [B, K, P], and `upsampled_labels` interpolates, takes the
+argmax and counts, so nothing at image resolution but the labels ever is in memory.
+
+Why the volume is written: it is 2 K accumulators a position, written and read, at the most 13 % above the floor of
+features and labels in float32 at C = 256, K = 15 (`python -m infoseg_fast.kernels.roofline`), less where it stays in
+the L2 cache. A kernel without it must form the scores of the rows around its own again: of R rows of positions it can
+upsample R - 1 intervals, so it reads f 1 / (R - 1) times more, 14 % at R = 8, where the scores alone are 32 registers a
+thread; and Triton lets a thread reach other threads' scores only through a product with the [pixels, R w] interpolation
+matrix, at four times the size 14 times the operations of the scores themselves.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..confusion import raise_out_of_range
+from . import configs
+from .launch import Cost, Launch, kernel, launch
+from .similarity import scores
+from .tiles import alignment, divided
+
+# Joint counts are first made by each program for its own pixels, in registers: up to this many bins, a power of two.
+MOST_BINS = 1024
+LEAST_BINS = 128
+
+
+@triton.jit
+def source(to, scale, LENGTH, dtype: tl.constexpr):
+    """Where pixel `to` lies among LENGTH positions (align_corners=False): the position before, the one after, and the
+    share of the latter. As torch.nn.functional.interpolate has it.
+    """
+    at = tl.maximum((to.to(dtype) + 0.5) * tl.cast(scale, dtype) - 0.5, 0.0)
+    before = tl.minimum(at.to(tl.int32), LENGTH - 1)
+    return before, tl.minimum(before + 1, LENGTH - 1), tl.minimum(at - before.to(dtype), 1.0)
+
+
+def _upsampled_cost(started: Launch) -> Cost:
+    a = started.arguments
+    volume, labels, target = a["volume"], a["labels"], a["target"]
+    pixels = volume.shape[0] * a["rows"] * a["columns"]
+    K, BLOCK = started.constexprs["K"], started.constexprs["BLOCK"]
+    read = 0 if target is None else pixels
+    most = 0 if target is None else 1 + min(a["counts"].numel(), BLOCK)  # of one program
+    return Cost(
+        # The last tile's pixels beyond the image interpolate too: their positions are within the volume.
+        loads=read + started.programs * BLOCK * K * 4 * volume.element_size(),
+        stores=0 if labels is None else pixels,
+        distinct_loads=read + volume.numel() * volume.element_size(),
+        atomics=started.programs * most,
+    )
+
+
+@kernel(products=False, wide_loads=False, cost=_upsampled_cost)
+def upsampled_labels(
+    volume,  # [B, K, h, w] probabilities or similarities
+    labels,  # [B, rows, columns] uint8, or None where only the counts are wanted
+    target,  # [B, rows, columns] uint8, or None where nothing is counted
+    counts,  # [K, num_classes] int64, added to
+    outside,  # [] int64, added to: pixels whose target is no class and not ignored
+    h: tl.int32,
+    w: tl.int32,
+    rows: tl.int32,
+    columns: tl.int32,
+    scale_y: tl.float64,  # h / rows
+    scale_x: tl.float64,
+    num_classes: tl.int32,
+    ignore_index: tl.int32,  # -1 for none
+    K: tl.constexpr,
+    ALIGN: tl.constexpr,  # what rows * columns divides by
+    BINS: tl.constexpr,  # a power of two that holds K * num_classes; 0: too many, count one by one
+    BLOCK: tl.constexpr,
+):
+    pixels = divided(rows * columns, ALIGN)
+    tiles = tl.cdiv(pixels, BLOCK)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    i = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    inside = i < pixels
+    dtype: tl.constexpr = volume.dtype.element_ty
+    top, bottom, down = source(i // columns, scale_y, h, dtype)
+    left, right, across = source(i % columns, scale_x, w, dtype)
+    image = volume + b * K * (h * w)
+    upper_left, upper_right = top * w + left, top * w + right
+    lower_left, lower_right = bottom * w + left, bottom * w + right
+
+    best = tl.full((BLOCK,), float("-inf"), dtype)
+    label = tl.zeros((BLOCK,), tl.int32)
+    for k in range(K):
+        upper = tl.load(image + upper_left) * (1 - across) + tl.load(image + upper_right) * across
+        lower = tl.load(image + lower_left) * (1 - across) + tl.load(image + lower_right) * across
+        value = upper * (1 - down) + lower * down
+        # Of equal classes the lowest; a NaN never wins.
+        better = value > best
+        best = tl.where(better, value, best)
+        label = tl.where(better, k, label)
+        image += h * w
+
+    if labels is not None:
+        tl.store(labels + b * pixels + i, label.to(tl.uint8), mask=inside)
+    if target is not None:
+        truth = tl.load(target + b * pixels + i, mask=inside, other=0).to(tl.int32)
+        counted = inside & (truth != ignore_index)
+        legal = truth < num_classes
+        number = tl.sum((counted & ~legal).to(tl.int32), axis=0)
+        tl.atomic_add(outside, number.to(tl.int64), mask=number > 0, sem="relaxed")
+        cell = label * num_classes + truth
+        # Sums of whole numbers: the order of the additions does not matter.
+        if BINS > 0:
+            seen = tl.histogram(cell, BINS, mask=counted & legal)
+            tl.atomic_add(counts + tl.arange(0, BINS), seen.to(tl.int64), mask=seen > 0, sem="relaxed")
+        else:
+            tl.atomic_add(counts + cell, tl.full((BLOCK,), 1, tl.int64), mask=counted & legal, sem="relaxed")
+
+
+def upsample(volume, labels, target, counts, outside, size: tuple[int, int], ignore_index: int | None) -> None:
+    """Fill `labels`, add to `counts` and `outside`; each may be None, the last three together."""
+    B, K, h, w = volume.shape
+    rows, columns = size
+    num_classes = 0 if counts is None else counts.shape[1]
+    bins = max(triton.next_power_of_2(K * num_classes), LEAST_BINS)
+
+    def started(config):
+        launch(
+            upsampled_labels,
+            (triton.cdiv(rows * columns, config.blocks["BLOCK"]) * B,),
+            {
+                "volume": volume,
+                "labels": labels,
+                "target": target,
+                "counts": counts,
+                "outside": outside,
+                "h": h,
+                "w": w,
+                "rows": rows,
+                "columns": columns,
+                "scale_y": h / rows,
+                "scale_x": w / columns,
+                "num_classes": num_classes,
+                # A value that no byte has is ignored nowhere.
+                "ignore_index": ignore_index if ignore_index is not None and 0 <= ignore_index <= 255 else -1,
+            },
+            {"K": K, "ALIGN": alignment(rows * columns), "BINS": bins if bins <= MOST_BINS else 0},
+            config,
+        )
+
+    # Not through configs.run: counts are added to, so it may run only once.
+    started(configs.rows("upsampled_labels", configs.Key(volume.element_size(), 0, K))[0])
+
+
+class SegmentKernel:
+    """The kernel as `infoseg_fast.ops.custom` calls it."""
+
+    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
+        from . import unsupported
+
+        return unsupported(device_type, dtype)
+
+    def forward(self, features, G, g0, temperature, size, interpolate):
+        labels = features.new_empty(len(features), *size, dtype=torch.uint8)
+        if tuple(size) == tuple(features.shape[2:]):
+            return scores(features, G, g0, labels, "argmax", temperature)
+        upsample(_volume(features, G, g0, temperature, interpolate), labels, None, None, None, size, None)
+        return labels
+
+
+class SegmentAndCountKernel(SegmentKernel):
+    """Targets out of range are counted aside, since nothing here waits for the GPU."""
+
+    def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):
+        labels = torch.empty_like(target) if labels_wanted else None
+        counts = G.new_zeros(G.shape[1], num_classes, dtype=torch.int64)
+        outside = G.new_zeros((), dtype=torch.int64)
+        volume = _volume(features, G, g0, temperature, interpolate)
+        upsample(volume, labels, target, counts, outside, tuple(target.shape[1:]), ignore_index)
+        if target.device.type == "cpu" and outside:  # in the interpreter, where there is no one to wait for
+            raise_out_of_range(torch.zeros_like(target), target, *counts.shape, ignore_index)
+        return counts, outside, target.new_empty(0) if labels is None else labels
+
+
+def _volume(features, G, g0, temperature, interpolate):
+    """Probabilities or similarities [B, K, h, w] in the accumulation dtype."""
+    B, _, h, w = features.shape
+    volume = G.new_empty(B, G.shape[1], h, w)
+    return scores(features, G, g0, volume, "softmax" if interpolate == "probs" else "similarity", temperature)

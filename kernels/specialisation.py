@@ -1,0 +1,94 @@
+"""One compilation of a kernel: what Triton's compiler is given, derived from a launch."""
+
+from dataclasses import dataclass, field
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .launch import Kernel, Launch
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+BYTES = {name: dtype.itemsize for dtype, name in TYPES.items()}
+ALIGNMENT = 16  # bytes: what Triton asks of a pointer before it loads 128 bits, and what PyTorch's allocator exceeds
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A kernel for given types, constexprs and launch options; equal ones compile to the same code."""
+
+    kernel: Kernel = field(compare=False, repr=False)
+    name: str
+    signature: tuple[tuple[str, str], ...]
+    constexprs: tuple[tuple[str, object], ...]
+    aligned: tuple[str, ...]
+    options: tuple[tuple[str, object], ...]
+
+    @staticmethod
+    def of(launch: Launch) -> "Specialisation":
+        signature, constexprs, aligned = [], [], []
+        for name, annotation in launch.kernel.parameters.items():
+            if annotation == "constexpr" or launch.arguments.get(name, 0) is None:
+                signature.append((name, "constexpr"))
+                constexprs.append((name, launch.constexprs.get(name)))
+                continue
+            value = launch.arguments[name]
+            if isinstance(value, Tensor):
+                signature.append((name, "*" + TYPES[value.dtype]))
+                if value.storage_offset() * value.element_size() % ALIGNMENT == 0:
+                    aligned.append(name)
+            else:
+                signature.append((name, annotation))
+        return Specialisation(
+            launch.kernel,
+            launch.kernel.name,
+            tuple(signature),
+            tuple(constexprs),
+            tuple(aligned),
+            tuple(launch.config.options().items()),
+        )
+
+    def compile(self, capability: int):
+        """Triton's compiled kernel (`.asm["cubin"]`, `.metadata.shared`) for a compute capability such as 90."""
+        names = [name for name, _ in self.signature]
+        source = ASTSource(
+            fn=self.kernel.function,
+            signature=dict(self.signature),
+            constexprs=dict(self.constexprs),
+            attrs={(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in self.aligned},
+        )
+        return triton.compile(
+            source,
+            target=GPUTarget("cuda", capability, 32),
+            options=dict(self.options),
+        )
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the first pointer."""
+        return next(kind[1:] for _, kind in self.signature if kind.startswith("*"))
+
+    @property
+    def allows_wide_loads(self) -> bool:
+        """Whether 128 bits fit what the strides are known to divide by (the ALIGN constexprs, in elements)."""
+        known = [value for name, value in self.constexprs if "ALIGN" in name]
+        return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
+
+    def described(self) -> str:
+        """All that tells it from other specialisations in the tables, in one line."""
+        chosen = [f"{name}={value}" for name, value in self.constexprs if value is not None]
+        without = [f"without {name}" for name, value in self.constexprs if value is None]
+        options = dict(self.options)
+        tile = f"warps={options['num_warps']} stages={options['num_stages']}"
+        return " ".join([self.name, self.dtype, *without, *chosen, tile])

@@ -1,0 +1,136 @@
+"""Ahead-of-time compilation: the promises of the machine code, and that a broken one is found."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from infoseg_fast.kernels import aot, cases, configs, roofline, tables
+from infoseg_fast.kernels.specialisation import Specialisation
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "gpu_kernels.md"
+
+
+def first(case: cases.Case, phase: str = "forward") -> Specialisation:
+    return Specialisation.of(cases.record(case)[phase][0])
+
+
+def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
+    number = len(aot.launched(cases.AOT_CASES))
+    found = aot.reports(list(range(number)), list(aot.CAPABILITIES), jobs=2)
+    assert [r for r in found if r.faults] == []
+    seen = {(r.kernel, r.dtype, r.capability) for r in found}
+    expected = {
+        (name, dtype, capability)
+        for name in ("similarity_forward", "similarity_backward")
+        for dtype in ("fp32", "bf16", "fp16", "fp64")
+        for capability in (80, 90, 100)
+    }
+    assert expected <= seen
+    documented = DOCS.read_text()
+    for line in aot.as_markdown(found).splitlines()[4:]:
+        assert line in documented, "run python -m infoseg_fast.kernels.aot --docs docs/gpu_kernels.md"
+    instructions = {name for r in found for name in r.products}
+    assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
+
+
+def test_what_spills_is_found():
+    wide = configs.Config({"BLOCK_P": 128, "BLOCK_C": 64}, num_warps=4, num_stages=3)
+    started = cases.record(cases.Case("assign", "", K=27))["forward"][0]
+    spilling = dataclasses.replace(started, constexprs=started.constexprs | wide.blocks, config=wide)
+    found = aot.report(Specialisation.of(spilling), 80)
+    assert found.stack > 0 and found.local > 0 and found.faults[0].startswith("spills")
+
+
+def test_products_without_tensor_cores_and_narrow_loads_are_found():
+    started = cases.record(cases.Case("assign", "", K=15))["forward"][0]
+    started.constexprs["PRECISION"] = "ieee"
+    found = aot.report(Specialisation.of(started), 80)
+    assert "no tensor-core instruction" in found.faults
+
+    # The kernel is told of wide rows, and gets addresses whose alignment it cannot know.
+    started = cases.record(cases.Case("assign", "", K=15))["forward"][0]
+    unaligned = dataclasses.replace(Specialisation.of(started), aligned=())
+    found = aot.report(unaligned, 80)
+    assert [fault for fault in found.faults if "128-bit global loads" in fault]
+
+
+def test_too_much_shared_memory_is_found():
+    specialisation = first(cases.Case("assign", ""))
+    kept = aot.Report("k", "v", "fp32", 80, 64, 0, 0, 100 * 1024, {"HMMA": 1}, 4, 1.0, [])
+    assert aot.faults(kept, specialisation) == []
+    assert aot.faults(dataclasses.replace(kept, capability=86), specialisation) == [
+        "needs 102400 bytes of shared memory of 101376"
+    ]
+    assert aot.faults(dataclasses.replace(kept, products={}, stack=8), specialisation) == [
+        "spills: 8 bytes of stack, 0 local loads and stores",
+        "no tensor-core instruction",
+    ]
+
+
+def test_sass_is_read():
+    sass = """
+        /*0010*/ LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0020*/ @P0 LDG.E.128.CONSTANT R4, [R2.64] ;
+        /*0030*/ LDG.E R4, [R2.64] ;
+        /*0040*/ LDG.E.U8 R4, [R2.64] ;
+        /*0050*/ LDGDEPBAR ;
+        /*0060*/ LDL.64 R4, [R1] ;
+        /*0070*/ UTCHMMA gdesc[UR4] ;
+        /*0080*/ HMMA.1688.F32.TF32 R4, R4, R5, R6 ;
+    """
+    assert aot.load_widths(sass) == [16, 16, 4, 1]
+    assert aot.LOCAL.findall(sass) == ["LDL"]
+    assert aot.TENSOR_CORE.findall(sass) == ["UTCHMMA", "HMMA"]
+
+
+def test_the_command_prints_json_and_fails_on_a_fault(capsys, monkeypatch):
+    assert aot.main(["--json", "--only", "sum_partials_kernel fp32", "--capability", "90", "--jobs", "1"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["kernel"] == "sum_partials_kernel" and found["registers"] > 0 and found["faults"] == []
+    monkeypatch.setitem(aot.SHARED_MEMORY, 90, -1)
+    assert aot.main(["--only", "sum_partials_kernel fp32", "--capability", "90", "--jobs", "1"]) == 1
+    told = capsys.readouterr()
+    assert "shared memory" in told.err and "1 with a fault" in told.out
+
+
+def test_a_table_goes_between_its_marks(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("before\n<!-- aot -->\nold\n<!-- /aot -->\nafter\n")
+    tables.write(file, "aot", "new")
+    assert file.read_text() == "before\n<!-- aot -->\nnew\n<!-- /aot -->\nafter\n"
+    with pytest.raises(SystemExit, match="one place for the table 'roofline', and holds 0"):
+        tables.write(file, "roofline", "new")
+
+
+def test_equal_launches_are_compiled_once():
+    case, larger = cases.Case("assign", "", B=64), cases.Case("assign", "", B=128, h=64)
+    assert len(aot.launched([case, larger])) == len(aot.launched([case]))
+    assert len(aot.launched([case, dataclasses.replace(case, K=14)])) > len(aot.launched([case]))
+
+
+def test_the_ops_move_at_most_15_percent_more_than_their_floor():
+    found = roofline.rows(cases.ROOFLINE_CASES)
+    assert roofline.too_much(found) == []
+    documented = roofline.as_markdown(roofline.in_docs(found))
+    assert documented in DOCS.read_text(), "run python -m infoseg_fast.kernels.roofline --docs docs/gpu_kernels.md"
+    for r in found:
+        if not r.op.startswith("segment"):  # these write a low-resolution volume, see kernels/segmentation.py
+            assert 1 <= r.ratio <= roofline.MOST, r
+
+
+def test_the_command_of_the_cost_model(capsys):
+    assert roofline.main(["--json", "--op", "segment"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["op"] for row in rows} == {"segment"} and all(row["moved"] >= row["floor"] for row in rows)
+    assert roofline.main(["--op", "assign"]) == 0
+    assert "bound H100 SXM, ms" in capsys.readouterr().out
+
+
+def test_moving_more_than_the_floor_allows_fails():
+    kept = roofline.rows(cases.ROOFLINE_CASES[:1])[0]
+    loss = dataclasses.replace(kept, op="mutual_information_loss", moved=116, floor=100)
+    assert roofline.too_much([loss]) and not roofline.too_much([dataclasses.replace(loss, moved=114)])
