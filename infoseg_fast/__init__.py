@@ -3,6 +3,7 @@
 Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
 """
 
+from .appearance import appearance_information, local_appearance
 from .assignment import linear_sum_assignment
 from .confusion import confusion_matrix
 from .dispatch import backends
@@ -23,11 +24,13 @@ __all__ = [
     "InfoSegLoss",
     "InfoSegNet",
     "Segmenter",
+    "appearance_information",
     "assign",
     "backends",
     "confusion_matrix",
     "linear_sum_assignment",
     "load",
+    "local_appearance",
     "local_global_similarity",
     "match_clusters",
     "mutual_information_loss",

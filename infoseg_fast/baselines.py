@@ -1,7 +1,8 @@
-"""What a trained network must beat: the constant predictor, and k-means on colours or on Gabor energies.
+"""What a trained network must beat: the constant predictor, k-means on colours or on Gabor energies, and a mixture of
+normal distributions of blurred colours.
 
-All are scored as a network is (`evaluate.score`): the same images, pixels and matching of clusters to classes. k-means
-is fitted to pixels of the train split and sees no label.
+All are scored as a network is (`evaluate.score`): the same images, pixels and matching of clusters to classes. They are
+fitted to pixels of the train split and see no label.
 """
 
 import math
@@ -21,9 +22,10 @@ from .errors import DataError
 from .evaluate import score
 from .model import grey
 
-METHODS = ("constant", "kmeans", "kmeans-gabor")
+METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture")
 FIT_IMAGES = 2000  # at most, spread evenly over the train split
 FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # cycles a pixel
+BLUR = 2.0  # standard deviation in pixels of what the mixture sees
 
 
 def baseline(
@@ -50,6 +52,8 @@ def baseline(
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
     if method == "constant":
         labels = predict_constant
+    elif method == "mixture":
+        labels = fitted_mixture(open_set(data, "train"), number, samples, seed)
     else:
         features = colours if method == "kmeans" else Gabor()
         labels = fitted_kmeans(features, open_set(data, "train"), number, samples, seed)
@@ -68,6 +72,11 @@ def predict_constant(pixels: Tensor) -> Tensor:
 def colours(pixels: Tensor) -> Tensor:
     """The channels as they are: [B, c, H, W]."""
     return pixels
+
+
+def blurred(pixels: Tensor) -> Tensor:
+    """The channels, each blurred: [B, c, H, W]."""
+    return smoothed(pixels.flatten(0, 1)[:, None], BLUR).view(pixels.shape)
 
 
 class Gabor:
@@ -122,11 +131,8 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(maps, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
 
-def fitted_kmeans(
-    features: Callable[[Tensor], Tensor], images: ImageSet, number: int, samples: int, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """Mini-batch k-means on features of pixels drawn at random: what labels pixels [B, c, H, W] by it, [B, H, W]."""
-    cluster = required("sklearn.cluster", "scikit-learn")
+def drawn_points(features: Callable[[Tensor], Tensor], images: ImageSet, samples: int, seed: int) -> np.ndarray:
+    """Features of at least `samples` pixels drawn at random: [n, features]."""
     rng = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
     each = -(-samples // len(chosen))
@@ -135,7 +141,15 @@ def fitted_kmeans(
         pixels, valid = fit_pixels(images, int(index))
         found = features(to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
         drawn.append(found[torch.from_numpy(rng.integers(0, len(found), each))].numpy())
-    points = np.concatenate(drawn)
+    return np.concatenate(drawn)
+
+
+def fitted_kmeans(
+    features: Callable[[Tensor], Tensor], images: ImageSet, number: int, samples: int, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """Mini-batch k-means on features of pixels drawn at random: what labels pixels [B, c, H, W] by it, [B, H, W]."""
+    cluster = required("sklearn.cluster", "scikit-learn")
+    points = drawn_points(features, images, samples, seed)
     mean, std = points.mean(axis=0), points.std(axis=0)
     std[std < 1e-6] = 1
     # Colours share one scale, so they stay as they are; energies of filters do not.
@@ -151,6 +165,23 @@ def fitted_kmeans(
         found = features(pixels).movedim(1, -1)
         flat = (found.reshape(-1, found.shape[-1]) - mean) / std
         return (offset - 2 * flat @ centres.T).argmin(1).to(torch.uint8).view(found.shape[:-1])
+
+    return labels
+
+
+def fitted_mixture(images: ImageSet, number: int, samples: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """A mixture of normal distributions with full covariances: what labels pixels [B, c, H, W] by it, [B, H, W]."""
+    mixture = required("sklearn.mixture", "scikit-learn")
+    points = drawn_points(blurred, images, samples, seed)
+    mean, std = points.mean(axis=0), points.std(axis=0)
+    std[std < 1e-6] = 1
+    model = mixture.GaussianMixture(number, n_init=3, reg_covar=1e-3, random_state=seed)
+    model.fit((points - mean) / std)
+
+    def labels(pixels: Tensor) -> Tensor:
+        found = blurred(pixels).movedim(1, -1)
+        flat = (found.reshape(-1, found.shape[-1]).numpy() - mean) / std
+        return torch.from_numpy(model.predict(flat).astype(np.uint8)).view(found.shape[:-1])
 
     return labels
 

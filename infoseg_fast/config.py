@@ -4,16 +4,23 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from .errors import DataError
-from .model import INPUTS
+from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
 
 # Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
-# leaves the negatives, the temperature and the optimiser's settings open; "default" is what trials on real images
-# chose.
+# leaves the negatives, the temperature, the sizes and the optimiser's settings open; "default" is what trials on real
+# images chose (docs/recipe.md).
 RECIPES = {
-    "default": {"estimator": "infonce", "num_negatives": "all", "balance": 0.5},
-    "paper": {"estimator": "jsd", "num_negatives": 1, "balance": 0.0},
-}
+    "default": {
+        "estimator": "infonce", "num_negatives": "all", "balance": 0.0, "appearance": 10.0, "smooth": 1,
+        "width": 16, "depth": 0, "dim": 32, "batch_size": 32,
+    },
+    "paper": {
+        "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
+        "width": 64, "depth": 2, "dim": 512, "batch_size": 16,
+    },
+}  # fmt: skip
+DEFAULT_STEPS = 600
 LOSS_MASKS = ("none", "gt")
 
 
@@ -32,9 +39,9 @@ class TrainConfig:
 
     data: str = setting("", "a set's name or a folder with images/")
     classes: int | None = setting(None, "number of classes K (default: as many as the ground truth has)", type=int)
-    steps: int | None = setting(None, "training steps (default: 2000)", type=int)
+    steps: int | None = setting(None, f"training steps (default: {DEFAULT_STEPS})", type=int)
     epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
-    batch_size: int = setting(16, "images B of a step", type=int)
+    batch_size: int | None = setting(None, "images B of a step (default: the recipe's)", type=int)
     seed: int = setting(0, "seed of everything random", type=int)
     crop: int | None = setting(
         None,
@@ -46,8 +53,13 @@ class TrainConfig:
     loss_mask: str = setting(
         "none", "gt leaves pixels without ground truth out of the loss, which is a use of labels", choices=LOSS_MASKS
     )
-    width: int = setting(64, "channels of the network's first block", type=int)
-    dim: int = setting(512, "embedding dimension D", type=int)
+    width: int | None = setting(None, "channels of the network's first block (default: the recipe's)", type=int)
+    depth: int | None = setting(
+        None,
+        "residual blocks of block C: a local feature sees 7 + 16 N pixels a side (default: the recipe's)",
+        type=int,
+    )
+    dim: int | None = setting(None, "embedding dimension D (default: the recipe's)", type=int)
     recipe: str = setting("default", "the objective's settings", choices=tuple(RECIPES))
     estimator: str | None = setting(None, "of the mutual information (default: the recipe's)", choices=ESTIMATORS)
     negatives: str | None = setting(None, "of the jsd estimator (default: same_position)", choices=NEGATIVES)
@@ -55,6 +67,12 @@ class TrainConfig:
         None, "other images an image is compared with, or all (default: the recipe's)", type=count_or_all
     )
     balance: float | None = setting(None, "weight of the class-usage term (default: the recipe's)", type=float)
+    appearance: float | None = setting(
+        None, "weight of what the classes tell of colour and roughness (default: the recipe's)", type=float
+    )
+    smooth: int | None = setting(
+        None, "probabilities are averaged over 2 N + 1 positions each way (default: the recipe's)", type=int
+    )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
     lr: float = setting(1e-3, "learning rate of AdamW", type=float)
     weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
@@ -76,11 +94,11 @@ class TrainConfig:
         if self.steps is not None and self.epochs is not None:
             raise DataError("--steps and --epochs are two ways to say one thing; give one of them")
         if self.steps is None and self.epochs is None:
-            self.steps = 2000
+            self.steps = DEFAULT_STEPS
         least = {
-            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "crop": 4, "width": 1, "dim": 1,
-            "balance": 0, "weight_decay": 0, "warmup": 0, "jitter": 0, "log_every": 1, "eval_every": 0,
-            "checkpoint_every": 1, "workers": 0,
+            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "crop": 4, "width": 1, "depth": 0,
+            "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0, "jitter": 0,
+            "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -89,6 +107,8 @@ class TrainConfig:
         for name in ("scale", "temperature", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
+        if self.depth > MAX_DEPTH:
+            raise DataError(f"--depth must be from 0 to {MAX_DEPTH}, not {self.depth}")
         if self.classes is not None and self.classes > 256:
             raise DataError(f"--classes must be from 2 to 256, not {self.classes}")
         n = self.num_negatives

@@ -13,6 +13,7 @@ SOBEL = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -
 
 STRIDE = 4  # of the local features
 MIN_SIDE = 32  # pixels; smaller images are padded
+MAX_DEPTH = 6  # residual blocks of block C; the halo of a tile (segmenter.py) covers what these see
 
 
 def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -47,14 +48,14 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """Blocks A to D. Returns the maps of block C (stride 4, 2 x width channels) and D (stride 16, 4 x width).
 
-    A position of C sees 39 x 39 pixels, which is 0.3 of a 128-pixel crop.
+    A position of C sees 7 + 16 x depth pixels a side.
     """
 
-    def __init__(self, in_channels: int, width: int) -> None:
+    def __init__(self, in_channels: int, width: int, depth: int = 2) -> None:
         super().__init__()
         self.A = ConvBlock(in_channels, width, stride=2)  # sees 3 px
         self.B = nn.Sequential(ConvBlock(width, 2 * width, stride=2))  # sees 7 px
-        self.C = nn.Sequential(ResidualBlock(2 * width), ResidualBlock(2 * width))  # sees 39 px
+        self.C = nn.Sequential(*(ResidualBlock(2 * width) for _ in range(depth)))  # sees 16 px more a block
         self.D = nn.Sequential(ConvBlock(2 * width, 4 * width, stride=2), ConvBlock(4 * width, 4 * width, stride=2))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -71,6 +72,7 @@ class InfoSegNet(nn.Module):
         width: channels of the first block; f has 2 x width.
         dim: D, the embedding dimension that f is projected to (by `local_projection`, within the ops).
         inputs: what of the images enters the network, see INPUTS.
+        depth: residual blocks of block C, 0 to MAX_DEPTH: a position sees 7 + 16 x depth pixels a side.
 
     The images' mean and standard deviation are buffers (`set_normalization`), saved with the model.
     """
@@ -78,7 +80,13 @@ class InfoSegNet(nn.Module):
     inputs = "rgb"
 
     def __init__(
-        self, in_channels: int = 3, num_classes: int = 2, width: int = 64, dim: int = 512, inputs: str = "rgb"
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        width: int = 64,
+        dim: int = 512,
+        inputs: str = "rgb",
+        depth: int = 2,
     ) -> None:
         super().__init__()
         if inputs not in INPUTS:
@@ -86,8 +94,10 @@ class InfoSegNet(nn.Module):
         for name, value, least in (("in_channels", in_channels, 1), ("width", width, 1), ("dim", dim, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value!r}")
+        if not 0 <= depth <= MAX_DEPTH:
+            raise ValueError(f"depth must be from 0 to {MAX_DEPTH}, not {depth!r}")
         self._assemble(
-            Encoder({"rgb": in_channels, "grey": 1, "sobel": in_channels + 2}[inputs], width),
+            Encoder({"rgb": in_channels, "grey": 1, "sobel": in_channels + 2}[inputs], width, depth),
             (0, 1),
             num_classes,
             dim,
@@ -167,8 +177,7 @@ class InfoSegNet(nn.Module):
             images = (grey(images) - grey(mean[None])) / std.mean()
         else:
             images = torch.cat([(images - mean) / std, sobel(grey(images))], dim=1)
-        bottom, right = (padded_side(n) - n for n in images.shape[2:])
-        return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+        return padded(images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img / 4), at least 8."""
@@ -193,6 +202,12 @@ def grey(images: Tensor) -> Tensor:
 def sobel(grey_images: Tensor) -> Tensor:
     """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border."""
     return F.conv2d(grey_images, grey_images.new_tensor(SOBEL)[:, None], padding=1)
+
+
+def padded(images: Tensor) -> Tensor:
+    """[B, c, H, W] with the last row and column repeated until the network can take them."""
+    bottom, right = (padded_side(n) - n for n in images.shape[2:])
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
 def padded_side(n: int) -> int:

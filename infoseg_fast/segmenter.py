@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint as checkpoints
+from .appearance import neighbourhood_mean
 from .data.base import scaled_size
 from .data.images import IGNORE
 from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded_side
-from .ops import segment, segment_and_count
+from .ops import assign, segment, segment_and_count
 
 # Images of more pixels are worked on in tiles. The halo is wider than what a position of block D sees (63 px), and both
 # are multiples of its stride, so tiles give the same maps as the whole image.
@@ -25,17 +26,35 @@ EVALUATION = "evaluation.json"  # in a RUN: the scores of its last evaluation, w
 
 
 class Piece(NamedTuple):
-    """Features of a part of the images, and where the part's labels go.
+    """Class probabilities of a part of the images, and where the part's labels go.
 
-    `size` is that of the labels all `features` cover; of these, the ones from (above, left_of) on fill rows, columns.
+    `size` is that of the labels all `probs` [B, K, h, w] cover; of these, the ones from (above, left_of) on fill rows,
+    columns.
     """
 
-    features: Tensor
+    probs: Tensor
     size: tuple[int, int]
     above: int
     left_of: int
     rows: slice
     columns: slice
+
+
+class Tile(NamedTuple):
+    """A part of the padded images, `rows` x `columns`, in pixels that reach beyond it and begin at `first`."""
+
+    pixels: Tensor
+    first: tuple[int, int]
+    rows: range
+    columns: range
+
+    def part(self, maps: Tensor, stride: int, margin: int) -> Tensor:
+        """Of maps of `pixels` at a stride: the tile, with a margin of positions where there are any."""
+        parts = []
+        for first, inside in zip(self.first, (self.rows, self.columns), strict=True):
+            start = max(inside.start // stride - margin, 0) - first // stride
+            parts.append(slice(start, -(-(inside.stop - first) // stride) + margin))
+        return maps[:, :, parts[0], parts[1]]
 
 
 class Segmenter:
@@ -44,6 +63,7 @@ class Segmenter:
     Args:
         model: the network.
         temperature: tau of its training.
+        smooth: probabilities are averaged over 2 smooth + 1 positions each way before they are upsampled.
         scale: factor by which images are resized before they enter the network.
         classes: names of the classes, if any.
         mapping: class of each cluster (-1: none), if an evaluation has found it.
@@ -59,8 +79,10 @@ class Segmenter:
         classes: list[str] | None = None,
         mapping: list[int] | None = None,
         raw_scale: float = 1.0,
+        smooth: int = 0,
     ) -> None:
         self.model, self.temperature, self.scale, self.raw_scale = model, temperature, scale, raw_scale
+        self.smooth = smooth
         self.classes, self.mapping = classes, mapping
 
     @property
@@ -83,10 +105,8 @@ class Segmenter:
         self._check(images)
         size = tuple(images.shape[2:]) if size is None else tuple(size)
         labels = torch.empty(len(images), *size, dtype=torch.uint8, device=images.device)
-        for piece, global_features in self._pieces(images, size):
-            found = segment(
-                piece.features, global_features, *self._projection, temperature=self.temperature, size=piece.size
-            )
+        for piece in self._pieces(images, size):
+            found = segment(piece.probs, self._classes(piece.probs), size=piece.size, interpolate="logits")
             part = labels[:, piece.rows, piece.columns]
             part.copy_(found[:, piece.above :, piece.left_of :][:, : part.shape[1], : part.shape[2]])
         return labels
@@ -98,19 +118,18 @@ class Segmenter:
         """
         self._check(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
-        for piece, global_features in self._pieces(images, tuple(target.shape[1:])):
+        for piece in self._pieces(images, tuple(target.shape[1:])):
             part = target[:, piece.rows, piece.columns]
             below = piece.size[0] - piece.above - part.shape[1]
             right_of = piece.size[1] - piece.left_of - part.shape[2]
             # What the features cover beyond the part counts as not labelled.
             framed = F.pad(part, (piece.left_of, right_of, piece.above, below), value=IGNORE)
             counts += segment_and_count(
-                piece.features,
-                global_features,
+                piece.probs,
+                self._classes(piece.probs),
                 framed,
-                *self._projection,
                 num_classes=num_classes,
-                temperature=self.temperature,
+                interpolate="logits",
                 ignore_index=IGNORE,
                 check=True,
             )
@@ -122,13 +141,20 @@ class Segmenter:
         if not torch.isfinite(images).all():
             raise ValueError("images must be finite, but hold NaN or infinity")
 
-    @property
-    def _projection(self) -> tuple[Tensor, Tensor]:
-        return self.model.local_projection.weight, self.model.local_projection.bias
+    def _assign(self, features: Tensor, global_features: Tensor) -> Tensor:
+        """Probabilities [B, K, h, w] of the positions, smoothed."""
+        projection = self.model.local_projection
+        probs = assign(features, global_features, projection.weight, projection.bias, temperature=self.temperature)
+        return neighbourhood_mean(probs, self.smooth)
+
+    @staticmethod
+    def _classes(probs: Tensor) -> Tensor:
+        """Global features with which the similarities of `probs`, taken as local features, are the probabilities."""
+        return torch.eye(probs.shape[1], dtype=probs.dtype, device=probs.device).expand(len(probs), -1, -1)
 
     @torch.no_grad()
-    def _pieces(self, images: Tensor, size: tuple[int, int]) -> Iterator[tuple[Piece, Tensor]]:
-        """Every piece of the images, for label maps of `size`, with the global features."""
+    def _pieces(self, images: Tensor, size: tuple[int, int]) -> Iterator[Piece]:
+        """Every piece of the images, for label maps of `size`."""
         training = self.model.training
         self.model.eval()
         try:
@@ -143,37 +169,35 @@ class Segmenter:
             features, global_features = self.model(images)
             # The network saw the images with their padding: the labels cover that too.
             covered = tuple(max(m, round(m * padded_side(n) / n)) for n, m in zip(inner, size, strict=True))
-            yield Piece(features, covered, 0, 0, slice(0, size[0]), slice(0, size[1])), global_features
+            probs = self._assign(features, global_features)
+            yield Piece(probs, covered, 0, 0, slice(0, size[0]), slice(0, size[1]))
         finally:
             self.model.train(training)
 
-    def _tiled(self, images: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+    def _tiled(self, images: Tensor) -> Iterator[Piece]:
         """Two passes over the tiles: the mean of block D, whence the global features; then the local features again."""
         padded = self.model.normalize(images)
         total, positions = 0.0, 0
-        for _, deep in self._tiles(padded):
+        for tile in self._tiles(padded):
+            deep = tile.part(self.model.backbone(tile.pixels)[1], DEEP_STRIDE, margin=0)
             total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
             positions += deep.shape[2] * deep.shape[3]
         global_features = self.model.global_features((total / positions).to(images.dtype))
-        for piece, _ in self._tiles(padded):
-            yield piece, global_features
+        for tile in self._tiles(padded):
+            probs = self._assign(self.model.backbone(tile.pixels)[0], global_features)
+            probs = tile.part(probs, STRIDE, margin=1)  # a position more, for the upsampling
+            size = (STRIDE * probs.shape[2], STRIDE * probs.shape[3])
+            rows, columns = (slice(r.start, r.stop) for r in (tile.rows, tile.columns))
+            yield Piece(probs, size, min(rows.start, STRIDE), min(columns.start, STRIDE), rows, columns)
 
-    def _tiles(self, padded: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-        """Each tile's local features, with a margin of one position for the upsampling, and its map of block D."""
-        rows, columns = padded.shape[2:]
-        for top in range(0, rows, TILE):
-            for left in range(0, columns, TILE):
-                bottom, right = min(top + TILE, rows), min(left + TILE, columns)
-                first_row, first_column = max(top - HALO, 0), max(left - HALO, 0)
-                local, deep = self.model.backbone(padded[:, :, first_row : bottom + HALO, first_column : right + HALO])
-                above, left_of = min(top, STRIDE), min(left, STRIDE)
-                y, x = (top - above - first_row) // STRIDE, (left - left_of - first_column) // STRIDE
-                features = local[:, :, y : (bottom - first_row) // STRIDE + 1, x : (right - first_column) // STRIDE + 1]
-                size = (STRIDE * features.shape[2], STRIDE * features.shape[3])
-                piece = Piece(features, size, above, left_of, slice(top, bottom), slice(left, right))
-                y, x = (top - first_row) // DEEP_STRIDE, (left - first_column) // DEEP_STRIDE
-                y_end, x_end = -(-(bottom - first_row) // DEEP_STRIDE), -(-(right - first_column) // DEEP_STRIDE)
-                yield piece, deep[:, :, y:y_end, x:x_end]
+    @staticmethod
+    def _tiles(padded: Tensor) -> Iterator["Tile"]:
+        rows, columns = ([range(start, min(start + TILE, n)) for start in range(0, n, TILE)] for n in padded.shape[2:])
+        for r in rows:
+            for c in columns:
+                first = max(r.start - HALO, 0), max(c.start - HALO, 0)
+                pixels = padded[:, :, first[0] : r.stop + HALO, first[1] : c.stop + HALO]
+                yield Tile(pixels, first, r, c)
 
 
 def load(run: str | Path, checkpoint: str = "last", device: str | torch.device = "cpu") -> Segmenter:
@@ -210,6 +234,7 @@ def from_state(state: dict, device: str | torch.device, evaluation: dict | None 
         settings["class_names"],
         evaluation and evaluation["mapping"],
         settings.get("raw_scale", 1.0),
+        settings.get("smooth", 0),
     )
 
 

@@ -222,6 +222,22 @@ def test_kmeans_separates_two_colours(tmp_path):
     assert scores["pixel_accuracy"] == 1
 
 
+def test_a_mixture_finds_a_narrow_colour_within_a_wide_one(tmp_path):
+    """The classes overlap, and differ in covariance, which k-means has none of."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for i in range(6):
+        label = np.zeros((48, 48), np.uint8)
+        label[:, : rng.integers(16, 32)] = 1
+        blocks = rng.uniform(10, 245, (4, 4, 3)).repeat(12, 0).repeat(12, 1)
+        image = np.where(label[..., None] == 1, blocks, 170 + rng.normal(0, 5, (48, 48, 3)))
+        Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(label).save(tmp_path / f"labels/{i}.png")
+    found = {method: baseline(method, str(tmp_path), samples=5000)[0] for method in ("kmeans", "mixture")}
+    assert found["kmeans"]["pixel_accuracy"] < 0.8 < 0.85 < found["mixture"]["pixel_accuracy"]
+
+
 def test_gabor_energies_are_the_convolution(sets):
     skimage_filters = pytest.importorskip("skimage.filters")
     import scipy.ndimage
@@ -240,7 +256,11 @@ def test_gabor_energies_are_the_convolution(sets):
 
 @pytest.mark.parametrize(
     ("method", "module", "package"),
-    [("kmeans", "sklearn", "scikit-learn"), ("kmeans-gabor", "skimage", "scikit-image")],
+    [
+        ("kmeans", "sklearn", "scikit-learn"),
+        ("kmeans-gabor", "skimage", "scikit-image"),
+        ("mixture", "sklearn", "scikit-learn"),
+    ],
 )
 def test_a_missing_package_is_one_line(folder, method, module, package, monkeypatch):
     imported = builtins.__import__

@@ -19,15 +19,16 @@ def network():
     return model.eval()
 
 
+@pytest.mark.parametrize("smooth", [0, 2])
 @pytest.mark.parametrize("size", [(200, 230), (97, 400), (192, 192), (33, 35), (101, 95)])
-def test_tiles_give_the_maps_of_the_whole_image(network, size, monkeypatch):
+def test_tiles_give_the_maps_of_the_whole_image(network, size, smooth, monkeypatch):
     images, target = torch.rand(2, 3, *size), torch.randint(0, 3, (2, *size), dtype=torch.uint8)
     target[:, :10] = 255
-    whole = isf.Segmenter(network, temperature=3.0)
+    whole = isf.Segmenter(network, temperature=3.0, smooth=smooth)
     labels, counts = whole.segment(images), whole.count(images, target, 3)
     monkeypatch.setattr(module, "TILE", 96)
     monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
-    tiled = isf.Segmenter(network, temperature=3.0)
+    tiled = isf.Segmenter(network, temperature=3.0, smooth=smooth)
     # Sums are formed in another order, so a pixel on the edge between two classes may fall to the other side.
     assert (tiled.segment(images) != labels).float().mean() < 1e-3
     assert (tiled.count(images, target, 3) - counts).abs().sum() < 2e-3 * counts.sum()
