@@ -264,6 +264,6 @@ class _Plan:
     def _chunked(self, config) -> tuple[configs.Config, int]:
         """The configuration with BLOCK_D as the kernels ask, and the number of chunks of channels."""
         blocks = config.blocks
-        if self.C <= blocks["BLOCK_C"]:
+        if blocks["BLOCK_C"] >= self.C:
             config = replace(config, blocks=blocks | {"BLOCK_D": blocks["BLOCK_C"]})
         return config, max(1, triton.cdiv(self.C, config.blocks["BLOCK_D"]))

@@ -13,7 +13,7 @@ class _Sizes:
         self.a, self.c = a, c
         self.B, self.n, self.P, self.C, self.K = a["B"], a["n"], a["P"], c["C"], c["K"]
         self.tiles = triton.cdiv(self.P, c["BLOCK_P"])
-        self.whole = self.C <= c["BLOCK_C"]
+        self.whole = c["BLOCK_C"] >= self.C
         self.f = self.B * self.C * self.P * a["features"].element_size()
         self.row = self.C * a["G"].element_size()  # of G
         self.bias = 0 if a["g0"] is None else 4
