@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 
 # Train on real satellite images, score, and write runs/demo/report.html. Interrupted, it goes on where it was.
 demo: setup
-	$(BIN)/infoseg train --data landcover --out runs/demo --steps 1500 --width 32 --dim 32 --balance 1 --resume
+	$(BIN)/infoseg train --data landcover --out runs/demo --resume
 	$(BIN)/infoseg eval runs/demo --data landcover --split all
 
 test: setup

@@ -13,11 +13,11 @@ from .ops.mutual_information import ESTIMATORS, NEGATIVES
 RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 0.0, "appearance": 10.0, "smooth": 1,
-        "width": 16, "depth": 0, "dim": 32, "batch_size": 32,
+        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-4,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
-        "width": 64, "depth": 2, "dim": 512, "batch_size": 16,
+        "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 600
@@ -74,7 +74,7 @@ class TrainConfig:
         None, "probabilities are averaged over 2 N + 1 positions each way (default: the recipe's)", type=int
     )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
-    lr: float = setting(1e-3, "learning rate of AdamW", type=float)
+    lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)
     weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
     warmup: int = setting(100, "steps over which the learning rate rises", type=int)
     flip: bool = setting(True, "random flips", switch=True)

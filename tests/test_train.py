@@ -274,7 +274,7 @@ def test_an_existing_run_is_not_overwritten(data, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(DataError, match="exists.*--resume"):
         train(how, tmp_path / "run")
-    for change, told in (({"lr": 0.5}, "--lr 0.001, not 0.5"), ({"width": 9}, "--width 8, not 9")):
+    for change, told in (({"lr": 0.5}, "--lr 0.0003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
         with pytest.raises(DataError, match=told):
             train(how | change, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
