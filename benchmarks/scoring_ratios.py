@@ -171,7 +171,7 @@ def fused():
     print("\nFrom features to counts: B=16 C=64 D=256 K=15, 32x32 to 128x128, a tenth ignored, one thread.")
     table("way", "milliseconds", "times as fast")
     case = next(case for case in bench.CASES if case.op == "segment")
-    x, _ = bench.inputs(case, "cpu")
+    x, _ = bench.inputs(case)
     features, global_features, weight, bias = x
     target = torch.from_numpy(RNG.integers(0, 15, (16, 128, 128)).astype(np.uint8))
     target[torch.rand(target.shape) < 0.1] = 255

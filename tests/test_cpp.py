@@ -142,8 +142,8 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
 @pytest.mark.parametrize("case", [c for c in bench.CASES if c.op == "loss"], ids=lambda case: case.name)
 def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
     """Of the loss and of each gradient, against float64, at the shapes that are timed."""
-    exact, mask = bench.inputs(case, "cpu", torch.float64)
-    x, _ = bench.inputs(case, "cpu")
+    exact, mask = bench.inputs(case, torch.float64)
+    x, _ = bench.inputs(case)
     ways = bench.providers(case, compiled=False)
     truth = bench.step_of(case, ways["eager"], exact, mask)()
     found, eager = (
@@ -158,11 +158,11 @@ def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
 def test_a_step_needs_little_memory_beside_its_gradients(name, upstream):
     """At most 4 B K (1 + n) P numbers above inputs and gradients, and no term in B * B * P."""
     case = next(c for c in bench.CASES if c.name == name)
-    x, _ = bench.inputs(case, "cpu")
+    x, _ = bench.inputs(case)
     step = bench.step_of(
         case, lambda *x, **how: upstream * bench.providers(case, False)["infoseg_fast"](*x, **how), x, None
     )
-    extra = bench.extra_memory(step, "cpu")
+    extra = bench.extra_memory(step)
     if extra is None:
         pytest.skip("no peak memory to be had here")
     scores = case.B * case.K * (1 + min(case.partners, 3)) * case.side**2
