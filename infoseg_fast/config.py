@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
+from .segmenter import MAX_SMOOTH
 
 # Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
 # leaves the negatives, the temperature, the sizes and the optimiser's settings open; "default" is what trials on real
@@ -107,8 +108,9 @@ class TrainConfig:
         for name in ("scale", "temperature", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
-        if self.depth > MAX_DEPTH:
-            raise DataError(f"--depth must be from 0 to {MAX_DEPTH}, not {self.depth}")
+        for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
+            if getattr(self, name) > most:
+                raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
         if self.classes is not None and self.classes > 256:
             raise DataError(f"--classes must be from 2 to 256, not {self.classes}")
         n = self.num_negatives

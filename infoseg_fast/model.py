@@ -13,7 +13,7 @@ SOBEL = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -
 
 STRIDE = 4  # of the local features
 MIN_SIDE = 32  # pixels; smaller images are padded
-MAX_DEPTH = 6  # residual blocks of block C; the halo of a tile (segmenter.py) covers what these see
+MAX_DEPTH = 5  # residual blocks of block C: a tile's halo (segmenter.py) covers what these see, and smoothing
 
 
 def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -17,10 +17,12 @@ from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded_side
 from .ops import assign, segment, segment_and_count
 
-# Images of more pixels are worked on in tiles. The halo is wider than what a position of block D sees (63 px), and both
-# are multiples of its stride, so tiles give the same maps as the whole image.
+# Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side (block C
+# 44 px, block D 56), with smoothing (16) and the upsampling (4). It and the tile are multiples of block D's stride, so
+# tiles give the same maps as the whole image.
 MAX_PIXELS = 2**20
 TILE, HALO, DEEP_STRIDE = 768, 64, 16
+MAX_SMOOTH = 4  # positions
 
 EVALUATION = "evaluation.json"  # in a RUN: the scores of its last evaluation, with the matching
 
@@ -81,6 +83,8 @@ class Segmenter:
         raw_scale: float = 1.0,
         smooth: int = 0,
     ) -> None:
+        if not 0 <= smooth <= MAX_SMOOTH:
+            raise ValueError(f"smooth must be from 0 to {MAX_SMOOTH}, not {smooth!r}")
         self.model, self.temperature, self.scale, self.raw_scale = model, temperature, scale, raw_scale
         self.smooth = smooth
         self.classes, self.mapping = classes, mapping
@@ -191,7 +195,7 @@ class Segmenter:
             yield Piece(probs, size, min(rows.start, STRIDE), min(columns.start, STRIDE), rows, columns)
 
     @staticmethod
-    def _tiles(padded: Tensor) -> Iterator["Tile"]:
+    def _tiles(padded: Tensor) -> Iterator[Tile]:
         rows, columns = ([range(start, min(start + TILE, n)) for start in range(0, n, TILE)] for n in padded.shape[2:])
         for r in rows:
             for c in columns:

@@ -8,20 +8,26 @@ import infoseg_fast as isf
 from infoseg_fast import segmenter as module
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.evaluate import batches, evaluate
+from infoseg_fast.model import MAX_DEPTH
 
 
-@pytest.fixture
-def network():
-    model = isf.InfoSegNet(width=8, dim=16, num_classes=5)
+def trained(depth=2):
+    model = isf.InfoSegNet(width=8, dim=16, num_classes=5, depth=depth)
     model.train()
     for _ in range(3):  # so that batch normalisation has statistics of its own
         model(torch.rand(4, 3, 64, 64))
     return model.eval()
 
 
-@pytest.mark.parametrize("smooth", [0, 2])
+@pytest.fixture
+def network():
+    return trained()
+
+
+@pytest.mark.parametrize(("depth", "smooth"), [(0, 1), (2, 0), (MAX_DEPTH, module.MAX_SMOOTH)])
 @pytest.mark.parametrize("size", [(200, 230), (97, 400), (192, 192), (33, 35), (101, 95)])
-def test_tiles_give_the_maps_of_the_whole_image(network, size, smooth, monkeypatch):
+def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, monkeypatch):
+    network = trained(depth)
     images, target = torch.rand(2, 3, *size), torch.randint(0, 3, (2, *size), dtype=torch.uint8)
     target[:, :10] = 255
     whole = isf.Segmenter(network, temperature=3.0, smooth=smooth)

@@ -234,6 +234,8 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"epochs": 3}, "--steps and --epochs"),
         ({"lr": 0.0}, "--lr"),
+        ({"depth": 6}, "--depth must be at most 5"),
+        ({"smooth": 5}, "--smooth must be at most 4"),
         ({"scale": -1.0}, "--scale"),
         ({"data": "nowhere"}, "nowhere"),
         ({"data": ""}, "--data is missing"),
