@@ -17,9 +17,9 @@ from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded_side
 from .ops import assign, segment, segment_and_count
 
-# Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side (block
-# C 44 px, block D 56), with smoothing (16) and the upsampling (4). It and the tile are multiples of block D's stride, so
-# tiles give the same maps as the whole image.
+# Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side: block
+# C 44 px, block D 56, with smoothing (16) and the upsampling (4). It and the tile are multiples of block D's stride,
+# so tiles give the same maps as the whole image.
 MAX_PIXELS = 2**20
 TILE, HALO, DEEP_STRIDE = 768, 64, 16
 MAX_SMOOTH = 4  # positions
