@@ -246,7 +246,7 @@ struct AllPairs {
         }
       }
     };
-    parallel_for(loss.threads, body);
+    parallel_for_floats(loss.threads, body);
     if (loss.grad && (loss.a.dG || loss.a.dg0)) dG.finish(static_cast<A*>(loss.a.dG), static_cast<A*>(loss.a.dg0));
     return loss.value(false);
   }

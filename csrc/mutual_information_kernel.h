@@ -133,7 +133,7 @@ struct Loss {
         for (int64_t k = 0; k < K; ++k) usage[t * K + k] += sum_lanes<A>(load<A>(sum + k * W));
       }
     };
-    parallel_for(threads, body);
+    parallel_for_floats(threads, body);
     if (!grad || !M) return;
     // As in the reference: the clamp keeps the slope of x log x finite where a class is not used at all.
     const double tiny = sizeof(A) == 8 ? 2.2250738585072014e-308 : 1.17549435e-38;

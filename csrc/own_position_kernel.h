@@ -99,7 +99,7 @@ struct OwnPosition {
         if (loss.grad) products.add_gradient(t, b, tile, {copy, kTile}, q, next);
       }
     };
-    parallel_for(loss.threads, body);
+    parallel_for_floats(loss.threads, body);
     products.finish();
     return loss.value(is_infonce);
   }

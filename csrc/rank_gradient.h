@@ -4,7 +4,7 @@
 #pragma once
 
 #include "feature_tile.h"
-#include "threads.h"
+#include "denormals.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -81,7 +81,7 @@ struct GlobalGradient {
         if (dg0) dg0[r] = static_cast<A>(total);
       }
     };
-    parallel_for(threads, body);
+    parallel_for_floats(threads, body);
   }
 
  private:

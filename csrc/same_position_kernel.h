@@ -147,7 +147,7 @@ struct SamePosition {
         walk({*this, t}, run_of(u), loss.f.lines((coming.first - n + B) % B, coming.tile));
       }
     };
-    parallel_for(loss.threads, body);
+    parallel_for_floats(loss.threads, body);
     products.finish();
     return loss.value(false);
   }

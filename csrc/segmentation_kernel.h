@@ -4,7 +4,7 @@
 #include "feature_tile.h"
 #include "segmentation.h"
 #include "softmax.h"
-#include "threads.h"
+#include "denormals.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -220,7 +220,7 @@ static int64_t segment(const SegmentationArguments& a) {
       }
     }
   };
-  parallel_for(a.threads, body);
+  parallel_for_floats(a.threads, body);
 
   if (!a.counts) return -1;
   int64_t out_of_range = 0;

@@ -43,7 +43,7 @@ static void similarity_forward(const SimilarityArguments& a) {
         for (int64_t k = 0; k < K; ++k) narrow_row<E, A>(to + k * P, block + k * kTile, n);
     }
   };
-  parallel_for(a.threads, body);
+  parallel_for_floats(a.threads, body);
 }
 
 // Numbers [K, kTile] of one tile from [K, P], zeros behind the last position.
@@ -109,7 +109,7 @@ static void similarity_backward(const SimilarityArguments& a) {
       products.add_gradient(t, b, tile, f.read(b, tile, copy), q, next);
     }
   };
-  parallel_for(a.threads, body);
+  parallel_for_floats(a.threads, body);
   products.finish();
 }
 
