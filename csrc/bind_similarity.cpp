@@ -11,7 +11,8 @@ using namespace infoseg;
 namespace {
 
 void forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t g0, std::int64_t K,
-             int threads, std::int64_t out, bool softmax, double temperature) {
+             int threads, std::int64_t out, bool softmax, double temperature, const FeatureMapArgument& statistics,
+             std::int64_t moments) {
   SimilarityArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);
@@ -21,14 +22,17 @@ void forward(int dtype, const FeatureMapArgument& features, std::int64_t G, std:
   a.threads = threads;
   a.out = pointer(out);
   a.softmax = softmax;
+  a.statistics = feature_map(statistics);
+  a.moments = pointer(moments);
   a.temperature = temperature;
   py::gil_scoped_release release;
   similarity_forward(a);
 }
 
 void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std::int64_t K, int threads,
-              int grad_dtype, std::int64_t grad, std::int64_t probs, double temperature, const FeatureMapArgument& df,
-              std::int64_t dG, std::int64_t dg0) {
+              int grad_dtype, std::int64_t grad, std::int64_t probs, double temperature,
+              const FeatureMapArgument& statistics, std::int64_t moments, const FeatureMapArgument& df, std::int64_t dG,
+              std::int64_t dg0) {
   SimilarityArguments a;
   a.dtype = static_cast<DType>(dtype);
   a.features = feature_map(features);
@@ -39,6 +43,8 @@ void backward(int dtype, const FeatureMapArgument& features, std::int64_t G, std
   a.grad = pointer(grad);
   a.probs = pointer(probs);
   a.softmax = probs != 0;
+  a.statistics = feature_map(statistics);
+  a.moments = pointer(moments);
   a.temperature = temperature;
   a.df = feature_map(df);
   a.dG = pointer(dG);

@@ -1,4 +1,4 @@
-// Similarity of local and global features, and the assignment made from it.
+// Similarity of local and global features, the assignment made from it, and the moments of its classes.
 #pragma once
 
 #include "feature_map.h"
@@ -13,10 +13,15 @@ struct SimilarityArguments {
   int64_t K = 0;
   int threads = 1;
 
-  // Forward: z, or softmax(temperature z), [B, K, P] in the type of the features.
+  // Forward: z, or V = softmax(temperature z), [B, K, P] in the type of the features; with moments it may be null.
   void* out = nullptr;
   bool softmax = false;
   double temperature = 1;
+
+  // moments[k, s] = sum_{b,p} V[b, k, p] statistics[b, s, p], both in the accumulation type; null: not wanted. Going
+  // back, the gradient by them, which takes the place of `grad`.
+  FeatureMap statistics;
+  void* moments = nullptr;
 
   // Backward, from the gradient by the output, [B, K, P]; with `softmax`, `probs` is the forward output. What is
   // null is not wanted.

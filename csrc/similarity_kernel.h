@@ -8,11 +8,61 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
+// Sums of V Y over all positions, tile by tile: of a tile in the accumulation type, over tiles in float64. A set of sums
+// a thread; the sets are added in the order of the threads.
+template <class A>
+class Moments {
+ public:
+  Moments(const FeatureMap& statistics, int64_t K, int threads, void* out)
+      : Y_(statistics),
+        K_(K),
+        S_(statistics.C),
+        padded_((S_ + Lanes<A>::W - 1) / Lanes<A>::W * Lanes<A>::W),
+        threads_(threads),
+        out_(static_cast<A*>(out)),
+        scratch_size_(S_ * kTile + kTile * kChannels + K * padded_),
+        scratch_(out ? threads * scratch_size_ : 0),
+        sums_(out ? threads * K * padded_ : 0) {
+    for (int64_t i = 0; out && i < threads * K * padded_; ++i) sums_[i] = 0;
+  }
+
+  // With the probabilities V [K, kTile] of image b's tile.
+  void add(int t, int64_t b, int64_t tile, const A* V) {
+    A* copy = scratch_ + t * scratch_size_;
+    A* transposed = copy + S_ * kTile;
+    A* of_tile = transposed + kTile * kChannels;
+    double* sums = sums_ + t * K_ * padded_;
+    for (int64_t i = 0; i < K_ * padded_; ++i) of_tile[i] = 0;
+    NextTile next = Y_.none();
+    add_dG(Y_.read(b, tile, copy), Y_.size(tile), S_, padded_, V, K_, of_tile, transposed, next);
+    for (int64_t i = 0; i < K_ * padded_; ++i) sums[i] += static_cast<double>(of_tile[i]);
+  }
+
+  void finish() const {
+    for (int64_t k = 0; k < K_; ++k)
+      for (int64_t s = 0; s < S_; ++s) {
+        double total = 0;
+        for (int t = 0; t < threads_; ++t) total += sums_[(t * K_ + k) * padded_ + s];
+        out_[k * S_ + s] = static_cast<A>(total);
+      }
+  }
+
+ private:
+  const FeatureTiles<A, A> Y_;
+  const int64_t K_, S_, padded_;
+  const int threads_;
+  A* const out_;
+  const int64_t scratch_size_;
+  const Buffer<A> scratch_;
+  const Buffer<double> sums_;
+};
+
 template <class E>
 static void similarity_forward(const SimilarityArguments& a) {
   using A = typename Accumulate<E>::type;
   constexpr int W = Lanes<A>::W;
   const TileProducts<E, A> products(a.features, a.G, a.g0, a.K, 0, a.threads, {});
+  Moments<A> moments(a.statistics, a.K, a.threads, a.moments);
   const FeatureTiles<E, A>& f = products.f;
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
   const int64_t scratch_size = C * kTile + K * kTile + K * W;
@@ -32,18 +82,20 @@ static void similarity_forward(const SimilarityArguments& a) {
       // L1.
       products.score(b, tile, 0, 0, copy, block, next);
       // Whole vectors of the final type go straight out.
-      const bool direct = sizeof(E) == sizeof(A) && n % W == 0;
+      const bool direct = sizeof(E) == sizeof(A) && n % W == 0 && !a.moments;
       if (a.softmax)
         for (int v = 0; v < vectors; ++v) {
           softmax_and_mean<A>(block + v * W, kTile, K, static_cast<A>(a.temperature), V);
           A* q = direct ? reinterpret_cast<A*>(to) + v * W : block + v * W;
           for (int64_t k = 0; k < K; ++k) store<A>(q + k * (direct ? P : kTile), load<A>(V + k * W));
         }
-      if (!direct || !a.softmax)
+      if (a.moments) moments.add(t, b, tile, block);
+      if (a.out && (!direct || !a.softmax))
         for (int64_t k = 0; k < K; ++k) narrow_row<E, A>(to + k * P, block + k * kTile, n);
     }
   };
   parallel_for_floats(a.threads, body);
+  if (a.moments) moments.finish();
 }
 
 // Numbers [K, kTile] of one tile from [K, P], zeros behind the last position.
@@ -82,18 +134,28 @@ static void similarity_backward(const SimilarityArguments& a) {
   TileProducts<E, A> products(a.features, a.G, nullptr, a.K, 0, a.threads, wanted);
   const FeatureTiles<E, A>& f = products.f;
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
-  const int64_t scratch_size = C * kTile + 2 * K * kTile;
+  // The gradient by the probabilities is dM Y: of the same form as the scores, and formed like them.
+  const FeatureTiles<A, A> statistics(a.statistics);
+  const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0, a.moments != nullptr,
+                             false);
+  const int64_t scratch_size = (C + 2 * K + a.statistics.C) * kTile;
   const Buffer<A> scratch(a.threads * scratch_size);
   const A tau = static_cast<A>(a.temperature);
   auto body = [&](int t) {
     A* copy = scratch + t * scratch_size;
     A* q = copy + C * kTile;
     A* V = q + K * kTile;
+    A* Y = V + K * kTile;
     const Range part = share(B * f.tiles, a.threads, t);
     for (int64_t u = part.begin; u < part.end; ++u) {
       const int64_t b = u / f.tiles, tile = u % f.tiles, n = f.size(tile), offset = b * K * P + tile * kTile;
       const int vectors = vectors_of<A>(n);
-      read_classes_any<A>(a.grad_dtype, a.grad, offset, K, P, n, q);
+      if (a.moments) {
+        NextTile none = statistics.none();
+        dM.scores(0, statistics.read(b, tile, Y), vectors, q, kTile, none);
+      } else {
+        read_classes_any<A>(a.grad_dtype, a.grad, offset, K, P, n, q);
+      }
       if (a.softmax) {
         read_classes_any<A>(a.dtype, a.probs, offset, K, P, n, V);
         for (int v = 0; v < vectors; ++v) {

@@ -12,7 +12,7 @@ from .loss import InfoSegLoss
 from .matching import match_clusters
 from .metrics import ClusterMetrics
 from .model import InfoSegNet
-from .ops import assign, local_global_similarity, mutual_information_loss, segment, segment_and_count
+from .ops import assign, class_moments, local_global_similarity, mutual_information_loss, segment, segment_and_count
 from .segmenter import Segmenter, load
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "appearance_information",
     "assign",
     "backends",
+    "class_moments",
     "confusion_matrix",
     "linear_sum_assignment",
     "load",

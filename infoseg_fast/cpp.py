@@ -52,21 +52,49 @@ class _Similarity(_Kernel):
             out.data_ptr(),
             self.softmax,
             temperature,
+            _NO_MAP,
+            0,
         )
         return out
 
     def backward(self, grad, features, G, needs):
-        return _gradients(grad, None, 1.0, features, G, needs)
+        return _gradients(grad, None, None, 1.0, features, G, needs)
 
 
 class _Assign(_Similarity):
     softmax = True
 
     def backward(self, grad, probs, features, G, temperature, needs):
-        return _gradients(grad, probs, temperature, features, G, needs)
+        return _gradients(grad, probs, None, temperature, features, G, needs)
 
 
-def _gradients(grad, probs, temperature, features, G, needs):
+class _ClassMoments(_Kernel):
+    def forward(self, features, G, g0, statistics, temperature, keep):
+        B, _, h, w = features.shape
+        K = G.shape[1]
+        moments = G.new_empty(K, statistics.shape[1])
+        probs = features.new_empty((B, K, h, w) if keep else 0)
+        extension.compiled().similarity_forward(
+            _DTYPES[features.dtype],
+            _map(features),
+            G.data_ptr(),
+            _pointer(g0),
+            K,
+            torch.get_num_threads(),
+            _pointer(probs) if keep else 0,
+            True,
+            temperature,
+            _map(statistics),
+            moments.data_ptr(),
+        )
+        return moments, probs
+
+    def backward(self, grad, probs, statistics, features, G, temperature, needs):
+        return _gradients(grad, probs, statistics, temperature, features, G, needs)
+
+
+def _gradients(grad, probs, statistics, temperature, features, G, needs):
+    """From the gradient by the scores, with `probs` by them, or with statistics too by their moments."""
     df, dG, dg0 = _empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
         _DTYPES[features.dtype],
@@ -75,9 +103,11 @@ def _gradients(grad, probs, temperature, features, G, needs):
         G.shape[1],
         torch.get_num_threads(),
         _DTYPES[grad.dtype],
-        grad.data_ptr(),
+        grad.data_ptr() if statistics is None else 0,
         _pointer(probs),
         temperature,
+        _NO_MAP if statistics is None else _map(statistics),
+        0 if statistics is None else grad.data_ptr(),
         _map(df) if needs.features else _NO_MAP,
         _pointer(dG) if needs.G else 0,
         _pointer(dg0) if needs.g0 else 0,
@@ -194,6 +224,7 @@ def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),
+    "class_moments": _ClassMoments(),
     "segment": _Segment(),
     "segment_and_count": _SegmentAndCount(),
     "mutual_information_loss": _Loss(),

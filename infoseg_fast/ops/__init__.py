@@ -2,6 +2,13 @@
 
 from .mutual_information import mutual_information_loss
 from .segmentation import segment, segment_and_count
-from .similarity import assign, local_global_similarity
+from .similarity import assign, class_moments, local_global_similarity
 
-__all__ = ["assign", "local_global_similarity", "mutual_information_loss", "segment", "segment_and_count"]
+__all__ = [
+    "assign",
+    "class_moments",
+    "local_global_similarity",
+    "mutual_information_loss",
+    "segment",
+    "segment_and_count",
+]

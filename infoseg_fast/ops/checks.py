@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..reference.similarity import accumulation_dtype
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CLASSES = 256
 
@@ -110,6 +112,26 @@ def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
             f"mask must be a bool tensor of shape {list(shape)} on {features.device}, not {described(mask)}"
         )
     return mask.flatten(1).contiguous()
+
+
+def position_statistics(statistics: Tensor, features: Tensor) -> Tensor:
+    """`statistics` [B, S, h, w] in the dtype that sums over `features` are formed in."""
+    B, _, h, w = features.shape
+    if (
+        not isinstance(statistics, Tensor)
+        or not statistics.is_floating_point()
+        or statistics.dim() != 4
+        or (len(statistics), *statistics.shape[2:]) != (B, h, w)
+        or statistics.shape[1] == 0
+        or statistics.device != features.device
+    ):
+        raise ValueError(
+            f"statistics must be a floating-point tensor [B, S, h, w] = [{B}, S >= 1, {h}, {w}] on {features.device}, "
+            f"not {described(statistics)}"
+        )
+    if torch.is_grad_enabled() and statistics.requires_grad:
+        raise ValueError("statistics must not require a gradient: they are taken as constant (detach them)")
+    return statistics.to(accumulation_dtype(features.dtype))
 
 
 def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple[int, int]:

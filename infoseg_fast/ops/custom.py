@@ -6,6 +6,9 @@ and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float6
 - local_global_similarity: `forward(features, G, g0) -> z`, `backward(grad_z, features, G, needs) -> Gradients`;
 - assign: `forward(features, G, g0, temperature) -> V`, `backward(grad_V, V, features, G, temperature, needs)
   -> Gradients`;
+- class_moments: `forward(features, G, g0, statistics, temperature, keep) -> (moments, V)` with statistics and moments in
+  the accumulation dtype, V kept for going back, or with no elements where `keep` says that nothing will; and
+  `backward(grad_moments, V, statistics, features, G, temperature, needs) -> Gradients`;
 - segment: `forward(features, G, g0, temperature, size, interpolate) -> labels`;
 - segment_and_count (optional): `forward(features, G, g0, target, temperature, interpolate, num_classes, ignore_index,
   labels_wanted) -> (counts, outside, labels)` for a uint8 target: `outside`, int64 [], counts the pixels whose target
@@ -31,7 +34,7 @@ from torch import Tensor
 from .. import dispatch
 from ..reference.mutual_information import folded_loss, folded_loss_gradient
 from ..reference.segmentation import folded_segment
-from ..reference.similarity import folded_similarity, folded_similarity_gradient
+from ..reference.similarity import folded_similarity, folded_similarity_gradient, moments_of
 
 
 class Needs(NamedTuple):
@@ -166,6 +169,64 @@ def _assign_backward(ctx, grad_V):
 
 
 assign.register_autograd(_assign_backward, setup_context=_assign_setup)
+
+
+# class_moments
+
+
+@torch.library.custom_op("infoseg_fast::class_moments", mutates_args=())
+def class_moments(
+    features: Tensor, G: Tensor, g0: Tensor | None, statistics: Tensor, temperature: float, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _kernel("class_moments", backend).forward(features, G, g0, statistics, temperature, keep)
+
+
+@class_moments.register_fake
+def _(features, G, g0, statistics, temperature, keep, backend):
+    K = G.shape[1]
+    V = features.new_empty((features.shape[0], K, *features.shape[2:]) if keep else 0)
+    return G.new_empty(K, statistics.shape[1]), V
+
+
+@torch.library.custom_op("infoseg_fast::class_moments_backward", mutates_args=())
+def class_moments_backward(
+    grad_moments: Tensor,
+    V: Tensor,
+    statistics: Tensor,
+    features: Tensor,
+    G: Tensor,
+    temperature: float,
+    need_features: bool,
+    need_G: bool,
+    need_g0: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = Needs(need_features, need_G, need_g0)
+    kernel = _kernel("class_moments", backend)
+    return tuple(kernel.backward(grad_moments.contiguous(), V, statistics, features, G, temperature, needs))
+
+
+@class_moments_backward.register_fake
+def _(grad_moments, V, statistics, features, G, temperature, need_features, need_G, need_g0, backend):
+    return tuple(empty_gradients(features, G, Needs(need_features, need_G, need_g0)))
+
+
+def _moments_setup(ctx, inputs, output):
+    features, G, _, statistics, ctx.temperature, _, ctx.backend = inputs
+    ctx.save_for_backward(features, G, statistics, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _moments_backward(ctx, grad_moments, grad_V):
+    features, G, statistics, V = ctx.saved_tensors
+    needs = Needs(*ctx.needs_input_grad[:3])
+    gradients = Gradients(
+        *class_moments_backward(grad_moments, V, statistics, features, G, ctx.temperature, *needs, ctx.backend)
+    )
+    return *_wanted(gradients, needs), None, None, None, None
+
+
+class_moments.register_autograd(_moments_backward, setup_context=_moments_setup)
 
 
 # segment (no gradient)
@@ -316,6 +377,16 @@ class _ReferenceAssign:
         return _only(needs, *folded_similarity_gradient(grad_z, features, G))
 
 
+class _ReferenceClassMoments(_ReferenceAssign):
+    def forward(self, features, G, g0, statistics, temperature, keep):
+        V = torch.softmax(temperature * folded_similarity(features, G, g0), dim=1)
+        return moments_of(V, statistics), V.to(features.dtype) if keep else features.new_empty(0)
+
+    def backward(self, grad_moments, V, statistics, features, G, temperature, needs):
+        grad_V = torch.einsum("ks,bshw->bkhw", grad_moments, statistics)
+        return super().backward(grad_V, V, features, G, temperature, needs)
+
+
 class _ReferenceSegment:
     def forward(self, features, G, g0, temperature, size, interpolate):
         return folded_segment(features, G, g0, temperature=temperature, size=size, interpolate=interpolate)
@@ -340,6 +411,7 @@ def _only(needs: Needs, *found: Tensor) -> Gradients:
 REFERENCE = {
     "local_global_similarity": _ReferenceSimilarity(),
     "assign": _ReferenceAssign(),
+    "class_moments": _ReferenceClassMoments(),
     "segment": _ReferenceSegment(),
     "mutual_information_loss": _ReferenceLoss(),
 }

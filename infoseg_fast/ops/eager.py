@@ -95,6 +95,41 @@ def assign(
     return kernel.forward(features, *fold_projection(global_features, weight, bias), temperature)
 
 
+class _ClassMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, H, weight, bias, statistics, temperature, backend):
+        ctx.kernel, ctx.temperature = dispatch.kernel("class_moments", backend), temperature
+        G, g0 = fold_projection(H, weight, bias)
+        moments, V = ctx.kernel.forward(features, G, g0, statistics, temperature, True)
+        ctx.save_for_backward(features, H, weight, bias, G, statistics, V)
+        return moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_moments):
+        features, H, weight, bias, G, statistics, V = ctx.saved_tensors
+        gradients = ctx.kernel.backward(
+            grad_moments.contiguous(), V, statistics, features, G, ctx.temperature, _needs(ctx, bias)
+        )
+        return *_unfolded(ctx, gradients, H, weight, bias), None, None, None
+
+
+def class_moments(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    temperature: float,
+    backend: str,
+) -> Tensor:
+    if _differentiable(features, global_features, weight, bias):
+        return _ClassMoments.apply(features, global_features, weight, bias, statistics, temperature, backend)
+    kernel = dispatch.kernel("class_moments", backend)
+    G, g0 = fold_projection(global_features, weight, bias)
+    return kernel.forward(features, G, g0, statistics, temperature, False)[0]
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, H, weight, bias, valid, settings, backend):

@@ -1,5 +1,6 @@
-"""`local_global_similarity` and `assign`."""
+"""`local_global_similarity`, `assign` and `class_moments`."""
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -78,3 +79,47 @@ def assign(
             return eager.assign(features, global_features, weight, bias, temperature, backend)
         G, g0 = reference.fold_projection(global_features, weight, bias)
         return custom.assign(features, G, g0, temperature, backend)
+
+
+def class_moments(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    statistics: Tensor,
+    temperature: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p} V[b,k,p] Y[b,s,p].
+
+    V is that of `assign`. With Y = (1, y, y_i y_j) they are the size, the mean and the covariance of y in every class.
+    Going forward V is written only where a gradient is wanted; dV[b,k,p] = sum_s dM[k,s] Y[b,s,p] is never formed whole.
+
+    Args:
+        features, global_features, weight, bias, backend: as in `local_global_similarity`.
+        statistics: Y, [B, S, h, w] with S >= 1, any strides and floating-point dtype; a constant, which must not
+            require a gradient.
+        temperature: tau > 0; it multiplies.
+
+    Returns:
+        M, [K, S], float64 for float64 features, else float32. Differentiable in all but the statistics.
+
+    Raises:
+        As `local_global_similarity`; ValueError also for statistics of another shape or device, or that require a
+        gradient.
+    """
+    features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+    temperature = checks.real("temperature", temperature, positive=True)
+    statistics = checks.position_statistics(statistics, features)
+    backend = choose("class_moments", backend, features.device.type, features.dtype)
+    with checks.without_autocast(features.device.type):
+        if backend == "reference":
+            return reference.class_moments(
+                features, global_features, weight, bias, statistics=statistics, temperature=temperature
+            )
+        if eager.takes(features, global_features, weight, bias, statistics):
+            return eager.class_moments(features, global_features, weight, bias, statistics, temperature, backend)
+        G, g0 = reference.fold_projection(global_features, weight, bias)
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (features, G, g0))
+        return custom.class_moments(features, G, g0, statistics, temperature, keep, backend)[0]

@@ -7,10 +7,18 @@ per image.
 
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
-from .similarity import assign, fold_projection, fold_projection_gradient, local_global_similarity
+from .similarity import (
+    assign,
+    class_moments,
+    fold_projection,
+    fold_projection_gradient,
+    local_global_similarity,
+    moments_of,
+)
 
 __all__ = [
     "assign",
+    "class_moments",
     "confusion_counts",
     "fold_projection",
     "fold_projection_gradient",
@@ -18,6 +26,7 @@ __all__ = [
     "folded_loss_gradient",
     "folded_segment",
     "local_global_similarity",
+    "moments_of",
     "mutual_information_loss",
     "segment",
     "segment_and_count",

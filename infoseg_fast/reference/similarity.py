@@ -1,4 +1,4 @@
-"""Similarity of local and global features, and the assignment made from it."""
+"""Similarity of local and global features, the assignment made from it, and the moments of its classes."""
 
 import torch
 from torch import Tensor
@@ -86,3 +86,23 @@ def assign(
     """V = softmax_k(tau z) -> [B, K, h, w] in the dtype of `features`."""
     z = folded_similarity(features, *fold_projection(global_features, weight, bias))
     return torch.softmax(temperature * z, dim=1).to(features.dtype)
+
+
+def class_moments(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    statistics: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """sum_{b,p} V[b,k,p] statistics[b,s,p] -> [K, S] in the accumulation dtype, V = softmax_k(tau z) not rounded."""
+    z = folded_similarity(features, *fold_projection(global_features, weight, bias))
+    return moments_of(torch.softmax(temperature * z, dim=1), statistics)
+
+
+def moments_of(V: Tensor, statistics: Tensor) -> Tensor:
+    """sum_{b,p} V[b,k,p] statistics[b,s,p]. V [B, K, h, w], statistics [B, S, h, w] -> [K, S] in the dtype of V."""
+    V, Y = (x.to(V.dtype).transpose(0, 1).flatten(1) for x in (V, statistics))
+    return V @ Y.mT
