@@ -5,11 +5,20 @@ of a position and its appearance y, which is taken from the image and not learnt
 cannot be seen. With h the differential entropy, I(k; y) = h(y) - sum_k pi_k h(y | k); among all densities of one
 covariance the normal one has the largest entropy, so the normal entropies of the classes bound I from below, up to
 h(y), which no assignment changes.
+
+The bound needs no more of an assignment V than its moments sum_p V[k,p] (1, y, y y^T)[p]: `appearance_statistics` gives
+what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class_moments` forms the moments without V,
+which is how the training loop has them, and `appearance_information` from V.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .reference.similarity import accumulation_dtype, moments_of
 
 DARK = 0.05  # added to intensities in [0, 1] before the logarithm: differences in the dark are mostly noise
 FLAT = 1e-3  # added to the energy of the gradient, whose squares are of the same scale
@@ -42,6 +51,96 @@ def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
+def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth: int = 0) -> Tensor:
+    """What the moments of the classes are sums of: the products of (1, y), y scaled to mean 0 and variance 1.
+
+    Args:
+        appearance: y [B, d, h, w]; a constant.
+        mask: bool [B, h, w]; only positions where it holds count.
+        smooth: radius of the `neighbourhood_mean` that the probabilities would go through. What is averaged here in
+            their place is the statistics, by the adjoint of that mean: the sums over all positions are the same.
+
+    Returns:
+        (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions that count,
+        [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y.
+    """
+    y = appearance.detach()
+    B, d, h, w = y.shape
+    if mask is None:
+        share = torch.full((1, 1, 1, 1), 1 / max(B * h * w, 1), dtype=y.dtype, device=y.device)
+    else:
+        share = mask[:, None].to(y.dtype)
+        share = share / share.sum()  # NaN when no position counts
+    y = y - (y * share).sum(dim=(0, 2, 3), keepdim=True)
+    variance = (y.square() * share).sum(dim=(0, 2, 3), keepdim=True)
+    y = y / variance.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
+    # Each factor has the root of the share.
+    factors = torch.cat([torch.ones_like(y[:, :1]), y], dim=1) * share.sqrt()
+    products = torch.cat([factors[:, i : i + 1] * factors[:, i:] for i in range(d + 1)], dim=1)
+    if smooth == 0:
+        return products
+    return _mean_matrix(h, smooth, y).mT @ (products @ _mean_matrix(w, smooth, y))
+
+
+def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
+    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from the left."""
+    place = torch.arange(n, device=like.device)
+    neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
+    weights = like.new_full(neighbour.shape, 1 / (2 * radius + 1))
+    return like.new_zeros(n, n).scatter_add_(1, neighbour, weights)
+
+
+def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0.1) -> Tensor:
+    """The mutual information of class and appearance, as `appearance_information`, from the moments of the classes.
+
+    Args:
+        moments: [K, S], sums over all positions of the probabilities times `appearance_statistics`.
+        total: [S], sums of the statistics alone; a constant.
+        resolution: r.
+
+    Returns:
+        A scalar in the dtype of the moments, once differentiable in them.
+    """
+    return _InformationOfMoments.apply(moments, total, resolution)
+
+
+class _InformationOfMoments(torch.autograd.Function):
+    """With the moments of a class as a symmetric matrix M [d + 1, d + 1], pi its corner, and R = diag(0, 1 .. 1),
+
+        log det(S_k + r^2) = log det Q,  Q = M / pi + r^2 R,    I = sum_k -pi_k / 2 log det Q_k + the same of all positions
+        dI / dM_k = -Q_k^-1 / 2, and by the corner besides -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1)) / 2
+
+    in float64, since a tight class is nearly singular.
+    """
+
+    @staticmethod
+    def forward(ctx, moments, total, resolution):
+        n = (math.isqrt(8 * moments.shape[1] + 1) - 1) // 2  # d + 1
+        row, column = torch.triu_indices(n, n, device=moments.device)
+        place = torch.empty(n, n, dtype=torch.int64, device=moments.device)
+        place[row, column] = place[column, row] = torch.arange(len(row), device=moments.device)
+        M = torch.cat([moments, total[None]]).double()
+        # Of a class that has no positions all moments are 0, and Q is R with the corner of the others.
+        Q = (M / M[:, :1].clamp_min(torch.finfo(moments.dtype).tiny))[:, place]
+        Q[:, 0, 0] = 1
+        Q.diagonal(dim1=1, dim2=2)[:, 1:] += resolution**2
+        half_log_det = torch.linalg.slogdet(Q)[1] / 2
+        if ctx.needs_input_grad[0]:
+            inverse = torch.linalg.inv_ex(Q[:-1])[0]
+            corner = (n - resolution**2 * inverse.diagonal(dim1=1, dim2=2)[:, 1:].sum(dim=1)) / 2 - half_log_det[:-1]
+            # A product off the diagonal stands for two elements of M.
+            gradient = inverse[:, row, column] * torch.where(row == column, -0.5, -1.0)
+            gradient[:, 0] += corner
+            ctx.save_for_backward(gradient.to(moments.dtype))
+        return (half_log_det[-1] - M[:-1, 0] @ half_log_det[:-1]).to(moments.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None
+
+
 def appearance_information(
     probs: Tensor, appearance: Tensor, mask: Tensor | None = None, *, resolution: float = 0.1
 ) -> Tensor:
@@ -59,7 +158,7 @@ def appearance_information(
         resolution: r; what differs by less, in standard deviations, counts as the same.
 
     Returns:
-        A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position
+        A scalar, once differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position
         counts.
 
     Raises:
@@ -79,25 +178,6 @@ def appearance_information(
         raise ValueError(f"mask must be bool [B, h, w] as probs are, not {mask.dtype} {list(mask.shape)}")
     if not 0 < resolution < float("inf"):
         raise ValueError(f"resolution must be above 0, not {resolution!r}")
-    dtype = torch.float64 if probs.dtype == torch.float64 else torch.float32
-    V, y = (x.to(dtype).transpose(0, 1).flatten(1) for x in (probs, appearance.detach()))  # [K, N], [d, N]
-    valid = torch.ones_like(y[0]) if mask is None else mask.flatten().to(dtype)
-    share = valid / valid.sum()  # NaN when no position counts
-    y = y - (y * share).sum(dim=1, keepdim=True)
-    y = y / (y.square() * share).sum(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(dtype).tiny)
-
-    d = len(y)
-    moments = torch.cat([torch.ones_like(y[:1]), y, (y[:, None] * y).flatten(0, 1)]) * share  # [1 + d + d d, N]
-    sums = V @ moments.T  # one product: shares, first and second moments of every class
-    pi = sums[:, 0]
-    mean, second = (x / pi.clamp_min(torch.finfo(dtype).tiny)[:, None] for x in sums[:, 1:].split([d, d * d], dim=1))
-    covariance = second.view(-1, d, d) - mean[:, :, None] * mean[:, None]
-    total = moments[1 + d :].sum(dim=1).view(d, d)
-    return _half_log_det(total, resolution) - (pi * _half_log_det(covariance, resolution)).sum()
-
-
-def _half_log_det(covariance: Tensor, resolution: float) -> Tensor:
-    """1/2 log det(S + r^2) of [..., d, d]; in float64, since a tight class is nearly singular."""
-    d = covariance.shape[-1]
-    floor = resolution**2 * torch.eye(d, dtype=torch.float64, device=covariance.device)
-    return torch.linalg.slogdet(covariance.double() + floor)[1].to(covariance.dtype) / 2
+    dtype = accumulation_dtype(probs.dtype)
+    statistics = appearance_statistics(appearance.to(dtype), mask)
+    return information_of_moments(moments_of(probs.to(dtype), statistics), statistics.sum(dim=(0, 2, 3)), resolution)

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import appearance_information, local_appearance, neighbourhood_mean
+from .appearance import appearance_statistics, information_of_moments, local_appearance
 from .config import TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
@@ -28,7 +28,7 @@ from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
 from .model import STRIDE, InfoSegNet, padded
-from .ops import assign
+from .ops import assign, class_moments
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 
@@ -203,8 +203,16 @@ class Run:
         if weight:
             appearance = local_appearance(padded(images), features.shape[2:])
             # Smoothed as they will be when labels are made of them.
-            probs = neighbourhood_mean(self.assign(features, global_features), self.config.smooth)
-            loss = loss - weight * appearance_information(probs, appearance, mask)
+            statistics = appearance_statistics(appearance, mask, self.config.smooth)
+            moments = class_moments(
+                features,
+                global_features,
+                projection.weight,
+                projection.bias,
+                statistics=statistics,
+                temperature=self.config.temperature,
+            )
+            loss = loss - weight * information_of_moments(moments, statistics.sum(dim=(0, 2, 3)))
         return loss
 
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
