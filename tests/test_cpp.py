@@ -117,6 +117,27 @@ def test_similarity_and_assignment_are_true(isa, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_moments_and_their_gradients_are_true(isa, shape, dtype):
+    for S, layout in ((1, "contiguous"), (15, "strided"), (70, "channels_last")):
+        x, exact, _ = arguments(shape, dtype)
+        B, h, w = len(x[0]), *x[0].shape[2:]
+        Y = laid_out(torch.randn(B, S, h, w, dtype=torch.float64 if dtype == torch.float64 else torch.float32), layout)
+        found = isf.class_moments(*x, statistics=Y, temperature=1.3, backend="cpp")
+        stated = isf.class_moments(*exact, statistics=Y, temperature=1.3, backend="reference")
+        upstream = torch.randn_like(found)
+        found.backward(upstream)
+        stated.backward(upstream.double())
+        # Not rounded to the features' dtype; a product of bfloat16 pairs rounds the global features.
+        rtol = {torch.float64: 1e-13, torch.bfloat16: 5e-3}.get(dtype, 5e-6)
+        assert (found.double() - stated).norm() <= rtol * stated.norm()
+        for a, b in zip(x, exact, strict=True):
+            assert (a.grad.double() - b.grad).norm() <= TOLERANCE[dtype] * b.grad.norm()
+        with torch.no_grad():
+            assert torch.equal(isf.class_moments(*x, statistics=Y, temperature=1.3, backend="cpp"), found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
     for shape in SHAPES:
         x, exact, _ = arguments(shape, dtype)
@@ -184,6 +205,31 @@ def test_every_subset_of_gradients(how, needed):
             assert t.grad is None
 
 
+@pytest.mark.parametrize("needed", range(1, 16))
+def test_every_subset_of_gradients_of_the_moments(needed):
+    x, Y = inputs(B=5, C=21, K=7, size=(5, 6)), torch.randn(5, 4, 5, 6)
+    every = [t.detach().requires_grad_() for t in x]
+    upstream = torch.randn(7, 4, dtype=torch.float64)
+    expected = torch.autograd.grad(isf.class_moments(*every, statistics=Y, backend="reference"), every, upstream)
+    some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
+    found = isf.class_moments(*some, statistics=Y, backend="cpp")
+    for _ in range(2):  # going back twice gives the same gradient twice
+        found.backward(upstream, retain_graph=True)
+    for t, gradient in zip(some, expected, strict=True):
+        if t.requires_grad:
+            torch.testing.assert_close(t.grad, 2 * gradient)
+        else:
+            assert t.grad is None
+
+
+def test_moments_over_many_positions_are_summed_in_float64():
+    """A million equal terms: a running sum in float32 is off by more than a thousandth."""
+    f, H = torch.zeros(4, 3, 512, 512), torch.zeros(4, 2, 3)
+    Y = torch.full((4, 1, 512, 512), 0.1)
+    found = isf.class_moments(f, H, statistics=Y, backend="cpp")
+    torch.testing.assert_close(found, torch.full((2, 1), 2**20 * 0.05), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("how", LOSSES)
 def test_going_back_twice_gives_the_same_gradient_twice(how):
     x = inputs(B=5, C=21, K=7, size=(5, 6), requires_grad=True)
@@ -226,6 +272,8 @@ def test_gradcheck(how):
     x = inputs(B=5, C=3, D=4, K=4, size=(2, 3), requires_grad=True)
     assert torch.autograd.gradcheck(lambda *x: isf.mutual_information_loss(*x, backend="cpp", **how), x)
     assert torch.autograd.gradcheck(lambda *x: isf.assign(*x, backend="cpp"), x)
+    Y = torch.randn(5, 3, 2, 3)
+    assert torch.autograd.gradcheck(lambda *x: isf.class_moments(*x, statistics=Y, backend="cpp"), x)
 
 
 def test_opcheck_and_the_compiler_take_the_custom_ops():
@@ -235,6 +283,7 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
     for how in (("jsd", "same_position", 1), ("jsd", "same_position", 4), ("infonce", "same_position", 4)):
         torch.library.opcheck(custom.mutual_information_loss, (f, G, g0, None, 0.8, *how, 0.5, True, True, True, "cpp"))
     torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "cpp"))
+    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5, True, "cpp"))
     torch.library.opcheck(custom.local_global_similarity, (f, G, None, "cpp"))
     target = torch.randint(0, 3, (5, 9, 7), dtype=torch.uint8)
     detached = f.detach(), G.detach(), g0.detach()
@@ -247,18 +296,20 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
 @pytest.mark.parametrize("how", LOSSES)
 def test_the_same_thread_count_gives_the_same_bits(how, pool, threads):
     x = inputs(B=5, C=40, K=9, size=(16, 17), dtype=torch.float32, requires_grad=True)
+    Y = torch.randn(5, 4, 16, 17)
     extension.compiled().set_thread_pool(pool)
     try:
         runs = []
         for _ in range(3):
             loss = isf.mutual_information_loss(*x, backend="cpp", **how)
-            runs.append((loss, *torch.autograd.grad(loss, x)))
+            moments = isf.class_moments(*x, statistics=Y, backend="cpp")
+            runs.append((loss, *torch.autograd.grad(loss, x), moments, *torch.autograd.grad(moments.sin().sum(), x)))
     finally:
         extension.compiled().set_thread_pool("automatic")
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
     exact = [t.detach().double().requires_grad_() for t in x]
     loss = isf.mutual_information_loss(*exact, backend="reference", **how)
-    for a, b in zip(runs[0][1:], torch.autograd.grad(loss, exact), strict=True):
+    for a, b in zip(runs[0][1:5], torch.autograd.grad(loss, exact), strict=True):
         assert (a.double() - b).norm() <= 5e-6 * b.norm()
 
 
@@ -302,9 +353,10 @@ def test_nothing_of_the_results_is_left_unwritten(how, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(new_empty))
     loss = isf.mutual_information_loss(*x, backend="cpp", **how)
     probs = isf.assign(*x, backend="cpp")
+    moments = isf.class_moments(*x, statistics=torch.ones(5, 3, 9, 11), backend="cpp")
     labels = isf.segment(*x, size=(20, 23), backend="cpp")
-    gradients = (*torch.autograd.grad(loss, x), *torch.autograd.grad(probs[:, 0].sum(), x))
-    assert loss.isfinite() and probs.isfinite().all() and (labels < 7).all()
+    gradients = [g for out in (loss, probs[:, 0].sum(), moments[0].sum()) for g in torch.autograd.grad(out, x)]
+    assert moments.isfinite().all() and loss.isfinite() and probs.isfinite().all() and (labels < 7).all()
     assert all(g.isfinite().all() for g in gradients)
 
 

@@ -26,6 +26,9 @@ def test_opcheck_of_every_op():
     torch.library.opcheck(custom.local_global_similarity, (f, G, g0, "reference"))
     torch.library.opcheck(custom.local_global_similarity, (f, G, None, "reference"))
     torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "reference"))
+    Y = torch.randn(4, 5, 3, 4, dtype=f.dtype)
+    torch.library.opcheck(custom.class_moments, (f, G, g0, Y, 1.5, True, "reference"))
+    torch.library.opcheck(custom.class_moments, (f.detach(), G.detach(), None, Y, 1.5, False, "reference"))
     torch.library.opcheck(custom.segment, (f.detach(), G.detach(), g0.detach(), 1.5, 9, 7, "probs", "reference"))
     for how in LOSSES:
         torch.library.opcheck(custom.mutual_information_loss, loss_arguments(f, G, g0, how))
@@ -45,8 +48,9 @@ def test_loss_and_gradients_are_the_references(how):
         torch.testing.assert_close(a, b)
 
 
-def test_similarity_and_assign_gradients_are_the_references():
+def test_gradients_of_similarity_assign_and_moments_are_the_references():
     x = folded()
+    Y = torch.randn(4, 5, 3, 4, dtype=torch.float64)
     for found, expected in (
         (
             custom.local_global_similarity(*x, "reference"),
@@ -55,6 +59,10 @@ def test_similarity_and_assign_gradients_are_the_references():
         (
             custom.assign(*x, 1.5, "reference"),
             torch.softmax(1.5 * reference.similarity.folded_similarity(*x), dim=1),
+        ),
+        (
+            custom.class_moments(*x, Y, 1.5, True, "reference")[0],
+            reference.moments_of(torch.softmax(1.5 * reference.similarity.folded_similarity(*x), dim=1), Y),
         ),
     ):
         torch.testing.assert_close(found, expected)

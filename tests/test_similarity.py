@@ -1,4 +1,6 @@
-"""`local_global_similarity` and `assign`."""
+"""`local_global_similarity`, `assign` and `class_moments`."""
+
+from functools import partial
 
 import pytest
 import statement
@@ -33,6 +35,44 @@ def test_assign_is_the_softmax_of_the_scaled_similarity():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("S", [1, 15, 70])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (0, 4)])
+def test_class_moments_are_sums_of_probabilities_times_statistics(S, size):
+    x, Y = inputs(size=size, requires_grad=True), torch.randn(4, S, *size, dtype=torch.float64)
+    found = isf.class_moments(*x, statistics=Y, temperature=2.5)
+    stated = torch.einsum("bkyx,bsyx->ks", torch.softmax(2.5 * stated_similarity(*x), dim=1), Y)
+    torch.testing.assert_close(found, stated, rtol=1e-11, atol=1e-11)
+    upstream = torch.randn_like(found)
+    for a, b in zip(torch.autograd.grad(found, x, upstream), torch.autograd.grad(stated, x, upstream), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_moments_are_in_the_accumulation_dtype_and_probabilities_in_them_not_rounded(dtype, backend):
+    x, Y = inputs(C=64, D=64, size=(6, 6), dtype=dtype, scale=0.3), torch.randn(4, 3, 6, 6)
+    found = isf.class_moments(*x, statistics=Y, backend=backend)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), isf.class_moments(*(t.double() for t in x), statistics=Y),
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+
+
+def test_statistics_are_a_constant():
+    x, Y = inputs(), torch.randn(4, 2, 3, 4, requires_grad=True)
+    with pytest.raises(ValueError, match="statistics must not require a gradient"):
+        isf.class_moments(*x, statistics=Y)
+    with torch.no_grad():
+        assert isf.class_moments(*x, statistics=Y).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "Y", [torch.randn(4, 3, 4), torch.randn(4, 2, 4, 3), torch.ones(4, 2, 3, 4).long(), torch.randn(4, 0, 3, 4), None]
+)
+def test_bad_statistics_are_named(Y):
+    with pytest.raises(ValueError, match=r"statistics must be a floating-point tensor \[B, S, h, w\] = \[4, S"):
+        isf.class_moments(*inputs(), statistics=Y)
+
+
 @pytest.mark.parametrize("form", ["all", "no bias", "no weight", "neither"])
 def test_gradients_of_the_fold_are_those_of_autograd(form):
     _, H, W, b = inputs(C=7 if form in ("no weight", "neither") else 5, requires_grad=True)
@@ -52,7 +92,10 @@ def test_gradients_of_the_fold_are_those_of_autograd(form):
                 torch.testing.assert_close(gradient, by_input[id(x)])
 
 
-@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign])
+moments = partial(isf.class_moments, statistics=torch.linspace(-1, 2, 16).view(2, 2, 2, 2))
+
+
+@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign, moments])
 def test_gradcheck(op):
     x = inputs(B=2, C=3, D=4, K=3, size=(2, 2), requires_grad=True)
     assert torch.autograd.gradcheck(op, x)
@@ -82,7 +125,7 @@ def test_autocast_gives_its_dtype():
         assert isf.assign(f, H, W, b).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign, isf.segment, isf.mutual_information_loss])
+@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign, moments, isf.segment, isf.mutual_information_loss])
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [

@@ -236,6 +236,71 @@ static void test_similarity(const Problem& p, int threads) {
   }
 }
 
+template <class T>
+static void test_moments(const Problem& p, int64_t S, int threads) {
+  const Data<T> d(p);
+  const Problem of_statistics{p.B, S, p.K, p.h, p.w, p.layout, false, false};
+  const Data<T> Y(of_statistics);
+  const FeatureMap y = of_statistics.map(Y.f.get());
+  const Exact<T> probs = exact<T>(p.B * p.K * p.P()), moments = exact<T>(p.K * S), alone = exact<T>(p.K * S);
+  SimilarityArguments a;
+  a.dtype = sizeof(T) == 8 ? DType::f64 : DType::f32;
+  a.features = p.map(d.f.get());
+  a.G = d.G.get();
+  a.g0 = p.offset ? d.g0.get() : nullptr;
+  a.K = p.K;
+  a.threads = threads;
+  a.softmax = true;
+  a.temperature = 1.5;
+  a.statistics = y;
+  a.moments = alone.get();
+  similarity_forward(a);
+  a.out = probs.get();
+  a.moments = moments.get();
+  similarity_forward(a);
+  check(!std::memcmp(alone.get(), moments.get(), sizeof(T) * static_cast<size_t>(p.K * S)), "moments, V kept or not");
+  std::vector<double> expected(static_cast<size_t>(p.K * S), 0.0);
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t q = 0; q < p.P(); ++q) {
+      const std::vector<double> V = d.softmax(b, b, q, 1.5);
+      for (int64_t k = 0; k < p.K; ++k)
+        for (int64_t s = 0; s < S; ++s) expected[k * S + s] += V[k] * static_cast<double>(Y.f[place(y, b, s, q)]);
+    }
+  const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-3;
+  for (int64_t i = 0; i < p.K * S; ++i)
+    check(std::fabs(moments[i] - expected[i]) < tolerance, "moment", moments[i], expected[i]);
+  // Going back, as with the gradient by the probabilities written out.
+  std::vector<Exact<T>> found;
+  const Exact<T> grad = exact<T>(p.B * p.K * p.P());
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t k = 0; k < p.K; ++k)
+      for (int64_t q = 0; q < p.P(); ++q) {
+        double sum = 0;
+        for (int64_t s = 0; s < S; ++s)
+          sum += static_cast<double>(moments[k * S + s]) * static_cast<double>(Y.f[place(y, b, s, q)]);
+        grad[(b * p.K + k) * p.P() + q] = static_cast<T>(sum);
+      }
+  a.probs = probs.get();
+  for (bool written : {false, true}) {
+    Exact<T> df = exact<T>(p.numbers()), dG = exact<T>(p.B * p.K * p.C), dg0 = exact<T>(p.B * p.K);
+    a.grad_dtype = a.dtype;
+    a.grad = written ? grad.get() : nullptr;
+    a.moments = written ? nullptr : moments.get();
+    a.df = p.map(df.get());
+    a.dG = dG.get();
+    a.dg0 = dg0.get();
+    similarity_backward(a);
+    found.push_back(std::move(df));
+    found.push_back(std::move(dG));
+    found.push_back(std::move(dg0));
+  }
+  const int64_t sizes[] = {p.numbers(), p.B * p.K * p.C, p.B * p.K};
+  for (size_t x = 0; x < 3; ++x)
+    for (int64_t i = 0; i < sizes[x]; ++i)
+      check(std::fabs(found[x][i] - found[3 + x][i]) < (sizeof(T) == 8 ? 1e-9 : 1e-2), "gradient of the moments",
+            found[x][i], found[3 + x][i]);
+}
+
 static void test_segmentation(const Problem& p, int64_t rows, int64_t columns, int threads) {
   const Data<float> d(p);
   const Exact<uint8_t> labels = exact<uint8_t>(p.B * rows * columns), target = exact<uint8_t>(p.B * rows * columns);
@@ -334,6 +399,8 @@ int main(int argc, char** argv) {
           test_loss<float>(p, {0.8, Estimator::infonce, Negatives::same_position, n, 0.0}, threads);
         }
         test_similarity(p, threads);
+        test_moments<float>(p, 15, threads);
+        test_moments<double>(p, 70, threads);
         test_segmentation(p, 4 * p.h, 4 * p.w, threads);
         test_segmentation(p, p.h + 1, 2 * p.w + 5, threads);
         test_segmentation(p, 2, 3, threads);
