@@ -35,6 +35,11 @@ def assign(features, global_features, weight, bias) -> Tensor:
     return torch.softmax(similarity(features, global_features, weight, bias), dim=1)
 
 
+def class_moments(features, global_features, weight, bias, *, statistics) -> Tensor:
+    V = assign(features, global_features, weight, bias)
+    return V.transpose(0, 1).flatten(1).to(statistics.dtype) @ statistics.transpose(0, 1).flatten(1).mT
+
+
 def segment_and_count(features, global_features, target, weight, bias, *, num_classes, ignore_index=255) -> Tensor:
     labels = segment(features, global_features, weight, bias, size=target.shape[1:])
     return counts_and_outside(labels, target, global_features.shape[1], num_classes, ignore_index)[0]

@@ -19,6 +19,7 @@ from . import bench_baselines as baselines
 from . import cuda_checks, ops
 from .bench import SHOWN, relative_errors, table, write_csv
 from .env import commit, versions
+from .reference.similarity import accumulation_dtype
 
 SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED = 2  # cases that max-autotune is timed on: it takes the longest
@@ -29,7 +30,7 @@ FLUSH_BYTES = 2**28  # more than any L2 cache of today
 class Case:
     """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks."""
 
-    op: str  # "loss", "assign", "similarity", "segment" or "count"
+    op: str  # "loss", "assign", "similarity", "moments", "segment" or "count"
     name: str
     shape: dict
     dtype: torch.dtype = torch.float32
@@ -57,6 +58,8 @@ CASES = (
     Case("loss", "infonce all", COCO, settings=INFONCE),
     Case("assign", "assign bfloat16", COCO, torch.bfloat16),
     Case("similarity", "similarity", COCO),
+    Case("moments", "class moments", COCO, settings={"statistics": 15}),
+    Case("moments", "class moments bfloat16", COCO, torch.bfloat16, {"statistics": 15}),
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
 )
@@ -73,6 +76,9 @@ def floor_bytes(case: Case, mode: str) -> int:
     feature_map, score_map = s["B"] * s["C"] * P * itemsize, s["B"] * s["K"] * P * itemsize
     if case.op == "loss":
         return feature_map * (1 if mode == "forward" else 3)
+    if case.op == "moments":
+        sums = s["B"] * case.settings["statistics"] * P * accumulation_dtype(case.dtype).itemsize
+        return feature_map * (1 if mode == "forward" else 3) + sums * (1 if mode == "forward" else 2)
     if not case.differentiable:  # labels are written, or a target read
         return feature_map + s["B"] * case.settings["size"][0] * case.settings["size"][1]
     if mode == "forward":
@@ -89,9 +95,14 @@ def providers(
         "loss": (ops.mutual_information_loss, baselines.loss),
         "assign": (ops.assign, baselines.assign),
         "similarity": (ops.local_global_similarity, baselines.similarity),
+        "moments": (ops.class_moments, baselines.class_moments),
         "segment": (ops.segment, baselines.segment),
         "count": (ops.segment_and_count, baselines.segment_and_count),
     }[case.op]
+    if case.op == "moments":
+        shape = (case.shape["B"], how["statistics"], case.shape["h"], case.shape["w"])
+        Y = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        how = {"statistics": Y.to(device, accumulation_dtype(case.dtype))}
     if case.op == "count":
         # The upsampled size is the target's; it stands third among the arguments.
         how = {name: value for name, value in how.items() if name != "size"}

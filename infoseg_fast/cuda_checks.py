@@ -7,6 +7,7 @@ dtype, and a floor for what a kernel rounds and the reference does not.
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,13 @@ def loss_mask(x: list[Tensor]) -> Tensor:
     return torch.rand(f.shape[0], *f.shape[2:], generator=torch.Generator().manual_seed(1)).to(f.device) < 0.7
 
 
+def statistics(x: list[Tensor]) -> Tensor:
+    """Three of them for every position."""
+    f = x[0]
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(len(f), 3, *f.shape[2:], generator=generator, dtype=torch.float64).to(f.device)
+
+
 def value_checks(
     device: torch.device, shape: dict, dtype: torch.dtype, losses: list[dict], channels_last: bool = False
 ) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -90,6 +98,8 @@ def value_checks(
     where = f"{str(dtype)[6:]} {shape['h']}x{shape['w']}{' channels last' if channels_last else ''}"
     for op in (ops.local_global_similarity, ops.assign):
         yield f"{op.__name__} {where}", lambda op=op: close(op, x, upstream, floor)
+    Y = statistics(x)
+    yield f"class_moments {where}", lambda: close(ops.class_moments, x, upstream[0, :, :3, 0], floor, statistics=Y)
     if kernel("mutual_information_loss", "triton").unsupported(device.type, dtype):
         return
     for how, masked in zip(losses, itertools.cycle((False, True))):
@@ -131,16 +141,20 @@ def segmentation(
 
 def reruns(device: torch.device, shape: dict) -> None:
     x = inputs(shape, torch.float32, device)
-    for op, how in [(ops.assign, {}), *((ops.mutual_information_loss, how) for how in LOSSES)]:
+    moments = partial(ops.class_moments, statistics=statistics(x))
+    for op, how in [(ops.assign, {}), (moments, {}), *((ops.mutual_information_loss, how) for how in LOSSES)]:
         first, second = (results(op, x, None, backend="triton", **how) for _ in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), f"{op.__name__} {how}"
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), f"{op} {how}"
 
 
 def compiled(device: torch.device, shape: dict) -> None:
     x = inputs(shape, torch.float32, device)
+    Y = statistics(x)
 
     def step(*x):
-        return ops.mutual_information_loss(*x, backend="triton") + ops.assign(*x, backend="triton").square().mean()
+        moments = ops.class_moments(*x, statistics=Y, backend="triton")
+        loss = ops.mutual_information_loss(*x, backend="triton") + moments.square().mean()
+        return loss + ops.assign(*x, backend="triton").square().mean()
 
     backend = "inductor" if device.type == "cuda" else "aot_eager"
     found = results(torch.compile(step, fullgraph=True, backend=backend), x, None)
@@ -161,6 +175,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
     x = [t.requires_grad_() for t in inputs(shape, torch.float32, device)]
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
     target[1, 2, 3] = 9
+    Y = statistics(x)
     metrics = ClusterMetrics(shape["K"], 3)
     metrics.add(torch.zeros(shape["K"], 3, dtype=torch.int64, device=device), torch.zeros((), device=device).long())
     torch.cuda.synchronize(device)
@@ -169,6 +184,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
         for how in LOSSES:
             ops.mutual_information_loss(*x, backend="triton", **how).backward()
         ops.assign(*x, backend="triton").sum().backward()
+        ops.class_moments(*x, statistics=Y, backend="triton").sum().backward()
         ops.segment(*x, size=(20, 20), backend="triton")
         found = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, return_outside=True, backend="triton")
         metrics.add(*found)
@@ -192,8 +208,11 @@ def captured(device: torch.device, shape: dict) -> None:
     x = [t.requires_grad_() for t in inputs(shape, torch.float32, device)]
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
 
+    Y = statistics(x)
+
     def step():
-        loss = sum(ops.mutual_information_loss(*x, backend="triton", **how) for how in LOSSES)
+        loss = ops.class_moments(*x, statistics=Y, backend="triton").square().sum()
+        loss = loss + sum(ops.mutual_information_loss(*x, backend="triton", **how) for how in LOSSES)
         gradients = torch.autograd.grad(loss + ops.assign(*x, backend="triton").square().sum(), x)
         return [loss, *gradients, ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, backend="triton")]
 

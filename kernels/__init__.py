@@ -20,6 +20,7 @@ def __getattr__(name: str):
 @functools.cache
 def _kernels() -> dict[str, object]:
     """op name -> kernel, as infoseg_fast.dispatch describes."""
+    from .moments import ClassMomentsKernel
     from .mutual_information import LossKernel
     from .segmentation import SegmentAndCountKernel, SegmentKernel
     from .similarity import AssignKernel, SimilarityKernel
@@ -27,6 +28,7 @@ def _kernels() -> dict[str, object]:
     return {
         "local_global_similarity": SimilarityKernel(),
         "assign": AssignKernel(),
+        "class_moments": ClassMomentsKernel(),
         "mutual_information_loss": LossKernel(),
         "segment": SegmentKernel(),
         "segment_and_count": SegmentAndCountKernel(),

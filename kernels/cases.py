@@ -19,7 +19,9 @@ ALL_GRADIENTS = Needs(True, True, True)
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape. `settings` are the op's own: temperature, interpolate, size, num_classes, a loss's settings."""
+    """An op at a shape. `settings` are the op's own: temperature, interpolate, size, num_classes, the number of
+    statistics and whether V is kept, a loss's settings.
+    """
 
     op: str
     name: str
@@ -69,6 +71,16 @@ def _assign(kernel, case, f, G, g0):
     return {"forward": forward, "backward": backward}
 
 
+def _class_moments(kernel, case, f, G, g0):
+    Y = G.new_empty(case.B, case.settings.get("statistics", 15), case.h, case.w)
+    with recorded() as forward:
+        moments, V = kernel.forward(f, G, g0, Y, 1.0, case.settings.get("keep", True))
+    with recorded() as backward:
+        if V.numel():
+            kernel.backward(moments, V, Y, f, G, 1.0, ALL_GRADIENTS)
+    return {"forward": forward, "backward": backward}
+
+
 def _segment(kernel, case, f, G, g0):
     size, interpolate = case.settings.get("size", (case.h, case.w)), case.settings.get("interpolate", "probs")
     with recorded() as forward:
@@ -104,6 +116,7 @@ def _loss(kernel, case, f, G, g0):
 _RUN = {
     "local_global_similarity": _similarity,
     "assign": _assign,
+    "class_moments": _class_moments,
     "segment": _segment,
     "segment_and_count": _segment_and_count,
     "mutual_information_loss": _loss,
@@ -131,6 +144,7 @@ _LOSSES = ("same_position", "reassigned", "infonce")
 AOT_CASES = [
     *[Case("assign", "assign", K=27, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF, _DOUBLE)],
     Case("local_global_similarity", "similarity", K=27),
+    *[Case("class_moments", "class moments", K=27, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF, _DOUBLE)],
     Case("segment", "segment", K=27),
     Case("segment_and_count", "segment and count", K=27, settings=_UP | {"num_classes": 27}),
     Case("segment_and_count", "segment and count, float64", K=27, dtype=_DOUBLE, settings=_UP | {"num_classes": 27}),
@@ -147,6 +161,9 @@ MORE_AOT_CASES = [
     *[Case("assign", "64 classes", K=64, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     *[Case("assign", "256 classes", K=256, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     Case("assign", "ragged channels", C=100, K=27),
+    *[Case("class_moments", f"{K} classes", K=K, dtype=dtype) for K in (15, 64, 256) for dtype in (_FLOAT, _BFLOAT)],
+    *[Case("class_moments", "channels last", K=6, dtype=dtype, channels_last=True) for dtype in (_FLOAT, _BFLOAT)],
+    Case("class_moments", "not kept", settings={"keep": False}),
     Case("segment_and_count", "many bins", K=256, settings=_UP | {"num_classes": 256}),
     *[_loss_case("same_position", 1, "Potsdam", K=6, h=50, w=50, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     *[_loss_case("reassigned", 1, "reassigned", dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
@@ -187,6 +204,7 @@ ROOFLINE_CASES = [
     for op, settings in (
         ("local_global_similarity", {}),
         ("assign", {}),
+        ("class_moments", {}),
         ("segment", {}),
         ("segment_and_count", {"num_classes": 27}),
     )

@@ -77,6 +77,17 @@ TABLE: list[Row] = [
         ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
     *_rows(
+        "moments_forward",
+        ("float32", 32, 128, 32, 4, 4, None, "as similarity_forward"),
+        ("float32", 64, 64, 32, 8, 3, None, "as similarity_forward"),
+        ("float32", 256, 32, 32, 8, 2, None, "probabilities are an operand once more: 64 positions spill at K=256"),
+        ("bfloat16", 64, 128, 64, 8, 3, None, "8 warps: with 4 the second product spills at K=15 and K=6"),
+        ("bfloat16", 256, 32, 16, 8, 2, None, "as float32; 32 channels spill at K=256 on sm_80"),
+        ("float16", 64, 128, 64, 8, 3, None, "as bfloat16: 8 warps"),
+        ("float16", 256, 32, 32, 8, 2, None, "as float32: 32 positions"),
+        ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
+    ),
+    *_rows(
         "similarity_backward",
         ("float32", 16, 64, 64, 8, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
         ("float32", 256, 32, 64, 8, 2, None, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),

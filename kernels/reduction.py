@@ -52,6 +52,45 @@ def sum_partials_kernel(
         add_parts(second, second_sum, tile - tiles, parts, second_size, SECOND_ALIGN, BLOCK)
 
 
+# Many parts of few sums: 32 sums a program, 64 parts at once.
+ROWS_CONFIG = Config({"BLOCK_PARTS": 64, "BLOCK": 32}, num_warps=4, num_stages=1)
+
+
+def _rows_cost(started: Launch) -> Cost:
+    partials, out = started.arguments["partials"], started.arguments["out"]
+    read = partials.numel() * partials.element_size()
+    return Cost(loads=read, stores=out.numel() * out.element_size(), distinct_loads=read)
+
+
+@kernel(products=False, wide_loads=False, cost=_rows_cost)
+def sum_rows_kernel(
+    partials,  # [parts, size]
+    out,  # [size]
+    parts: tl.int32,
+    size: tl.int32,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK_PARTS, BLOCK), tl.float64)
+    for start in range(0, parts, BLOCK_PARTS):
+        part = start + tl.arange(0, BLOCK_PARTS)
+        at = part.to(tl.int64)[:, None] * size + i[None, :]
+        total += tl.load(partials + at, mask=(part < parts)[:, None] & (i < size)[None, :], other=0)
+    tl.store(out + i, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=i < size)
+
+
+def sum_rows(partials: Tensor, out: Tensor) -> None:
+    """out = the sum of `partials` [parts, *out.shape] over its many parts, formed in float64; both contiguous."""
+    launch(
+        sum_rows_kernel,
+        (triton.cdiv(out.numel(), ROWS_CONFIG.blocks["BLOCK"]),),
+        {"partials": partials, "out": out, "parts": len(partials), "size": out.numel()},
+        {},
+        ROWS_CONFIG,
+    )
+
+
 def sum_partials(*pairs: tuple[Tensor, Tensor]) -> None:
     """For one or two pairs of `partials` [parts, *out.shape] and `out`, contiguous: out = the sum over the first
     dimension, in one launch. The number of parts is one for both.

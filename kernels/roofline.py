@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..reference.similarity import accumulation_dtype
 from . import tables
 from .cases import ROOFLINE_CASES, Case, record
 from .launch import Launch
@@ -72,10 +73,13 @@ def floor(case: Case, phase: str) -> int:
     score_map = case.B * case.K * case.h * case.w * case.dtype.itemsize
     rows, columns = case.settings.get("size", (case.h, case.w))
     labels = case.B * rows * columns
+    sums = accumulation_dtype(case.dtype).itemsize
+    statistics = case.B * case.settings.get("statistics", 15) * case.h * case.w * sums
     forward = {
         "mutual_information_loss": feature_map,
         "local_global_similarity": feature_map + score_map,
         "assign": feature_map + score_map,
+        "class_moments": feature_map + statistics,
         "segment": feature_map + labels,
         "segment_and_count": feature_map + labels,  # the target, read
     }
@@ -83,6 +87,7 @@ def floor(case: Case, phase: str) -> int:
         "mutual_information_loss": 2 * feature_map,
         "local_global_similarity": 2 * feature_map + score_map,
         "assign": 2 * feature_map + 2 * score_map,
+        "class_moments": 2 * feature_map + statistics,
     }
     return {"forward": forward, "backward": backward}[phase][case.op]
 

@@ -14,13 +14,28 @@ from ..ops.custom import Gradients, Needs, empty_gradients
 from . import configs
 from .launch import Cost, Launch, kernel, launch, product_operations
 from .reduction import sum_partials
-from .tiles import alignment, block, divided, feature_offsets, layout, operand, precision, product, strides
+from .tiles import (
+    BLOCK_S,
+    alignment,
+    block,
+    divided,
+    feature_offsets,
+    layout,
+    moment_product,
+    moment_product_operations,
+    operand,
+    precision,
+    product,
+    strides,
+)
 
 # Programs that keep any GPU of today busy for several rounds; fixed, so that results do not depend on the GPU.
 PROGRAMS = 512
 # More classes than this, by the bytes of an element, go through the backward kernel in chunks: with tf32x3 every
 # operand is held twice, and the scores and sums of more would not fit the registers.
 MOST_CLASSES = {2: 64, 4: 32, 8: 32}
+# Of such a chunk with statistics, whose product is formed in tf32x3: 64 spill in bfloat16 on sm_80.
+CLASSES_WITH_STATISTICS = 32
 
 
 def _forward_cost(started: Launch) -> Cost:
@@ -37,6 +52,60 @@ def _forward_cost(started: Launch) -> Cost:
         distinct_loads=read + B * each_image,
         operations=started.programs * product_operations(c["BLOCK_K"], c["BLOCK_P"], padded_C, c["PRECISION"]),
     )
+
+
+@triton.jit
+def tile_scores(
+    features,
+    G,
+    g0,
+    b,
+    p,
+    P,
+    w,
+    stride_b,
+    stride_c,
+    stride_y,
+    stride_x,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """z [BLOCK_K, BLOCK_P] of image b at positions p, from one read of f."""
+    k = tl.arange(0, BLOCK_K)
+    c = tl.arange(0, BLOCK_C)
+    f_tile = features + b * divided(stride_b, ALIGN)
+    f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)  # [BLOCK_C, BLOCK_P]
+    G_tile = G + b * (K * C) + k[:, None] * C + c[None, :]  # [BLOCK_K, BLOCK_C]
+
+    z = tl.zeros((BLOCK_K, BLOCK_P), G.dtype.element_ty)
+    for start in range(0, C, BLOCK_C):
+        inside = start + c < C
+        f = tl.load(f_tile, mask=inside[:, None] & (p < P)[None, :], other=0)
+        G_c = tl.load(G_tile, mask=(k < K)[:, None] & inside[None, :], other=0)
+        z = product(operand(G_c, features, G), operand(f, features, G), z, PRECISION)
+        f_tile += (
+            BLOCK_C * stride_c
+            if LAYOUT == "strided"
+            else BLOCK_C * (divided(stride_c, ALIGN) if LAYOUT == "positions" else 1)
+        )
+        G_tile += BLOCK_C
+    if g0 is not None:
+        z += tl.load(g0 + b * K + k, mask=k < K, other=0)[:, None]
+    return z
+
+
+@triton.jit
+def class_softmax(z, temperature, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """softmax(tau z) over the first K rows; 0 in the others."""
+    z = tl.where((tl.arange(0, BLOCK_K) < K)[:, None], z * tl.cast(temperature, z.dtype), float("-inf"))
+    e = tl.exp(z - tl.max(z, axis=0)[None, :])
+    return e / tl.sum(e, axis=0)[None, :]
 
 
 @kernel(products=True, wide_loads=True, cost=_forward_cost)
@@ -68,26 +137,12 @@ def similarity_forward(
     b = (tl.program_id(0) // tiles).to(tl.int64)
     p = tl.program_id(0) % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     k = tl.arange(0, BLOCK_K)
-    c = tl.arange(0, BLOCK_C)
-    f_tile = features + b * divided(stride_b, ALIGN)
-    f_tile += feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)  # [BLOCK_C, BLOCK_P]
-    G_tile = G + b * (K * C) + k[:, None] * C + c[None, :]  # [BLOCK_K, BLOCK_C]
-
-    z = tl.zeros((BLOCK_K, BLOCK_P), G.dtype.element_ty)
-    for start in range(0, C, BLOCK_C):
-        inside = start + c < C
-        f = tl.load(f_tile, mask=inside[:, None] & (p < P)[None, :], other=0)
-        G_c = tl.load(G_tile, mask=(k < K)[:, None] & inside[None, :], other=0)
-        z = product(operand(G_c, features, G), operand(f, features, G), z, PRECISION)
-        f_tile += (
-            BLOCK_C * stride_c
-            if LAYOUT == "strided"
-            else BLOCK_C * (divided(stride_c, ALIGN) if LAYOUT == "positions" else 1)
-        )
-        G_tile += BLOCK_C
-    if g0 is not None:
-        z += tl.load(g0 + b * K + k, mask=k < K, other=0)[:, None]
-
+    # fmt: off
+    z = tile_scores(
+        features, G, g0, b, p, P, w, stride_b, stride_c, stride_y, stride_x,
+        C, K, LAYOUT, ALIGN, PRECISION, BLOCK_K, BLOCK_C, BLOCK_P,
+    )
+    # fmt: on
     if OUTPUT == "argmax":
         # Of equal classes the lowest; a NaN never wins, so there always is a label below K.
         z = tl.where((k < K)[:, None] & (z == z), z, float("-inf"))
@@ -95,9 +150,7 @@ def similarity_forward(
         tl.store(out + b * P + p, label.to(tl.uint8), mask=p < P)
     else:
         if OUTPUT == "softmax":
-            z = tl.where((k < K)[:, None], z * tl.cast(temperature, z.dtype), float("-inf"))
-            e = tl.exp(z - tl.max(z, axis=0)[None, :])
-            z = e / tl.sum(e, axis=0)[None, :]
+            z = class_softmax(z, temperature, K, BLOCK_K)
         out_tile = out + b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
         tl.store(out_tile, z.to(out.dtype.element_ty), mask=(k < K)[:, None] & (p < P)[None, :])
 
@@ -107,11 +160,21 @@ def _backward_cost(started: Launch) -> Cost:
     B, P, K, C = len(a["features"]), a["P"], c["K"], c["C"]
     chunks_C, chunks_K = triton.cdiv(max(C, 1), c["BLOCK_C"]), triton.cdiv(K, c["BLOCK_K"])
     tiles = triton.cdiv(P, c["BLOCK_P"])
-    each_score = sum(a[name].element_size() for name in ("grad", "probs") if a[name] is not None)
-    scores_once = B * K * P * each_score
-    score_loads = chunks_C * scores_once
+    formed = chunks_C  # times that the gradient by the scores of all classes is
     if chunks_K > 1 and a["probs"] is not None:  # the sum over all classes comes first
-        score_loads += chunks_C * (chunks_K if c["NEED_G"] else 1) * scores_once
+        formed += chunks_C * (chunks_K if c["NEED_G"] else 1)
+    scores_once = B * K * P * (0 if a["probs"] is None else a["probs"].element_size())
+    score_loads = formed * scores_once
+    moment_operations = 0
+    if a["statistics"] is None:
+        score_loads += formed * B * K * P * a["grad"].element_size()
+        scores_once += B * K * P * a["grad"].element_size()
+    else:
+        itemsize, S = a["grad"].element_size(), a["S"]
+        score_loads += formed * B * (chunks_K * S * P + tiles * K * S) * itemsize
+        scores_once += (B * S * P + K * S) * itemsize
+        each = moment_product_operations(c["BLOCK_K"], BLOCK_S.value, c["BLOCK_P"], itemsize)
+        moment_operations = formed * B * tiles * chunks_K * triton.cdiv(S, BLOCK_S.value) * each
     f_bytes = 0 if a["dG"] is None else B * C * P * a["features"].element_size()
     G_bytes = B * K * C * a["G"].element_size() if c["NEED_F"] else 0
     each_product = product_operations(c["BLOCK_K"], c["BLOCK_P"], c["BLOCK_C"], c["PRECISION"])
@@ -120,16 +183,37 @@ def _backward_cost(started: Launch) -> Cost:
         loads=f_bytes * chunks_K + score_loads + G_bytes * (a["splits"] if chunks_K == 1 else tiles),
         stores=sum(x.numel() * x.element_size() for x in written),
         distinct_loads=f_bytes + scores_once + G_bytes,
-        operations=B * tiles * chunks_C * chunks_K * (c["NEED_F"] + (a["dG"] is not None)) * each_product,
+        operations=B * tiles * chunks_C * chunks_K * (c["NEED_F"] + (a["dG"] is not None)) * each_product
+        + moment_operations,
     )
 
 
 @triton.jit
-def score_gradient(grad, probs, at, inside, total, temperature, dtype: tl.constexpr):
-    """The gradient by the scores at `at`; with probs, of the softmax: tau V (dV - total), total = sum_k V dV."""
-    dz = tl.load(grad + at, mask=inside, other=0).to(dtype)
+def output_gradient(grad, statistics, b, k, p, S, P, K: tl.constexpr, dtype: tl.constexpr):
+    """The gradient by the output, of classes k and positions p: as it is in grad [B, K, P], or with statistics
+    [B, S, P] formed from that by their moments, grad [K, S].
+    """
+    if statistics is None:
+        at = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
+        return tl.load(grad + at, mask=(k < K)[:, None] & (p < P)[None, :], other=0).to(dtype)
+    else:
+        dV = tl.zeros((k.shape[0], p.shape[0]), dtype)
+        for start in range(0, S, BLOCK_S):
+            s = start + tl.arange(0, BLOCK_S)
+            dM = tl.load(grad + k[:, None] * S + s[None, :], mask=(k < K)[:, None] & (s < S)[None, :], other=0)
+            at = (b * S + s)[:, None] * P + p[None, :]
+            Y = tl.load(statistics + at, mask=(s < S)[:, None] & (p < P)[None, :], other=0)
+            dV = moment_product(dM, Y, dV)
+        return dV
+
+
+@triton.jit
+def score_gradient(grad, statistics, probs, b, k, p, total, temperature, S, P, K: tl.constexpr, dtype: tl.constexpr):
+    """The gradient by the scores; with probs, of the softmax: tau V (dV - total), total = sum_k V dV."""
+    dz = output_gradient(grad, statistics, b, k, p, S, P, K, dtype)
     if probs is not None:
-        V = tl.load(probs + at, mask=inside, other=0).to(dtype)
+        at = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]
+        V = tl.load(probs + at, mask=(k < K)[:, None] & (p < P)[None, :], other=0).to(dtype)
         dz = tl.cast(temperature, dtype) * V * (dz - total[None, :])
     return dz
 
@@ -138,7 +222,8 @@ def score_gradient(grad, probs, at, inside, total, temperature, dtype: tl.conste
 def similarity_backward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
-    grad,  # [B, K, P], by the scores or, with probs, by the probabilities
+    grad,  # [B, K, P], by the scores or, with probs, by the probabilities; with statistics too [K, S], by their moments
+    statistics,  # [B, S, P] or None
     probs,  # [B, K, P] or None
     df,  # as features, or None
     dG,  # [splits, B, K, C] or None
@@ -149,6 +234,7 @@ def similarity_backward(
     B: tl.int32,
     splits: tl.int32,
     tiles_a_split: tl.int32,
+    S: tl.int32,
     stride_b: tl.int64,
     stride_c: tl.int64,
     stride_y: tl.int64,
@@ -198,7 +284,7 @@ def similarity_backward(
         k_p = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]  # [BLOCK_K, BLOCK_P] in grad and probs
         total = tl.zeros((BLOCK_P,), dtype)
         if chunks_K == 1:
-            dz = tl.load(grad + k_p, mask=(k < K)[:, None] & positions, other=0).to(dtype)
+            dz = output_gradient(grad, statistics, b, k, p, S, P, K, dtype)
             if probs is not None:
                 V = tl.load(probs + k_p, mask=(k < K)[:, None] & positions, other=0).to(dtype)
                 dz = tl.cast(temperature, dtype) * V * (dz - tl.sum(V * dz, axis=0)[None, :])
@@ -208,10 +294,10 @@ def similarity_backward(
                     any_k = start + tl.arange(0, BLOCK_K)
                     at = b * K * P + any_k.to(tl.int64)[:, None] * P + p[None, :]
                     V = tl.load(probs + at, mask=(any_k < K)[:, None] & positions, other=0).to(dtype)
-                    dV = tl.load(grad + at, mask=(any_k < K)[:, None] & positions, other=0).to(dtype)
+                    dV = output_gradient(grad, statistics, b, any_k, p, S, P, K, dtype)
                     total += tl.sum(V * dV, axis=0)
             if NEED_G:
-                dz = score_gradient(grad, probs, k_p, (k < K)[:, None] & positions, total, temperature, dtype)
+                dz = score_gradient(grad, statistics, probs, b, k, p, total, temperature, S, P, K, dtype)
         if NEED_F:
             df_c = tl.zeros((BLOCK_C, BLOCK_P), dtype)
             if chunks_K == 1:
@@ -220,11 +306,9 @@ def similarity_backward(
             else:
                 for start in range(0, K, BLOCK_K):
                     any_k = start + tl.arange(0, BLOCK_K)
-                    at = b * K * P + any_k.to(tl.int64)[:, None] * P + p[None, :]
-                    inside = (any_k < K)[:, None]
-                    dz_here = score_gradient(grad, probs, at, inside & positions, total, temperature, dtype)
+                    dz_here = score_gradient(grad, statistics, probs, b, any_k, p, total, temperature, S, P, K, dtype)
                     G_at = G + b * (K * C) + any_k[:, None] * C + c[None, :]
-                    G_here = tl.load(G_at, mask=inside & channels[None, :], other=0)
+                    G_here = tl.load(G_at, mask=(any_k < K)[:, None] & channels[None, :], other=0)
                     left = operand(tl.trans(G_here), features, G)
                     df_c = product(left, operand(dz_here, features, G), df_c, PRECISION)
             df_tile = df + b * divided(df_stride_b, DF_ALIGN)
@@ -306,19 +390,23 @@ def scores(features, G, g0, out, output: str, temperature: float):
         )
         return out
 
-    return configs.run("similarity_forward", _key(features, K), features.device, started)
+    return configs.run("similarity_forward", key(features, K), features.device, started)
 
 
-def _key(features, K: int) -> configs.Key:
+def key(features, K: int) -> configs.Key:
     return configs.Key(features.element_size(), features.shape[1], K, str(features.dtype).removeprefix("torch."))
 
 
-def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gradients:
-    """df, dG and dg0 from the gradient by the scores, or with `probs` by the probabilities."""
+def gradients(grad, probs, temperature: float, features, G, needs: Needs, statistics=None) -> Gradients:
+    """df, dG and dg0 from the gradient by the scores, with `probs` by the probabilities, or with statistics
+    [B, S, h, w], contiguous, by their moments.
+    """
     B, C, h, w = features.shape
     K, P = G.shape[1], h * w
     kind, align = layout(features)
     block_K = min(block(K), MOST_CLASSES[features.element_size()])
+    if block_K < K and statistics is not None:
+        block_K = CLASSES_WITH_STATISTICS
     chunks_K = triton.cdiv(K, block_K)
 
     def started(config):
@@ -342,6 +430,7 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gra
                     "features": features,
                     "G": G,
                     "grad": grad,
+                    "statistics": statistics,
                     "probs": probs,
                     "df": found.features if need_f else None,
                     "dG": sums[0] if need_G else None,
@@ -352,6 +441,7 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gra
                     "B": B,
                     "splits": splits,
                     "tiles_a_split": tiles_a_split,
+                    "S": 0 if statistics is None else statistics.shape[1],
                     **strides(features),
                     **strides(found.features if need_f else features, "df_"),
                 },
@@ -385,4 +475,4 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs) -> Gra
                 part(False, needs.G, needs.g0)
         return found
 
-    return configs.run("similarity_backward", _key(features, K), features.device, started)
+    return configs.run("similarity_backward", key(features, K), features.device, started)

@@ -16,9 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import product_operations
+
 # In Triton's interpreter a product of bfloat16 multiplies their bit patterns.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 WIDEST = 16  # elements: no layout is known to more than this
+
+
+BLOCK_S: tl.constexpr = tl.constexpr(16)  # statistics in a product: the least that one takes
 
 
 @triton.jit
@@ -59,6 +64,20 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
         a = a.to(accumulator.dtype)
         b = b.to(accumulator.dtype)
     return tl.dot(a, b, accumulator, input_precision=PRECISION, out_dtype=accumulator.dtype)
+
+
+@triton.jit
+def moment_product(a, b, accumulator):
+    """accumulator + a b of sums over statistics or with them, which are few and stay as precise as they come."""
+    if accumulator.dtype == tl.float64:
+        return product(a, b, accumulator, "ieee")
+    else:
+        return product(a, b, accumulator, "tf32x3")
+
+
+def moment_product_operations(m: int, n: int, k: int, itemsize: int) -> int:
+    """Of one `moment_product` [m, k] [k, n] in numbers of `itemsize` bytes."""
+    return product_operations(m, n, k, "ieee" if itemsize == 8 else "tf32x3")
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -125,7 +125,9 @@ def test_autocast_gives_its_dtype():
         assert isf.assign(f, H, W, b).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("op", [isf.local_global_similarity, isf.assign, moments, isf.segment, isf.mutual_information_loss])
+@pytest.mark.parametrize(
+    "op", [isf.local_global_similarity, isf.assign, moments, isf.segment, isf.mutual_information_loss]
+)
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [

@@ -25,7 +25,7 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     seen = {(r.kernel, r.dtype, r.capability) for r in found}
     expected = {
         (name, dtype, capability)
-        for name in ("similarity_forward", "similarity_backward")
+        for name in ("similarity_forward", "similarity_backward", "moments_forward")
         for dtype in ("fp32", "bf16", "fp16", "fp64")
         for capability in (80, 90, 100)
     }

@@ -21,6 +21,7 @@ UP = {"size": (128, 128), "num_classes": 27}
 ONE_OF_EACH = [
     cases.Case("local_global_similarity", "similarity", device="cuda:1"),
     cases.Case("assign", "assign", device="cuda:1", K=200),
+    cases.Case("class_moments", "class moments", device="cuda:1"),
     cases.Case("segment", "segment", device="cuda:1"),
     cases.Case("segment_and_count", "segment and count", device="cuda:1", settings=UP),
     cases.Case("mutual_information_loss", "loss", device="cuda:1"),
@@ -51,6 +52,10 @@ def test_one_launch_a_phase_and_one_more_for_sums_over_programs():
         "backward": ["similarity_backward", "sum_partials_kernel"],
     }
     assert names(cases.Case("assign", "", C=512))["backward"] == ["similarity_backward"]
+    assert names(cases.Case("class_moments", "")) == {
+        "forward": ["moments_forward", "sum_rows_kernel"],
+        "backward": ["similarity_backward", "sum_partials_kernel"],
+    }
     assert names(cases.Case("segment", ""))["forward"] == ["similarity_forward"]
     assert names(cases.Case("segment", "", settings={"size": (9, 9)}))["forward"] == [
         "similarity_forward",
@@ -185,6 +190,8 @@ def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
         target = torch.empty(2, 20, 20, dtype=torch.uint8, device="cuda")
         V = isf.assign(f, H, W, b)
         assert V.shape == (2, 3, 5, 6) and V.is_cuda
+        moments = isf.class_moments(f, H, W, b, statistics=torch.empty(2, 4, 5, 6, device="cuda"))
+        assert moments.shape == (3, 4) and moments.is_cuda
         assert isf.segment(f, H, W, b, size=(20, 20)).shape == (2, 20, 20)
         counts, outside = isf.segment_and_count(f, H, target, W, b, num_classes=4, return_outside=True)
         assert counts.shape == (3, 4) and counts.dtype == torch.int64 and outside.shape == () and counts.is_cuda
