@@ -107,7 +107,7 @@ def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0
 class _InformationOfMoments(torch.autograd.Function):
     """With the moments of a class as a symmetric matrix M [d + 1, d + 1], pi its corner, and R = diag(0, 1 .. 1),
 
-        log det(S_k + r^2) = log det Q,  Q = M / pi + r^2 R,    I = sum_k -pi_k / 2 log det Q_k + the same of all positions
+        log det(S_k + r^2) = log det Q,  Q = M / pi + r^2 R,  I = 1/2 log det Q of all positions - sum_k pi_k / 2 log det Q_k
         dI / dM_k = -Q_k^-1 / 2, and by the corner besides -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1)) / 2
 
     in float64, since a tight class is nearly singular.

@@ -6,8 +6,8 @@ and g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float6
 - local_global_similarity: `forward(features, G, g0) -> z`, `backward(grad_z, features, G, needs) -> Gradients`;
 - assign: `forward(features, G, g0, temperature) -> V`, `backward(grad_V, V, features, G, temperature, needs)
   -> Gradients`;
-- class_moments: `forward(features, G, g0, statistics, temperature, keep) -> (moments, V)` with statistics and moments in
-  the accumulation dtype, V kept for going back, or with no elements where `keep` says that nothing will; and
+- class_moments: `forward(features, G, g0, statistics, temperature, keep) -> (moments, V)` with statistics and moments
+  in the accumulation dtype, V kept for going back, or with no elements where `keep` says that nothing will; and
   `backward(grad_moments, V, statistics, features, G, temperature, needs) -> Gradients`;
 - segment: `forward(features, G, g0, temperature, size, interpolate) -> labels`;
 - segment_and_count (optional): `forward(features, G, g0, target, temperature, interpolate, num_classes, ignore_index,

@@ -94,7 +94,7 @@ def class_moments(
     """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p} V[b,k,p] Y[b,s,p].
 
     V is that of `assign`. With Y = (1, y, y_i y_j) they are the size, the mean and the covariance of y in every class.
-    Going forward V is written only where a gradient is wanted; dV[b,k,p] = sum_s dM[k,s] Y[b,s,p] is never formed whole.
+    V is written only where a gradient is wanted, and dV[b,k,p] = sum_s dM[k,s] Y[b,s,p] is never formed whole.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.
