@@ -44,7 +44,7 @@ struct OwnPosition {
       sum += e;
       store<A>(r < K ? own + r * W : q + r * kTile, e);
     }
-    total += select<A>(valid > V_{}, (top - T) + log_from_one<A>(sum), V_{});
+    total += select<A>(valid > V_{}, (top - T) + log_of_positive<A>(sum), V_{});
     if (!loss.grad) return;
     const V_ scale = loss.share_pos / sum;
     for (int64_t r = K; r < R; ++r)

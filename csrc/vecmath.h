@@ -63,9 +63,9 @@ INFOSEG_INLINE Vec<T> log1p_unit(Vec<T> u) {
   return s * T(2) + s * atanh_tail<T, ExpConstants<T>::log1p_terms>(s * s);
 }
 
-// log(y) for y >= 1; infinity and NaN come back as they are.
+// log(y) for y > 0 that is not subnormal; infinity and NaN come back as they are.
 template <class T>
-INFOSEG_INLINE Vec<T> log_from_one(Vec<T> y) {
+INFOSEG_INLINE Vec<T> log_of_positive(Vec<T> y) {
   using K = ExpConstants<T>;
   using I = typename Lanes<T>::I;
   const I root_half = (I)broadcast<T>(T(0.70710678118654752));

@@ -14,44 +14,44 @@ which is how the training loop has them, and `appearance_information` from V.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import reference
+from .dispatch import choose
+from .dispatch import kernel as dispatch_kernel
+from .ops import eager
 from .reference.similarity import accumulation_dtype, moments_of
 
-DARK = 0.05  # added to intensities in [0, 1] before the logarithm: differences in the dark are mostly noise
-FLAT = 1e-3  # added to the energy of the gradient, whose squares are of the same scale
 
-
-def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
+def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
     """The colour and the roughness at every position of a map of `size` that covers the images.
 
     Args:
         images: float [B, c, H_img, W_img] in [0, 1].
         size: (h, w); a position stands for a cell of H_img / h x W_img / w pixels.
+        backend: "auto", "reference" or "cpp", which takes cells of whole pixels on the CPU.
 
     Returns:
-        y, [B, c + 1, h, w] float32: the logarithm of each channel's mean over the cell, in which a change of
+        y, [B, c + 1, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change of
         illumination is a shift; and the logarithm of the mean squared gradient of the logarithmic brightness over
         3 x 3 cells.
     """
-    images = images.float()
-    colour = (F.adaptive_avg_pool2d(images, size) + DARK).log()
-    brightness = (images + DARK).log().mean(dim=1, keepdim=True)
-    across, down = brightness.diff(dim=3).square(), brightness.diff(dim=2).square()
-    energy = F.adaptive_avg_pool2d(F.pad(across, (0, 1, 0, 0)) + F.pad(down, (0, 0, 0, 1)), size)
-    return torch.cat([colour, (neighbourhood_mean(energy, 1) + FLAT).log()], dim=1)
+    images = images.detach().float()
+    whole = size[0] > 0 and size[1] > 0 and images.shape[2] % size[0] == 0 and images.shape[3] % size[1] == 0
+    if not whole and backend == "auto":
+        backend = "reference"
+    if not whole and backend != "reference":
+        raise ValueError(
+            f"backend {backend!r} takes cells of whole pixels, not {list(size)} of images {list(images.shape)}"
+        )
+    kernel = _kernel("local_appearance", backend, images)
+    return kernel(images, size) if kernel else reference.local_appearance(images, size)
 
 
-def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
-    """Means over 2 radius + 1 positions each way of [B, K, h, w]; beyond the border the last ones are repeated."""
-    if radius == 0:
-        return maps
-    return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
-
-
-def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth: int = 0) -> Tensor:
+def appearance_statistics(
+    appearance: Tensor, mask: Tensor | None = None, smooth: int = 0, *, backend: str = "auto"
+) -> Tensor:
     """What the moments of the classes are sums of: the products of (1, y), y scaled to mean 0 and variance 1.
 
     Args:
@@ -59,35 +59,23 @@ def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth
         mask: bool [B, h, w]; only positions where it holds count.
         smooth: radius of the `neighbourhood_mean` that the probabilities would go through. What is averaged here in
             their place is the statistics, by the adjoint of that mean: the sums over all positions are the same.
+        backend: "auto", "reference" or "cpp", which takes float32 on the CPU.
 
     Returns:
         (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions that count,
         [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y.
     """
     y = appearance.detach()
-    B, d, h, w = y.shape
-    if mask is None:
-        share = torch.full((1, 1, 1, 1), 1 / max(B * h * w, 1), dtype=y.dtype, device=y.device)
-    else:
-        share = mask[:, None].to(y.dtype)
-        share = share / share.sum()  # NaN when no position counts
-    y = y - (y * share).sum(dim=(0, 2, 3), keepdim=True)
-    variance = (y.square() * share).sum(dim=(0, 2, 3), keepdim=True)
-    y = y / variance.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
-    # Each factor has the root of the share.
-    factors = torch.cat([torch.ones_like(y[:, :1]), y], dim=1) * share.sqrt()
-    products = torch.cat([factors[:, i : i + 1] * factors[:, i:] for i in range(d + 1)], dim=1)
-    if smooth == 0:
-        return products
-    return _mean_matrix(h, smooth, y).mT @ (products @ _mean_matrix(w, smooth, y))
+    kernel = _kernel("appearance_statistics", backend, y, mask)
+    return kernel(y, mask, smooth) if kernel else reference.appearance_statistics(y, mask, smooth)
 
 
-def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
-    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from the left."""
-    place = torch.arange(n, device=like.device)
-    neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
-    weights = like.new_full(neighbour.shape, 1 / (2 * radius + 1))
-    return like.new_zeros(n, n).scatter_add_(1, neighbour, weights)
+def _kernel(op: str, backend: str, x: Tensor, *others: Tensor | None):
+    """The kernel of `op` for x; None for the reference, which also takes what has no elements or is being compiled."""
+    if x.numel() == 0 or not eager.takes(x, *others):
+        return None
+    chosen = choose(op, backend, x.device.type, x.dtype)
+    return None if chosen == "reference" else dispatch_kernel(op, chosen).forward
 
 
 def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0.1) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import extension
+from .reference.appearance import DARK, FLAT
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
@@ -212,6 +213,33 @@ class _Loss(_Kernel):
         )
 
 
+class _Float32(_Kernel):
+    def unsupported(self, device_type, dtype):
+        only = None if dtype == torch.float32 else f"it takes float32, not {dtype}"
+        return super().unsupported(device_type, dtype) or only
+
+
+class _LocalAppearance(_Float32):
+    def forward(self, images, size):
+        B, c = images.shape[:2]
+        out = images.new_empty(B, c + 1, *size)
+        threads = torch.get_num_threads()
+        extension.compiled().local_appearance(_map(images), *size, DARK, FLAT, threads, out.data_ptr())
+        return out
+
+
+class _AppearanceStatistics(_Float32):
+    def forward(self, appearance, mask, smooth):
+        y, valid = appearance.contiguous(), None if mask is None else mask.contiguous()
+        B, d, h, w = y.shape
+        out = y.new_empty(B, (d + 1) * (d + 2) // 2, h, w)
+        threads = torch.get_num_threads()
+        extension.compiled().appearance_statistics(
+            y.data_ptr(), _pointer(valid), (B, d, h, w), smooth, threads, out.data_ptr()
+        )
+        return out
+
+
 def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(features) if needs[0] else features.new_empty(0),
@@ -228,4 +256,6 @@ KERNELS: dict[str, object] = {
     "segment": _Segment(),
     "segment_and_count": _SegmentAndCount(),
     "mutual_information_loss": _Loss(),
+    "local_appearance": _LocalAppearance(),
+    "appearance_statistics": _AppearanceStatistics(),
 }

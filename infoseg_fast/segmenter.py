@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint as checkpoints
-from .appearance import neighbourhood_mean
 from .data.base import scaled_size
 from .data.images import IGNORE
 from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded_side
 from .ops import assign, segment, segment_and_count
+from .reference import neighbourhood_mean
 
 # Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side: block
 # C 44 px, block D 56, with smoothing (16) and the upsampling (4). It and the tile are multiples of block D's stride,

@@ -5,6 +5,7 @@ float32. Symbols: B images, C feature channels, D embedding dimension, K classes
 per image.
 """
 
+from .appearance import appearance_statistics, local_appearance, neighbourhood_mean
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
 from .similarity import (
@@ -17,6 +18,7 @@ from .similarity import (
 )
 
 __all__ = [
+    "appearance_statistics",
     "assign",
     "class_moments",
     "confusion_counts",
@@ -25,9 +27,11 @@ __all__ = [
     "folded_loss",
     "folded_loss_gradient",
     "folded_segment",
+    "local_appearance",
     "local_global_similarity",
     "moments_of",
     "mutual_information_loss",
+    "neighbourhood_mean",
     "segment",
     "segment_and_count",
 ]

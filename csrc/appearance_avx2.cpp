@@ -1,0 +1,2 @@
+#define INFOSEG_ISA avx2
+#include "appearance_kernel.h"

@@ -1,0 +1,227 @@
+// Body of appearance.h for one instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "appearance.h"
+#include "denormals.h"
+#include "global_features.h"
+#include "vecmath.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+// A whole number of vectors.
+static inline int64_t padded_to_vectors(int64_t n) {
+  constexpr int64_t W = Lanes<float>::W;
+  return (n + W - 1) / W * W;
+}
+
+static inline void zero_row(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = 0;
+}
+
+// x = log(x + offset) scale for n numbers, in place; NaN of what is below 0.
+static inline void log_row(float* x, int64_t n, float offset, float scale) {
+  constexpr int W = Lanes<float>::W;
+  const auto log = [&](const float* from) {
+    const Vec<float> v = load<float>(from) + offset;
+    return select<float>(v < Vec<float>{}, broadcast<float>(std::nanf("")), log_of_positive<float>(v)) * scale;
+  };
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store<float>(x + i, log(x + i));
+  if (i == n) return;
+  float rest[W];
+  for (int j = 0; j < W; ++j) rest[j] = i + j < n ? x[i + j] : 1.0f;
+  store<float>(rest, log(rest));
+  for (int j = 0; i + j < n; ++j) x[i + j] = rest[j];
+}
+
+// One image, row by row: nothing of the image's size is kept.
+struct CellSums {
+  const AppearanceArguments& a;
+  const int64_t c, columns, width, cell_rows, cell_columns, padded;
+  float *pixels, *bright, *before, *colour, *energy, *cells;
+
+  CellSums(const AppearanceArguments& a, float* scratch)
+      : a(a),
+        c(a.images.C),
+        columns(a.columns),
+        width(a.images.w),
+        cell_rows(a.images.h / a.rows),
+        cell_columns(a.images.w / a.columns),
+        padded(padded_to_vectors(width)),
+        pixels(scratch),
+        bright(pixels + padded),
+        before(bright + padded),
+        colour(before + padded),
+        energy(colour + c * padded),
+        cells(energy + padded) {}
+
+  static int64_t scratch_size(const AppearanceArguments& a) {
+    return (a.images.C + 4) * padded_to_vectors(a.images.w) + a.rows * a.columns;
+  }
+
+  void add_row(int64_t b, int64_t row) {
+    for (int64_t i = 0; i < c; ++i) {
+      const float* from = static_cast<const float*>(a.images.data) + b * a.images.stride_b + i * a.images.stride_c +
+                          row * a.images.stride_h;
+      if (a.images.stride_w != 1) {
+        for (int64_t x = 0; x < width; ++x) pixels[x] = from[x * a.images.stride_w];
+        from = pixels;
+      }
+      float* sum = colour + i * padded;
+      for (int64_t x = 0; x < width; ++x) {
+        sum[x] += from[x];
+        // The mean of the channels' logarithms is that of their product.
+        bright[x] = i == 0 ? from[x] + a.dark : bright[x] * (from[x] + a.dark);
+      }
+    }
+    log_row(bright, width, 0, 1 / static_cast<float>(c));
+  }
+
+  // Sums of `count` neighbours, times scale.
+  void pool(const float* from, float* to, float scale) const {
+    for (int64_t x = 0; x < columns; ++x) {
+      float sum = 0;
+      for (int64_t i = 0; i < cell_columns; ++i) sum += from[x * cell_columns + i];
+      to[x] = sum * scale;
+    }
+  }
+
+  void image(int64_t b) {
+    const int64_t P = a.rows * columns;
+    const float share = 1 / static_cast<float>(cell_rows * cell_columns);
+    float* out = a.out + b * (c + 1) * P;
+    for (int64_t row = 0; row < a.images.h; ++row) {
+      const int64_t cell = row / cell_rows;
+      if (row % cell_rows == 0) zero_row(colour, c * padded);
+      add_row(b, row);
+      if (row > 0)  // a step down belongs to the row above
+        for (int64_t x = 0; x < width; ++x) energy[x] += (bright[x] - before[x]) * (bright[x] - before[x]);
+      if (row % cell_rows == 0) {
+        if (row > 0) pool(energy, cells + (cell - 1) * columns, share);
+        zero_row(energy, padded);
+      }
+      for (int64_t x = 0; x + 1 < width; ++x) energy[x] += (bright[x + 1] - bright[x]) * (bright[x + 1] - bright[x]);
+      if (row % cell_rows == cell_rows - 1)
+        for (int64_t i = 0; i < c; ++i) pool(colour + i * padded, out + i * P + cell * columns, share);
+      float* const above = before;
+      before = bright;
+      bright = above;
+    }
+    pool(energy, cells + (a.rows - 1) * columns, share);
+    log_row(out, c * P, a.dark, 1);
+    float* rough = out + c * P;
+    for (int64_t y = 0; y < a.rows; ++y)
+      for (int64_t x = 0; x < columns; ++x) {
+        float sum = 0;
+        for (int64_t i = y - 1; i <= y + 1; ++i) {
+          const float* line = cells + (i < 0 ? 0 : i < a.rows ? i : a.rows - 1) * columns;
+          sum += line[x > 0 ? x - 1 : 0] + line[x] + line[x + 1 < columns ? x + 1 : x];
+        }
+        rough[y * columns + x] = sum / 9;
+      }
+    log_row(rough, P, a.flat, 1);
+  }
+};
+
+static void local_appearance(const AppearanceArguments& a) {
+  const int64_t size = CellSums::scratch_size(a);
+  const Buffer<float> scratch(a.threads * size);
+  auto body = [&](int t) {
+    CellSums sums(a, scratch + t * size);
+    const Range part = share(a.images.B, a.threads, t);
+    for (int64_t b = part.begin; b < part.end; ++b) sums.image(b);
+  };
+  parallel_for_floats(a.threads, body);
+}
+
+static void appearance_statistics(const StatisticsArguments& a) {
+  const int64_t P = a.h * a.w, N = a.B * P, d = a.d, r = a.radius, S = (d + 1) * (d + 2) / 2;
+  // Means and variances in float64, by one thread: d numbers a position.
+  double count = static_cast<double>(N);
+  if (a.valid) {
+    count = 0;
+    for (int64_t i = 0; i < N; ++i) count += a.valid[i];
+  }
+  const Buffer<float> mean(d), scale(d);
+  const auto sum_over = [&](int64_t i, auto of) {
+    double total = 0;
+    for (int64_t b = 0; b < a.B; ++b) {
+      const float* y = a.y + (b * d + i) * P;
+      const uint8_t* valid = a.valid ? a.valid + b * P : nullptr;
+      // Eight sums side by side: one would wait for each addition.
+      double sums[8] = {};
+      for (int64_t p = 0; p + 8 <= P; p += 8)
+        for (int64_t j = 0; j < 8; ++j) sums[j] += !valid || valid[p + j] ? of(y[p + j]) : 0.0;
+      for (int64_t p = P / 8 * 8; p < P; ++p) sums[0] += !valid || valid[p] ? of(y[p]) : 0.0;
+      for (double sum : sums) total += sum;
+    }
+    return total / count;
+  };
+  for (int64_t i = 0; i < d; ++i) {
+    const double m = sum_over(i, [](float y) { return static_cast<double>(y); });
+    const double variance = sum_over(i, [m](float y) { return (y - m) * (y - m); });
+    mean[i] = static_cast<float>(m);
+    const double deviation = std::sqrt(variance), least = 1.1754943508222875e-38;
+    scale[i] = static_cast<float>(1 / (deviation < least ? least : deviation));
+  }
+  const float share = static_cast<float>(1 / count), along = 1 / static_cast<float>(2 * r + 1);
+  const int64_t line = a.w + 2 * r, scratch_size = (d + 1) * P + P + line + (a.h + 2 * r) * a.w;
+  const Buffer<float> scratch(a.threads * scratch_size);
+  auto body = [&](int t) {
+    float* factors = scratch + t * scratch_size;
+    float* shares = factors + (d + 1) * P;
+    float* wide = shares + P;
+    float* tall = wide + line;
+    const Range part = infoseg::share(a.B, a.threads, t);
+    for (int64_t b = part.begin; b < part.end; ++b) {
+      for (int64_t p = 0; p < P; ++p) {
+        shares[p] = !a.valid || a.valid[b * P + p] ? share : 0.0f * share;  // NaN where no position counts
+        factors[p] = 1;
+      }
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t p = 0; p < P; ++p) factors[(i + 1) * P + p] = (a.y[(b * d + i) * P + p] - mean[i]) * scale[i];
+      float* out = a.out + b * S * P;
+      for (int64_t i = 0; i <= d; ++i)
+        for (int64_t j = i; j <= d; ++j, out += P) {
+          const float *x = factors + i * P, *y = factors + j * P;
+          if (r == 0) {
+            for (int64_t p = 0; p < P; ++p) out[p] = x[p] * y[p] * shares[p];
+            continue;
+          }
+          // Along each row, then down the columns: every number is added to its 2 r + 1 neighbours, and what falls beyond
+          // the border to the border.
+          zero_row(tall, (a.h + 2 * r) * a.w);
+          for (int64_t row = 0; row < a.h; ++row) {
+            zero_row(wide, line);
+            for (int64_t o = 0; o <= 2 * r; ++o)
+              for (int64_t q = 0; q < a.w; ++q) {
+                const int64_t p = row * a.w + q;
+                wide[o + q] += x[p] * y[p] * shares[p];
+              }
+            for (int64_t o = 0; o < r; ++o) {
+              wide[r] += wide[o];
+              wide[r + a.w - 1] += wide[r + a.w + o];
+            }
+            for (int64_t o = 0; o <= 2 * r; ++o)
+              for (int64_t q = 0; q < a.w; ++q) tall[(row + o) * a.w + q] += wide[r + q];
+          }
+          for (int64_t o = 0; o < r; ++o)
+            for (int64_t q = 0; q < a.w; ++q) {
+              tall[r * a.w + q] += tall[o * a.w + q];
+              tall[(r + a.h - 1) * a.w + q] += tall[(r + a.h + o) * a.w + q];
+            }
+          for (int64_t p = 0; p < P; ++p) out[p] = tall[r * a.w + p] * (along * along);
+        }
+    }
+  };
+  parallel_for_floats(a.threads, body);
+}
+
+extern const AppearanceKernels appearance_kernels;
+const AppearanceKernels appearance_kernels = {local_appearance, appearance_statistics};
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg

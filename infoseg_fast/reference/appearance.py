@@ -1,0 +1,54 @@
+"""The appearance of positions, and what the moments of the classes are sums of (see `infoseg_fast.appearance`)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DARK = 0.05  # added to intensities in [0, 1] before the logarithm: differences in the dark are mostly noise
+FLAT = 1e-3  # added to the energy of the gradient, whose squares are of the same scale
+
+
+def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logarithms of the channels' means, and of the mean squared gradient of the logarithmic brightness."""
+    images = images.float()
+    colour = (F.adaptive_avg_pool2d(images, size) + DARK).log()
+    # The mean of the channels' logarithms is that of their product.
+    brightness = (images + DARK).prod(dim=1, keepdim=True).log() / images.shape[1]
+    across, down = brightness.diff(dim=3).square(), brightness.diff(dim=2).square()
+    energy = F.adaptive_avg_pool2d(F.pad(across, (0, 1, 0, 0)) + F.pad(down, (0, 0, 0, 1)), size)
+    return torch.cat([colour, (neighbourhood_mean(energy, 1) + FLAT).log()], dim=1)
+
+
+def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
+    """Means over 2 radius + 1 positions each way of [B, K, h, w]; beyond the border the last ones are repeated."""
+    if radius == 0:
+        return maps
+    return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
+
+
+def appearance_statistics(appearance: Tensor, mask: Tensor | None, smooth: int) -> Tensor:
+    """The products of (1, y), y scaled to mean 0 and variance 1, by the shares, through the adjoint of the mean."""
+    y = appearance
+    B, d, h, w = y.shape
+    if mask is None:
+        share = torch.full((1, 1, 1, 1), 1 / max(B * h * w, 1), dtype=y.dtype, device=y.device)
+    else:
+        share = mask[:, None].to(y.dtype)
+        share = share / share.sum()  # NaN when no position counts
+    y = y - (y * share).sum(dim=(0, 2, 3), keepdim=True)
+    variance = (y.square() * share).sum(dim=(0, 2, 3), keepdim=True)
+    y = y / variance.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
+    # Each factor has the root of the share.
+    factors = torch.cat([torch.ones_like(y[:, :1]), y], dim=1) * share.sqrt()
+    products = torch.cat([factors[:, i : i + 1] * factors[:, i:] for i in range(d + 1)], dim=1)
+    if smooth == 0:
+        return products
+    return _mean_matrix(h, smooth, y).mT @ (products @ _mean_matrix(w, smooth, y))
+
+
+def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
+    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from the left."""
+    place = torch.arange(n, device=like.device)
+    neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
+    weights = like.new_full(neighbour.shape, 1 / (2 * radius + 1))
+    return like.new_zeros(n, n).scatter_add_(1, neighbour, weights)
