@@ -29,6 +29,19 @@ struct StatisticsArguments {
 
 void appearance_statistics(const StatisticsArguments& a);
 
+// The mutual information of class and appearance from the moments of the K classes, and its gradient by them, which may be
+// null (infoseg_fast/reference/appearance.py has the equations). Of the numbers of type `dtype`; sums in float64.
+struct InformationArguments {
+  DType dtype = DType::f32;
+  const void* moments = nullptr;  // [K, n (n + 1) / 2]
+  const void* total = nullptr;    // [n (n + 1) / 2]
+  int64_t K = 0, n = 0;           // n = d + 1
+  double resolution = 0;
+  void* gradient = nullptr;  // [K, n (n + 1) / 2]
+};
+
+double information_of_moments(const InformationArguments& a);
+
 // One instruction set's entry points.
 struct AppearanceKernels {
   void (*local)(const AppearanceArguments&);

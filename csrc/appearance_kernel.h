@@ -137,8 +137,51 @@ static void local_appearance(const AppearanceArguments& a) {
   parallel_for_floats(a.threads, body);
 }
 
+// The adjoint of the mean over 2 radius + 1 positions each way that repeats the border, of planes [h, w]: every number is
+// added to its neighbours, and what falls beyond the border to the border.
+struct AdjointMean {
+  const int64_t h, w, r, pitch;
+  float *rows, *wide, *tall;
+
+  AdjointMean(const StatisticsArguments& a, float* scratch)
+      : h(a.h), w(a.w), r(a.radius), pitch(w + 2 * r), rows(scratch), wide(rows + 2 * r + h * pitch), tall(wide + h * pitch) {
+    zero_row(rows, 2 * r + h * pitch);
+  }
+
+  static int64_t scratch_size(const StatisticsArguments& a) {
+    const int64_t pitch = a.w + 2 * a.radius;
+    return 2 * a.radius + (3 * a.h + 2 * a.radius) * pitch;
+  }
+
+  // Where row y of the plane is put: 2 r zeros lie between the rows, so sums run over all of them as one.
+  float* row(int64_t y) const { return rows + 2 * r + y * pitch; }
+
+  void write(float* out) const {
+    const int64_t n = h * pitch;
+    for (int64_t i = 0; i < n; ++i) wide[i] = rows[i];
+    for (int64_t o = 1; o <= 2 * r; ++o)
+      for (int64_t i = 0; i < n; ++i) wide[i] += rows[i + o];
+    for (int64_t y = 0; y < h; ++y)
+      for (int64_t o = 0; o < r; ++o) {
+        wide[y * pitch + r] += wide[y * pitch + o];
+        wide[y * pitch + r + w - 1] += wide[y * pitch + r + w + o];
+      }
+    zero_row(tall, n + 2 * r * pitch);
+    for (int64_t o = 0; o <= 2 * r; ++o)
+      for (int64_t i = 0; i < n; ++i) tall[o * pitch + i] += wide[i];
+    for (int64_t o = 0; o < r; ++o)
+      for (int64_t i = 0; i < pitch; ++i) {
+        tall[r * pitch + i] += tall[o * pitch + i];
+        tall[(r + h - 1) * pitch + i] += tall[(r + h + o) * pitch + i];
+      }
+    const float share = 1 / static_cast<float>((2 * r + 1) * (2 * r + 1));
+    for (int64_t y = 0; y < h; ++y)
+      for (int64_t x = 0; x < w; ++x) out[y * w + x] = tall[(r + y) * pitch + r + x] * share;
+  }
+};
+
 static void appearance_statistics(const StatisticsArguments& a) {
-  const int64_t P = a.h * a.w, N = a.B * P, d = a.d, r = a.radius, S = (d + 1) * (d + 2) / 2;
+  const int64_t P = a.h * a.w, N = a.B * P, d = a.d, S = (d + 1) * (d + 2) / 2;
   // Means and variances in float64, by one thread: d numbers a position.
   double count = static_cast<double>(N);
   if (a.valid) {
@@ -167,18 +210,17 @@ static void appearance_statistics(const StatisticsArguments& a) {
     const double deviation = std::sqrt(variance), least = 1.1754943508222875e-38;
     scale[i] = static_cast<float>(1 / (deviation < least ? least : deviation));
   }
-  const float share = static_cast<float>(1 / count), along = 1 / static_cast<float>(2 * r + 1);
-  const int64_t line = a.w + 2 * r, scratch_size = (d + 1) * P + P + line + (a.h + 2 * r) * a.w;
+  const float each = static_cast<float>(1 / count);
+  const int64_t scratch_size = (d + 2) * P + AdjointMean::scratch_size(a);
   const Buffer<float> scratch(a.threads * scratch_size);
   auto body = [&](int t) {
     float* factors = scratch + t * scratch_size;
     float* shares = factors + (d + 1) * P;
-    float* wide = shares + P;
-    float* tall = wide + line;
-    const Range part = infoseg::share(a.B, a.threads, t);
+    const AdjointMean mean_over(a, shares + P);
+    const Range part = share(a.B, a.threads, t);
     for (int64_t b = part.begin; b < part.end; ++b) {
       for (int64_t p = 0; p < P; ++p) {
-        shares[p] = !a.valid || a.valid[b * P + p] ? share : 0.0f * share;  // NaN where no position counts
+        shares[p] = !a.valid || a.valid[b * P + p] ? each : 0.0f * each;  // NaN where no position counts
         factors[p] = 1;
       }
       for (int64_t i = 0; i < d; ++i)
@@ -187,33 +229,15 @@ static void appearance_statistics(const StatisticsArguments& a) {
       for (int64_t i = 0; i <= d; ++i)
         for (int64_t j = i; j <= d; ++j, out += P) {
           const float *x = factors + i * P, *y = factors + j * P;
-          if (r == 0) {
+          if (a.radius == 0) {
             for (int64_t p = 0; p < P; ++p) out[p] = x[p] * y[p] * shares[p];
             continue;
           }
-          // Along each row, then down the columns: every number is added to its 2 r + 1 neighbours, and what falls beyond
-          // the border to the border.
-          zero_row(tall, (a.h + 2 * r) * a.w);
-          for (int64_t row = 0; row < a.h; ++row) {
-            zero_row(wide, line);
-            for (int64_t o = 0; o <= 2 * r; ++o)
-              for (int64_t q = 0; q < a.w; ++q) {
-                const int64_t p = row * a.w + q;
-                wide[o + q] += x[p] * y[p] * shares[p];
-              }
-            for (int64_t o = 0; o < r; ++o) {
-              wide[r] += wide[o];
-              wide[r + a.w - 1] += wide[r + a.w + o];
-            }
-            for (int64_t o = 0; o <= 2 * r; ++o)
-              for (int64_t q = 0; q < a.w; ++q) tall[(row + o) * a.w + q] += wide[r + q];
+          for (int64_t v = 0; v < a.h; ++v) {
+            float* row = mean_over.row(v);
+            for (int64_t u = 0, p = v * a.w; u < a.w; ++u, ++p) row[u] = x[p] * y[p] * shares[p];
           }
-          for (int64_t o = 0; o < r; ++o)
-            for (int64_t q = 0; q < a.w; ++q) {
-              tall[r * a.w + q] += tall[o * a.w + q];
-              tall[(r + a.h - 1) * a.w + q] += tall[(r + a.h + o) * a.w + q];
-            }
-          for (int64_t p = 0; p < P; ++p) out[p] = tall[r * a.w + p] * (along * along);
+          mean_over.write(out);
         }
     }
   };

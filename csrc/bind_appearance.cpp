@@ -40,9 +40,23 @@ void statistics(std::int64_t y, std::int64_t valid, const std::array<std::int64_
   appearance_statistics(a);
 }
 
+double information(int dtype, std::int64_t moments, std::int64_t total, std::int64_t K, std::int64_t n, double resolution,
+                   std::int64_t gradient) {
+  InformationArguments a;
+  a.dtype = static_cast<DType>(dtype);
+  a.moments = pointer(moments);
+  a.total = pointer(total);
+  a.K = K;
+  a.n = n;
+  a.resolution = resolution;
+  a.gradient = pointer(gradient);
+  return information_of_moments(a);
+}
+
 }  // namespace
 
 void bind_appearance(py::module_& module) {
   module.def("local_appearance", &local);
   module.def("appearance_statistics", &statistics);
+  module.def("information_of_moments", &information);
 }

@@ -11,8 +11,6 @@ what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class
 which is how the training loop has them, and `appearance_information` from V.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -33,8 +31,8 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
         backend: "auto", "reference" or "cpp", which takes cells of whole pixels on the CPU.
 
     Returns:
-        y, [B, c + 1, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change of
-        illumination is a shift; and the logarithm of the mean squared gradient of the logarithmic brightness over
+        y, [B, c + 1, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
+        of illumination is a shift; and the logarithm of the mean squared gradient of the logarithmic brightness over
         3 x 3 cells.
     """
     images = images.detach().float()
@@ -78,55 +76,36 @@ def _kernel(op: str, backend: str, x: Tensor, *others: Tensor | None):
     return None if chosen == "reference" else dispatch_kernel(op, chosen).forward
 
 
-def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0.1) -> Tensor:
+def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0.1, *, backend: str = "auto") -> Tensor:
     """The mutual information of class and appearance, as `appearance_information`, from the moments of the classes.
 
     Args:
         moments: [K, S], sums over all positions of the probabilities times `appearance_statistics`.
         total: [S], sums of the statistics alone; a constant.
         resolution: r.
+        backend: "auto", "reference" or "cpp".
 
     Returns:
         A scalar in the dtype of the moments, once differentiable in them.
     """
-    return _InformationOfMoments.apply(moments, total, resolution)
+    return _InformationOfMoments.apply(moments, total, resolution, backend)
 
 
 class _InformationOfMoments(torch.autograd.Function):
-    """With the moments of a class as a symmetric matrix M [d + 1, d + 1], pi its corner, and R = diag(0, 1 .. 1),
-
-        log det(S_k + r^2) = log det Q,  Q = M / pi + r^2 R,  I = 1/2 log det Q of all positions - sum_k pi_k / 2 log det Q_k
-        dI / dM_k = -Q_k^-1 / 2, and by the corner besides -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1)) / 2
-
-    in float64, since a tight class is nearly singular.
-    """
+    """Forms the gradient with the value, from the same inverses."""
 
     @staticmethod
-    def forward(ctx, moments, total, resolution):
-        n = (math.isqrt(8 * moments.shape[1] + 1) - 1) // 2  # d + 1
-        row, column = torch.triu_indices(n, n, device=moments.device)
-        place = torch.empty(n, n, dtype=torch.int64, device=moments.device)
-        place[row, column] = place[column, row] = torch.arange(len(row), device=moments.device)
-        M = torch.cat([moments, total[None]]).double()
-        # Of a class that has no positions all moments are 0, and Q is R with the corner of the others.
-        Q = (M / M[:, :1].clamp_min(torch.finfo(moments.dtype).tiny))[:, place]
-        Q[:, 0, 0] = 1
-        Q.diagonal(dim1=1, dim2=2)[:, 1:] += resolution**2
-        half_log_det = torch.linalg.slogdet(Q)[1] / 2
-        if ctx.needs_input_grad[0]:
-            inverse = torch.linalg.inv_ex(Q[:-1])[0]
-            corner = (n - resolution**2 * inverse.diagonal(dim1=1, dim2=2)[:, 1:].sum(dim=1)) / 2 - half_log_det[:-1]
-            # A product off the diagonal stands for two elements of M.
-            gradient = inverse[:, row, column] * torch.where(row == column, -0.5, -1.0)
-            gradient[:, 0] += corner
-            ctx.save_for_backward(gradient.to(moments.dtype))
-        return (half_log_det[-1] - M[:-1, 0] @ half_log_det[:-1]).to(moments.dtype)
+    def forward(ctx, moments, total, resolution, backend):
+        forward = _kernel("information_of_moments", backend, moments, total) or reference.information_of_moments
+        value, gradient = forward(moments, total, resolution, ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None
+        return upstream * gradient, None, None, None
 
 
 def appearance_information(

@@ -3,6 +3,8 @@
 The extension knows no torch: it gets data pointers, sizes and strides. Threads follow `torch.get_num_threads()`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -240,6 +242,27 @@ class _AppearanceStatistics(_Float32):
         return out
 
 
+class _InformationOfMoments(_Kernel):
+    def unsupported(self, device_type, dtype):
+        only = None if dtype in (torch.float32, torch.float64) else f"it takes float32 and float64, not {dtype}"
+        return super().unsupported(device_type, dtype) or only
+
+    def forward(self, moments, total, resolution, gradient_wanted):
+        moments, total = moments.contiguous(), total.to(moments.dtype).contiguous()
+        gradient = torch.empty_like(moments) if gradient_wanted else None
+        K, S = moments.shape
+        value = extension.compiled().information_of_moments(
+            _DTYPES[moments.dtype],
+            moments.data_ptr(),
+            total.data_ptr(),
+            K,
+            (math.isqrt(8 * S + 1) - 1) // 2,
+            resolution,
+            _pointer(gradient),
+        )
+        return moments.new_full((), value), gradient
+
+
 def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(features) if needs[0] else features.new_empty(0),
@@ -258,4 +281,5 @@ KERNELS: dict[str, object] = {
     "mutual_information_loss": _Loss(),
     "local_appearance": _LocalAppearance(),
     "appearance_statistics": _AppearanceStatistics(),
+    "information_of_moments": _InformationOfMoments(),
 }

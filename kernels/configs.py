@@ -97,6 +97,17 @@ TABLE: list[Row] = [
         ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; without a limit ptxas spills on sm_100"),
         ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
+    *_rows(
+        "moments_backward",  # similarity_backward with statistics
+        ("float32", 16, 64, 64, 8, 2, None, "as similarity_backward"),
+        ("float32", 256, 32, 64, 8, 2, None, "as similarity_backward"),
+        ("bfloat16", 32, 64, 64, 4, 2, None, "as similarity_backward"),
+        ("bfloat16", 64, 64, 64, 8, 2, None, "as similarity_backward"),
+        ("bfloat16", 256, 32, 64, 8, 2, None, "half the positions: 64 spill on sm_80 in chunks of classes"),
+        ("float16", 32, 64, 64, 4, 2, 255, "as similarity_backward"),
+        ("float16", 256, 64, 64, 8, 2, 255, "as similarity_backward"),
+        ("float64", 256, 32, 16, 8, 2, None, "as similarity_backward"),
+    ),
     Row(
         "upsampled_labels",
         lambda key: True,

@@ -1,7 +1,7 @@
 """`class_moments`: M[k, s] = sum_{b,p} V[b, k, p] Y[b, s, p], V never read again but for the gradient.
 
-Going forward a program forms the probabilities of a tile of positions as `similarity_forward` does and, while they are in
-registers, their product with the tile's statistics; the products of all programs are added in a fixed order, in
+Going forward a program forms the probabilities of a tile of positions as `similarity_forward` does and, while they are
+in registers, their product with the tile's statistics; the products of all programs are added in a fixed order, in
 float64, by a second launch. Where a gradient is wanted V is kept, K numbers a position beside the C of f: going back a
 program owns a chunk of channels, so without V each would need the scores of all channels. `similarity_backward` takes
 it from there, and forms dV = dM Y a tile at a time.

@@ -34,8 +34,6 @@ PROGRAMS = 512
 # More classes than this, by the bytes of an element, go through the backward kernel in chunks: with tf32x3 every
 # operand is held twice, and the scores and sums of more would not fit the registers.
 MOST_CLASSES = {2: 64, 4: 32, 8: 32}
-# Of such a chunk with statistics, whose product is formed in tf32x3: 64 spill in bfloat16 on sm_80.
-CLASSES_WITH_STATISTICS = 32
 
 
 def _forward_cost(started: Launch) -> Cost:
@@ -405,8 +403,6 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs, statis
     K, P = G.shape[1], h * w
     kind, align = layout(features)
     block_K = min(block(K), MOST_CLASSES[features.element_size()])
-    if block_K < K and statistics is not None:
-        block_K = CLASSES_WITH_STATISTICS
     chunks_K = triton.cdiv(K, block_K)
 
     def started(config):
@@ -475,4 +471,5 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs, statis
                 part(False, needs.G, needs.g0)
         return found
 
-    return configs.run("similarity_backward", key(features, K), features.device, started)
+    table = "similarity_backward" if statistics is None else "moments_backward"
+    return configs.run(table, key(features, K), features.device, started)

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast.appearance import DARK, FLAT, local_appearance
+from infoseg_fast import extension
+from infoseg_fast.appearance import appearance_statistics, information_of_moments, local_appearance
+from infoseg_fast.reference import neighbourhood_mean
+from infoseg_fast.reference.appearance import DARK, FLAT
+
+compiled = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def stated(V: np.ndarray, y: np.ndarray, r: float) -> float:
@@ -85,6 +90,83 @@ def test_a_class_that_is_not_used_and_a_channel_without_contrast_keep_everything
     value = isf.appearance_information(torch.softmax(logits, dim=1), y)
     value.backward()
     assert value.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("smooth", [0, 1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(smooth, masked):
+    """Value and gradients of the way that training goes, against the formula on the smoothed assignment."""
+    x = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((4, 5, 7, 9), (4, 6, 8), (8, 5), (8,))]
+    y = problem(B=4, size=(7, 9))[1]
+    mask = torch.rand(4, 7, 9) < 0.7 if masked else None
+    V = neighbourhood_mean(isf.assign(*x, temperature=1.3), smooth)
+    expected = isf.appearance_information(V, y, mask, resolution=0.2)
+    statistics = appearance_statistics(y, mask, smooth)
+    moments = isf.class_moments(*x, statistics=statistics, temperature=1.3)
+    found = information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), 0.2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for a, b in zip(torch.autograd.grad(found, x), torch.autograd.grad(expected, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+    if not masked:
+        assert found.item() == pytest.approx(stated(rows(V.detach()), rows(y), 0.2), rel=1e-10)
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((3, 3, 64, 64), (16, 16)), ((2, 1, 32, 40), (8, 10)), ((2, 4, 33, 20), (11, 4)), ((1, 3, 5, 3), (5, 1))],
+)
+def test_the_kernels_give_the_references_appearance_and_statistics(shape, size, layout):
+    images = torch.rand(*shape[:3], 2 * shape[3])[..., ::2]
+    if layout != "strided":
+        form = torch.channels_last if layout == "channels last" else torch.contiguous_format
+        images = images.contiguous(memory_format=form)
+    y = local_appearance(images, size, backend="cpp")
+    torch.testing.assert_close(y, local_appearance(images, size, backend="reference"), rtol=1e-6, atol=2e-6)
+    y = torch.randn(y.shape) * 3 - 2
+    for smooth in (0, 1, 3):
+        for mask in (None, torch.rand(shape[0], *size) < 0.6):
+            found = appearance_statistics(y, mask, smooth, backend="cpp")
+            truth = appearance_statistics(y.double(), mask, smooth, backend="reference")
+            assert (found - truth).norm() <= 2e-6 * truth.norm()
+            assert torch.equal(found, appearance_statistics(y, mask, smooth, backend="cpp"))
+
+
+@compiled
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_give_the_bits_of_one(threads):
+    images, y = torch.rand(5, 3, 32, 32), torch.randn(5, 4, 8, 8)
+    one = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
+    torch.set_num_threads(threads)
+    try:
+        many = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+def test_the_kernel_of_the_information_gives_the_references_value_and_gradient(dtype, tolerance):
+    V, y = problem(dtype=dtype)
+    V = torch.cat([V, torch.zeros_like(V[:, :1])], dim=1)  # and a class without positions
+    statistics = appearance_statistics(y)
+    moments = torch.einsum("bkyx,bsyx->ks", V, statistics).requires_grad_()
+    total = statistics.sum(dim=(0, 2, 3))
+    found, expected = (information_of_moments(moments, total, 0.2, backend=name) for name in ("cpp", "reference"))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    a, b = (torch.autograd.grad(x, moments)[0] for x in (found, expected))
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert information_of_moments(moments * torch.nan, total * torch.nan, 0.2, backend="cpp").isnan()
+
+
+@compiled
+def test_cells_of_broken_pixels_are_the_references():
+    images = torch.rand(1, 3, 10, 10)
+    assert torch.equal(local_appearance(images, (3, 3)), local_appearance(images, (3, 3), backend="reference"))
+    with pytest.raises(ValueError, match="takes cells of whole pixels"):
+        local_appearance(images, (3, 3), backend="cpp")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import checkpoint
+from infoseg_fast import checkpoint, dispatch, extension
 from infoseg_fast.errors import DataError
 from infoseg_fast.train import train, valid_positions
 
@@ -72,6 +72,42 @@ def test_two_textures_are_told_apart(tmp_path):
     scores = train(how, tmp_path / "run")
     assert scores["majority_accuracy"] < 0.65
     assert scores["pixel_accuracy"] > 0.7 and scores["nmi"] > 0.2
+
+
+@pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmentation(tmp_path, monkeypatch):
+    data = write_folder(tmp_path / "data", number=8, side=32)
+    how = SMALL | {"data": str(data), "steps": 100, "log_every": 1, "checkpoint_every": 100}
+
+    def run(name, references, disturbed=None):
+        with monkeypatch.context() as patch:
+            if references:
+                patch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
+            if disturbed is not None:
+                patch.setattr("infoseg_fast.train.InfoSegNet", disturbing(disturbed))
+            train(how, tmp_path / name)
+            labels = isf.load(tmp_path / name).segment(images)
+        return torch.tensor([loss for _, loss in losses(tmp_path / name)], dtype=torch.float64), labels
+
+    def disturbing(seed):
+        def made(**sizes):
+            net, noise = isf.InfoSegNet(**sizes), torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for x in net.parameters():
+                    x *= 1 + 1e-7 * torch.randn(x.shape, generator=noise)
+            return net
+
+        return made
+
+    images = torch.rand(4, 3, 32, 32)
+    found, labels = run("cpp", False)
+    expected, expected_labels = run("reference", True)
+    assert found[0] - found[-1] > 0.01  # it learns something
+    # How far a last bit carries: the reference against itself.
+    runs = torch.stack([run(f"disturbed {seed}", True, seed)[0] for seed in range(3)])
+    growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
+    assert ((found - expected).abs() <= 4 * growth + 1e-5).all()
+    assert (labels == expected_labels).float().mean() > 0.995
 
 
 def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):

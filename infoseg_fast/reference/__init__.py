@@ -5,7 +5,7 @@ float32. Symbols: B images, C feature channels, D embedding dimension, K classes
 per image.
 """
 
-from .appearance import appearance_statistics, local_appearance, neighbourhood_mean
+from .appearance import appearance_statistics, information_of_moments, local_appearance, neighbourhood_mean
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
 from .similarity import (
@@ -27,6 +27,7 @@ __all__ = [
     "folded_loss",
     "folded_loss_gradient",
     "folded_segment",
+    "information_of_moments",
     "local_appearance",
     "local_global_similarity",
     "moments_of",

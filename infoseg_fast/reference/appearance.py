@@ -1,5 +1,7 @@
 """The appearance of positions, and what the moments of the classes are sums of (see `infoseg_fast.appearance`)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,3 +54,38 @@ def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
     neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
     weights = like.new_full(neighbour.shape, 1 / (2 * radius + 1))
     return like.new_zeros(n, n).scatter_add_(1, neighbour, weights)
+
+
+def information_of_moments(
+    moments: Tensor, total: Tensor, resolution: float, gradient_wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The mutual information of class and appearance, and its gradient by the moments, None where it is not wanted.
+
+    With the moments of a class as a symmetric matrix M [d + 1, d + 1], pi its corner, and R = diag(0, 1 .. 1),
+
+        Q = M / pi + r^2 R,  log det(S_k + r^2) = log det Q_k
+        I = 1/2 log det Q of all positions - sum_k pi_k / 2 log det Q_k
+        dI / dM_k = -Q_k^-1 / 2, and by the corner besides -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1)) / 2
+
+    in float64, since a tight class is nearly singular.
+    """
+    n = (math.isqrt(8 * moments.shape[1] + 1) - 1) // 2  # d + 1
+    row, column = torch.triu_indices(n, n, device=moments.device)
+    place = torch.empty(n, n, dtype=torch.int64, device=moments.device)
+    place[row, column] = place[column, row] = torch.arange(len(row), device=moments.device)
+    M = torch.cat([moments, total[None]]).double()
+    # Of a class that has no positions all moments are 0, and Q is R with the corner of the others.
+    Q = (M / M[:, :1].clamp_min(torch.finfo(moments.dtype).tiny))[:, place]
+    Q[:, 0, 0] = 1
+    Q.diagonal(dim1=1, dim2=2)[:, 1:] += resolution**2
+    half_log_det = torch.linalg.slogdet(Q)[1] / 2
+    gradient = None
+    if gradient_wanted:
+        inverse = torch.linalg.inv_ex(Q[:-1])[0]
+        corner = (n - resolution**2 * inverse.diagonal(dim1=1, dim2=2)[:, 1:].sum(dim=1)) / 2 - half_log_det[:-1]
+        # A product off the diagonal stands for two elements of M.
+        gradient = inverse[:, row, column] * torch.where(row == column, -0.5, -1.0)
+        gradient[:, 0] += corner
+        gradient = gradient.to(moments.dtype)
+    value = half_log_det[-1] - M[:-1, 0] @ half_log_det[:-1]
+    return value.to(moments.dtype), gradient
