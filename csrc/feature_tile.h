@@ -34,6 +34,14 @@ struct FeatureTiles {
     return sizeof(E) == sizeof(A) && flat && map.stride_w == 1 && size(tile) % Lanes<A>::W == 0;
   }
 
+  // A position's channels lie in whole vectors: products along the channels need no transposed tile.
+  bool channel_rows() const {
+    return sizeof(E) == sizeof(A) && flat && map.stride_c == 1 && map.C % Lanes<A>::W == 0;
+  }
+
+  // Where they lie, stride_w apart; for channel_rows().
+  A* channels_at(int64_t b, int64_t tile) const { return reinterpret_cast<A*>(const_cast<E*>(at(b, tile * kTile))); }
+
   // The memory that read() will touch, where it lies in rows.
   NextTile lines(int64_t b, int64_t tile) const {
     if (b >= map.B || tile >= tiles || !flat || map.stride_w != 1) return none();

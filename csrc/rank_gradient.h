@@ -97,6 +97,16 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
                             int64_t count, A* block, NextTile& next) {
   const int vectors = vectors_of<A>(df.size(tile));
   const int64_t C = df.map.C;
+  if (df.channel_rows()) {
+    const RowBlocks positions = RowBlocks::of(df.size(tile));
+    for (int64_t i = 0; i < positions.count; ++i) {
+      const int64_t t = positions.begin(i), n = positions.begin(i + 1) - t;
+      product_strip<A, 1, Out::store>(static_cast<int>(n), vectors_of<A>(C), count, coefficients + t, kTile, G, C,
+                                      nullptr, df.channels_at(b, tile) + t * df.map.stride_w, df.map.stride_w,
+                                      next.take(count));
+    }
+    return;
+  }
   const RowBlocks blocks = RowBlocks::of(C);
   A* place = df.place(b, tile);
   const bool past_caches = place && df.streams(place);
@@ -115,11 +125,22 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
   if (past_caches) finish_streams();
 }
 
-// Adds one tile's share to the sums [count, padded C]. `transposed` is scratch of [kTile, kChannels].
+// Adds one tile's share to the sums [count, padded C], from its features [positions, stride], in whole vectors of channels.
+template <class A>
+static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
+                                    const A* coefficients, int64_t count, A* sums, NextTile& next) {
+  const RowBlocks blocks = RowBlocks::of(count);
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
+    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1, f,
+                                      stride, nullptr, sums + r * padded, padded, next.take(positions));
+  }
+}
+
+// The same from [C, stride] numbers. `transposed` is scratch of [kTile, kChannels].
 template <class A>
 static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
                           int64_t count, A* sums, A* transposed, NextTile& next) {
-  const RowBlocks blocks = RowBlocks::of(count);
   for (int64_t c = 0; c < C; c += kChannels) {
     const int64_t n = C - c < kChannels ? C - c : kChannels;
     const int vectors = vectors_of<A>(n);
@@ -127,12 +148,7 @@ static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t p
     if (n % Lanes<A>::W)
       for (int64_t t = 0; t < positions; ++t)
         for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) transposed[t * kChannels + i] = 0;
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-      product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors, positions, coefficients + r * kTile, 1,
-                                        transposed, kChannels, nullptr, sums + r * padded + c, padded,
-                                        next.take(positions));
-    }
+    add_channel_rows(transposed, kChannels, positions, n, padded, coefficients, count, sums + c, next);
   }
 }
 

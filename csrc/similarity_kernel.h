@@ -8,48 +8,64 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Sums of V Y over all positions, tile by tile: of a tile in the accumulation type, over tiles in float64. A set of sums
+// Sums of V Y over all positions: by lane over a few tiles in the accumulation type, over those in float64. A set of sums
 // a thread; the sets are added in the order of the threads.
 template <class A>
 class Moments {
+  static constexpr int W = Lanes<A>::W;
+  static constexpr int kTiles = 16;  // whose sums stay in lanes
+
  public:
   Moments(const FeatureMap& statistics, int64_t K, int threads, void* out)
       : Y_(statistics),
         K_(K),
         S_(statistics.C),
-        padded_((S_ + Lanes<A>::W - 1) / Lanes<A>::W * Lanes<A>::W),
         threads_(threads),
         out_(static_cast<A*>(out)),
-        scratch_size_(S_ * kTile + kTile * kChannels + K * padded_),
+        scratch_size_(S_ * kTile + K * S_ * W),
         scratch_(out ? threads * scratch_size_ : 0),
-        sums_(out ? threads * K * padded_ : 0) {
-    for (int64_t i = 0; out && i < threads * K * padded_; ++i) sums_[i] = 0;
+        sums_(out ? threads * K * S_ : 0) {
+    if (!out) return;
+    for (int64_t i = 0; i < threads * K * S_; ++i) sums_[i] = 0;
+    for (int64_t i = 0; i < threads * scratch_size_; ++i) scratch_[i] = 0;
   }
 
-  // With the probabilities V [K, kTile] of image b's tile.
-  void add(int t, int64_t b, int64_t tile, const A* V) {
+  // With the probabilities V [K, kTile] of image b's tile, the number `done` of the thread's.
+  void add(int t, int64_t done, int64_t b, int64_t tile, const A* V) {
     A* copy = scratch_ + t * scratch_size_;
-    A* transposed = copy + S_ * kTile;
-    A* of_tile = transposed + kTile * kChannels;
-    double* sums = sums_ + t * K_ * padded_;
-    for (int64_t i = 0; i < K_ * padded_; ++i) of_tile[i] = 0;
-    NextTile next = Y_.none();
-    add_dG(Y_.read(b, tile, copy), Y_.size(tile), S_, padded_, V, K_, of_tile, transposed, next);
-    for (int64_t i = 0; i < K_ * padded_; ++i) sums[i] += static_cast<double>(of_tile[i]);
-  }
-
-  void finish() const {
+    A* lanes = copy + S_ * kTile;
+    const TileRows<A> Y = Y_.read(b, tile, copy);  // 0 behind the last position
+    const int vectors = vectors_of<A>(Y_.size(tile));
     for (int64_t k = 0; k < K_; ++k)
       for (int64_t s = 0; s < S_; ++s) {
-        double total = 0;
-        for (int t = 0; t < threads_; ++t) total += sums_[(t * K_ + k) * padded_ + s];
-        out_[k * S_ + s] = static_cast<A>(total);
+        A* lane = lanes + (k * S_ + s) * W;
+        Vec<A> sum = load<A>(lane);
+        for (int v = 0; v < vectors; ++v) sum += load<A>(V + k * kTile + v * W) * load<A>(Y.data + s * Y.stride + v * W);
+        store<A>(lane, sum);
       }
+    if ((done + 1) % kTiles == 0) empty(t);
+  }
+
+  void finish() {
+    for (int t = 0; t < threads_; ++t) empty(t);
+    for (int64_t i = 0; i < K_ * S_; ++i) {
+      double total = 0;
+      for (int t = 0; t < threads_; ++t) total += sums_[t * K_ * S_ + i];
+      out_[i] = static_cast<A>(total);
+    }
   }
 
  private:
+  void empty(int t) {
+    A* lanes = scratch_ + t * scratch_size_ + S_ * kTile;
+    for (int64_t i = 0; i < K_ * S_; ++i) {
+      sums_[t * K_ * S_ + i] += sum_lanes<A>(load<A>(lanes + i * W));
+      store<A>(lanes + i * W, Vec<A>{});
+    }
+  }
+
   const FeatureTiles<A, A> Y_;
-  const int64_t K_, S_, padded_;
+  const int64_t K_, S_;
   const int threads_;
   A* const out_;
   const int64_t scratch_size_;
@@ -89,7 +105,7 @@ static void similarity_forward(const SimilarityArguments& a) {
           A* q = direct ? reinterpret_cast<A*>(to) + v * W : block + v * W;
           for (int64_t k = 0; k < K; ++k) store<A>(q + k * (direct ? P : kTile), load<A>(V + k * W));
         }
-      if (a.moments) moments.add(t, b, tile, block);
+      if (a.moments) moments.add(t, u - part.begin, b, tile, block);
       if (a.out && (!direct || !a.softmax))
         for (int64_t k = 0; k < K; ++k) narrow_row<E, A>(to + k * P, block + k * kTile, n);
     }
@@ -168,7 +184,8 @@ static void similarity_backward(const SimilarityArguments& a) {
         }
       }
       NextTile next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
-      products.add_gradient(t, b, tile, f.read(b, tile, copy), q, next);
+      const TileRows<A> rows = products.reads_in_place() ? TileRows<A>{copy, kTile} : f.read(b, tile, copy);
+      products.add_gradient(t, b, tile, rows, q, next);
     }
   };
   parallel_for_floats(a.threads, body);

@@ -60,7 +60,7 @@ class TileProducts {
   }
 
   // Writes df of image b's tile, and adds its share to dG and dg0, from the gradient q [R, kTile] by its scores.
-  // `rows` is the tile, as score() left it or as FeatureTiles::read() gives it.
+  // `rows` is the tile, as score() left it or as FeatureTiles::read() gives it; not read where reads_in_place().
   void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
     A* transposed = block + kBlockRows * kTile;
@@ -74,8 +74,15 @@ class TileProducts {
         return;
       }
     if (wanted_.df.data) write_df(df, b, tile, q, static_cast<const A*>(G_.rows + b * K * C), R, block, next);
-    if (wanted_.dG) add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
+    if (!wanted_.dG) return;
+    if (f.channel_rows())
+      add_channel_rows<A>(f.channels_at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);
+    else
+      add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
   }
+
+  // Whether add_gradient() takes the features from where they lie.
+  bool reads_in_place() const { return f.channel_rows(); }
 
   // Once all tiles are done.
   void finish() {
