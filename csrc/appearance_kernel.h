@@ -6,6 +6,7 @@
 #include "appearance.h"
 #include "denormals.h"
 #include "global_features.h"
+#include "products.h"
 #include "vecmath.h"
 
 namespace infoseg {
@@ -37,37 +38,60 @@ static inline void log_row(float* x, int64_t n, float offset, float scale) {
   for (int j = 0; i + j < n; ++j) x[i + j] = rest[j];
 }
 
-// One image, row by row: nothing of the image's size is kept.
+// Means of `columns` cells of kCell numbers each; 0: of `cell`, which is not known when compiled.
+template <int64_t kCell>
+static inline void pool_row(const float* __restrict from, float* __restrict to, int64_t columns, int64_t cell, float share) {
+  const int64_t n = kCell ? kCell : cell;
+  for (int64_t x = 0; x < columns; ++x) {
+    float sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += from[x * n + i];
+    to[x] = sum * share;
+  }
+}
+
+// One image, row by row: nothing of the image's size is kept. What it computes is the same of an image and, transposed, of
+// the transposed image, so rows are whatever lies in rows in memory.
 struct CellSums {
   const AppearanceArguments& a;
-  const int64_t c, columns, width, cell_rows, cell_columns, padded;
-  float *pixels, *bright, *before, *colour, *energy, *cells;
+  const FeatureMap images;
+  const bool transposed;
+  const int64_t c, rows, columns, width, cell_rows, cell_columns, padded;
+  float *pixels, *bright, *before, *colour, *energy, *cells, *maps;
 
   CellSums(const AppearanceArguments& a, float* scratch)
       : a(a),
-        c(a.images.C),
-        columns(a.columns),
-        width(a.images.w),
-        cell_rows(a.images.h / a.rows),
-        cell_columns(a.images.w / a.columns),
+        images(in_rows(a.images)),
+        transposed(images.stride_w != a.images.stride_w),
+        c(images.C),
+        rows(transposed ? a.columns : a.rows),
+        columns(transposed ? a.rows : a.columns),
+        width(images.w),
+        cell_rows(images.h / rows),
+        cell_columns(images.w / columns),
         padded(padded_to_vectors(width)),
         pixels(scratch),
         bright(pixels + padded),
         before(bright + padded),
         colour(before + padded),
         energy(colour + c * padded),
-        cells(energy + padded) {}
+        cells(energy + padded),
+        maps(cells + a.rows * a.columns) {}
+
+  static FeatureMap in_rows(FeatureMap m) {
+    if (m.stride_h != 1 || m.stride_w == 1) return m;
+    return {m.data, m.B, m.C, m.w, m.h, m.stride_b, m.stride_c, m.stride_w, m.stride_h};
+  }
 
   static int64_t scratch_size(const AppearanceArguments& a) {
-    return (a.images.C + 4) * padded_to_vectors(a.images.w) + a.rows * a.columns;
+    return (a.images.C + 4) * padded_to_vectors(in_rows(a.images).w) + (a.images.C + 2) * a.rows * a.columns;
   }
 
   void add_row(int64_t b, int64_t row) {
     for (int64_t i = 0; i < c; ++i) {
-      const float* from = static_cast<const float*>(a.images.data) + b * a.images.stride_b + i * a.images.stride_c +
-                          row * a.images.stride_h;
-      if (a.images.stride_w != 1) {
-        for (int64_t x = 0; x < width; ++x) pixels[x] = from[x * a.images.stride_w];
+      const float* from =
+          static_cast<const float*>(images.data) + b * images.stride_b + i * images.stride_c + row * images.stride_h;
+      if (images.stride_w != 1) {
+        for (int64_t x = 0; x < width; ++x) pixels[x] = from[x * images.stride_w];
         from = pixels;
       }
       float* sum = colour + i * padded;
@@ -80,20 +104,19 @@ struct CellSums {
     log_row(bright, width, 0, 1 / static_cast<float>(c));
   }
 
-  // Sums of `count` neighbours, times scale.
-  void pool(const float* from, float* to, float scale) const {
-    for (int64_t x = 0; x < columns; ++x) {
-      float sum = 0;
-      for (int64_t i = 0; i < cell_columns; ++i) sum += from[x * cell_columns + i];
-      to[x] = sum * scale;
-    }
+  void pool(const float* from, float* to, float share) const {
+    if (cell_columns == 4)
+      pool_row<4>(from, to, columns, 4, share);
+    else
+      pool_row<0>(from, to, columns, cell_columns, share);
   }
 
   void image(int64_t b) {
-    const int64_t P = a.rows * columns;
+    const int64_t P = rows * columns;
     const float share = 1 / static_cast<float>(cell_rows * cell_columns);
-    float* out = a.out + b * (c + 1) * P;
-    for (int64_t row = 0; row < a.images.h; ++row) {
+    float* const result = a.out + b * (c + 1) * P;
+    float* const out = transposed ? maps : result;
+    for (int64_t row = 0; row < images.h; ++row) {
       const int64_t cell = row / cell_rows;
       if (row % cell_rows == 0) zero_row(colour, c * padded);
       add_row(b, row);
@@ -110,19 +133,21 @@ struct CellSums {
       before = bright;
       bright = above;
     }
-    pool(energy, cells + (a.rows - 1) * columns, share);
+    pool(energy, cells + (rows - 1) * columns, share);
     log_row(out, c * P, a.dark, 1);
     float* rough = out + c * P;
-    for (int64_t y = 0; y < a.rows; ++y)
+    for (int64_t y = 0; y < rows; ++y)
       for (int64_t x = 0; x < columns; ++x) {
         float sum = 0;
         for (int64_t i = y - 1; i <= y + 1; ++i) {
-          const float* line = cells + (i < 0 ? 0 : i < a.rows ? i : a.rows - 1) * columns;
+          const float* line = cells + (i < 0 ? 0 : i < rows ? i : rows - 1) * columns;
           sum += line[x > 0 ? x - 1 : 0] + line[x] + line[x + 1 < columns ? x + 1 : x];
         }
         rough[y * columns + x] = sum / 9;
       }
     log_row(rough, P, a.flat, 1);
+    if (transposed)
+      for (int64_t i = 0; i <= c; ++i) transpose<float>(result + i * P, rows, maps + i * P, columns, columns, rows);
   }
 };
 

@@ -112,14 +112,16 @@ def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(
 
 
 @compiled
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided", "transposed"])
 @pytest.mark.parametrize(
     ("shape", "size"),
     [((3, 3, 64, 64), (16, 16)), ((2, 1, 32, 40), (8, 10)), ((2, 4, 33, 20), (11, 4)), ((1, 3, 5, 3), (5, 1))],
 )
 def test_the_kernels_give_the_references_appearance_and_statistics(shape, size, layout):
     images = torch.rand(*shape[:3], 2 * shape[3])[..., ::2]
-    if layout != "strided":
+    if layout == "transposed":
+        images = images.mT.contiguous().mT
+    elif layout != "strided":
         form = torch.channels_last if layout == "channels last" else torch.contiguous_format
         images = images.contiguous(memory_format=form)
     y = local_appearance(images, size, backend="cpp")
