@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-SUBJECTS = ("mutual_information", "similarity", "segmentation")
+SUBJECTS = ("mutual_information", "similarity", "segmentation", "appearance")
 FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -31,7 +31,7 @@ def build(folder: Path, sanitizer: str) -> Path:
     common = [COMPILER, "-O1", "-g1", "-std=c++17", "-fno-math-errno", f"-fsanitize={sanitizer}", "-pthread"]
     common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", "-DINFOSEG_NO_HALVES", f"-I{ROOT / 'csrc'}"]
     sources = [(ROOT / "csrc" / f"{s}_portable.cpp", best_flags()) for s in SUBJECTS]
-    sources += [(ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "cpu", "threads", "scratch")]
+    sources += [(ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "appearance_information", "cpu", "threads", "scratch")]
     sources += [(ROOT / "tests" / "cpp" / "test_kernels.cpp", [])]
 
     def compile_one(source: tuple[Path, list[str]]) -> str:

@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "appearance.h"
 #include "cpu.h"
 #include "mutual_information.h"
 #include "segmentation.h"
@@ -301,6 +302,97 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
             found[x][i], found[3 + x][i]);
 }
 
+// Cells of 2 x 3 pixels; layout 3 is an image whose columns lie in rows.
+static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layout, int64_t radius, int threads) {
+  const int64_t rows = 2 * h, columns = 3 * w, P = h * w;
+  const Problem p{B, c, 2, rows, columns, layout == 3 ? 0 : layout, false, false};
+  FeatureMap m = p.map(nullptr);
+  if (layout == 3) m = {nullptr, B, c, rows, columns, c * rows * columns, rows * columns, 1, rows};
+  const Exact<float> images = exact<float>(p.numbers()), y = exact<float>(B * (c + 1) * P);
+  for (int64_t i = 0; i < p.numbers(); ++i) images[i] = static_cast<float>(0.5 + 0.5 * noise());
+  m.data = images.get();
+  AppearanceArguments a;
+  a.images = m;
+  a.rows = h;
+  a.columns = w;
+  a.dark = 0.05f;
+  a.flat = 1e-3f;
+  a.threads = threads;
+  a.out = y.get();
+  local_appearance(a);
+  const auto bright = [&](int64_t b, int64_t q) {
+    double sum = 0;
+    for (int64_t i = 0; i < c; ++i) sum += std::log(images[place(m, b, i, q)] + 0.05);
+    return sum / static_cast<double>(c);
+  };
+  const auto inside = [](int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; };
+  const auto energy = [&](int64_t b, int64_t v, int64_t u) {
+    double sum = 0;
+    for (int64_t row = 2 * v; row < 2 * v + 2; ++row)
+      for (int64_t x = 3 * u; x < 3 * u + 3; ++x) {
+        const double here = bright(b, row * columns + x);
+        if (x + 1 < columns) sum += std::pow(bright(b, row * columns + x + 1) - here, 2);
+        if (row + 1 < rows) sum += std::pow(bright(b, (row + 1) * columns + x) - here, 2);
+      }
+    return sum / 6;
+  };
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t v = 0; v < h; ++v)
+      for (int64_t u = 0; u < w; ++u) {
+        for (int64_t i = 0; i < c; ++i) {
+          double sum = 0;
+          for (int64_t j = 0; j < 6; ++j)
+            sum += images[place(m, b, i, (2 * v + j / 3) * columns + 3 * u + j % 3)];
+          const double found = y[(b * (c + 1) + i) * P + v * w + u];
+          check(std::fabs(found - std::log(sum / 6 + 0.05)) < 1e-5, "colour", found, std::log(sum / 6 + 0.05));
+        }
+        double sum = 0;
+        for (int64_t j = 0; j < 9; ++j) sum += energy(b, inside(v + j / 3 - 1, h), inside(u + j % 3 - 1, w));
+        const double found = y[(b * (c + 1) + c) * P + v * w + u], expected = std::log(sum / 9 + 1e-3);
+        check(std::fabs(found - expected) < 1e-4, "roughness", found, expected);
+      }
+
+  const int64_t d = c + 1, S = (d + 1) * (d + 2) / 2;
+  const Exact<float> out = exact<float>(B * S * P);
+  const Exact<uint8_t> valid = exact<uint8_t>(B * P);
+  double count = 0;
+  for (int64_t i = 0; i < B * P; ++i) count += valid[i] = i == 0 || noise() > -0.5;
+  StatisticsArguments s;
+  s.y = y.get();
+  s.valid = valid.get();
+  s.B = B;
+  s.d = d;
+  s.h = h;
+  s.w = w;
+  s.radius = radius;
+  s.threads = threads;
+  s.out = out.get();
+  appearance_statistics(s);
+  std::vector<double> mean(d), deviation(d), expected(S * P);
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t q = 0; q < B * P; ++q) mean[i] += valid[q] * y[(q / P * d + i) * P + q % P] / count;
+    for (int64_t q = 0; q < B * P; ++q)
+      deviation[i] += valid[q] * std::pow(y[(q / P * d + i) * P + q % P] - mean[i], 2) / count;
+    deviation[i] = std::max(std::sqrt(deviation[i]), 1e-38);
+  }
+  const int64_t side = 2 * radius + 1;
+  for (int64_t b = 0; b < B; ++b) {
+    std::fill(expected.begin(), expected.end(), 0.0);
+    const auto factor = [&](int64_t i, int64_t q) {
+      return i == 0 ? 1.0 : (y[(b * d + i - 1) * P + q] - mean[i - 1]) / deviation[i - 1];
+    };
+    for (int64_t q = 0; q < P; ++q)
+      for (int64_t o = 0; o < side * side; ++o) {
+        const int64_t to = inside(q / w + o / side - radius, h) * w + inside(q % w + o % side - radius, w);
+        for (int64_t i = 0, k = 0; i <= d; ++i)
+          for (int64_t j = i; j <= d; ++j, ++k)
+            expected[k * P + to] += valid[b * P + q] * factor(i, q) * factor(j, q) / count / static_cast<double>(side * side);
+      }
+    for (int64_t i = 0; i < S * P; ++i)
+      check(count < 2 || std::fabs(out[b * S * P + i] - expected[i]) < 1e-4, "statistic", out[b * S * P + i], expected[i]);
+  }
+}
+
 static void test_segmentation(const Problem& p, int64_t rows, int64_t columns, int threads) {
   const Data<float> d(p);
   const Exact<uint8_t> labels = exact<uint8_t>(p.B * rows * columns), target = exact<uint8_t>(p.B * rows * columns);
@@ -401,6 +493,7 @@ int main(int argc, char** argv) {
         test_similarity(p, threads);
         test_moments<float>(p, 15, threads);
         test_moments<double>(p, 70, threads);
+        test_appearance(p.B, 1 + p.C % 4, p.h, p.w, p.layout == 0 && p.offset ? 3 : p.layout, p.C % 3, threads);
         test_segmentation(p, 4 * p.h, 4 * p.w, threads);
         test_segmentation(p, p.h + 1, 2 * p.w + 5, threads);
         test_segmentation(p, 2, 3, threads);
