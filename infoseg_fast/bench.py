@@ -21,13 +21,14 @@ import torch
 from . import bench_baselines as baselines
 from . import ops
 from .env import commit
+from .reference.similarity import accumulation_dtype
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of the table: an op at a shape, and how many times faster than the best PyTorch it should be."""
 
-    op: str  # "loss", "assign" or "segment"
+    op: str  # "loss", "assign", "moments" or "segment"
     name: str
     B: int = 16
     C: int = 128
@@ -44,9 +45,15 @@ class Case:
         n = self.settings.get("num_negatives", 1)
         return self.B - 1 if n == "all" else n
 
+    @property
+    def differentiated(self) -> bool:
+        return self.op in ("loss", "moments")
+
     def operations(self) -> int:
-        """Of the products that read the features; the method's count."""
+        """Of the products that read the features; the method's count. Of moments those with the statistics too."""
         each = 2 * self.B * self.side**2 * self.C
+        if self.op == "moments":
+            return 3 * each * self.K + 2 * 2 * self.B * self.side**2 * self.K * self.settings["statistics"]
         if self.op != "loss":
             return each * self.K
         if self.partners == self.B - 1 and self.settings.get("estimator", "jsd") == "jsd":
@@ -54,7 +61,9 @@ class Case:
         return 3 * each * (1 + self.partners) * self.K
 
     def moved_bytes(self) -> int:
-        return (3 if self.op == "loss" else 1) * self.B * self.C * self.side**2 * self.dtype.itemsize
+        statistics = 2 * self.settings["statistics"] if self.op == "moments" else 0
+        maps = (3 if self.differentiated else 1) * self.C + statistics
+        return maps * self.B * self.side**2 * self.dtype.itemsize
 
 
 ALL = {"num_negatives": "all"}
@@ -71,6 +80,7 @@ CASES = (
     Case("loss", "infonce all", B=32, side=16, settings={"estimator": "infonce"} | ALL, wanted=1.4),
     Case("loss", "jsd all", B=32, side=16, settings=ALL, wanted=1.5),
     Case("assign", "assign", wanted=1.6),
+    Case("moments", "class moments", settings={"statistics": 15}),
     Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
 )
 RESULTS = ("loss", "features", "global_features", "weight", "bias")  # the loss, and what there are gradients by
@@ -95,23 +105,35 @@ def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Ten
     )
     scales = (1.0, 0.3, case.C**-0.5, 0.1)
     x = [torch.randn(s, generator=generator).mul_(c).to(case.dtype) for s, c in zip(shapes, scales, strict=True)]
-    x = [t.to(dtype or case.dtype).requires_grad_(case.op == "loss") for t in x]
+    x = [t.to(dtype or case.dtype).requires_grad_(case.differentiated) for t in x]
     mask = torch.rand(case.B, case.side, case.side, generator=generator) < 0.8 if case.masked else None
     return x, mask
+
+
+def position_statistics(B: int, S: int, h: int, w: int, dtype: torch.dtype) -> torch.Tensor:
+    """For features of this dtype."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(B, S, h, w, generator=generator, dtype=torch.float64).to(accumulation_dtype(dtype))
 
 
 def providers(case: Case, compiled: bool) -> dict[str, Callable]:
     """Functions of features, global features, weight, bias and mask."""
     settings = case.settings
+    if case.op == "moments":
+        Y = position_statistics(case.B, settings["statistics"], case.side, case.side, case.dtype)
 
     def op(*x, mask=None):
         if case.op == "loss":
             return ops.mutual_information_loss(*x, mask=mask, **settings)
+        if case.op == "moments":
+            return ops.class_moments(*x, statistics=Y)
         return ops.assign(*x) if case.op == "assign" else ops.segment(*x, **settings)
 
     def eager(*x, mask=None):
         if case.op == "loss":
             return baselines.loss(*x, mask=mask, **settings)
+        if case.op == "moments":
+            return baselines.class_moments(*x, statistics=Y)
         return baselines.assign(*x) if case.op == "assign" else baselines.segment(*x, **settings)
 
     found = {"infoseg_fast": op, "eager": eager}
@@ -123,15 +145,20 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
     return found
 
 
+def upstream_of(value: torch.Tensor) -> torch.Tensor:
+    """A gradient to start from: 1 of a loss. That of equal numbers by probabilities would be 0."""
+    return torch.linspace(1, 2, value.numel(), device=value.device).to(value.dtype).view_as(value)
+
+
 def step_of(case: Case, provider: Callable, x: list[torch.Tensor], mask: torch.Tensor | None) -> Callable:
-    if case.op == "loss":
+    if case.differentiated:
 
         def step():
             for t in x:
                 t.grad = None
-            loss = provider(*x, mask=mask)
-            loss.backward()
-            return [loss.detach(), *(t.grad for t in x)]
+            value = provider(*x, mask=mask)
+            value.backward(upstream_of(value))
+            return [value.detach(), *(t.grad for t in x)]
 
         return step
 
@@ -173,7 +200,7 @@ def machine_rates() -> tuple[float, float]:
 
 
 def relative_errors(found: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
-    """Of the loss and of every gradient, or of the one result there is; for labels the share that differs."""
+    """Of the value and of every gradient, or of the one result there is; for labels the share that differs."""
     if not found[0].is_floating_point():
         return [(found[0] != truth[0]).double().mean().item()]
     pairs = zip(found, truth, strict=True)
@@ -231,7 +258,7 @@ def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]
                 "op": case.op,
                 "case": case.name,
                 "provider": name,
-                "mode": "forward + backward" if case.op == "loss" else "forward",
+                "mode": "forward + backward" if case.differentiated else "forward",
                 "shape": f"B={case.B} C={case.C} D={case.D} K={case.K} {case.side}x{case.side}",
                 "dtype": str(case.dtype).removeprefix("torch."),
                 "device": "cpu",
@@ -246,7 +273,7 @@ def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]
                 **{
                     f"error_{result}": f"{error:.1e}"
                     for result, error in zip(RESULTS, errors[name], strict=False)
-                    if case.op == "loss"
+                    if case.differentiated
                 },
                 "extra_mb": "" if memory[name] is None else round(memory[name], 2),
                 "torch": torch.__version__,

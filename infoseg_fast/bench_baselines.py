@@ -37,7 +37,9 @@ def assign(features, global_features, weight, bias) -> Tensor:
 
 def class_moments(features, global_features, weight, bias, *, statistics) -> Tensor:
     V = assign(features, global_features, weight, bias)
-    return V.transpose(0, 1).flatten(1).to(statistics.dtype) @ statistics.transpose(0, 1).flatten(1).mT
+    dtype = torch.promote_types(V.dtype, statistics.dtype)
+    V, Y = (x.to(dtype).transpose(0, 1).flatten(1) for x in (V, statistics))
+    return V @ Y.mT
 
 
 def segment_and_count(features, global_features, target, weight, bias, *, num_classes, ignore_index=255) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from . import bench_baselines as baselines
 from . import cuda_checks, ops
-from .bench import SHOWN, relative_errors, table, write_csv
+from .bench import SHOWN, position_statistics, relative_errors, table, upstream_of, write_csv
 from .env import commit, versions
 from .reference.similarity import accumulation_dtype
 
@@ -100,9 +100,8 @@ def providers(
         "count": (ops.segment_and_count, baselines.segment_and_count),
     }[case.op]
     if case.op == "moments":
-        shape = (case.shape["B"], how["statistics"], case.shape["h"], case.shape["w"])
-        Y = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        how = {"statistics": Y.to(device, accumulation_dtype(case.dtype))}
+        s = case.shape
+        how = {"statistics": position_statistics(s["B"], how["statistics"], s["h"], s["w"], case.dtype).to(device)}
     if case.op == "count":
         # The upsampled size is the target's; it stands third among the arguments.
         how = {name: value for name, value in how.items() if name != "size"}
@@ -128,7 +127,7 @@ def steps(provider: Callable, x: list[torch.Tensor], differentiable: bool) -> di
 
     if not differentiable:
         return {"forward": forward}
-    upstream = torch.ones_like(forward()[0])
+    upstream = upstream_of(forward()[0])
 
     def both():
         out = provider(*x)

@@ -31,7 +31,9 @@ def build(folder: Path, sanitizer: str) -> Path:
     common = [COMPILER, "-O1", "-g1", "-std=c++17", "-fno-math-errno", f"-fsanitize={sanitizer}", "-pthread"]
     common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", "-DINFOSEG_NO_HALVES", f"-I{ROOT / 'csrc'}"]
     sources = [(ROOT / "csrc" / f"{s}_portable.cpp", best_flags()) for s in SUBJECTS]
-    sources += [(ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "appearance_information", "cpu", "threads", "scratch")]
+    sources += [
+        (ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "appearance_information", "cpu", "threads", "scratch")
+    ]
     sources += [(ROOT / "tests" / "cpp" / "test_kernels.cpp", [])]
 
     def compile_one(source: tuple[Path, list[str]]) -> str:
