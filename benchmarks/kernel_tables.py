@@ -46,7 +46,7 @@ def main() -> None:
     print("|---" * (1 + len(RESULTS)) + "|")
     for name, rows in cases.items():
         op, eager = rows["infoseg_fast"], rows["eager"]
-        if op["op"] == "loss":
+        if op["error_loss"]:
             print(f"| {name} | " + " | ".join(f"{op[f'error_{r}']} ({eager[f'error_{r}']})" for r in RESULTS) + " |")
 
 
