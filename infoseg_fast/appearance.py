@@ -21,6 +21,8 @@ from .dispatch import kernel as dispatch_kernel
 from .ops import eager
 from .reference.similarity import accumulation_dtype, moments_of
 
+RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as the same
+
 
 def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
     """The colour and the roughness at every position of a map of `size` that covers the images.
@@ -76,7 +78,9 @@ def _kernel(op: str, backend: str, x: Tensor, *others: Tensor | None):
     return None if chosen == "reference" else dispatch_kernel(op, chosen).forward
 
 
-def information_of_moments(moments: Tensor, total: Tensor, resolution: float = 0.1, *, backend: str = "auto") -> Tensor:
+def information_of_moments(
+    moments: Tensor, total: Tensor, resolution: float = RESOLUTION, *, backend: str = "auto"
+) -> Tensor:
     """The mutual information of class and appearance, as `appearance_information`, from the moments of the classes.
 
     Args:
@@ -109,7 +113,7 @@ class _InformationOfMoments(torch.autograd.Function):
 
 
 def appearance_information(
-    probs: Tensor, appearance: Tensor, mask: Tensor | None = None, *, resolution: float = 0.1
+    probs: Tensor, appearance: Tensor, mask: Tensor | None = None, *, resolution: float = RESOLUTION
 ) -> Tensor:
     """The mutual information of class and appearance, in nats, with every class taken as normal.
 

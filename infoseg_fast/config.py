@@ -8,13 +8,14 @@ from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
 from .segmenter import MAX_SMOOTH
 
+AUTO = "auto"
 # Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
 # leaves the negatives, the temperature, the sizes and the optimiser's settings open; "default" is what trials on real
 # images chose (docs/recipe.md).
 RECIPES = {
     "default": {
-        "estimator": "infonce", "num_negatives": "all", "balance": 0.0, "appearance": 10.0, "smooth": 1,
-        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-4,
+        "estimator": "infonce", "num_negatives": "all", "balance": 3.0, "appearance": 10.0, "smooth": AUTO,
+        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
@@ -32,6 +33,10 @@ def setting(default, help: str, **argument):
 
 def count_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
+
+
+def radius_or_auto(text: str) -> int | str:
+    return text if text == AUTO else int(text)
 
 
 @dataclass
@@ -71,8 +76,11 @@ class TrainConfig:
     appearance: float | None = setting(
         None, "weight of what the classes tell of colour and roughness (default: the recipe's)", type=float
     )
-    smooth: int | None = setting(
-        None, "probabilities are averaged over 2 N + 1 positions each way (default: the recipe's)", type=int
+    smooth: int | str | None = setting(
+        None,
+        "probabilities are averaged over 2 N + 1 positions each way; auto: N = 1 for images that are grainy at the "
+        "scale of a position, else 0 (default: the recipe's)",
+        type=radius_or_auto,
     )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
     lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)
@@ -103,13 +111,13 @@ class TrainConfig:
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is not None and not bound <= value < float("inf"):
+            if value not in (None, AUTO) and not bound <= value < float("inf"):
                 raise DataError(f"{option(name)} must be at least {bound}, not {value}")
         for name in ("scale", "temperature", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
         for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
-            if getattr(self, name) > most:
+            if getattr(self, name) != AUTO and getattr(self, name) > most:
                 raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
         if self.classes is not None and self.classes > 256:
             raise DataError(f"--classes must be from 2 to 256, not {self.classes}")

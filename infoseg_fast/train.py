@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import augment, checkpoint, report
 from .appearance import appearance_statistics, information_of_moments, local_appearance
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
@@ -31,6 +31,7 @@ from .model import STRIDE, InfoSegNet, padded
 from .ops import assign, class_moments
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
+from .smoothing import smoothing_radius
 
 logger = logging.getLogger("infoseg_fast")
 
@@ -309,6 +310,8 @@ def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
         )
     if config.steps is None:
         config.steps = config.epochs * steps_per_epoch(len(train_set), config.batch_size, least)
+    if config.smooth == AUTO:
+        config.smooth = smoothing_radius(train_set)
     digest = hashlib.sha256(repr((train_set.stems, train_set.sizes)).encode()).hexdigest()
     if eval_set.has_labels:
         eval_set.check_labels()

@@ -77,7 +77,7 @@ def test_two_textures_are_told_apart(tmp_path):
 @pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmentation(tmp_path, monkeypatch):
     data = write_folder(tmp_path / "data", number=8, side=32)
-    how = SMALL | {"data": str(data), "steps": 100, "log_every": 1, "checkpoint_every": 100}
+    how = SMALL | {"data": str(data), "steps": 100, "log_every": 1, "checkpoint_every": 100, "lr": 3e-4}
 
     def run(name, references, disturbed=None):
         with monkeypatch.context() as patch:
@@ -312,7 +312,7 @@ def test_an_existing_run_is_not_overwritten(data, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(DataError, match="exists.*--resume"):
         train(how, tmp_path / "run")
-    for change, told in (({"lr": 0.5}, "--lr 0.0003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
+    for change, told in (({"lr": 0.5}, "--lr 0.003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
         with pytest.raises(DataError, match=told):
             train(how | change, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

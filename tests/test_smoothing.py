@@ -1,0 +1,60 @@
+"""The default recipe averages probabilities where the images are grainy, and only there."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infoseg_fast.data import open_set
+from infoseg_fast.smoothing import grain, smoothing_radius
+from infoseg_fast.train import train
+
+SMALL = {"steps": 2, "crop": 32, "width": 8, "dim": 16, "batch_size": 2, "eval_every": 0, "classes": 2}
+
+
+def folder(root, make, number=4):
+    (root / "images").mkdir(parents=True)
+    for i in range(number):
+        Image.fromarray(make(np.random.default_rng(i))).save(root / "images" / f"{i}.png")
+    return str(root)
+
+
+def noise(rng):
+    """Cells of 4 x 4 pixels that are independent of each other."""
+    return rng.integers(40, 216, (16, 16, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+
+
+def flat(rng):
+    return np.full((64, 64, 3), 90, np.uint8)
+
+
+def test_independent_cells_are_all_grain_and_smooth_images_have_none(tmp_path):
+    # The mean of 3 x 3 independent cells takes 1/9 of each; at the border, where cells are repeated, more.
+    assert grain(open_set(folder(tmp_path / "noise", noise), "train")) == pytest.approx(8 / 9, abs=0.06)
+    assert grain(open_set(folder(tmp_path / "flat", flat), "train")) == 0
+
+
+def test_the_shape_and_the_size_of_images_do_not_matter(tmp_path):
+    whole = grain(open_set(folder(tmp_path / "whole", noise), "train"))
+    cut = grain(open_set(folder(tmp_path / "cut", lambda rng: noise(rng)[:62, :39]), "train"))
+    assert cut == pytest.approx(whole, abs=0.05)
+    tiny = folder(tmp_path / "tiny", lambda rng: rng.integers(0, 255, (3, 2, 3), np.uint8))
+    assert 0 <= grain(open_set(tiny, "train")) <= 1
+
+
+@pytest.mark.parametrize(("make", "radius"), [(noise, 1), (flat, 0)])
+def test_a_run_decides_once_and_records_it(tmp_path, make, radius):
+    data = folder(tmp_path / "data", make)
+    assert smoothing_radius(open_set(data, "train")) == radius
+    run = tmp_path / "run"
+    train(SMALL | {"data": data}, run)
+    assert json.loads((run / "config.json").read_text())["config"]["smooth"] == radius
+    train({"steps": 3}, run, resume=True)
+    assert json.loads((run / "config.json").read_text())["config"]["smooth"] == radius
+
+
+def test_what_is_given_is_taken(tmp_path):
+    data = folder(tmp_path / "data", flat)
+    train(SMALL | {"data": data, "smooth": 2}, tmp_path / "run")
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["smooth"] == 2
