@@ -38,6 +38,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     settings: dict = field(default_factory=dict)
     masked: bool = False
+    spread: float = 0.3  # of the global features: 1 makes confident assignments, whose small probabilities are denormal
     wanted: float = 1.8
 
     @property
@@ -76,6 +77,7 @@ CASES = (
     Case("loss", "jsd n=3", settings={"num_negatives": 3}),
     Case("loss", "jsd reassigned", settings={"negatives": "reassigned"}),
     Case("loss", "jsd mask", masked=True),
+    Case("loss", "jsd confident", spread=1.0),
     Case("loss", "jsd bfloat16", dtype=torch.bfloat16),
     Case("loss", "infonce all", B=32, side=16, settings={"estimator": "infonce"} | ALL, wanted=1.4),
     Case("loss", "jsd all", B=32, side=16, settings=ALL, wanted=1.5),
@@ -103,7 +105,7 @@ def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Ten
         (case.D, case.C),
         (case.D,),
     )
-    scales = (1.0, 0.3, case.C**-0.5, 0.1)
+    scales = (1.0, case.spread, case.C**-0.5, 0.1)
     x = [torch.randn(s, generator=generator).mul_(c).to(case.dtype) for s, c in zip(shapes, scales, strict=True)]
     x = [t.to(dtype or case.dtype).requires_grad_(case.differentiated) for t in x]
     mask = torch.rand(case.B, case.side, case.side, generator=generator) < 0.8 if case.masked else None
