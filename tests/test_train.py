@@ -106,7 +106,8 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     # How far a last bit carries: the reference against itself.
     runs = torch.stack([run(f"disturbed {seed}", True, seed)[0] for seed in range(3)])
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
-    assert ((found - expected).abs() <= 4 * growth + 1e-5).all()
+    # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have weight 10.
+    assert ((found - expected).abs() <= 4 * growth + 2e-4).all()
     assert (labels == expected_labels).float().mean() > 0.995
 
 
