@@ -12,9 +12,11 @@ import time
 import torch
 
 from infoseg_fast import bench
+from infoseg_fast.allocator import keep_freed_memory
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds

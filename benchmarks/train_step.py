@@ -15,6 +15,7 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import extension
+from infoseg_fast.allocator import keep_freed_memory
 
 # name -> backend of the loss, thread pool of the extension
 WAYS = {"PyTorch's pool": ("cpp", "automatic"), "own pool": ("cpp", "own"), "plain PyTorch": ("reference", "automatic")}
@@ -46,6 +47,7 @@ def step_of(backend: str, pool: str, args: argparse.Namespace):
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--images", type=int, default=16)

@@ -129,8 +129,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments: argparse.Namespace) -> None:
+    from .allocator import keep_freed_memory
     from .train import train
 
+    keep_freed_memory()
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(arguments, f.name)}
     train(given, arguments.out, arguments.resume)
 
@@ -139,7 +141,9 @@ def run_bench(args) -> None:
     import torch
 
     from . import bench, bench_cuda, kernels
+    from .allocator import keep_freed_memory
 
+    keep_freed_memory()
     cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
     known = {case.op for case in cases} | {case.name for case in cases}
     for name in args.ops:
