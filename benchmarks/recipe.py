@@ -3,9 +3,10 @@
     python benchmarks/recipe.py landcover landcover-4 DIR --seeds 0 1 2 --csv trials.csv
     python benchmarks/recipe.py texture-mosaics landcover --set appearance=0 --set balance=0.5
 
-A set is what `infoseg train --data` takes, or `texture-mosaics` (made here, see `texture_mosaics.py`). The landcover
-sets are scored on all tiles, since their eval split is small, others on the eval split. `--set NAME=VALUE` changes a
-setting of `infoseg train`; what is not set is the default recipe.
+A set is what `infoseg train --data` takes, or one that is made here: `texture-mosaics`, `tissue-sections`,
+`landscapes` (see the files of these names). The landcover sets are scored on all tiles, since their eval split is
+small, others on the eval split. `--set NAME=VALUE` changes a setting of `infoseg train`; what is not set is the default
+recipe. `--baselines` scores what needs no network first.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import time
 from pathlib import Path
 from statistics import mean, pstdev
 
+import landscapes
 import numpy as np
 import texture_mosaics
+import tissue_sections
 import torch
 
-from infoseg_fast import load
+from infoseg_fast import baselines, load
 from infoseg_fast.assignment import linear_sum_assignment
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import NAMES, open_set
@@ -34,15 +37,31 @@ COLUMNS = (
 )  # fmt: skip
 
 
+MADE = {module.NAME: module for module in (landscapes, texture_mosaics, tissue_sections)}
+
+
+def opened(data: str, folder: str) -> tuple[str, str]:
+    """A set as `--data` takes it, made in the folder if need be, and the split that it is scored on."""
+    source = str(MADE[data].write(Path(folder) / "data")) if data in MADE else data
+    return source, "all" if data in NAMES else "eval"
+
+
+def baseline_scores(data: str) -> dict[str, float]:
+    """Pixel accuracy of each method of `infoseg baseline`."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, split = opened(data, folder)
+        return {name: baselines.baseline(name, source, split)[0]["pixel_accuracy"] for name in baselines.METHODS}
+
+
 def trial(data: str, seed: int, settings: dict) -> dict:
     """Train once and score the last step; no label is used before that."""
     with tempfile.TemporaryDirectory() as folder:
-        source = str(texture_mosaics.write(Path(folder) / "data")) if data == texture_mosaics.NAME else data
+        source, split = opened(data, folder)
         began = time.perf_counter()
         train({"data": source, "seed": seed, "eval_every": 0} | settings, Path(folder) / "run")
         seconds = time.perf_counter() - began
         segmenter = load(Path(folder) / "run")
-        images = open_set(source, "all" if data in NAMES else "eval")
+        images = open_set(source, split)
         scores = evaluate(segmenter, images, torch.device("cpu"))
         counts = np.array(scores["confusion"])
         return {
@@ -88,11 +107,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--baselines", action="store_true", help="score the baselines too")
     parser.add_argument("--csv", type=Path, help="rows are added to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = parsed(args.settings)
     for data in args.data:
+        if args.baselines:
+            scores = baseline_scores(data)
+            print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in scores.items()), flush=True)
         rows = []
         for seed in args.seeds:
             rows.append(trial(data, seed, settings))

@@ -8,7 +8,7 @@ every image: only texture tells them apart.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from image_folder import write_folder
 
 NAME = "texture-mosaics"
 TEXTURES = ("brick", "grass", "gravel")
@@ -47,14 +47,4 @@ def write(root: Path, train: int = 600, evaluation: int = 100, side: int = 64, s
 
     textures = [equalised(getattr(data, name)()) for name in TEXTURES]
     rng = np.random.default_rng(seed)
-    for part in ("images", "labels"):
-        (root / part).mkdir(parents=True)
-    for i in range(train + evaluation):
-        image, label = mosaic(rng, textures, side)
-        Image.fromarray(image).save(root / "images" / f"{i:04}.png")
-        Image.fromarray(label).save(root / "labels" / f"{i:04}.png")
-    stems = [f"{i:04}\n" for i in range(train + evaluation)]
-    (root / "train.txt").write_text("".join(stems[:train]))
-    (root / "eval.txt").write_text("".join(stems[train:]))
-    (root / "classes.txt").write_text("\n".join(TEXTURES) + "\n")
-    return root
+    return write_folder(root, [mosaic(rng, textures, side) for _ in range(train + evaluation)], train, TEXTURES)
