@@ -6,13 +6,13 @@
 
 namespace infoseg {
 
-// The colour and the roughness of cells of whole pixels (infoseg_fast/reference/appearance.py has the equations).
+// The colour and the texture of cells of whole pixels (infoseg_fast/reference/appearance.py has the equations).
 struct AppearanceArguments {
   FeatureMap images;       // [B, c, rows * cell_rows, columns * cell_columns], any strides
   int64_t rows = 0, columns = 0;
   float dark = 0, flat = 0;
   int threads = 1;
-  float* out = nullptr;  // [B, c + 1, rows, columns]
+  float* out = nullptr;  // [B, c + 2, rows, columns]
 };
 
 void local_appearance(const AppearanceArguments& a);

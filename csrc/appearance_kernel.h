@@ -56,7 +56,9 @@ struct CellSums {
   const FeatureMap images;
   const bool transposed;
   const int64_t c, rows, columns, width, cell_rows, cell_columns, padded;
-  float *pixels, *bright, *before, *colour, *energy, *cells, *maps;
+  // Of the structure tensor: trace, difference of the diagonal, twice the rest; in `tensor` the sums down a cell's columns
+  // of pixels, in `cells` the means over cells.
+  float *pixels, *bright, *before, *colour, *tensor, *cells, *maps;
 
   CellSums(const AppearanceArguments& a, float* scratch)
       : a(a),
@@ -73,9 +75,9 @@ struct CellSums {
         bright(pixels + padded),
         before(bright + padded),
         colour(before + padded),
-        energy(colour + c * padded),
-        cells(energy + padded),
-        maps(cells + a.rows * a.columns) {}
+        tensor(colour + c * padded),
+        cells(tensor + 3 * padded),
+        maps(cells + 3 * a.rows * a.columns) {}
 
   static FeatureMap in_rows(FeatureMap m) {
     if (m.stride_h != 1 || m.stride_w == 1) return m;
@@ -83,7 +85,7 @@ struct CellSums {
   }
 
   static int64_t scratch_size(const AppearanceArguments& a) {
-    return (a.images.C + 4) * padded_to_vectors(in_rows(a.images).w) + (a.images.C + 2) * a.rows * a.columns;
+    return (a.images.C + 6) * padded_to_vectors(in_rows(a.images).w) + (a.images.C + 5) * a.rows * a.columns;
   }
 
   void add_row(int64_t b, int64_t row) {
@@ -111,43 +113,65 @@ struct CellSums {
       pool_row<0>(from, to, columns, cell_columns, share);
   }
 
+  // The steps along both diagonals of the 2 x 2 pixels of rows `before` and `bright`.
+  void add_steps() {
+    float *trace = tensor, *difference = tensor + padded, *twice_uv = tensor + 2 * padded;
+    for (int64_t x = 0; x + 1 < width; ++x) {
+      const float u = bright[x + 1] - before[x], v = before[x + 1] - bright[x];
+      trace[x] += u * u + v * v;
+      difference[x] += u * u - v * v;
+      twice_uv[x] += 2 * u * v;
+    }
+  }
+
+  void finish_cells(int64_t row, float share) {
+    for (int64_t i = 0; i < 3; ++i) pool(tensor + i * padded, cells + (i * rows + row) * columns, share);
+    zero_row(tensor, 3 * padded);
+  }
+
+  // The roughness and the coherence from the tensor's means over 3 x 3 cells.
+  void write_texture(float* rough, float* coherence) const {
+    for (int64_t y = 0; y < rows; ++y)
+      for (int64_t x = 0; x < columns; ++x) {
+        const int64_t left = x > 0 ? x - 1 : 0, right = x + 1 < columns ? x + 1 : x;
+        float mean[3];
+        for (int64_t t = 0; t < 3; ++t) {
+          float sum = 0;
+          for (int64_t i = y - 1; i <= y + 1; ++i) {
+            const float* line = cells + (t * rows + (i < 0 ? 0 : i < rows ? i : rows - 1)) * columns;
+            sum += line[left] + line[x] + line[right];
+          }
+          mean[t] = sum / 9;
+        }
+        rough[y * columns + x] = mean[0];
+        coherence[y * columns + x] = std::sqrt(mean[1] * mean[1] + mean[2] * mean[2]) / (mean[0] + a.flat);
+      }
+    log_row(rough, rows * columns, a.flat, 1);
+  }
+
   void image(int64_t b) {
     const int64_t P = rows * columns;
     const float share = 1 / static_cast<float>(cell_rows * cell_columns);
-    float* const result = a.out + b * (c + 1) * P;
+    float* const result = a.out + b * (c + 2) * P;
     float* const out = transposed ? maps : result;
+    zero_row(tensor, 3 * padded);
     for (int64_t row = 0; row < images.h; ++row) {
       const int64_t cell = row / cell_rows;
       if (row % cell_rows == 0) zero_row(colour, c * padded);
       add_row(b, row);
-      if (row > 0)  // a step down belongs to the row above
-        for (int64_t x = 0; x < width; ++x) energy[x] += (bright[x] - before[x]) * (bright[x] - before[x]);
-      if (row % cell_rows == 0) {
-        if (row > 0) pool(energy, cells + (cell - 1) * columns, share);
-        zero_row(energy, padded);
-      }
-      for (int64_t x = 0; x + 1 < width; ++x) energy[x] += (bright[x + 1] - bright[x]) * (bright[x + 1] - bright[x]);
+      if (row > 0) add_steps();
+      if (row > 0 && row % cell_rows == 0) finish_cells(cell - 1, share);
       if (row % cell_rows == cell_rows - 1)
         for (int64_t i = 0; i < c; ++i) pool(colour + i * padded, out + i * P + cell * columns, share);
       float* const above = before;
       before = bright;
       bright = above;
     }
-    pool(energy, cells + (rows - 1) * columns, share);
+    finish_cells(rows - 1, share);
     log_row(out, c * P, a.dark, 1);
-    float* rough = out + c * P;
-    for (int64_t y = 0; y < rows; ++y)
-      for (int64_t x = 0; x < columns; ++x) {
-        float sum = 0;
-        for (int64_t i = y - 1; i <= y + 1; ++i) {
-          const float* line = cells + (i < 0 ? 0 : i < rows ? i : rows - 1) * columns;
-          sum += line[x > 0 ? x - 1 : 0] + line[x] + line[x + 1 < columns ? x + 1 : x];
-        }
-        rough[y * columns + x] = sum / 9;
-      }
-    log_row(rough, P, a.flat, 1);
+    write_texture(out + c * P, out + (c + 1) * P);
     if (transposed)
-      for (int64_t i = 0; i <= c; ++i) transpose<float>(result + i * P, rows, maps + i * P, columns, columns, rows);
+      for (int64_t i = 0; i < c + 2; ++i) transpose<float>(result + i * P, rows, maps + i * P, columns, columns, rows);
   }
 };
 

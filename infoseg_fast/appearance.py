@@ -25,7 +25,7 @@ RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as th
 
 
 def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
-    """The colour and the roughness at every position of a map of `size` that covers the images.
+    """The colour and the texture at every position of a map of `size` that covers the images.
 
     Args:
         images: float [B, c, H_img, W_img] in [0, 1].
@@ -33,9 +33,10 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
         backend: "auto", "reference" or "cpp", which takes cells of whole pixels on the CPU.
 
     Returns:
-        y, [B, c + 1, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
-        of illumination is a shift; and the logarithm of the mean squared gradient of the logarithmic brightness over
-        3 x 3 cells.
+        y, [B, c + 2, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
+        of illumination is a shift; and of the structure tensor of the logarithmic brightness over 3 x 3 cells (the mean
+        of the products of its gradient's components) the roughness, which is the logarithm of its trace, and the
+        coherence, the difference of its eigenvalues by their sum: 0 for grain, 1 for stripes.
     """
     images = images.detach().float()
     whole = size[0] > 0 and size[1] > 0 and images.shape[2] % size[0] == 0 and images.shape[3] % size[1] == 0

@@ -82,7 +82,7 @@ CASES = (
     Case("loss", "infonce all", B=32, side=16, settings={"estimator": "infonce"} | ALL, wanted=1.4),
     Case("loss", "jsd all", B=32, side=16, settings=ALL, wanted=1.5),
     Case("assign", "assign", wanted=1.6),
-    Case("moments", "class moments", settings={"statistics": 15}),
+    Case("moments", "class moments", settings={"statistics": 21}),
     Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
 )
 RESULTS = ("loss", "features", "global_features", "weight", "bias")  # the loss, and what there are gradients by

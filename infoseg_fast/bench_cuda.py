@@ -58,8 +58,8 @@ CASES = (
     Case("loss", "infonce all", COCO, settings=INFONCE),
     Case("assign", "assign bfloat16", COCO, torch.bfloat16),
     Case("similarity", "similarity", COCO),
-    Case("moments", "class moments", COCO, settings={"statistics": 15}),
-    Case("moments", "class moments bfloat16", COCO, torch.bfloat16, {"statistics": 15}),
+    Case("moments", "class moments", COCO, settings={"statistics": 21}),
+    Case("moments", "class moments bfloat16", COCO, torch.bfloat16, {"statistics": 21}),
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
 )

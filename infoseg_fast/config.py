@@ -14,7 +14,7 @@ AUTO = "auto"
 # images chose (docs/recipe.md).
 RECIPES = {
     "default": {
-        "estimator": "infonce", "num_negatives": "all", "balance": 3.0, "appearance": 10.0, "smooth": AUTO,
+        "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3,
     },
     "paper": {
@@ -74,7 +74,7 @@ class TrainConfig:
     )
     balance: float | None = setting(None, "weight of the class-usage term (default: the recipe's)", type=float)
     appearance: float | None = setting(
-        None, "weight of what the classes tell of colour and roughness (default: the recipe's)", type=float
+        None, "weight of what the classes tell of colour and texture (default: the recipe's)", type=float
     )
     smooth: int | str | None = setting(
         None,

@@ -224,7 +224,7 @@ class _Float32(_Kernel):
 class _LocalAppearance(_Float32):
     def forward(self, images, size):
         B, c = images.shape[:2]
-        out = images.new_empty(B, c + 1, *size)
+        out = images.new_empty(B, c + 2, *size)
         threads = torch.get_num_threads()
         extension.compiled().local_appearance(_map(images), *size, DARK, FLAT, threads, out.data_ptr())
         return out

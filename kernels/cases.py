@@ -72,7 +72,7 @@ def _assign(kernel, case, f, G, g0):
 
 
 def _class_moments(kernel, case, f, G, g0):
-    Y = G.new_empty(case.B, case.settings.get("statistics", 15), case.h, case.w)
+    Y = G.new_empty(case.B, case.settings.get("statistics", 21), case.h, case.w)
     with recorded() as forward:
         moments, V = kernel.forward(f, G, g0, Y, 1.0, case.settings.get("keep", True))
     with recorded() as backward:

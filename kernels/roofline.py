@@ -74,7 +74,7 @@ def floor(case: Case, phase: str) -> int:
     rows, columns = case.settings.get("size", (case.h, case.w))
     labels = case.B * rows * columns
     sums = accumulation_dtype(case.dtype).itemsize
-    statistics = case.B * case.settings.get("statistics", 15) * case.h * case.w * sums
+    statistics = case.B * case.settings.get("statistics", 21) * case.h * case.w * sums
     forward = {
         "mutual_information_loss": feature_map,
         "local_global_similarity": feature_map + score_map,

@@ -197,14 +197,32 @@ def test_wrong_arguments_are_named(change, told):
         isf.appearance_information(given.pop("probs"), given.pop("appearance"), **given)
 
 
-def test_appearance_is_colour_and_roughness_of_the_cells():
+def test_appearance_is_colour_roughness_and_coherence_of_the_cells():
     images = torch.full((1, 3, 32, 32), 0.2)
     images[..., 16:] = 0.7
     y = local_appearance(images, (8, 8))
-    assert y.shape == (1, 4, 8, 8)
+    assert y.shape == (1, 5, 8, 8)
     assert torch.allclose(y[:, :3, :, :4], torch.tensor(0.2 + DARK).log())
     assert torch.allclose(y[:, :3, :, 4:], torch.tensor(0.7 + DARK).log())
-    rough = torch.full((8,), math.log(FLAT))
-    # The edge belongs to the cell on its left, where one of four columns has the whole step: one of three cells.
-    rough[2:5] = math.log(FLAT + math.log((0.7 + DARK) / (0.2 + DARK)) ** 2 / 12)
-    assert torch.allclose(y[0, 3], rough.expand(8, 8))
+    # The edge belongs to the cell on its left, one of three, where one of four columns steps along both diagonals.
+    step = math.log((0.7 + DARK) / (0.2 + DARK))
+    energy = torch.zeros(8, 8)
+    energy[:, 2:5] = 2 * step**2 / 12
+    # The last row of pixels has none below it, and beyond the border the last row of cells is repeated.
+    energy[-2] *= 11 / 12
+    energy[-1] *= 10 / 12
+    assert torch.allclose(y[0, 3], (energy + FLAT).log())
+    # An edge has one direction only.
+    assert torch.allclose(y[0, 4], energy / (energy + FLAT), atol=1e-6)
+
+
+def test_coherence_is_that_of_stripes_and_of_grain_however_they_are_turned():
+    x = torch.arange(32.0)
+    stripes = 0.5 + 0.3 * torch.sin(2.5 * x)[None].expand(32, 32)
+    diagonal = 0.5 + 0.3 * torch.sin(1.8 * (x[:, None] + x))
+    grain = torch.rand(32, 32)
+    images = torch.stack([stripes, stripes.mT, diagonal, grain])[:, None]
+    coherence = local_appearance(images, (8, 8))[:, 2, 1:-1, 1:-1]
+    assert (coherence[:3] > 0.9).all() and coherence[3].mean() < 0.4
+    turned = local_appearance(images.mT, (8, 8))
+    torch.testing.assert_close(turned.mT, local_appearance(images, (8, 8)))

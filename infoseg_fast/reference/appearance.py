@@ -7,18 +7,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DARK = 0.05  # added to intensities in [0, 1] before the logarithm: differences in the dark are mostly noise
-FLAT = 1e-3  # added to the energy of the gradient, whose squares are of the same scale
+FLAT = 1e-3  # added to the trace, the energy of the gradient, whose squares are of the same scale
 
 
 def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logarithms of the channels' means, and of the mean squared gradient of the logarithmic brightness."""
+    """Logarithms of the channels' means, then of the structure tensor T of the logarithmic brightness the logarithm of
+    its trace and its coherence.
+
+    T = ((uu, uv), (uv, vv)), means of the products of the steps u and v along the diagonals of 2 x 2 pixels, over 3 x 3
+    cells, has eigenvalues of sum uu + vv and difference sqrt((uu - vv)^2 + (2 uv)^2); the coherence is their quotient.
+    (Steps to the right and down would share a pixel, and find a direction in white noise.)
+    """
     images = images.float()
     colour = (F.adaptive_avg_pool2d(images, size) + DARK).log()
     # The mean of the channels' logarithms is that of their product.
     brightness = (images + DARK).prod(dim=1, keepdim=True).log() / images.shape[1]
-    across, down = brightness.diff(dim=3).square(), brightness.diff(dim=2).square()
-    energy = F.adaptive_avg_pool2d(F.pad(across, (0, 1, 0, 0)) + F.pad(down, (0, 0, 0, 1)), size)
-    return torch.cat([colour, (neighbourhood_mean(energy, 1) + FLAT).log()], dim=1)
+    u = brightness[..., 1:, 1:] - brightness[..., :-1, :-1]
+    v = brightness[..., :-1, 1:] - brightness[..., 1:, :-1]
+    tensor = F.pad(torch.cat([u.square() + v.square(), u.square() - v.square(), 2 * u * v], dim=1), (0, 1, 0, 1))
+    trace, difference, twice_uv = neighbourhood_mean(F.adaptive_avg_pool2d(tensor, size), 1).split(1, dim=1)
+    coherence = (difference.square() + twice_uv.square()).sqrt() / (trace + FLAT)
+    return torch.cat([colour, (trace + FLAT).log(), coherence], dim=1)
 
 
 def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:

@@ -308,7 +308,7 @@ static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layo
   const Problem p{B, c, 2, rows, columns, layout == 3 ? 0 : layout, false, false};
   FeatureMap m = p.map(nullptr);
   if (layout == 3) m = {nullptr, B, c, rows, columns, c * rows * columns, rows * columns, 1, rows};
-  const Exact<float> images = exact<float>(p.numbers()), y = exact<float>(B * (c + 1) * P);
+  const Exact<float> images = exact<float>(p.numbers()), y = exact<float>(B * (c + 2) * P);
   for (int64_t i = 0; i < p.numbers(); ++i) images[i] = static_cast<float>(0.5 + 0.5 * noise());
   m.data = images.get();
   AppearanceArguments a;
@@ -326,15 +326,19 @@ static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layo
     return sum / static_cast<double>(c);
   };
   const auto inside = [](int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; };
-  const auto energy = [&](int64_t b, int64_t v, int64_t u) {
-    double sum = 0;
+  struct Tensor {
+    double uu = 0, vv = 0, uv = 0;
+  };
+  const auto add_cell = [&](Tensor& t, int64_t b, int64_t v, int64_t u) {
     for (int64_t row = 2 * v; row < 2 * v + 2; ++row)
       for (int64_t x = 3 * u; x < 3 * u + 3; ++x) {
-        const double here = bright(b, row * columns + x);
-        if (x + 1 < columns) sum += std::pow(bright(b, row * columns + x + 1) - here, 2);
-        if (row + 1 < rows) sum += std::pow(bright(b, (row + 1) * columns + x) - here, 2);
+        if (x + 1 == columns || row + 1 == rows) continue;
+        const int64_t here = row * columns + x, below = here + columns;
+        const double falling = bright(b, below + 1) - bright(b, here), rising = bright(b, here + 1) - bright(b, below);
+        t.uu += falling * falling / 54;
+        t.vv += rising * rising / 54;
+        t.uv += falling * rising / 54;
       }
-    return sum / 6;
   };
   for (int64_t b = 0; b < B; ++b)
     for (int64_t v = 0; v < h; ++v)
@@ -343,16 +347,18 @@ static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layo
           double sum = 0;
           for (int64_t j = 0; j < 6; ++j)
             sum += images[place(m, b, i, (2 * v + j / 3) * columns + 3 * u + j % 3)];
-          const double found = y[(b * (c + 1) + i) * P + v * w + u];
+          const double found = y[(b * (c + 2) + i) * P + v * w + u];
           check(std::fabs(found - std::log(sum / 6 + 0.05)) < 1e-5, "colour", found, std::log(sum / 6 + 0.05));
         }
-        double sum = 0;
-        for (int64_t j = 0; j < 9; ++j) sum += energy(b, inside(v + j / 3 - 1, h), inside(u + j % 3 - 1, w));
-        const double found = y[(b * (c + 1) + c) * P + v * w + u], expected = std::log(sum / 9 + 1e-3);
-        check(std::fabs(found - expected) < 1e-4, "roughness", found, expected);
+        Tensor t;
+        for (int64_t j = 0; j < 9; ++j) add_cell(t, b, inside(v + j / 3 - 1, h), inside(u + j % 3 - 1, w));
+        const float* texture = y.get() + (b * (c + 2) + c) * P + v * w + u;
+        const double trace = t.uu + t.vv + 1e-3, coherence = std::hypot(t.uu - t.vv, 2 * t.uv) / trace;
+        check(std::fabs(texture[0] - std::log(trace)) < 1e-4, "roughness", texture[0], std::log(trace));
+        check(std::fabs(texture[P] - coherence) < 1e-4, "coherence", texture[P], coherence);
       }
 
-  const int64_t d = c + 1, S = (d + 1) * (d + 2) / 2;
+  const int64_t d = c + 2, S = (d + 1) * (d + 2) / 2;
   const Exact<float> out = exact<float>(B * S * P);
   const Exact<uint8_t> valid = exact<uint8_t>(B * P);
   double count = 0;
