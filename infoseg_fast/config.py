@@ -15,11 +15,11 @@ AUTO = "auto"
 RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
-        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3,
+        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
-        "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3,
+        "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 600
@@ -86,6 +86,11 @@ class TrainConfig:
     lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)
     weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
     warmup: int = setting(100, "steps over which the learning rate rises", type=int)
+    average: float | None = setting(
+        None,
+        "labels are made by weights averaged over about 1 / (1 - X) steps; 0: by the last ones (default: the recipe's)",
+        type=float,
+    )
     flip: bool = setting(True, "random flips", switch=True)
     rotate: bool = setting(True, "random quarter turns", switch=True)
     jitter: float = setting(0.0, "greatest relative change of brightness, contrast and colour", type=float)
@@ -106,8 +111,8 @@ class TrainConfig:
             self.steps = DEFAULT_STEPS
         least = {
             "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "crop": 4, "width": 1, "depth": 0,
-            "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0, "jitter": 0,
-            "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
+            "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0, "average": 0,
+            "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -119,6 +124,8 @@ class TrainConfig:
         for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
             if getattr(self, name) != AUTO and getattr(self, name) > most:
                 raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
+        if self.average >= 1:
+            raise DataError(f"--average must be below 1, not {self.average}")
         if self.classes is not None and self.classes > 256:
             raise DataError(f"--classes must be from 2 to 256, not {self.classes}")
         n = self.num_negatives

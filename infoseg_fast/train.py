@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import augment, checkpoint, report
 from .appearance import appearance_statistics, information_of_moments, local_appearance
+from .averaging import add_to_average, averaged
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
@@ -92,9 +93,10 @@ class Run:
         if state is None:
             self.model.set_normalization(*channel_statistics(images))
         else:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state["trained"])
         # Channels last: the convolutions of the CPU take two thirds of the time.
         self.model.to(device, memory_format=torch.channels_last)
+        self.average = averaged(self.model) if config.average else self.model
         self.criterion = InfoSegLoss(
             config.temperature, config.estimator, config.negatives, config.num_negatives, config.balance
         )
@@ -103,6 +105,7 @@ class Run:
         self.step, self.best_loss, self.scores = 0, float("inf"), None
         self.logged, self.saved = Mean(device), Mean(device)
         if state is not None:
+            self.average.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best_loss = state["step"], state["best_loss"]
             self.logged, self.saved = Mean(device, *state["logged"]), Mean(device, *state["saved"])
@@ -114,7 +117,8 @@ class Run:
             "best_loss": self.best_loss,
             "logged": self.logged.parts(),
             "saved": self.saved.parts(),
-            "model": self.model.state_dict(),
+            "model": self.average.state_dict(),
+            "trained": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "network": self.network,
             "prediction": {
@@ -128,7 +132,7 @@ class Run:
 
     def segmenter(self) -> Segmenter:
         return Segmenter(
-            self.model, self.config.temperature, self.config.scale, self.images.classes, smooth=self.config.smooth
+            self.average, self.config.temperature, self.config.scale, self.images.classes, smooth=self.config.smooth
         )
 
     def loop(self, out: Path, eval_set: ImageSet | None, board: SummaryWriter) -> None:
@@ -195,6 +199,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if config.average:
+            add_to_average(self.average, self.model, config.average, self.step)
         return loss.detach(), features.detach(), global_features.detach()
 
     def loss(self, images: Tensor, features: Tensor, global_features: Tensor, mask: Tensor | None) -> Tensor:
