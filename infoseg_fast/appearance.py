@@ -30,7 +30,7 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
     Args:
         images: float [B, c, H_img, W_img] in [0, 1].
         size: (h, w); a position stands for a cell of H_img / h x W_img / w pixels.
-        backend: "auto", "reference" or "cpp", which takes cells of whole pixels on the CPU.
+        backend: "auto", "reference", "cpp" or "triton"; the last two take cells of whole pixels.
 
     Returns:
         y, [B, c + 2, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
@@ -60,7 +60,7 @@ def appearance_statistics(
         mask: bool [B, h, w]; only positions where it holds count.
         smooth: radius of the `neighbourhood_mean` that the probabilities would go through. What is averaged here in
             their place is the statistics, by the adjoint of that mean: the sums over all positions are the same.
-        backend: "auto", "reference" or "cpp", which takes float32 on the CPU.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64 too.
 
     Returns:
         (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions that count,
@@ -88,7 +88,7 @@ def information_of_moments(
         moments: [K, S], sums over all positions of the probabilities times `appearance_statistics`.
         total: [S], sums of the statistics alone; a constant.
         resolution: r.
-        backend: "auto", "reference" or "cpp".
+        backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
         A scalar in the dtype of the moments, once differentiable in them.

@@ -15,7 +15,7 @@ import triton.language as tl
 from ..reference import appearance as reference
 from . import configs
 from .launch import Cost, Launch, kernel, launch
-from .tiles import WIDEST, divided, strides
+from .tiles import WIDEST, block, divided, strides
 
 DARK: tl.constexpr = tl.constexpr(reference.DARK)
 FLAT: tl.constexpr = tl.constexpr(reference.FLAT)
@@ -168,7 +168,7 @@ class LocalAppearanceKernel:
         out, tensor = images.new_empty(B, C + 2, h, w), images.new_empty(B, 3, h, w)
         key = configs.Key(images.element_size(), C, 0)
         config = configs.rows("appearance_cells", key)[0]
-        block_c, block_x = triton.next_power_of_2(C), min(triton.next_power_of_2(cell_w), MOST_COLUMNS)
+        block_c, block_x = block(C, 4), min(triton.next_power_of_2(cell_w), MOST_COLUMNS)
         # A program has at least one cell, whatever the number of channels.
         config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_c * block_x)})
         rows = images.stride(3) == 1

@@ -73,11 +73,11 @@ def class_information(
     half = log_det / 2
     tl.store(terms + k, tl.where(k < K, -size * half, half))
     if gradient is not None:
-        if k < K:
-            trace = tl.sum(tl.sum(tl.where((i == j) & (i > 0) & inside, -Q, 0.0), axis=1), axis=0)
-            # A product off the diagonal stands for two elements of M.
-            by_M = tl.where(i == j, Q / 2, Q) + tl.where(corner, (N - floor * trace) / 2 - half, 0.0)
-            tl.store(gradient + k * S + s, by_M.to(gradient.dtype.element_ty), mask=inside & (i <= j))
+        trace = tl.sum(tl.sum(tl.where((i == j) & (i > 0) & inside, -Q, 0.0), axis=1), axis=0)
+        # A product off the diagonal stands for two elements of M.
+        by_M = tl.where(i == j, Q / 2, Q) + tl.where(corner, (N - floor * trace) / 2 - half, 0.0)
+        at = k * S + s  # beyond the end for the matrix of all positions
+        tl.store(gradient + at, by_M.to(gradient.dtype.element_ty), mask=inside & (i <= j) & (at < K * S))
 
 
 class InformationOfMomentsKernel:

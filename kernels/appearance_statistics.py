@@ -10,13 +10,15 @@ A position's share of the neighbourhood mean is separable and known in closed fo
 adjoint is gathered: every output is written once, and nothing is added to in memory.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
 
 from . import configs
 from .launch import Cost, Launch, kernel, launch
-from .tiles import alignment, divided
+from .tiles import alignment, block, divided
 
 MOST_PARTS: tl.constexpr = tl.constexpr(128)  # runs of positions
 BLOCK_N: tl.constexpr = tl.constexpr(8)  # factors (1, y) in a block of products
@@ -58,8 +60,9 @@ def appearance_sums(
     D: tl.constexpr,
     ALIGN_P: tl.constexpr,  # what P divides by
     BLOCK_D: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
+    BLOCK_P: tl.constexpr = BLOCK // BLOCK_D
     P = divided(P, ALIGN_P)
     part, parts = tl.program_id(0), tl.num_programs(0)
     first = part * each
@@ -208,16 +211,18 @@ class AppearanceStatisticsKernel:
         y, valid = appearance.contiguous(), None if mask is None else mask.contiguous()
         B, D, h, w = y.shape
         P, key = h * w, configs.Key(y.element_size(), D, 0)
-        config = configs.rows("appearance_sums", key)[0]
-        tiles = triton.cdiv(P, config.blocks["BLOCK_P"]) * B
-        each = triton.cdiv(tiles, MOST_PARTS.value)
+        config, block_d = configs.rows("appearance_sums", key)[0], block(D, 8)
+        # A tile has at least one position, whatever the number of channels.
+        config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_d)})
+        tiles = triton.cdiv(P, config.blocks["BLOCK"] // block_d) * B
+        each = max(triton.cdiv(tiles, MOST_PARTS.value), 1)
         parts = triton.cdiv(tiles, each)
         partials = y.new_empty(2 * D + 1, parts, dtype=torch.float64)
         launch(
             appearance_sums,
             (parts,),
             {"y": y, "valid": valid, "partials": partials, "tiles": tiles, "each": each, "P": P},
-            {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": triton.next_power_of_2(D)},
+            {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": block_d},
             config,
         )
         out = y.new_empty(B, (D + 1) * (D + 2) // 2, h, w)

@@ -129,7 +129,7 @@ TABLE: list[Row] = [
     Row(
         "appearance_sums",
         lambda key: True,
-        Config({"BLOCK_P": 256}, 4, 1),
+        Config({"BLOCK": 2048}, 4, 1),
         "sums of 8 channels of 256 positions: 16 float64 a thread",
     ),
     Row(
@@ -153,8 +153,8 @@ TABLE: list[Row] = [
     Row(
         "class_information",
         lambda key: True,
-        Config({}, 8, 1),
-        "64 x 64 float64 are 16 a thread over 8 warps",
+        Config({}, 8, 1, 255),
+        "64 x 64 float64 are 16 a thread over 8 warps; without a limit ptxas spills at 32 x 32",
     ),
 ]
 
