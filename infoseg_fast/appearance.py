@@ -8,7 +8,7 @@ h(y), which no assignment changes.
 
 The bound needs no more of an assignment V than its moments sum_p V[k,p] (1, y, y y^T)[p]: `appearance_statistics` gives
 what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class_moments` forms the moments without V,
-which is how the training loop has them, and `appearance_information` from V.
+which is how the training loop has them (`appearance_term`), and `appearance_information` from V.
 """
 
 import torch
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import reference
 from .dispatch import choose
 from .dispatch import kernel as dispatch_kernel
-from .ops import eager
+from .ops import class_moments, eager
 from .reference.similarity import accumulation_dtype, moments_of
 
 RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as the same
@@ -111,6 +111,38 @@ class _InformationOfMoments(torch.autograd.Function):
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None, None, None
+
+
+def appearance_term(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    images: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    smooth: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """What the default recipe maximises: `appearance_information` of the assignment, averaged over `smooth` positions
+    each way, and `local_appearance`, without forming either assignment.
+
+    Args:
+        features, global_features, weight, bias, temperature: as in `assign`.
+        images: float [B, c, H_img, W_img] in [0, 1], which the features cover.
+        mask, smooth: as in `appearance_statistics`.
+        backend: "auto", "reference", "cpp" or "triton", of every part.
+
+    Returns:
+        A scalar, float64 for float64 features, else float32; once differentiable in all but the images.
+    """
+    appearance = local_appearance(images, features.shape[2:], backend=backend)
+    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
+    moments = class_moments(
+        features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend
+    )
+    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), backend=backend)
 
 
 def appearance_information(
