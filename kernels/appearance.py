@@ -6,7 +6,6 @@ step of the brightness reaches to the pixel on the right and to the row below: t
 """
 
 import math
-from dataclasses import replace
 
 import torch
 import triton
@@ -15,7 +14,7 @@ import triton.language as tl
 from ..reference import appearance as reference
 from . import configs
 from .launch import Cost, Launch, kernel, launch
-from .tiles import WIDEST, block, divided, strides
+from .tiles import WIDEST, divided, strides
 
 DARK: tl.constexpr = tl.constexpr(reference.DARK)
 FLAT: tl.constexpr = tl.constexpr(reference.FLAT)
@@ -57,7 +56,7 @@ def appearance_cells(
     BLOCK_X: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    BLOCK_P: tl.constexpr = BLOCK // (BLOCK_C * BLOCK_X)
+    BLOCK_P: tl.constexpr = BLOCK // BLOCK_X
     tiles = tl.cdiv(P, BLOCK_P)
     b = (tl.program_id(0) // tiles).to(tl.int64)
     p = tl.program_id(0) % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -65,7 +64,7 @@ def appearance_cells(
     left = p % w * CELL_W
     channel = tl.arange(0, BLOCK_C)
     image = images + b * divided(stride_b, ALIGN)
-    colour = tl.zeros((BLOCK_C, BLOCK_P, BLOCK_X), tl.float32)
+    colour = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     trace = tl.zeros((BLOCK_P, BLOCK_X), tl.float32)
     difference = tl.zeros((BLOCK_P, BLOCK_X), tl.float32)
     twice_uv = tl.zeros((BLOCK_P, BLOCK_X), tl.float32)
@@ -88,7 +87,8 @@ def appearance_cells(
             for i in tl.static_range(C):
                 plane = row + i * divided(stride_c, ALIGN)
                 value = tl.load(plane, mask=inside, other=0.0)
-                colour += tl.where((channel == i)[:, None, None] & (dy < CELL_H), value[None, :, :], 0.0)
+                own = tl.sum(value, axis=1)[None, :]
+                colour += tl.where((channel == i)[:, None] & (dy < CELL_H), own, 0.0)
                 bright *= value + DARK
                 right *= tl.load(plane + next_column, mask=step, other=0.0) + DARK
             bright = tl.log(bright) / C
@@ -104,8 +104,7 @@ def appearance_cells(
 
     share = 1.0 / (CELL_H * CELL_W)
     to = out + (b * (C + 2) + channel)[:, None] * P + p[None, :]
-    mean = tl.sum(colour, axis=2) * share
-    tl.store(to, tl.log(mean + DARK), mask=(channel < C)[:, None] & (p < P)[None, :])
+    tl.store(to, tl.log(colour * share + DARK), mask=(channel < C)[:, None] & (p < P)[None, :])
     means = tensor + b * 3 * P + p
     tl.store(means, tl.sum(trace, axis=1) * share, mask=p < P)
     tl.store(means + P, tl.sum(difference, axis=1) * share, mask=p < P)
@@ -168,13 +167,11 @@ class LocalAppearanceKernel:
         out, tensor = images.new_empty(B, C + 2, h, w), images.new_empty(B, 3, h, w)
         key = configs.Key(images.element_size(), C, 0)
         config = configs.rows("appearance_cells", key)[0]
-        block_c, block_x = block(C, 4), min(triton.next_power_of_2(cell_w), MOST_COLUMNS)
-        # A program has at least one cell, whatever the number of channels.
-        config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_c * block_x)})
+        block_x = min(triton.next_power_of_2(cell_w), MOST_COLUMNS)
         rows = images.stride(3) == 1
         launch(
             appearance_cells,
-            (triton.cdiv(P, config.blocks["BLOCK"] // (block_c * block_x)) * B,),
+            (triton.cdiv(P, config.blocks["BLOCK"] // block_x) * B,),
             {"images": images, "out": out, "tensor": tensor, "P": P, "w": w, "H": H, "W": W, **strides(images)},
             {
                 "C": C,
@@ -182,7 +179,7 @@ class LocalAppearanceKernel:
                 "CELL_W": cell_w,
                 "ROWS": rows,
                 "ALIGN": math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1,
-                "BLOCK_C": block_c,
+                "BLOCK_C": triton.next_power_of_2(C),
                 "BLOCK_X": block_x,
             },
             config,

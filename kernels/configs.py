@@ -117,8 +117,8 @@ TABLE: list[Row] = [
     Row(
         "appearance_cells",
         lambda key: True,
-        Config({"BLOCK": 2048}, 4, 1),
-        "sums of 4 channels by 4 columns of 128 cells: 16 a thread, which loads a row of a cell at once",
+        Config({"BLOCK": 512}, 4, 1),
+        "4 columns of 128 cells: a thread has a row of a cell at once, and its 4 channels",
     ),
     Row(
         "appearance_texture",
@@ -134,15 +134,9 @@ TABLE: list[Row] = [
     ),
     Row(
         "appearance_products",
-        lambda key: key.itemsize == 4,
-        Config({"BLOCK_P": 128}, 8, 1),
-        "8 x 8 products of 128 positions: 32 a thread, and whole lines are written",
-    ),
-    Row(
-        "appearance_products",
         lambda key: True,
-        Config({"BLOCK_P": 64}, 8, 1),
-        "as float32, at twice the registers a product",
+        Config({"BLOCK_P": 128}, 4, 1),
+        "8 x 8 products of a position a thread: warps that share positions would exchange factors",
     ),
     Row(
         "class_information",
