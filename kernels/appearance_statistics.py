@@ -187,9 +187,9 @@ def appearance_products(
             weight = taps(at_y, own_y, h, radius) * taps(at_x, own_x, w, radius)
             weight = tl.where(counts, weight, 0).to(dtype) * share  # NaN where no position counts
             inside, counts = inside[None, None, :], counts[None, None, :]
-            at = (b * D - 1) * P + at[None, None, :]
-            y_i = tl.load(y + at + i * P, mask=inside & (i >= 1) & (i <= D), other=0)
-            y_j = tl.load(y + at + j * P, mask=inside & (j >= 1) & (j <= D), other=0)
+            at = at[None, None, :]
+            y_i = tl.load(y + (b * D + i - 1) * P + at, mask=inside & (i >= 1) & (i <= D), other=0)
+            y_j = tl.load(y + (b * D + j - 1) * P + at, mask=inside & (j >= 1) & (j <= D), other=0)
             # What does not count may be NaN.
             y_i = tl.where(i == 0, 1, tl.where(counts, (y_i - mean_i) * scale_i, 0))
             y_j = tl.where(j == 0, 1, tl.where(counts, (y_j - mean_j) * scale_j, 0))
