@@ -134,9 +134,15 @@ TABLE: list[Row] = [
     ),
     Row(
         "appearance_products",
-        lambda key: True,
+        lambda key: key.itemsize == 4,
         Config({"BLOCK_P": 128}, 4, 1),
         "8 x 8 products of a position a thread: warps that share positions would exchange factors",
+    ),
+    Row(
+        "appearance_products",
+        lambda key: True,
+        Config({"BLOCK_P": 64}, 4, 1),
+        "8-byte elements: half of float32's tile, since Triton 3.6 spills at 128 positions",
     ),
     Row(
         "class_information",
