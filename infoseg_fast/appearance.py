@@ -8,7 +8,7 @@ h(y), which no assignment changes.
 
 The bound needs no more of an assignment V than its moments sum_p V[k,p] (1, y, y y^T)[p]: `appearance_statistics` gives
 what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class_moments` forms the moments without V,
-which is how the training loop has them, and `appearance_information` from V.
+which is how the training loop has them (`appearance_term`), and `appearance_information` from V.
 """
 
 import torch
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import reference
 from .dispatch import choose
 from .dispatch import kernel as dispatch_kernel
-from .ops import eager
+from .ops import class_moments, eager
 from .reference.similarity import accumulation_dtype, moments_of
 
 RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as the same
@@ -30,7 +30,7 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
     Args:
         images: float [B, c, H_img, W_img] in [0, 1].
         size: (h, w); a position stands for a cell of H_img / h x W_img / w pixels.
-        backend: "auto", "reference" or "cpp", which takes cells of whole pixels on the CPU.
+        backend: "auto", "reference", "cpp" or "triton"; the last two take cells of whole pixels.
 
     Returns:
         y, [B, c + 2, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
@@ -60,7 +60,7 @@ def appearance_statistics(
         mask: bool [B, h, w]; only positions where it holds count.
         smooth: radius of the `neighbourhood_mean` that the probabilities would go through. What is averaged here in
             their place is the statistics, by the adjoint of that mean: the sums over all positions are the same.
-        backend: "auto", "reference" or "cpp", which takes float32 on the CPU.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64 too.
 
     Returns:
         (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions that count,
@@ -88,7 +88,7 @@ def information_of_moments(
         moments: [K, S], sums over all positions of the probabilities times `appearance_statistics`.
         total: [S], sums of the statistics alone; a constant.
         resolution: r.
-        backend: "auto", "reference" or "cpp".
+        backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
         A scalar in the dtype of the moments, once differentiable in them.
@@ -111,6 +111,38 @@ class _InformationOfMoments(torch.autograd.Function):
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None, None, None
+
+
+def appearance_term(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    images: Tensor,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    smooth: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """What the default recipe maximises: `appearance_information` of the assignment, averaged over `smooth` positions
+    each way, and `local_appearance`, without forming either assignment.
+
+    Args:
+        features, global_features, weight, bias, temperature: as in `assign`.
+        images: float [B, c, H_img, W_img] in [0, 1], which the features cover.
+        mask, smooth: as in `appearance_statistics`.
+        backend: "auto", "reference", "cpp" or "triton", of every part.
+
+    Returns:
+        A scalar, float64 for float64 features, else float32; once differentiable in all but the images.
+    """
+    appearance = local_appearance(images, features.shape[2:], backend=backend)
+    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
+    moments = class_moments(
+        features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend
+    )
+    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), backend=backend)
 
 
 def appearance_information(

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
+from .appearance import RESOLUTION
 from .confusion import counts_and_outside
+from .reference.similarity import accumulation_dtype
 
 
 def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +43,22 @@ def class_moments(features, global_features, weight, bias, *, statistics) -> Ten
     dtype = torch.promote_types(V.dtype, statistics.dtype)
     V, Y = (x.to(dtype).transpose(0, 1).flatten(1) for x in (V, statistics))
     return V @ Y.mT
+
+
+def appearance_term(features, global_features, weight, bias, *, images, smooth=0) -> Tensor:
+    """By autograd through the determinants."""
+    y = reference.local_appearance(images, features.shape[2:]).to(accumulation_dtype(features.dtype))
+    Y = reference.appearance_statistics(y, None, smooth)
+    moments = class_moments(features, global_features, weight, bias, statistics=Y)
+    M = torch.cat([moments, Y.sum(dim=(0, 2, 3))[None]]).double()
+    n = y.shape[1] + 1
+    row, column = torch.triu_indices(n, n, device=M.device)
+    place = torch.zeros(n, n, dtype=torch.int64, device=M.device)
+    place[row, column] = place[column, row] = torch.arange(len(row), device=M.device)
+    floor = torch.full((n,), RESOLUTION**2, dtype=M.dtype, device=M.device)
+    floor[0] = 0
+    half_log_det = torch.linalg.slogdet((M / M[:, :1])[:, place] + floor.diag())[1] / 2
+    return (half_log_det[-1] - M[:-1, 0] @ half_log_det[:-1]).to(moments.dtype)
 
 
 def segment_and_count(features, global_features, target, weight, bias, *, num_classes, ignore_index=255) -> Tensor:

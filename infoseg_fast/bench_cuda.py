@@ -17,8 +17,10 @@ import torch
 
 from . import bench_baselines as baselines
 from . import cuda_checks, ops
+from .appearance import appearance_term
 from .bench import SHOWN, position_statistics, relative_errors, table, upstream_of, write_csv
 from .env import commit, versions
+from .model import STRIDE
 from .reference.similarity import accumulation_dtype
 
 SECONDS = 420  # after which nothing more is compiled
@@ -30,7 +32,7 @@ FLUSH_BYTES = 2**28  # more than any L2 cache of today
 class Case:
     """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks."""
 
-    op: str  # "loss", "assign", "similarity", "moments", "segment" or "count"
+    op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment" or "count"
     name: str
     shape: dict
     dtype: torch.dtype = torch.float32
@@ -60,6 +62,8 @@ CASES = (
     Case("similarity", "similarity", COCO),
     Case("moments", "class moments", COCO, settings={"statistics": 21}),
     Case("moments", "class moments bfloat16", COCO, torch.bfloat16, {"statistics": 21}),
+    Case("appearance", "appearance term", COCO, settings={"smooth": 1}),
+    Case("appearance", "appearance term Potsdam", POTSDAM, settings={"smooth": 0}),
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
 )
@@ -79,6 +83,8 @@ def floor_bytes(case: Case, mode: str) -> int:
     if case.op == "moments":
         sums = s["B"] * case.settings["statistics"] * P * accumulation_dtype(case.dtype).itemsize
         return feature_map * (1 if mode == "forward" else 3) + sums * (1 if mode == "forward" else 2)
+    if case.op == "appearance":  # the images are read, and nothing else that is not an input
+        return 3 * s["B"] * STRIDE**2 * P * 4 + feature_map * (1 if mode == "forward" else 3)
     if not case.differentiable:  # labels are written, or a target read
         return feature_map + s["B"] * case.settings["size"][0] * case.settings["size"][1]
     if mode == "forward":
@@ -96,12 +102,15 @@ def providers(
         "assign": (ops.assign, baselines.assign),
         "similarity": (ops.local_global_similarity, baselines.similarity),
         "moments": (ops.class_moments, baselines.class_moments),
+        "appearance": (appearance_term, baselines.appearance_term),
         "segment": (ops.segment, baselines.segment),
         "count": (ops.segment_and_count, baselines.segment_and_count),
     }[case.op]
     if case.op == "moments":
         s = case.shape
         how = {"statistics": position_statistics(s["B"], how["statistics"], s["h"], s["w"], case.dtype).to(device)}
+    if case.op == "appearance":
+        how = how | {"images": cuda_checks.images(case.shape, device)}
     if case.op == "count":
         # The upsampled size is the target's; it stands third among the arguments.
         how = {name: value for name, value in how.items() if name != "size"}

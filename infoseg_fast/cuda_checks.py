@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .appearance import appearance_statistics, appearance_term, information_of_moments, local_appearance
 from .dispatch import kernel
 from .metrics import ClusterMetrics
+from .model import STRIDE
 
 # Of relative 2-norms: global features and coefficients are rounded to 16 bits before their products.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 TF32_FLOOR = 4e-3
+# The logarithms of determinants carry up to 1 / r^2 = 100 times the rounding of the moments.
+TERM_FLOORS = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 NAMES = ("features", "global_features", "weight", "bias")
 SMALL = {"B": 4, "C": 70, "D": 9, "K": 5, "h": 9, "w": 13}  # ragged in every direction
 COCO = {"B": 16, "C": 256, "D": 64, "K": 15, "h": 32, "w": 32}
@@ -86,6 +90,64 @@ def statistics(x: list[Tensor]) -> Tensor:
     return torch.randn(len(f), 3, *f.shape[2:], generator=generator, dtype=torch.float64).to(f.device)
 
 
+def images(shape: dict, device: torch.device) -> Tensor:
+    """Three channels, smooth and grainy, that features of this shape cover."""
+    B, h, w = (shape[name] for name in ("B", "h", "w"))
+    generator = torch.Generator().manual_seed(4)
+    smooth = F.interpolate(torch.rand(B, 3, h, w, generator=generator), scale_factor=STRIDE, mode="bilinear")
+    return (0.8 * smooth + 0.2 * torch.rand(smooth.shape, generator=generator)).to(device)
+
+
+def appearance(device: torch.device, shape: dict) -> None:
+    """Of images in every layout, in cells of whole pixels."""
+    x = images(shape, device)
+    size, one = (shape["h"], shape["w"]), (1, shape["w"])
+    expected = {cells: local_appearance(x, cells, backend="reference") for cells in (size, one)}
+    for given in (x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT):
+        for cells, truth in expected.items():
+            torch.testing.assert_close(local_appearance(given, cells, backend="triton"), truth, rtol=1e-5, atol=1e-5)
+
+
+def statistics_of_appearance(device: torch.device, shape: dict, dtype: torch.dtype) -> None:
+    y = local_appearance(images(shape, device), (shape["h"], shape["w"]), backend="reference").to(dtype)
+    mask = torch.rand(y[:, 0].shape, generator=torch.Generator().manual_seed(5)).to(device) < 0.7
+    for radius, valid in ((0, mask), (1, None), (3, mask)):
+        found, eager = (appearance_statistics(y, valid, radius, backend=name) for name in ("triton", "reference"))
+        exact = appearance_statistics(y.double(), valid, radius, backend="reference")
+        assert distance(found, exact) <= 2 * distance(eager, exact) + FLOORS[dtype], f"radius {radius}"
+
+
+def information(device: torch.device, shape: dict, dtype: torch.dtype) -> None:
+    """With the gradient by the moments; both backends form it in float64 from the same numbers."""
+    x = inputs(shape, dtype, device)
+    y = local_appearance(images(shape, device), (shape["h"], shape["w"]), backend="reference").to(dtype)
+    Y = appearance_statistics(y, backend="reference")
+    moments, total = ops.class_moments(*x, statistics=Y, backend="reference"), Y.sum(dim=(0, 2, 3))
+    found, expected = (
+        # The interpreter hands numbers to a kernel in float32, which holds this one.
+        results(lambda M, name=name: information_of_moments(M, total, 0.125, backend=name), [moments], None)
+        for name in ("triton", "reference")
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=10 * torch.finfo(dtype).eps, atol=1e3 * torch.finfo(dtype).eps)
+
+
+def appearance_checks(device: torch.device, shape: dict) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each part of the term of the default recipe, then the whole of it with its gradients."""
+    where = f"{shape['h']}x{shape['w']}"
+    yield f"local_appearance {where}", lambda: appearance(device, shape)
+    for dtype in (torch.float32, torch.float64):
+        if dtype in FLOORS:
+            told = f"{str(dtype)[6:]} {where}"
+            yield f"appearance_statistics {told}", lambda d=dtype: statistics_of_appearance(device, shape, d)
+            yield f"information_of_moments {told}", lambda d=dtype: information(device, shape, d)
+    for dtype, smooth in ((torch.float32, 0), (torch.float32, 1), (torch.bfloat16, 1)):
+        x = inputs(shape, dtype, device)
+        how = {"images": images(shape, device), "smooth": smooth} | ({"mask": loss_mask(x)} if smooth else {})
+        name = f"appearance_term {str(dtype)[6:]} {where} smooth {smooth}"
+        yield name, lambda x=x, how=how, d=dtype: close(appearance_term, x, None, TERM_FLOORS[d], **how)
+
+
 def value_checks(
     device: torch.device, shape: dict, dtype: torch.dtype, losses: list[dict], channels_last: bool = False
 ) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -142,7 +204,13 @@ def segmentation(
 def reruns(device: torch.device, shape: dict) -> None:
     x = inputs(shape, torch.float32, device)
     moments = partial(ops.class_moments, statistics=statistics(x))
-    for op, how in [(ops.assign, {}), (moments, {}), *((ops.mutual_information_loss, how) for how in LOSSES)]:
+    term = partial(appearance_term, images=images(shape, device), smooth=1)
+    for op, how in [
+        (ops.assign, {}),
+        (moments, {}),
+        (term, {}),
+        *((ops.mutual_information_loss, how) for how in LOSSES),
+    ]:
         first, second = (results(op, x, None, backend="triton", **how) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), f"{op} {how}"
 
@@ -175,7 +243,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
     x = [t.requires_grad_() for t in inputs(shape, torch.float32, device)]
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
     target[1, 2, 3] = 9
-    Y = statistics(x)
+    Y, pixels = statistics(x), images(shape, device)
     metrics = ClusterMetrics(shape["K"], 3)
     metrics.add(torch.zeros(shape["K"], 3, dtype=torch.int64, device=device), torch.zeros((), device=device).long())
     torch.cuda.synchronize(device)
@@ -185,6 +253,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
             ops.mutual_information_loss(*x, backend="triton", **how).backward()
         ops.assign(*x, backend="triton").sum().backward()
         ops.class_moments(*x, statistics=Y, backend="triton").sum().backward()
+        appearance_term(*x, images=pixels, smooth=1, backend="triton").backward()
         ops.segment(*x, size=(20, 20), backend="triton")
         found = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, return_outside=True, backend="triton")
         metrics.add(*found)
@@ -208,10 +277,11 @@ def captured(device: torch.device, shape: dict) -> None:
     x = [t.requires_grad_() for t in inputs(shape, torch.float32, device)]
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
 
-    Y = statistics(x)
+    Y, pixels = statistics(x), images(shape, device)
 
     def step():
         loss = ops.class_moments(*x, statistics=Y, backend="triton").square().sum()
+        loss = loss + appearance_term(*x, images=pixels, smooth=1, backend="triton")
         loss = loss + sum(ops.mutual_information_loss(*x, backend="triton", **how) for how in LOSSES)
         gradients = torch.autograd.grad(loss + ops.assign(*x, backend="triton").square().sum(), x)
         return [loss, *gradients, ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, backend="triton")]
@@ -274,6 +344,7 @@ def checks(device: torch.device, small: dict) -> Iterator[tuple[str, Callable[[]
     for dtype in FLOORS:
         yield from value_checks(device, small, dtype, LOSSES)
     yield from value_checks(device, small, torch.float32, [LOSSES[0], LOSSES[-1]], channels_last=True)
+    yield from appearance_checks(device, small)
     yield "tf32 when PyTorch is told so", lambda: tf32(device, small)
     sizes = ((small["h"], small["w"]), (4 * small["h"], 4 * small["w"]), (20, 17))
     for dtype, size, interpolate in itertools.product(FLOORS, sizes, ("probs", "logits")):
@@ -286,6 +357,8 @@ def checks(device: torch.device, small: dict) -> Iterator[tuple[str, Callable[[]
         return
     for shape, dtype in itertools.product((COCO, POTSDAM), (torch.float32, torch.bfloat16)):
         yield from value_checks(device, shape, dtype, [LOSSES[0], LOSSES[-1]])
+    for shape in (COCO, POTSDAM):
+        yield from appearance_checks(device, shape)
     yield "segment COCO-Stuff to 128x128", lambda: segmentation(device, torch.float32, COCO, (128, 128), "probs")
     yield "nothing waits for the device", lambda: nothing_waits(device, small)
     yield "captured in a CUDA graph", lambda: captured(device, small)

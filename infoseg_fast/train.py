@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import appearance_statistics, information_of_moments, local_appearance
+from .appearance import appearance_term
 from .averaging import add_to_average, averaged
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
@@ -29,7 +29,7 @@ from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
 from .model import STRIDE, InfoSegNet, padded
-from .ops import assign, class_moments
+from .ops import assign
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 from .smoothing import smoothing_radius
@@ -208,18 +208,16 @@ class Run:
         projection, weight = self.model.local_projection, self.config.appearance
         loss = self.criterion(features, global_features, projection.weight, projection.bias, mask=mask)
         if weight:
-            appearance = local_appearance(padded(images), features.shape[2:])
-            # Smoothed as they will be when labels are made of them.
-            statistics = appearance_statistics(appearance, mask, self.config.smooth)
-            moments = class_moments(
+            loss = loss - weight * appearance_term(
                 features,
                 global_features,
                 projection.weight,
                 projection.bias,
-                statistics=statistics,
+                images=padded(images),
+                mask=mask,
                 temperature=self.config.temperature,
+                smooth=self.config.smooth,  # as when labels are made of them
             )
-            loss = loss - weight * information_of_moments(moments, statistics.sum(dim=(0, 2, 3)))
         return loss
 
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:

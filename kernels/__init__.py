@@ -20,6 +20,9 @@ def __getattr__(name: str):
 @functools.cache
 def _kernels() -> dict[str, object]:
     """op name -> kernel, as infoseg_fast.dispatch describes."""
+    from .appearance import LocalAppearanceKernel
+    from .appearance_information import InformationOfMomentsKernel
+    from .appearance_statistics import AppearanceStatisticsKernel
     from .moments import ClassMomentsKernel
     from .mutual_information import LossKernel
     from .segmentation import SegmentAndCountKernel, SegmentKernel
@@ -32,6 +35,9 @@ def _kernels() -> dict[str, object]:
         "mutual_information_loss": LossKernel(),
         "segment": SegmentKernel(),
         "segment_and_count": SegmentAndCountKernel(),
+        "local_appearance": LocalAppearanceKernel(),
+        "appearance_statistics": AppearanceStatisticsKernel(),
+        "information_of_moments": InformationOfMomentsKernel(),
     }
 
 
@@ -59,11 +65,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def unsupported(device_type: str, dtype) -> str | None:
-    """Why features of this kind cannot be taken by any of the kernels; None when they can."""
+def unsupported(device_type: str, dtype, accepted: tuple | None = None) -> str | None:
+    """Why features of this kind cannot be taken by a kernel that takes the `accepted` dtypes (by default all that
+    features may have); None when they can.
+    """
     import torch
 
     if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
         return f"it runs on CUDA devices, not on {device_type} (but for TRITON_INTERPRET=1)"
-    accepted = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    accepted = accepted or (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     return None if dtype in accepted else f"it has no kernel for {dtype}"

@@ -20,7 +20,8 @@ ALL_GRADIENTS = Needs(True, True, True)
 @dataclass(frozen=True)
 class Case:
     """An op at a shape. `settings` are the op's own: temperature, interpolate, size, num_classes, the number of
-    statistics and whether V is kept, a loss's settings.
+    statistics and whether V is kept, a loss's settings, the radius of a mean. The features of the appearance's ops are
+    images and their appearance.
     """
 
     op: str
@@ -36,6 +37,11 @@ class Case:
     masked: bool = False
     device: str = "cuda:0"
     settings: dict = field(default_factory=dict, hash=False)
+
+
+def products_of(channels: int) -> int:
+    """How many products (1, y) has, of so many channels of y."""
+    return (channels + 1) * (channels + 2) // 2
 
 
 def record(case: Case, fake: bool = True) -> dict[str, list[Launch]]:
@@ -97,6 +103,26 @@ def _segment_and_count(kernel, case, f, G, g0):
     return {"forward": forward}
 
 
+def _local_appearance(kernel, case, f, G, g0):
+    with recorded() as forward:
+        kernel.forward(f, case.settings["size"])
+    return {"forward": forward}
+
+
+def _appearance_statistics(kernel, case, f, G, g0):
+    mask = torch.empty(case.B, case.h, case.w, dtype=torch.bool, device=f.device) if case.masked else None
+    with recorded() as forward:
+        kernel.forward(f, mask, case.settings.get("smooth", 0))
+    return {"forward": forward}
+
+
+def _information_of_moments(kernel, case, f, G, g0):
+    moments = G.new_empty(case.K, products_of(case.C))
+    with recorded() as forward:
+        kernel.forward(moments, moments.new_empty(moments.shape[1]), 0.1, case.settings.get("gradient_wanted", True))
+    return {"forward": forward}
+
+
 def _loss(kernel, case, f, G, g0):
     settings = LossSettings(**{
         "temperature": 1.0,
@@ -120,6 +146,9 @@ _RUN = {
     "segment": _segment,
     "segment_and_count": _segment_and_count,
     "mutual_information_loss": _loss,
+    "local_appearance": _local_appearance,
+    "appearance_statistics": _appearance_statistics,
+    "information_of_moments": _information_of_moments,
 }
 
 _HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -139,6 +168,12 @@ def _loss_case(negatives: str, number: int, name: str, **more) -> Case:
     )
 
 
+def _images(name: str, channels: int, side: int, **more) -> Case:
+    """A case of the appearance of square images in cells of 4 x 4 pixels."""
+    size = (side // 4, side // 4)
+    return Case("local_appearance", name, C=channels, h=side, w=side, settings={"size": size}, **more)
+
+
 _LOSSES = ("same_position", "reassigned", "infonce")
 # Compiled in CI: every kernel with every dtype, and every way through it, at the shapes that fill the registers most.
 AOT_CASES = [
@@ -152,6 +187,12 @@ AOT_CASES = [
     _loss_case("same_position", 1, "one partner, scores formed anew", C=128, dtype=_BFLOAT),
     *[_loss_case("infonce", 63, "all partners", C=128, dtype=dtype) for dtype in (_FLOAT, _BFLOAT, _HALF)],
     _loss_case("same_position", 63, "all partners"),
+    _images("appearance", 3, 128),
+    *[
+        Case("appearance_statistics", "statistics", C=5, dtype=dtype, masked=dtype == _FLOAT)
+        for dtype in (_FLOAT, _DOUBLE)
+    ],
+    *[Case("information_of_moments", "information", C=5, dtype=dtype) for dtype in (_FLOAT, _DOUBLE)],
 ]
 # Compiled by the command besides: layouts, ragged sizes, more classes.
 MORE_AOT_CASES = [
@@ -168,6 +209,14 @@ MORE_AOT_CASES = [
     *[_loss_case("same_position", 1, "Potsdam", K=6, h=50, w=50, dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     *[_loss_case("reassigned", 1, "reassigned", dtype=dtype) for dtype in (_FLOAT, _BFLOAT)],
     _loss_case("infonce", 63, "channels last", C=128, dtype=_BFLOAT, channels_last=True),
+    _images("channels last", 3, 128, channels_last=True),
+    *[_images(f"{channels} channels", channels, 128) for channels in (1, 4)],
+    Case("local_appearance", "ragged cells", C=3, h=35, w=35, settings={"size": (5, 5)}),
+    Case("local_appearance", "one cell", C=3, h=200, w=200, settings={"size": (1, 1)}),
+    Case("appearance_statistics", "all count", C=5),
+    *[Case("appearance_statistics", f"{d} channels", C=d, h=50, w=50) for d in (3, 6, 20)],
+    Case("information_of_moments", "no gradient", C=5, settings={"gradient_wanted": False}),
+    *[Case("information_of_moments", f"{d} channels", C=d) for d in (15, 31, 63)],
 ]
 # Compiled by the command with --all, in a quarter of an hour on two cores: every loss by dtype, K, C and layout.
 ALL_AOT_CASES = [
@@ -218,4 +267,16 @@ ROOFLINE_CASES += [
     for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
     for C in (128, 256, 512)
     for dtype in (_FLOAT, _BFLOAT)
+]
+ROOFLINE_CASES += [
+    *[_images(name, 3, side) for name, side in (("COCO-Stuff", 128), ("Potsdam", 200))],
+    *[
+        Case("appearance_statistics", f"{name}, radius {radius}", C=5, settings={"smooth": radius}, **shape)
+        for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
+        for radius in (0, 1)
+    ],
+    *[
+        Case("information_of_moments", name, C=5, K=shape["K"])
+        for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
+    ],
 ]

@@ -114,6 +114,48 @@ TABLE: list[Row] = [
         Config({"BLOCK": 1024}, 4, 1),
         "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
     ),
+    Row(
+        "appearance_cells",
+        lambda key: True,
+        Config({"BLOCK": 512}, 4, 1),
+        "4 columns of 128 cells: a thread has a row of a cell at once, and its 4 channels",
+    ),
+    Row(
+        "appearance_texture",
+        lambda key: True,
+        Config({"BLOCK": 128}, 4, 1),
+        "a position a thread, 27 loads each: small maps need the programs",
+    ),
+    Row(
+        "appearance_sums",
+        lambda key: True,
+        Config({"BLOCK": 2048}, 4, 1),
+        "sums of 8 channels of 256 positions: 16 float64 a thread",
+    ),
+    Row(
+        "appearance_products",
+        lambda key: key.itemsize == 4,
+        Config({"BLOCK_P": 128}, 4, 1),
+        "8 x 8 products of a position a thread: warps that share positions would exchange factors",
+    ),
+    Row(
+        "appearance_products",
+        lambda key: True,
+        Config({"BLOCK_P": 64}, 4, 1),
+        "8-byte elements: half of float32's tile, since Triton 3.6 spills at 128 positions",
+    ),
+    Row(
+        "class_information",
+        lambda key: key.C <= 16,
+        Config({}, 1, 1),
+        "a matrix a warp: sums over its rows and columns are shuffles",
+    ),
+    Row(
+        "class_information",
+        lambda key: True,
+        Config({}, 8, 1, 255),
+        "64 x 64 float64 are 16 a thread over 8 warps; without a limit ptxas spills at 32 x 32",
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ import torch
 
 from ..reference.similarity import accumulation_dtype
 from . import tables
-from .cases import ROOFLINE_CASES, Case, record
+from .cases import ROOFLINE_CASES, Case, products_of, record
 from .launch import Launch
 
 
@@ -75,6 +75,7 @@ def floor(case: Case, phase: str) -> int:
     labels = case.B * rows * columns
     sums = accumulation_dtype(case.dtype).itemsize
     statistics = case.B * case.settings.get("statistics", 21) * case.h * case.w * sums
+    products = products_of(case.C) * sums  # of one position or class
     forward = {
         "mutual_information_loss": feature_map,
         "local_global_similarity": feature_map + score_map,
@@ -82,6 +83,9 @@ def floor(case: Case, phase: str) -> int:
         "class_moments": feature_map + statistics,
         "segment": feature_map + labels,
         "segment_and_count": feature_map + labels,  # the target, read
+        "local_appearance": feature_map + (case.C + 2) * labels * case.dtype.itemsize,
+        "appearance_statistics": feature_map + case.B * case.h * case.w * products,
+        "information_of_moments": (2 * case.K + 1) * products,  # with the gradient, and the moments of all positions
     }
     backward = {
         "mutual_information_loss": 2 * feature_map,

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import infoseg_fast as isf
-from infoseg_fast import kernels
+from infoseg_fast import dispatch, kernels
 from infoseg_fast.kernels import cases, configs, launch, similarity, tiles
 from infoseg_fast.kernels.specialisation import Specialisation
 
@@ -26,6 +26,9 @@ ONE_OF_EACH = [
     cases.Case("segment_and_count", "segment and count", device="cuda:1", settings=UP),
     cases.Case("mutual_information_loss", "loss", device="cuda:1"),
     cases.Case("mutual_information_loss", "all partners", device="cuda:1", settings={"num_negatives": 63}),
+    cases.Case("local_appearance", "appearance", device="cuda:1", C=3, settings={"size": (8, 8)}),
+    cases.Case("appearance_statistics", "statistics", device="cuda:1", C=5, masked=True, settings={"smooth": 1}),
+    cases.Case("information_of_moments", "information", device="cuda:1", C=5),
 ]
 
 
@@ -61,6 +64,16 @@ def test_one_launch_a_phase_and_one_more_for_sums_over_programs():
         "similarity_forward",
         "upsampled_labels",
     ]
+    # Of the appearance what needs all cells around, or all positions, before it can begin is a launch of its own.
+    assert names(cases.Case("local_appearance", "", settings={"size": (8, 8)}))["forward"] == [
+        "appearance_cells",
+        "appearance_texture",
+    ]
+    assert names(cases.Case("appearance_statistics", "", C=5, settings={"smooth": 3}))["forward"] == [
+        "appearance_sums",
+        "appearance_products",
+    ]
+    assert names(cases.Case("information_of_moments", "", C=5))["forward"] == ["class_information", "sum_rows_kernel"]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -73,6 +86,31 @@ def test_the_kernel_gets_the_strides_of_the_features_and_no_copy(channels_last):
         assert started.constexprs["LAYOUT"] == ("channels" if channels_last else "positions")
     df = launches["backward"][0].arguments["df"]
     assert df.stride() == f.stride() and df.dtype == f.dtype
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_appearance_gets_the_strides_of_the_images_and_no_copy(channels_last):
+    case = cases.Case("local_appearance", "", C=3, channels_last=channels_last, settings={"size": (8, 8)})
+    cells, _ = cases.record(case)["forward"]
+    assert tuple(cells.arguments[f"stride_{x}"] for x in "bcyx") == cells.arguments["images"].stride()
+    assert (cells.constexprs["ROWS"], cells.constexprs["ALIGN"]) == ((False, 1) if channels_last else (True, 4))
+
+
+def test_a_radius_and_the_size_of_a_map_compile_nothing_anew():
+    def compiled(**more):
+        case = cases.Case("appearance_statistics", "", C=5, **more)
+        return [Specialisation.of(started) for started in cases.record(case)["forward"]]
+
+    assert compiled(h=64, settings={"smooth": 3}) == compiled(settings={"smooth": 0})
+
+
+def test_every_part_of_the_default_recipe_has_a_kernel_on_a_gpu(monkeypatch):
+    """What training asks for is found in float32 by "auto", so no part falls back to PyTorch's own kernels."""
+    monkeypatch.setattr("infoseg_fast.dispatch._unavailable", lambda name: None)
+    parts = "mutual_information_loss", "local_appearance", "appearance_statistics", "class_moments"
+    for op in (*parts, "information_of_moments", "assign", "segment", "segment_and_count"):
+        assert dispatch.choose(op, "auto", "cuda", torch.float32) == "triton"
+        assert op in kernels.KERNELS
 
 
 @pytest.mark.parametrize(
@@ -228,7 +266,7 @@ def test_every_shape_finds_a_configuration_and_every_row_has_a_reason():
             one_block = loss and "more" not in variant  # of the loss, which holds two images of up to 32 classes
             for K in (2, 16, 17, 32) if one_block else (2, 16, 17, 32, 33, 64, 65, 256):
                 found = configs.rows(name, configs.Key(4, 128, K, variant))
-                assert all(config.num_warps in (4, 8) for config in found)
+                assert all(config.num_warps in (1, 4, 8) for config in found)
     assert all(len(row.reason) > 10 for row in configs.TABLE)
 
 

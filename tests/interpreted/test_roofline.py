@@ -38,6 +38,12 @@ CASES = [
         "segment_and_count", "and labels", B=2, C=9, K=40, h=5, w=7,
         settings={"size": (40, 30), "num_classes": 100, "labels_wanted": True},
     ),
+    cases.Case("local_appearance", "two tiles", B=2, C=3, h=48, w=44, settings={"size": (12, 11)}),
+    cases.Case("local_appearance", "channels last", B=1, C=4, h=7, w=80, channels_last=True, settings={"size": (1, 2)}),
+    cases.Case("appearance_statistics", "two tiles", B=2, C=3, h=15, w=20, masked=True, settings={"smooth": 1}),
+    cases.Case("appearance_statistics", "two blocks", B=1, C=9, h=3, w=2, dtype=torch.float64, settings={"smooth": 2}),
+    cases.Case("information_of_moments", "a matrix of 5 in 8", K=4, C=4),
+    cases.Case("information_of_moments", "no gradient", K=2, C=1, settings={"gradient_wanted": False}),
     loss("same_position", 1, masked=True),
     loss("same_position", 1, C=20, bias=False),
     loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept
