@@ -49,6 +49,9 @@ class TrainConfig:
     epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
     batch_size: int | None = setting(None, "images B of a step (default: the recipe's)", type=int)
     seed: int = setting(0, "seed of everything random", type=int)
+    starts: int = setting(
+        1, "initial networks, of which the one whose loss is lowest after 100 steps is trained", type=int
+    )
     crop: int | None = setting(
         None,
         "side of the training crops in pixels (default: a benchmark's own, else 128, or the shortest side if less)",
@@ -110,9 +113,9 @@ class TrainConfig:
         if self.steps is None and self.epochs is None:
             self.steps = DEFAULT_STEPS
         least = {
-            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "crop": 4, "width": 1, "depth": 0,
-            "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0, "average": 0,
-            "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
+            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "starts": 1, "crop": 4, "width": 1,
+            "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0,
+            "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)

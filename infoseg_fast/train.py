@@ -7,8 +7,10 @@ killed at any moment goes on from its last checkpoint to the same bits.
 import hashlib
 import json
 import logging
+import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -39,6 +41,8 @@ logger = logging.getLogger("infoseg_fast")
 DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
+TRIAL_STEPS = 100  # of each of several starts
+STARTS_APART = 1_000_003  # their seeds; generators on the CPU take 32 bits
 
 
 def train(given: dict, out: Path, resume: bool = False) -> dict | None:
@@ -64,7 +68,8 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
         print(f"{out} is finished: {state['step']} steps are done (more --steps go further)")
         return None
     train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-    run = Run(config, train_set, device, state)
+    start = best_start(config, train_set, device) if state is None and config.starts > 1 else 0
+    run = Run(config, train_set, device, state, start)
     if state is not None:
         print(f"resuming {out} at step {run.step}")
     write_settings(config, fingerprint, out)
@@ -75,12 +80,14 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
 
 
 class Run:
-    """A network in training, with everything its next step depends on."""
+    """A network in training, with everything its next step depends on; `start` is the initial network's number."""
 
-    def __init__(self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None) -> None:
+    def __init__(
+        self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None, start: int = 0
+    ) -> None:
         self.config, self.images, self.device = config, images, device
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + STARTS_APART * start)
         self.network = {
             "in_channels": images.channels,
             "num_classes": config.classes,
@@ -135,12 +142,29 @@ class Run:
             self.average, self.config.temperature, self.config.scale, self.images.classes, smooth=self.config.smooth
         )
 
+    def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
+        """From the next step to the last of so many, and what draws them."""
+        config = self.config
+        sampler = CropSampler(len(self.images), config.batch_size, least_batch(config), config.seed, self.step, steps)
+        return sampler, crop_loader(self.images, config.crop, sampler, self._workers(), config.loss_mask == "gt")
+
+    def trial_loss(self) -> float:
+        """The mean loss of the second half of the first TRIAL_STEPS steps; infinite where it is not finite."""
+        steps, mean = min(TRIAL_STEPS, self.config.steps), Mean(self.device)
+        self.model.train()
+        for batch in self.batches(steps)[1]:
+            if isinstance(batch, DataError):
+                raise batch
+            loss = self.train_step(batch)[0]
+            self.step += 1
+            if 2 * self.step > steps:
+                mean.add(loss)
+        return mean.value() if math.isfinite(mean.value()) else math.inf
+
     def loop(self, out: Path, eval_set: ImageSet | None, board: SummaryWriter) -> None:
         """All steps that are left, with their log lines, evaluations and checkpoints."""
         config = self.config
-        least = least_batch(config)
-        sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, self.step, config.steps)
-        loader = crop_loader(self.images, config.crop, sampler, self._workers(), config.loss_mask == "gt")
+        sampler, loader = self.batches(config.steps)
         self.model.train()
         seconds, seen, began = 0.0, 0, time.perf_counter()  # of training, without evaluations and checkpoints
         with tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=None) as bar:
@@ -253,6 +277,14 @@ class Run:
         return (
             0 if isinstance(self.images, InMemory) or self.images.in_process else min(MAX_WORKERS, os.cpu_count() or 1)
         )
+
+
+def best_start(config: TrainConfig, images: ImageSet, device: torch.device) -> int:
+    """The number of the start whose trial ends with the lowest loss, as k-means takes the best of several."""
+    losses = [Run(config, images, device, None, start).trial_loss() for start in range(config.starts)]
+    best = min(range(config.starts), key=losses.__getitem__)
+    print(f"start {best + 1} is trained; losses of the starts: {' '.join(f'{x:.4f}' for x in losses)}")
+    return best
 
 
 class Mean:

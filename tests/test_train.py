@@ -111,6 +111,27 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     assert (labels == expected_labels).float().mean() > 0.995
 
 
+def test_of_several_starts_the_one_of_lowest_loss_is_trained(data, tmp_path, monkeypatch, capsys):
+    """The starts differ, the first is that of a run with one, and the choice is the first's own loss, not chance."""
+    monkeypatch.setattr("infoseg_fast.train.TRIAL_STEPS", 6)
+    how = SMALL | {"data": data, "steps": 8, "log_every": 1}
+    tried = {}
+    for seed in (0, 1, 2):
+        train(how | {"seed": seed, "starts": 3}, tmp_path / f"three{seed}")
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("start "))
+        start, found = int(line.split()[1]), [float(x) for x in line.split(": ")[1].split()]
+        assert found.index(min(found)) == start - 1 and len(set(found)) == 3
+        # The trial's loss is that of the run's own later steps.
+        assert np.mean([x for step, x in losses(tmp_path / f"three{seed}") if 3 < step <= 6]) == pytest.approx(
+            min(found), abs=1e-4
+        )
+        train(how | {"seed": seed}, tmp_path / f"one{seed}")
+        same = same_weights(weights(tmp_path / f"three{seed}"), weights(tmp_path / f"one{seed}"))
+        assert same == (start == 1)
+        tried[seed] = start
+    assert len(set(tried.values())) > 1
+
+
 def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     how = SMALL | {"data": data}
     train(how | {"steps": 14}, tmp_path / "whole")
