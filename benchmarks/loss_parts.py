@@ -28,8 +28,8 @@ def parts(case: bench.Case) -> dict:
     kernel = cpp.KERNELS["mutual_information_loss"]
     df, dG, dg0, none = torch.empty_like(features), torch.empty_like(G), torch.empty_like(g0), features.new_empty(0)
 
-    def run(*gradients):
-        return lambda: kernel._run(features, G, g0, None, settings, gradients)
+    def run(*gradients, f=features):
+        return lambda: kernel._run(f, G, g0, None, settings, gradients)
 
     def op_of(case, x):
         return bench.step_of(case, bench.providers(case, False)["infoseg_fast"], x, None)
@@ -38,6 +38,9 @@ def parts(case: bench.Case) -> dict:
         "the whole step": op_of(case, x),
         "kernel, into memory written before": run(df, dG, dg0),
         "kernel, into fresh memory": lambda: kernel.forward(features, G, g0, None, settings, Needs(True, True, True)),
+        "kernel, all images and their gradients at one place, which stays in cache": run(
+            df[:1].expand_as(df), dG, dg0, f=features[:1].expand_as(features)
+        ),
         "kernel, no gradient": run(none, none, none),
         "kernel, df alone": run(df, none, none),
         "kernel, dG and dg0 alone": run(none, dG, dg0),
