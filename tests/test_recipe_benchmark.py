@@ -1,0 +1,74 @@
+"""The sets that `benchmarks/recipe.py` makes, and the script itself, still run."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infoseg_fast.data import open_set
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a file of benchmarks/ as it is when run from there."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["landscapes", "texture_mosaics", "tissue_sections"])
+def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
+    if name == "texture_mosaics":
+        pytest.importorskip("skimage")
+    module = script(name)
+    first, again = (module.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
+    train, held_out = open_set(str(first), "train"), open_set(str(first), "eval")
+    held_out.check_labels()
+    assert (len(train), len(held_out)) == (12, 3)
+    assert {path.name: path.read_bytes() for path in (first / "images").iterdir()} == {
+        path.name: path.read_bytes() for path in (again / "images").iterdir()
+    }
+    both = open_set(str(first), "all")
+    labels = np.unique(np.concatenate([both.target(i).ravel() for i in range(len(both))]))
+    assert labels.tolist() == list(range(train.num_classes))
+
+
+def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch, capsys, tmp_path):
+    recipe = script("recipe")
+    arguments = [
+        "landscapes",
+        "--seeds",
+        "0",
+        "--threads",
+        "1",
+        "--set",
+        "steps=2",
+        "--set",
+        "starts=2",
+        "--set",
+        "width=4",
+        "--csv",
+    ]
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments, str(tmp_path / "trials.csv")])
+    monkeypatch.setitem(recipe.MADE, "landscapes", Few(recipe.MADE["landscapes"]))
+    threads = torch.get_num_threads()
+    recipe.main()
+    torch.set_num_threads(threads)
+    assert "landscapes: pixel accuracy" in capsys.readouterr().out
+    header, row = (tmp_path / "trials.csv").read_text().splitlines()
+    assert header.split(",") == list(recipe.COLUMNS)
+    assert row.startswith("landscapes,steps=2 starts=2 width=4,0,")
+
+
+class Few:
+    """A maker of sets that makes a small one."""
+
+    def __init__(self, module) -> None:
+        self.module = module
+
+    def write(self, root: Path) -> Path:
+        return self.module.write(root, train=33, evaluation=2, side=32)
