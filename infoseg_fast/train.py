@@ -100,7 +100,8 @@ class Run:
         if state is None:
             self.model.set_normalization(*channel_statistics(images))
         else:
-            self.model.load_state_dict(state["trained"])
+            # Runs from before weights were averaged hold one set of them.
+            self.model.load_state_dict(state.get("trained", state["model"]))
         # Channels last: the convolutions of the CPU take two thirds of the time.
         self.model.to(device, memory_format=torch.channels_last)
         self.average = averaged(self.model) if config.average else self.model

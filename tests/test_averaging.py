@@ -39,5 +39,9 @@ def test_labels_are_made_by_the_averaged_weights_and_training_goes_on_from_its_o
     state = checkpoint.load(tmp_path / "run")
     differ = [not torch.equal(state["model"][name], value) for name, value in state["trained"].items()]
     assert any(differ) == bool(keep)
+    del state["trained"]  # as in runs from before
+    checkpoint.save(tmp_path / "run", state, is_best=False)
+    train({"steps": 9}, tmp_path / "run", resume=True)
+    state = checkpoint.load(tmp_path / "run")
     used = load(tmp_path / "run").model.state_dict()
     assert all(torch.equal(used[name], value) for name, value in state["model"].items())
