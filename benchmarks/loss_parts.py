@@ -1,8 +1,9 @@
 """Where the time of a step of the loss goes: the kernel, what it waits for, the fold of the projection, Python.
 
-    python benchmarks/loss_parts.py [--rounds 80] [CASE ...]
+    python benchmarks/loss_parts.py [--rounds 80] [--only TEXT] [CASE ...]
 
-One thread, medians by the clock, each part by itself; cases as `infoseg bench` names them.
+One thread, medians by the clock, each part by itself; cases as `infoseg bench` names them. What a part does inside:
+`perf record python benchmarks/loss_parts.py --only "at one place" --rounds 2000`, then `perf report`.
 """
 
 import argparse
@@ -65,6 +66,7 @@ def main() -> None:
     plain = [c.name for c in bench.CASES if c.op == "loss" and not (c.settings or c.masked)]
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(plain)}", default=["jsd"])
     parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--only", metavar="TEXT", default="", help="parts whose name contains it")
     args = parser.parse_args()
     for name in set(args.cases) - set(plain):
         parser.error(f"{name!r} is none of {', '.join(plain)}")
@@ -73,7 +75,8 @@ def main() -> None:
         if case.name in args.cases:
             print(f"\n| {case.name} | ms |\n|---|---|")
             for name, function in parts(case).items():
-                print(f"| {name} | {median_ms(function, args.rounds):.3f} |", flush=True)
+                if args.only in name:
+                    print(f"| {name} | {median_ms(function, args.rounds):.3f} |", flush=True)
 
 
 if __name__ == "__main__":

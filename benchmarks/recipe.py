@@ -29,6 +29,7 @@ from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import NAMES, open_set
 from infoseg_fast.data.base import to_float
 from infoseg_fast.evaluate import evaluate
+from infoseg_fast.smoothing import grain
 from infoseg_fast.train import train
 
 COLUMNS = (
@@ -46,11 +47,13 @@ def opened(data: str, folder: str) -> tuple[str, str]:
     return source, "all" if data in NAMES else "eval"
 
 
-def baseline_scores(data: str) -> dict[str, float]:
-    """Pixel accuracy of each method of `infoseg baseline`."""
+def description(data: str, with_baselines: bool) -> dict[str, float]:
+    """The grain of the images, and the pixel accuracy of each method of `infoseg baseline`."""
     with tempfile.TemporaryDirectory() as folder:
         source, split = opened(data, folder)
-        return {name: baselines.baseline(name, source, split)[0]["pixel_accuracy"] for name in baselines.METHODS}
+        methods = baselines.METHODS if with_baselines else ()
+        scores = {name: baselines.baseline(name, source, split)[0]["pixel_accuracy"] for name in methods}
+        return {"grain": grain(open_set(source, "train"))} | scores
 
 
 def trial(data: str, seed: int, settings: dict) -> dict:
@@ -113,9 +116,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = parsed(args.settings)
     for data in args.data:
-        if args.baselines:
-            scores = baseline_scores(data)
-            print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in scores.items()), flush=True)
+        told = description(data, args.baselines)
+        print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in told.items()), flush=True)
         rows = []
         for seed in args.seeds:
             rows.append(trial(data, seed, settings))
