@@ -1,14 +1,9 @@
-// jsd, same_position, with many partners. The assigned global feature S'[c, p] = sum_k V[c, k, p] G[c, k] (C numbers,
-// and the scalar s0 = sum_k V g0) makes the scores of all pairs of images one [B x C] [C x B] product at every
-// position:
-//   T-[b, c] = <f_b, S'_c> + s0_c,   g[b, c] = dloss / dT-[b, c]
-//   df_b += sum_c g[b, c] S'_c,   dS'_c = sum_b g[b, c] f_b,   ds0_c = sum_b g[b, c]
-//   dV[c, k] = <dS'_c, G_ck> + ds0_c g0_ck,   dG_ck += V[c, k] dS'_c,   dg0_ck += V[c, k] ds0_c
-// W positions are done together, one to a lane, so that every operand is a vector and both factors of a product are
-// loaded.
+// jsd, same_position, with many partners, through the assigned features S' of the images: T- of all pairs is one
+// [B x C] [C x B] product at every position, and so are df and dS'. W positions are done together, one to a lane, so that
+// every operand is a vector and both factors of a product are loaded.
 #pragma once
 
-#include "mutual_information_kernel.h"
+#include "assigned_features.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -95,14 +90,13 @@ struct AllPairs {
         dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
         scratch_size(2 * B * K * kTile + C * kTile + B * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W +
-                     2 * K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
+                     K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
         scratch(loss.threads * scratch_size) {}
 
   struct Scratch {
     A *z, *V;       // [B, K, kTile]; z becomes the gradient by it
     A* copy;        // [C, kTile] features of one image
     A* ok;          // [B, kTile]: 1 at valid positions, else 0
-    A* softmax;     // [K, W]
     A *f, *S, *dS;  // [B, C, W], [B, C, W], [kPairRows, C, W]
     A* pairs;       // [B, B, W]: T-, then g
     A* s0;          // [B, W]
@@ -123,7 +117,6 @@ struct AllPairs {
     s.V = take(B * K * kTile);
     s.copy = take(C * kTile);
     s.ok = take(B * kTile);
-    s.softmax = take(K * W);
     s.f = take(B * C * W);
     s.S = take(B * C * W);
     s.dS = take(kPairRows * C * W);
@@ -156,10 +149,7 @@ struct AllPairs {
         product_rows<A, 1, 1, Out::store, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile,
                                                  nullptr, s.S + (c * C + first) * W, W, nothing_ahead(V), nullptr);
       }
-      V_ s0{};
-      if (G.has_offset)
-        for (int64_t k = 0; k < K; ++k) s0 += load<A>(V + k * kTile) * G.offsets[c * K + k];
-      store<A>(s.s0 + c * W, s0);
+      store<A>(s.s0 + c * W, assigned_offset(G, c, V));
     }
     pair_product<A>(B, B, C, s.f, C * W, W, s.S, C * W, W, s.pairs, B * W, W);
     for (int64_t b = 0; b < B; ++b) {
@@ -167,13 +157,10 @@ struct AllPairs {
       V_ of_image{};  // summed by itself: B * B numbers one after another would gather roundings
       for (int64_t c = 0; c < B; ++c) {
         A* pair = s.pairs + (b * B + c) * W;
-        V_ slope{};
-        if (partner(b, c)) {
-          const Softplus<A> sp = softplus<A>(load<A>(pair) + load<A>(s.s0 + c * W));
-          of_image += select<A>(valid > V_{}, sp.of_x, V_{});
-          slope = select<A>(valid > V_{}, sp.sigmoid_x * loss.share_neg, V_{});
-        }
-        store<A>(pair, slope);
+        if (partner(b, c))
+          of_image += pair_term(loss, pair, load<A>(s.s0 + c * W), valid);
+        else
+          store<A>(pair, V_{});
       }
       total += of_image;
     }
@@ -189,25 +176,12 @@ struct AllPairs {
       for (int64_t c = c0; c < c0 + rows; ++c) {
         const A* dS = s.dS + (c - c0) * C * W;
         const A* V = s.V + c * K * kTile + g * W;
-        A* a = s.z + c * K * kTile + g * W;
         V_ ds0{};
         for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
         G.score_panels(c, dS, W, 1, s.dV, W);
-        V_ mean{};
-        for (int64_t k = 0; k < K; ++k) {
-          V_ dV = load<A>(s.dV + k * W);
-          if (G.has_offset) dV += ds0 * G.offsets[c * K + k];
-          store<A>(s.dV + k * W, dV);
-          mean += load<A>(V + k * kTile) * dV;
-        }
-        for (int64_t k = 0; k < K; ++k)
-          store<A>(a + k * kTile,
-                   load<A>(a + k * kTile) + load<A>(V + k * kTile) * (load<A>(s.dV + k * W) - mean) * loss.tau);
         A* to = dG.of(t, c, 1);
+        through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
         if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
-        if (A* offsets = dG.offsets_of(t, c))
-          for (int64_t k = 0; k < K; ++k)
-            store<A>(offsets + k * W, load<A>(offsets + k * W) + load<A>(V + k * kTile) * ds0);
       }
     }
   }
@@ -227,10 +201,8 @@ struct AllPairs {
           loss.mark_valid(b, tile, ok);
           const TileRows<A> rows = f.read(b, tile, s.copy);
           G.scores(b, rows, groups, z, kTile, next);
-          for (int g = 0; g < groups; ++g) {
-            loss.positive_term(z + g * W, s.softmax, load<A>(ok + g * W), positive);
-            for (int64_t k = 0; k < K; ++k) store<A>(V + k * kTile + g * W, load<A>(s.softmax + k * W));
-          }
+          for (int g = 0; g < groups; ++g)
+            loss.positive_term(z + g * W, V + g * W, load<A>(ok + g * W), positive, kTile);
         }
         for (int g = 0; g < groups; ++g) gather_and_pair(t, tile, g, s, negative);
         loss.sums[t].positive += sum_lanes<A>(positive);

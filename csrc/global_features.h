@@ -23,13 +23,6 @@ class Buffer {
   T* data_;
 };
 
-// A tile as [C, stride] numbers.
-template <class A>
-struct TileRows {
-  const A* data;
-  int64_t stride;
-};
-
 // Image b's candidates are its own K classes and those of its n partners (b + 1 .. b + n) mod B. The rows of the
 // first n images are repeated behind the last, so that every image's candidates lie in one run of rows.
 template <class A>
@@ -81,7 +74,8 @@ struct GlobalFeatures {
     }
   }
 
-  // Scores of one tile by the classes of image c: out[k, 0..vectors*W). With `pack`, the tile is put there, kTile apart.
+  // Scores of one tile by the classes of image c: out[k, 0..vectors*W). With `pack`, the tile is put there, kTile
+  // apart.
   void scores(int64_t c, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
               A* pack = nullptr) const {
     for (int64_t i = 0; i < blocks.count; ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "all_pairs_kernel.h"
+#include "assigned_features_kernel.h"
 #include "own_position_kernel.h"
 #include "same_position_kernel.h"
 
@@ -17,6 +18,7 @@ static double loss_of(const LossArguments& a) {
   // Operations a position and channel, over 6: (1 + n) K with each partner's K scores, B + 2 K with the assigned feature
   // of every image, whose products load two vectors where the others load one.
   if (3 * (loss.B + 2 * loss.K) < 2 * loss.R) return AllPairs<E, A>(loss).forward();
+  if (loss.n > 1) return WaitingImages<E, A>(loss).forward();
   return SamePosition<E, A>(loss).forward();
 }
 

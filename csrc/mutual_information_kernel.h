@@ -82,21 +82,22 @@ struct Loss {
 
   // The gradient by z, in its place, of the terms that hang on z alone, at W positions:
   // V_k g (1 + tau (z_k - T)), g the gradient by T, and that of the balance term.
-  void own_gradient(A* z, V_ T, V_ g, const A* V, V_ valid) const {
-    const V_ mean = balance ? usage_mean(V) : V_{};
+  void own_gradient(A* z, V_ T, V_ g, const A* V, V_ valid, int64_t V_stride = W) const {
+    const V_ mean = balance ? usage_mean(V, V_stride) : V_{};
     for (int64_t k = 0; k < K; ++k) {
       V_ x = g * (A(1) + (load<A>(z + k * kTile) - T) * tau);
       if (balance) x += (usage_gradient[k] - mean) * tau;
-      store<A>(z + k * kTile, select<A>(valid > V_{}, x * load<A>(V + k * W), V_{}));
+      store<A>(z + k * kTile, select<A>(valid > V_{}, x * load<A>(V + k * V_stride), V_{}));
     }
   }
 
-  // jsd's positive term at W positions: adds softplus(-T) to `total`, leaves V [K, W], and the gradient in place of z.
-  void positive_term(A* z, A* V, V_ valid, V_& total) const {
-    const V_ T = softmax_and_mean<A>(z, kTile, K, tau, V);
+  // jsd's positive term at W positions: adds softplus(-T) to `total`, leaves V, K rows of W, and the gradient in place
+  // of z.
+  void positive_term(A* z, A* V, V_ valid, V_& total, int64_t V_stride = W) const {
+    const V_ T = softmax_and_mean<A>(z, kTile, K, tau, V, V_stride);
     const Softplus<A> sp = softplus<A>(T);
     total += select<A>(valid > V_{}, sp.of_minus_x, V_{});
-    if (grad) own_gradient(z, T, -sp.sigmoid_minus_x * share_pos, V, valid);
+    if (grad) own_gradient(z, T, -sp.sigmoid_minus_x * share_pos, V, valid, V_stride);
   }
 
   // ---------------------------------------------------------------- the balance term
@@ -139,8 +140,8 @@ struct Loss {
     const double tiny = sizeof(A) == 8 ? 2.2250738585072014e-308 : 1.17549435e-38;
     for (int64_t k = 0; k < K; ++k) {
       const double m = mean_usage(k), clamped = m < tiny ? tiny : m;
-      usage_gradient[k] = static_cast<A>(a.upstream * set.balance * (__builtin_log(clamped) + (m >= tiny)) /
-                                         static_cast<double>(M));
+      usage_gradient[k] =
+          static_cast<A>(a.upstream * set.balance * (__builtin_log(clamped) + (m >= tiny)) / static_cast<double>(M));
     }
   }
 
@@ -151,9 +152,9 @@ struct Loss {
   }
 
   // sum_k V_k usage_gradient_k
-  V_ usage_mean(const A* V) const {
+  V_ usage_mean(const A* V, int64_t V_stride) const {
     V_ sum{};
-    for (int64_t k = 0; k < K; ++k) sum += load<A>(V + k * W) * usage_gradient[k];
+    for (int64_t k = 0; k < K; ++k) sum += load<A>(V + k * V_stride) * usage_gradient[k];
     return sum;
   }
 

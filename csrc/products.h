@@ -23,12 +23,12 @@ struct Ahead {
   int64_t stride;
 };
 
-// The cache lines of the tile of rows that is read next, asked for down the rows while other products run, in pairs. Without
-// them the rows would be missed one after another: they lie too far apart for the hardware to foresee.
+// The cache lines of the tile of rows that is read next, asked for down the rows while other products run, in pairs.
+// Without them the rows would be missed one after another: they lie too far apart for the hardware to foresee.
 struct NextTile {
   const char* first;
   int64_t stride, rows, lines_a_row;  // stride in bytes
-  int64_t asked = 0;                    // pairs
+  int64_t asked = 0;                  // pairs
   // The lines for a product of so many steps.
   Ahead take(int64_t steps) {
     const int64_t pair = rows ? asked / rows : 0, row = asked - pair * rows;
@@ -52,12 +52,45 @@ INFOSEG_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) {
 // What becomes of the result: stored, added to what is there, or stored past the caches.
 enum class Out { store, add, stream };
 
+// A tile as rows of numbers, `stride` apart.
+template <class A>
+struct TileRows {
+  const A* data;
+  int64_t stride;
+  TileRows from(int64_t row) const { return {data + row * stride, stride}; }
+};
+
+// What the sums of vector v of row m start from: nothing, a number for each row (or none), or rows.
+template <class T>
+INFOSEG_INLINE Vec<T> first_sum(std::nullptr_t, int, int) {
+  return Vec<T>{};
+}
+template <class T>
+INFOSEG_INLINE Vec<T> first_sum(const T* start, int m, int) {
+  return start ? broadcast<T>(start[m]) : Vec<T>{};
+}
+template <class T>
+INFOSEG_INLINE Vec<T> first_sum(TileRows<T> start, int m, int v) {
+  return load<T>(start.data + m * start.stride + v * Lanes<T>::W);
+}
+
+// The same for a product that begins `columns` further on.
+INFOSEG_INLINE std::nullptr_t columns_on(std::nullptr_t, int64_t) { return nullptr; }
+template <class T>
+INFOSEG_INLINE const T* columns_on(const T* start, int64_t) {
+  return start;
+}
+template <class T>
+INFOSEG_INLINE TileRows<T> columns_on(TileRows<T> start, int64_t columns) {
+  return {start.data + columns, start.stride};
+}
+
 // left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous. With kPack, the rows of right
 // are put together at `pack`, kTile apart, for the products that follow.
-template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs>
+template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs, class Start>
 static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right,
-                                 int64_t right_k, const T* __restrict start, T* __restrict out, int64_t out_m,
-                                 Ahead ahead, T* __restrict pack) {
+                                 int64_t right_k, Start start, T* __restrict out, int64_t out_m, Ahead ahead,
+                                 T* __restrict pack) {
   constexpr int W = Lanes<T>::W;
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -67,7 +100,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
       if (kOut == Out::add)
         sum[m][v] = load<T>(out + m * out_m + v * W);
       else
-        sum[m][v] = start ? broadcast<T>(start[m]) : Vec<T>{};
+        sum[m][v] = first_sum<T>(start, m, v);
     }
   for (int64_t k = 0; k < n_k; ++k) {
     Vec<T> row[kVectors];
@@ -102,9 +135,9 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     }
 }
 
-template <class T, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs = false>
+template <class T, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs = false, class Start>
 static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
-                                const T* start, T* out, int64_t out_m, Ahead ahead, T* pack) {
+                                Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
   switch (rows) {
     case 1:
       return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
@@ -136,28 +169,30 @@ struct RowBlocks {
 };
 
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
-template <class T, int kLeftM, Out kOut, bool kPack = false, bool kPairs = false>
+template <class T, int kLeftM, Out kOut, bool kPack = false, bool kPairs = false, class Start>
 static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right,
-                                 int64_t right_k, const T* start, T* out, int64_t out_m, Ahead ahead,
-                                 T* pack = nullptr) {
+                                 int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
   constexpr int W = Lanes<T>::W;
   int v = 0;
   for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-    product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start,
-                                                                out + v * W, out_m, ahead, pack + v * W);
+    product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+                                                                columns_on(start, v * W), out + v * W, out_m, ahead,
+                                                                pack + v * W);
     ahead = nothing_ahead(right);
   }
   if constexpr (kBlockVectors > 3)
     if (vectors - v == 3)
-      return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start,
-                                                             out + v * W, out_m, ahead, pack + v * W);
+      return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+                                                             columns_on(start, v * W), out + v * W, out_m, ahead,
+                                                             pack + v * W);
   if constexpr (kBlockVectors > 2)
     if (vectors - v == 2)
-      return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start,
-                                                             out + v * W, out_m, ahead, pack + v * W);
+      return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+                                                             columns_on(start, v * W), out + v * W, out_m, ahead,
+                                                             pack + v * W);
   if (vectors - v == 1)
-    product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k, start, out + v * W,
-                                                    out_m, ahead, pack + v * W);
+    product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+                                                    columns_on(start, v * W), out + v * W, out_m, ahead, pack + v * W);
 }
 
 // ---------------------------------------------------------------- transposes

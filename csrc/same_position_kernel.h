@@ -1,13 +1,13 @@
-// jsd, same_position, with few partners. Image b's negative terms need the probabilities of its partners b + 1 .. b + n
-// at the same position, and give gradients by the partners' scores, so the images of a tile are walked in their order and
-// each waits, with its scores and features in cache, until its last partner has been scored:
+// jsd, same_position, with one partner, or a few and hardly any classes. Image b's negative terms need the probabilities
+// of its partners b + 1 .. b + n at the same position, and give gradients by the partners' scores, so an image waits, with
+// its scores and features in cache, until its last partner has been scored:
 //   at image c:      scores q_c, V_c, the terms of the pairs (c - n, c) .. (c - 1, c)
 //   at image c + n:  all the gradient by q_c is known, so df, dG and dg0 are formed
-// The features are read once. A run of images that starts at b0 needs of the n images before it the scores by those of the
-// run, and of the n images behind it the probabilities; the runs are what the threads share.
+// The features are read once. A run needs of the n images before it the scores by its own, and of the n images behind it
+// the probabilities.
 #pragma once
 
-#include "mutual_information_kernel.h"
+#include "image_runs.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -51,12 +51,6 @@ struct SamePosition {
 
   struct Totals {
     V_ positive{}, negative{};
-  };
-
-  // Images first .. end - 1 of a tile. They are numbered on beyond B - 1, and before 0.
-  struct Run {
-    int64_t tile, first, end;
-    bool holds(int64_t b) const { return first <= b && b < end; }
   };
 
   struct Thread {
@@ -122,32 +116,11 @@ struct SamePosition {
     loss.sums[thread.t].negative += sum_lanes<A>(total.negative);
   }
 
-  // Runs a tile's images are cut into: as many as share the work best, counted in images scored.
-  int64_t runs() const {
-    int64_t best = 1, least = -1;
-    for (int64_t runs = 1; runs <= B && runs <= loss.threads; ++runs) {
-      const int64_t turns = (loss.tiles * runs + loss.threads - 1) / loss.threads;
-      const int64_t work = turns * ((B + runs - 1) / runs + n);
-      if (least < 0 || work < least) best = runs, least = work;
-    }
-    return best;
-  }
-
   double forward() {
     if (loss.balance) loss.sum_usage(products.globals());
-    const int64_t runs_a_tile = runs();
-    const auto run_of = [&](int64_t u) {
-      const int64_t i = u % runs_a_tile;
-      return Run{u / runs_a_tile, B * i / runs_a_tile, B * (i + 1) / runs_a_tile};
-    };
-    auto body = [&](int t) {
-      const Range part = share(loss.tiles * runs_a_tile, loss.threads, t);
-      for (int64_t u = part.begin; u < part.end; ++u) {
-        const Run coming = run_of(u + 1 < part.end ? u + 1 : u);
-        walk({*this, t}, run_of(u), loss.f.lines((coming.first - n + B) % B, coming.tile));
-      }
-    };
-    parallel_for_floats(loss.threads, body);
+    for_each_run(loss, [&](int t, const Run& run, const Run& coming) {
+      walk({*this, t}, run, loss.f.lines((coming.first - n + B) % B, coming.tile));
+    });
     products.finish();
     return loss.value(false);
   }
