@@ -146,8 +146,8 @@ struct AllPairs {
       const A* V = s.V + c * K * kTile + g * W;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
-        product_rows<A, 1, 1, Out::store, false>(static_cast<int>(rows), K, G.rows + c * K * C + first, C, V, kTile,
-                                                 nullptr, s.S + (c * C + first) * W, W, nothing_ahead(V), nullptr);
+        product_strip<A, 1, Out::store>(static_cast<int>(rows), 1, K, G.rows + c * K * C + first, C, V, kTile, nullptr,
+                                        s.S + (c * C + first) * W, W, nothing_ahead(V));
       }
       store<A>(s.s0 + c * W, assigned_offset(G, c, V));
     }

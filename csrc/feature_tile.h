@@ -52,32 +52,33 @@ struct FeatureTiles {
 
   NextTile none() const { return {static_cast<const char*>(map.data), 0, 0, 0}; }
 
-  TileRows<A> read(int64_t b, int64_t tile, A* copy) const {
+  // The tile as rows: where it lies, or in `copy`, `stride` apart.
+  TileRows<A> read(int64_t b, int64_t tile, A* copy, int64_t stride = kTile) const {
     const int64_t n = size(tile), padded = vectors_of<A>(n) * Lanes<A>::W;
     if constexpr (sizeof(E) == sizeof(A))
       if (in_place(tile)) return {reinterpret_cast<const A*>(at(b, tile * kTile)), map.stride_c};
     if (flat && map.stride_w == 1) {
       const E* from = at(b, tile * kTile);
       for (int64_t c = 0; c < map.C; ++c) {
-        widen_row<A, E>(copy + c * kTile, from + c * map.stride_c, n);
-        for (int64_t t = n; t < padded; ++t) copy[c * kTile + t] = 0;
+        widen_row<A, E>(copy + c * stride, from + c * map.stride_c, n);
+        for (int64_t t = n; t < padded; ++t) copy[c * stride + t] = 0;
       }
     } else if (sizeof(E) == sizeof(A) && flat && map.stride_c == 1) {
       if constexpr (sizeof(E) == sizeof(A))
-        transpose<A>(copy, kTile, reinterpret_cast<const A*>(at(b, tile * kTile)), map.stride_w, map.C, n);
+        transpose<A>(copy, stride, reinterpret_cast<const A*>(at(b, tile * kTile)), map.stride_w, map.C, n);
       for (int64_t c = 0; c < map.C; ++c)
-        for (int64_t t = n; t < padded; ++t) copy[c * kTile + t] = 0;
+        for (int64_t t = n; t < padded; ++t) copy[c * stride + t] = 0;
     } else {
       for (int64_t t = 0; t < padded; ++t) {
         if (t >= n) {
-          for (int64_t c = 0; c < map.C; ++c) copy[c * kTile + t] = 0;
+          for (int64_t c = 0; c < map.C; ++c) copy[c * stride + t] = 0;
           continue;
         }
         const E* from = at(b, tile * kTile + t);
-        for (int64_t c = 0; c < map.C; ++c) copy[c * kTile + t] = widen<A>(from[c * map.stride_c]);
+        for (int64_t c = 0; c < map.C; ++c) copy[c * stride + t] = widen<A>(from[c * map.stride_c]);
       }
     }
-    return {copy, kTile};
+    return {copy, stride};
   }
 
   // Where rows of df may be written as they come; null where they must go through write().

@@ -15,10 +15,13 @@ static double loss_of(const LossArguments& a) {
   Loss<E, A> loss(a);
   if (a.settings.estimator == Estimator::infonce || a.settings.negatives == Negatives::reassigned)
     return OwnPosition<E, A>(loss).forward();
-  // Operations a position and channel, over 6: (1 + n) K with each partner's K scores, B + 2 K with the assigned feature
-  // of every image, whose products load two vectors where the others load one.
-  if (3 * (loss.B + 2 * loss.K) < 2 * loss.R) return AllPairs<E, A>(loss).forward();
-  if (loss.n > 1) return WaitingImages<E, A>(loss).forward();
+  // Multiplications a position and channel are 3 (1 + n) K with each partner's scores, and 6 K through the assigned
+  // features, beside which an image takes as long as some 6 more and each pair as 12: it loads more than it multiplies. In
+  // one product a pair takes 8, but then all pairs of the batch are formed. From 28 partners on the images that wait
+  // outgrow a core's cache.
+  const int64_t n = loss.n;
+  if (n > 8 && (12 * n > 8 * loss.B || n > 28)) return AllPairs<E, A>(loss).forward();
+  if (3 * (1 + n) * loss.K > 6 * loss.K + 12 * n + 6) return AssignedFeatures<E, A>(loss).forward();
   return SamePosition<E, A>(loss).forward();
 }
 

@@ -1,4 +1,6 @@
-// Of a few tiles [rows, kTile] and one more, position by position: inner products down the rows, and weighted sums.
+// Of a few tiles and one more, position by position: inner products down their rows, and weighted sums. They load more
+// than they multiply, so a tile that is used twice is taken in columns of one cache line, which stay in the first-level
+// cache in between.
 #pragma once
 
 #include "products.h"
@@ -6,43 +8,14 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-constexpr int kTogether = 4;  // tiles whose sums stay in registers
+// Rows of such tiles lie a cache line further apart than kTile numbers, so that a column does not fall into few cache
+// sets.
+template <class A>
+constexpr int64_t kApart = kTile + 64 / static_cast<int64_t>(sizeof(A));
 
-template <class A, int kTiles, int kVectors>
-static inline void inner_products_block(int64_t rows, const A* y, const A* const* x, A* const* out) {
-  constexpr int W = Lanes<A>::W;
-  Vec<A> sum[kTiles][kVectors];
-  for (int j = 0; j < kTiles; ++j)
-    for (int v = 0; v < kVectors; ++v) sum[j][v] = Vec<A>{};
-  for (int64_t i = 0; i < rows * kTile; i += kTile)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec<A> y_v = load<A>(y + i + v * W);
-#pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) sum[j][v] += load<A>(x[j] + i + v * W) * y_v;
-    }
-  for (int j = 0; j < kTiles; ++j)
-    for (int v = 0; v < kVectors; ++v) store<A>(out[j] + v * W, sum[j][v]);
-}
-
-template <class A, int kTiles, int kVectors, bool kAdd, bool kMasked>
-static inline void weighted_sum_block(int64_t rows, const A* const* x, const A* const* weights, A* out) {
-  constexpr int W = Lanes<A>::W;
-  Vec<A> weight[kTiles][kVectors];
-  for (int j = 0; j < kTiles; ++j)
-    for (int v = 0; v < kVectors; ++v) weight[j][v] = load<A>(weights[j] + v * W);
-  for (int64_t i = 0; i < rows * kTile; i += kTile)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      Vec<A> sum = kAdd ? load<A>(out + i + v * W) : Vec<A>{};
-#pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) {
-        const Vec<A> x_v = load<A>(x[j] + i + v * W);
-        sum += kMasked ? select<A>(weight[j][v] != Vec<A>{}, weight[j][v] * x_v, Vec<A>{}) : weight[j][v] * x_v;
-      }
-      store<A>(out + i + v * W, sum);
-    }
-}
+constexpr int kLineVectors = 64 / kVectorBytes;
+constexpr int kTogether = kVectorRegisters == 32 ? 4 : 2;  // tiles whose sums stay in registers
+constexpr int kParts = kVectorRegisters == 32 ? 4 : 1;     // sums of every so many rows, to have enough under way
 
 template <int kNumber>
 struct Constant {
@@ -62,49 +35,85 @@ template <class F>
 static inline void by_tiles(int64_t tiles, const F& block) {
   int64_t i = 0;
   for (; i + kTogether <= tiles; i += kTogether) block(Constant<kTogether>{}, i);
-  switch (tiles - i) {
-    case 3:
-      return block(Constant<3>{}, i);
-    case 2:
-      return block(Constant<2>{}, i);
-    case 1:
-      return block(Constant<1>{}, i);
+  if constexpr (kTogether > 2) {
+    if (tiles - i == 3) return block(Constant<3>{}, i);
+    if (tiles - i == 2) return block(Constant<2>{}, i);
+  }
+  if (tiles - i == 1) block(Constant<1>{}, i);
+}
+
+template <class A, int kTiles>
+static inline void inner_products_block(int64_t rows, const A* y, const A* const* x, int64_t column, A* const* out) {
+  Vec<A> sum[kTiles][kParts];
+  const A* from[kTiles];
+  for (int j = 0; j < kTiles; ++j) {
+    from[j] = x[j] + column;
+    for (int part = 0; part < kParts; ++part) sum[j][part] = Vec<A>{};
+  }
+  int64_t i = 0;
+  for (; i + kParts <= rows; i += kParts)
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const Vec<A> y_i = load<A>(y + (i + part) * kApart<A>);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTiles; ++j) sum[j][part] += load<A>(from[j] + (i + part) * kApart<A>) * y_i;
+    }
+  for (; i < rows; ++i)
+    for (int j = 0; j < kTiles; ++j) sum[j][0] += load<A>(from[j] + i * kApart<A>) * load<A>(y + i * kApart<A>);
+  for (int j = 0; j < kTiles; ++j) {
+    for (int part = 1; part < kParts; ++part) sum[j][0] += sum[j][part];
+    store<A>(out[j] + column, sum[j][0]);
   }
 }
 
-// out(i)[t] = sum_r x(i)[r, t] y[r, t] for each of so many tiles.
-template <class A, class X, class O>
-static inline void inner_products(int64_t tiles, int64_t rows, int vectors, const A* y, const X& x, const O& out) {
-  constexpr int W = Lanes<A>::W;
+// out[j][t] = sum_r x[j][r, t] y[r, t] for each of so many tiles [rows, kApart], at the W positions from `column`; y starts
+// there.
+template <class A>
+static inline void inner_products(int64_t tiles, int64_t rows, const A* y, const A* const* x, int64_t column,
+                                  A* const* out) {
   by_tiles(tiles, [&](auto count, int64_t first) {
-    constexpr int kTiles = decltype(count)::kValue;
-    by_vectors(vectors, [&](auto wide, int v) {
-      const A* from[kTiles];
-      A* to[kTiles];
-      for (int j = 0; j < kTiles; ++j) from[j] = x(first + j) + v * W, to[j] = out(first + j) + v * W;
-      inner_products_block<A, kTiles, decltype(wide)::kValue>(rows, y + v * W, from, to);
-    });
+    inner_products_block<A, decltype(count)::kValue>(rows, y, x + first, column, out + first);
   });
 }
 
-// out[r, t] = sum_i weight(i)[t] x(i)[r, t]. With `masked`, where a weight is 0 its tile does not count, even if it is NaN.
-template <class A, class X, class Y>
-static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const X& x, const Y& weight, bool masked,
-                                A* out) {
+template <class A, int kTiles, int kVectors, bool kAdd, bool kMasked>
+static inline void weighted_sum_block(int64_t rows, const A* const* x, const A* const* weights, int64_t column,
+                                      A* out) {
+  constexpr int W = Lanes<A>::W;
+  Vec<A> weight[kTiles][kVectors];
+  const A* from[kTiles];
+  for (int j = 0; j < kTiles; ++j) {
+    from[j] = x[j] + column;
+    for (int v = 0; v < kVectors; ++v) weight[j][v] = load<A>(weights[j] + column + v * W);
+  }
+  for (int64_t i = 0; i < rows * kApart<A>; i += kApart<A>)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      A* to = out + column + i + v * W;
+      Vec<A> sum = kAdd ? load<A>(to) : Vec<A>{};
+#pragma GCC unroll 4
+      for (int j = 0; j < kTiles; ++j) {
+        const Vec<A> x_v = load<A>(from[j] + i + v * W);
+        sum += kMasked ? select<A>(weight[j][v] != Vec<A>{}, weight[j][v] * x_v, Vec<A>{}) : weight[j][v] * x_v;
+      }
+      store<A>(to, sum);
+    }
+}
+
+// out[r, t] = sum_j weights[j][t] x[j][r, t] for so many tiles [rows, kApart] and vectors of positions from `column`. With
+// `masked`, where a weight is 0 its tile does not count, even if it is NaN.
+template <class A>
+static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const A* const* x,
+                                const A* const* weights, int64_t column, bool masked, A* out) {
   constexpr int W = Lanes<A>::W;
   by_tiles(tiles, [&](auto count, int64_t first) {
-    constexpr int kTiles = decltype(count)::kValue;
     by_vectors(vectors, [&](auto wide, int v) {
-      constexpr int kVectors = decltype(wide)::kValue;
-      const A *from[kTiles], *weights[kTiles];
-      for (int j = 0; j < kTiles; ++j) from[j] = x(first + j) + v * W, weights[j] = weight(first + j) + v * W;
-      A* to = out + v * W;
-      if (first == 0)
-        masked ? weighted_sum_block<A, kTiles, kVectors, false, true>(rows, from, weights, to)
-               : weighted_sum_block<A, kTiles, kVectors, false, false>(rows, from, weights, to);
-      else
-        masked ? weighted_sum_block<A, kTiles, kVectors, true, true>(rows, from, weights, to)
-               : weighted_sum_block<A, kTiles, kVectors, true, false>(rows, from, weights, to);
+      constexpr int kTiles = decltype(count)::kValue, kVectors = decltype(wide)::kValue;
+      const auto block = first ? masked ? weighted_sum_block<A, kTiles, kVectors, true, true>
+                                        : weighted_sum_block<A, kTiles, kVectors, true, false>
+                         : masked ? weighted_sum_block<A, kTiles, kVectors, false, true>
+                                  : weighted_sum_block<A, kTiles, kVectors, false, false>;
+      block(rows, x + first, weights + first, column + v * W, out);
     });
   });
 }

@@ -57,8 +57,12 @@ template <class A>
 struct TileRows {
   const A* data;
   int64_t stride;
-  TileRows from(int64_t row) const { return {data + row * stride, stride}; }
 };
+
+template <class Start>
+constexpr bool kIsRows = false;
+template <class A>
+constexpr bool kIsRows<TileRows<A>> = true;
 
 // What the sums of vector v of row m start from: nothing, a number for each row (or none), or rows.
 template <class T>
@@ -74,7 +78,7 @@ INFOSEG_INLINE Vec<T> first_sum(TileRows<T> start, int m, int v) {
   return load<T>(start.data + m * start.stride + v * Lanes<T>::W);
 }
 
-// The same for a product that begins `columns` further on.
+// The same for a product that begins `columns` or `rows` further on.
 INFOSEG_INLINE std::nullptr_t columns_on(std::nullptr_t, int64_t) { return nullptr; }
 template <class T>
 INFOSEG_INLINE const T* columns_on(const T* start, int64_t) {
@@ -84,13 +88,18 @@ template <class T>
 INFOSEG_INLINE TileRows<T> columns_on(TileRows<T> start, int64_t columns) {
   return {start.data + columns, start.stride};
 }
+INFOSEG_INLINE std::nullptr_t rows_on(std::nullptr_t, int64_t) { return nullptr; }
+template <class T>
+INFOSEG_INLINE TileRows<T> rows_on(TileRows<T> start, int64_t rows) {
+  return {start.data + rows * start.stride, start.stride};
+}
 
 // left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous. With kPack, the rows of right
-// are put together at `pack`, kTile apart, for the products that follow.
+// are put together at `pack`, pack_k apart, for the products that follow.
 template <class T, int kRows, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs, class Start>
 static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right,
                                  int64_t right_k, Start start, T* __restrict out, int64_t out_m, Ahead ahead,
-                                 T* __restrict pack) {
+                                 T* __restrict pack, int64_t pack_k) {
   constexpr int W = Lanes<T>::W;
   Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -109,7 +118,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     if (kPack) {
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) store<T>(pack + v * W, row[v]);
-      pack += kTile;
+      pack += pack_k;
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -137,27 +146,27 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
 
 template <class T, int kVectors, int kLeftM, Out kOut, bool kPack, bool kPairs = false, class Start>
 static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
-                                Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
+                                Start start, T* out, int64_t out_m, Ahead ahead, T* pack, int64_t pack_k) {
   switch (rows) {
     case 1:
       return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+                                                                        out_m, ahead, pack, pack_k);
     case 2:
       return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+                                                                        out_m, ahead, pack, pack_k);
     case 3:
       return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+                                                                        out_m, ahead, pack, pack_k);
     case 4:
       return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+                                                                        out_m, ahead, pack, pack_k);
     case 5:
       return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+                                                                        out_m, ahead, pack, pack_k);
     default:
       if constexpr (kBlockRows >= 6)
         product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m,
-                                                                   ahead, pack);
+                                                                   ahead, pack, pack_k);
   }
 }
 
@@ -171,28 +180,30 @@ struct RowBlocks {
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
 template <class T, int kLeftM, Out kOut, bool kPack = false, bool kPairs = false, class Start>
 static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right,
-                                 int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
+                                 int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr,
+                                 int64_t pack_k = kTile) {
   constexpr int W = Lanes<T>::W;
   int v = 0;
   for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
     product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
                                                                 columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                                pack + v * W);
+                                                                pack + v * W, pack_k);
     ahead = nothing_ahead(right);
   }
   if constexpr (kBlockVectors > 3)
     if (vectors - v == 3)
       return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
                                                              columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                             pack + v * W);
+                                                             pack + v * W, pack_k);
   if constexpr (kBlockVectors > 2)
     if (vectors - v == 2)
       return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
                                                              columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                             pack + v * W);
+                                                             pack + v * W, pack_k);
   if (vectors - v == 1)
     product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
-                                                    columns_on(start, v * W), out + v * W, out_m, ahead, pack + v * W);
+                                                    columns_on(start, v * W), out + v * W, out_m, ahead, pack + v * W,
+                                                    pack_k);
 }
 
 // ---------------------------------------------------------------- transposes

@@ -90,47 +90,23 @@ struct GlobalGradient {
   }
 };
 
-// out[c, t] = sum_r G[r, c] a[r, t] in whole vectors, a tile of [C, kTile], from `count` coefficient rows [count, kTile]
-// and as many rows of G.
-template <class A>
-static inline void rank_rows(const A* coefficients, const A* G, int64_t C, int64_t count, int vectors, A* out,
-                             NextTile& next) {
-  const RowBlocks blocks = RowBlocks::of(C);
-  for (int64_t i = 0; i < blocks.count; ++i) {
-    const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, nullptr,
-                                    out + c * kTile, kTile, next.take(count));
-  }
-}
-
-struct NothingBeside {
-  std::nullptr_t operator()(int64_t, int64_t) const { return nullptr; }
-};
-template <class F>
-constexpr bool kAnythingBeside = true;
-template <>
-constexpr bool kAnythingBeside<NothingBeside> = false;
-
-// df of one tile: such a product, and what there is beside it: rows_beside(c, n) gives rows c .. c + n of [C, kTile]
-// numbers. `block` is scratch of [kBlockRows, kTile].
-template <class E, class A, class F = NothingBeside>
+// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G, added to `start`: TileRows, or nullptr
+// for nothing. `block` is scratch of [kBlockRows, kTile].
+template <class E, class A, class Start = std::nullptr_t>
 static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
-                            int64_t count, A* block, NextTile& next, const F& rows_beside = {}) {
+                            int64_t count, A* block, NextTile& next, Start start = nullptr) {
   const int vectors = vectors_of<A>(df.size(tile));
   const int64_t C = df.map.C;
   if (df.channel_rows()) {
     const int64_t stride = df.map.stride_w;
     A* place = df.channels_at(b, tile);
-    if constexpr (kAnythingBeside<F>) {
-      const TileRows<A> rows = rows_beside(0, C);
-      transpose<A>(place, stride, rows.data, rows.stride, df.size(tile), C);
-    }
+    constexpr Out out = kIsRows<Start> ? Out::add : Out::store;
+    if constexpr (kIsRows<Start>) transpose<A>(place, stride, start.data, start.stride, df.size(tile), C);
     const RowBlocks positions = RowBlocks::of(df.size(tile));
     for (int64_t i = 0; i < positions.count; ++i) {
       const int64_t t = positions.begin(i), n = positions.begin(i + 1) - t;
-      product_strip<A, 1, kAnythingBeside<F> ? Out::add : Out::store>(
-          static_cast<int>(n), vectors_of<A>(C), count, coefficients + t, kTile, G, C, nullptr, place + t * stride,
-          stride, next.take(count));
+      product_strip<A, 1, out>(static_cast<int>(n), vectors_of<A>(C), count, coefficients + t, kTile, G, C, nullptr,
+                               place + t * stride, stride, next.take(count));
     }
     return;
   }
@@ -139,15 +115,14 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
   const bool past_caches = place && df.streams(place);
   for (int64_t i = 0; i < blocks.count; ++i) {
     const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-    const auto start = rows_beside(c, n);
     if (past_caches) {
-      product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, start,
-                                       place + c * df.map.stride_c, df.map.stride_c, next.take(count));
+      product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile,
+                                       rows_on(start, c), place + c * df.map.stride_c, df.map.stride_c, next.take(count));
       continue;
     }
     A* out = place ? place + c * df.map.stride_c : block;
-    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, start, out,
-                                    place ? df.map.stride_c : kTile, next.take(count));
+    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, rows_on(start, c),
+                                    out, place ? df.map.stride_c : kTile, next.take(count));
     if (!place) df.write(b, tile, c, n, out);
   }
   if (past_caches) finish_streams();
