@@ -57,9 +57,11 @@ class Case:
             return 3 * each * self.K + 2 * 2 * self.B * self.side**2 * self.K * self.settings["statistics"]
         if self.op != "loss":
             return each * self.K
-        if self.partners == self.B - 1 and self.settings.get("estimator", "jsd") == "jsd":
-            return 3 * each * (self.B + 2 * self.K)
-        return 3 * each * (1 + self.partners) * self.K
+        scores = (1 + self.partners) * self.K
+        negatives = self.settings.get("negatives", "same_position")
+        if self.settings.get("estimator", "jsd") == "jsd" and negatives == "same_position":
+            scores = min(scores, 2 * self.K + self.partners)  # through the assigned features, METHOD's S'
+        return 3 * each * scores
 
     def moved_bytes(self) -> int:
         statistics = 2 * self.settings["statistics"] if self.op == "moments" else 0

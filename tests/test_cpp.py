@@ -96,6 +96,57 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
 
 
+# B, partners, C, K, h, w, layout, mask. With few of them the walk over images has runs of 1 to 5 (threads below) and every
+# number of partners up to the whole batch; from 9 on the kernel is another.
+PARTNERS = [
+    (2, 1, 16, 4, 3, 5, "channels_last", False),
+    (3, 2, 32, 15, 9, 8, "channels_last", True),
+    (4, 3, 20, 12, 5, 7, "contiguous", True),
+    (5, 3, 32, 27, 16, 5, "channels_last", False),
+    (5, 4, 33, 9, 8, 9, "strided", True),
+    (8, 7, 9, 6, 3, 3, "contiguous", True),
+    (11, 9, 21, 7, 4, 5, "contiguous", True),
+    (11, 10, 16, 5, 8, 9, "channels_last", True),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("partners", PARTNERS)
+def test_any_number_of_partners_on_any_number_of_threads(isa, partners, dtype):
+    B, n, C, K, h, w, layout, masked = partners
+    how = {"num_negatives": n, "temperature": 1.3, "balance": 0.3}
+    x, exact, mask = arguments((B, C, 0, K, h, w, layout, masked), dtype)
+    stated = statement.loss(*exact, mask=mask, **how)
+    truth = torch.autograd.grad(stated, exact)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
+            rtol = {torch.float64: 1e-12, torch.bfloat16: 1e-3}.get(dtype, 1e-5)
+            torch.testing.assert_close(found.double(), stated, rtol=rtol, atol=1e-6)
+            for a, b in zip(torch.autograd.grad(found, x), truth, strict=True):
+                assert (a.double() - b).norm() <= TOLERANCE[dtype] * b.norm(), threads
+            with torch.no_grad():
+                again = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
+            torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("partners", [1, 2, 3])
+def test_what_lies_where_no_image_is_valid_reaches_neither_the_loss_nor_the_other_positions(partners):
+    x, _, _ = arguments((4, 20, 0, 15, 9, 8, "contiguous", False), torch.float32)
+    mask = torch.rand(4, 9, 8) < 0.7
+    mask[:, 5] = False
+    filled = x[0].detach().masked_fill(~mask.any(dim=0), torch.nan).requires_grad_()
+    losses = [
+        isf.mutual_information_loss(f, x[1], mask=mask, num_negatives=partners, backend="cpp") for f in (filled, x[0])
+    ]
+    (found,), (expected,) = (torch.autograd.grad(a, f) for a, f in zip(losses, (filled, x[0]), strict=True))
+    assert torch.equal(*losses) and torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_similarity_and_assignment_are_true(isa, shape, dtype):
@@ -269,7 +320,7 @@ def test_a_scaled_loss_saves_small_gradients_in_float16():
 
 @pytest.mark.parametrize("how", LOSSES)
 def test_gradcheck(how):
-    x = inputs(B=5, C=3, D=4, K=4, size=(2, 3), requires_grad=True)
+    x = inputs(B=5, C=3, D=4, K=8, size=(2, 3), requires_grad=True)
     assert torch.autograd.gradcheck(lambda *x: isf.mutual_information_loss(*x, backend="cpp", **how), x)
     assert torch.autograd.gradcheck(lambda *x: isf.assign(*x, backend="cpp"), x)
     Y = torch.randn(5, 3, 2, 3)

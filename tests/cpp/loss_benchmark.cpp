@@ -63,7 +63,8 @@ int main(int argc, char** argv) {
   with_gradient.df = {aligned(df), B, C, 1, P, C * P, P, P, 1};
   with_gradient.dG = dG.data();
   with_gradient.dg0 = dg0.data();
-  const double giga = 2e-9 * static_cast<double>(B * C * (1 + n) * K * P);
+  // With each partner's scores, or through the assigned features.
+  const double giga = 2e-9 * static_cast<double>(B * C * P * std::min((1 + n) * K, 2 * K + n));
   std::vector<double> alone, both, busy;
   double keep = 0;
   std::vector<float> other(argument(7, 24) << 18);

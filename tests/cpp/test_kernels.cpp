@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -477,7 +478,8 @@ int main(int argc, char** argv) {
   const Problem problems[] = {{4, 5, 3, 3, 5, 0, true, false},    {3, 17, 7, 8, 8, 0, true, true},
                               {5, 33, 15, 9, 15, 1, true, true},  {4, 66, 9, 5, 13, 2, true, false},
                               {3, 16, 2, 1, 1, 1, true, false},   {4, 12, 27, 8, 16, 0, true, true},
-                              {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false}};
+                              {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false},
+                              {10, 18, 3, 5, 13, 1, true, true}};
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (!set_isa(isa)) continue;
     for (const Problem& p : problems) {
@@ -486,7 +488,9 @@ int main(int argc, char** argv) {
         if (only_threads && threads == 1) continue;
         context = std::string(isa_name(isa)) + " B " + std::to_string(p.B) + " C " + std::to_string(p.C) + " K " +
                   std::to_string(p.K) + " threads " + std::to_string(threads);
-        for (int64_t n : {int64_t{1}, p.B - 1})
+        std::set<int64_t> partners{1, p.B - 1};
+        if (p.B > 2) partners.insert(2);
+        for (int64_t n : partners)
           for (double balance : {0.0, 0.7})
             for (Negatives negatives : {Negatives::same_position, Negatives::reassigned}) {
               test_loss<double>(p, {1.3, Estimator::jsd, negatives, n, balance}, threads);
