@@ -96,8 +96,8 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
 
 
-# B, partners, C, K, h, w, layout, mask. With few of them the walk over images has runs of 1 to 5 (threads below) and every
-# number of partners up to the whole batch; from 9 on the kernel is another.
+# B, partners, C, K, h, w, layout, mask: runs of one image to all of them, partners up to the whole batch, through all three
+# kernels.
 PARTNERS = [
     (2, 1, 16, 4, 3, 5, "channels_last", False),
     (3, 2, 32, 15, 9, 8, "channels_last", True),
