@@ -96,7 +96,7 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
 
 
-# B, partners, C, K, h, w, layout, mask: runs of one image to all of them, partners up to the whole batch, through all three
+# B, partners, C, K, h, w, layout, mask: runs of one image and more, partners up to the whole batch, through all three
 # kernels.
 PARTNERS = [
     (2, 1, 16, 4, 3, 5, "channels_last", False),
