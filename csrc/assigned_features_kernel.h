@@ -17,7 +17,7 @@ namespace INFOSEG_ISA {
 template <class E, class A>
 struct AssignedFeatures {
   static constexpr int W = Lanes<A>::W;
-  static constexpr int64_t kRow = kApart<A>;
+  static constexpr int kRow = kApart<A>;
   using V_ = Vec<A>;
 
   Loss<E, A>& loss;
@@ -113,7 +113,7 @@ struct AssignedFeatures {
     const int64_t b = c % B;
     const int groups = vectors_of<A>(loss.f.size(w.run.tile));
     const TileRows<A> rows = loss.f.read(b, w.run.tile, image.f, kRow);
-    G.scores(b, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f, kRow);
+    G.template scores<kRow>(b, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
     loss.mark_valid(b, w.run.tile, image.ok);
     A* S = w.assigned_to(c);
     for (int g = 0; g < groups; ++g) {

@@ -84,7 +84,7 @@ struct PairedGlobals {
   void scores(int64_t c, const float* f, float* out, NextTile& next) const {
     for (int64_t i = 0; i < G.blocks.count; ++i) {
       const int64_t r0 = G.blocks.begin(i), n = G.blocks.begin(i + 1) - r0;
-      product_strip<float, 1, Out::store, false, true>(
+      product_strip<float, 1, Out::store, 0, true>(
           static_cast<int>(n), kTile / 16, steps, panels + (c * G.K + r0) * steps, n, f, kTile,
           G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile, next.take(steps));
     }
@@ -103,7 +103,7 @@ struct PairedGlobals {
     const RowBlocks blocks = RowBlocks::of(df.map.C);
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-      product_strip<float, 1, Out::store, false, true>(static_cast<int>(n), kTile / 16, pairs,
+      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs,
                                                        rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
                                                        block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
@@ -138,7 +138,7 @@ struct PairedGlobals {
           for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
-        product_strip<float, kHalf, Out::add, false, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
+        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
                                                            1, transposed, kChannels, nullptr, sums + r * padded + c,
                                                            padded, next.take(kHalf));
       }

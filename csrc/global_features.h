@@ -75,9 +75,10 @@ struct GlobalFeatures {
   }
 
   // Scores of one tile by the classes of image c: out[k, 0..vectors*W). With `pack`, the tile is put there, its rows
-  // pack_stride apart.
+  // kPack apart.
+  template <int kPack = kTile>
   void scores(int64_t c, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
-              A* pack = nullptr, int64_t pack_stride = kTile) const {
+              A* pack = nullptr) const {
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t r0 = blocks.begin(i), n = blocks.begin(i + 1) - r0;
       const A* panel = panels + (c * K + r0) * C;
@@ -88,9 +89,9 @@ struct GlobalFeatures {
                                         out_stride, next.take(C));
         continue;
       }
-      product_strip<A, 1, Out::store, true>(static_cast<int>(n), vectors, C, panel, n, f.data, f.stride, start, to,
-                                            out_stride, next.take(C), pack, pack_stride);
-      f = {pack, pack_stride};
+      product_strip<A, 1, Out::store, kPack>(static_cast<int>(n), vectors, C, panel, n, f.data, f.stride, start, to,
+                                            out_stride, next.take(C), pack);
+      f = {pack, kPack};
       pack = nullptr;
     }
   }

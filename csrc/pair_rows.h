@@ -11,7 +11,7 @@ namespace INFOSEG_ISA {
 // Rows of such tiles lie a cache line further apart than kTile numbers, so that a column does not fall into few cache
 // sets.
 template <class A>
-constexpr int64_t kApart = kTile + 64 / static_cast<int64_t>(sizeof(A));
+constexpr int kApart = kTile + 64 / static_cast<int>(sizeof(A));
 
 constexpr int kLineVectors = 64 / kVectorBytes;
 constexpr int kTogether = kVectorRegisters == 32 ? 4 : 2;  // tiles whose sums stay in registers
