@@ -87,7 +87,7 @@ struct AllPairs {
         n(loss.n),
         G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
         df(loss.a.df),
-        dG(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0, false),
+        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
         scratch_size(2 * B * K * kTile + C * kTile + B * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W +
                      K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
@@ -179,9 +179,9 @@ struct AllPairs {
         V_ ds0{};
         for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
         G.score_panels(c, dS, W, 1, s.dV, W);
-        dG.begin(t, c);
+        A* to = dG.of(t, c, 1);
         through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
-        if (loss.a.dG) dG.add(t, c, {dS, W}, W, V, s.transposed, none);
+        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
       }
     }
   }
@@ -211,8 +211,9 @@ struct AllPairs {
         NextTile none = f.none();
         for (int64_t b = 0; b < B; ++b) {
           const A* a = s.z + b * K * kTile;
+          A* to = dG.of(t, b, 1);
           if (loss.a.df.data) finish_df(b, tile, a, s);
-          if (loss.a.dG) dG.add(t, b, f.read(b, tile, s.copy), f.size(tile), a, s.transposed, none);
+          if (to) add_dG(f.read(b, tile, s.copy), f.size(tile), C, dG.padded, a, K, to, s.transposed, none);
           if (A* offsets = dG.offsets_of(t, b)) add_dg0(a, K, groups, offsets);
         }
       }

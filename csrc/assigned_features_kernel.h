@@ -41,7 +41,7 @@ struct AssignedFeatures {
         grad(loss.grad),
         G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
         df(loss.a.df),
-        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0, loss.f.channel_rows()),
+        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0),
         image_size(C * kRow + (K + n + 1) * kTile),
         assigned_size(C * kRow + kTile),
         scratch_size((n + 1) * image_size + (2 * n + 1) * assigned_size + 2 * K * kTile + C * kRow +
@@ -157,7 +157,7 @@ struct AssignedFeatures {
     const int64_t b = c % B, positions = loss.f.size(w.run.tile);
     const int groups = vectors_of<A>(positions);
     G.score_panels(b, w.dS, kRow, groups, w.dV, kTile);
-    sums.begin(w.t, b);
+    A* to = sums.of(w.t, b, 1);
     A* offsets = sums.offsets_of(w.t, b);
     for (int g = 0; g < groups; ++g) {
       V_ ds0{}, valid{};
@@ -172,13 +172,13 @@ struct AssignedFeatures {
       through_assignment(G, b, V, w.dV + g * W, kTile, ds0, loss.tau, image.dz + g * W, offsets);
     }
     if (offsets) add_dg0(image.dz, K, groups, offsets);
-    if (!loss.a.dG) return;
+    if (!to) return;
     if (loss.f.channel_rows())
       add_channel_rows<A>(loss.f.channels_at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz, K,
-                          sums.sums_of(w.t, b), next);
+                          to, next);
     else
-      sums.add(w.t, b, {image.f, kRow}, positions, image.dz, w.transposed, next);
-    sums.add(w.t, b, {w.dS, kRow}, positions, w.V, w.transposed, next);
+      add_dG(TileRows<A>{image.f, kRow}, positions, C, sums.padded, image.dz, K, to, w.transposed, next);
+    add_dG(TileRows<A>{w.dS, kRow}, positions, C, sums.padded, w.V, K, to, w.transposed, next);
   }
 
   // df of image b, whose partners have all been met.
@@ -199,6 +199,7 @@ struct AssignedFeatures {
     const auto lines = [&](const Run& of, int64_t c) { return loss.f.lines((c + B) % B, of.tile); };
     const int64_t before = grad ? n : 0, again = run.first + B;
     const int64_t read_end = run.end + n < again ? run.end + n : again;
+    NextTile none = loss.f.none();
     for (int64_t c = run.first - before; c < run.end + n; ++c) {
       // While the last partners come that have been read before, the coming run's images are asked for.
       NextTile next = c + 1 < read_end ? lines(run, c + 1) : lines(coming, coming.first - before + c + 1 - read_end);
@@ -208,7 +209,8 @@ struct AssignedFeatures {
       }
       V_ positive{}, negative{};
       const bool with_dS = grad && run.holds(c);
-      if (c < again) assign(w, c, positive, next);
+      // The gradient's products have more time for it.
+      if (c < again) assign(w, c, positive, with_dS ? none : next);
       const int64_t first = with_dS || c - n > run.first ? c - n : run.first;
       meet(w, c, first, c < run.end ? c : run.end, with_dS, negative);
       if (run.holds(c)) loss.sums[w.t].positive += sum_lanes<A>(positive);

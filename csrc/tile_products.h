@@ -36,8 +36,7 @@ class TileProducts {
         G_(static_cast<const A*>(G), static_cast<const A*>(g0), B, K, C, partners, wanted.scores,
            wanted.df.data != nullptr),
         pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
-        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr,
-              kHasPairs<E> || f.channel_rows()),
+        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr),
         scratch_size_(kBlockRows * kTile + kTile * kChannels + pair_scratch<E>(R)),
         scratch_(gradient_wanted ? threads * scratch_size_ : 0) {}
 
@@ -65,22 +64,21 @@ class TileProducts {
   void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
     A* transposed = block + kBlockRows * kTile;
-    sums_.begin(t, b);
+    A* sums = sums_.of(t, b, R / K);
     if (wanted_.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), sums_.offsets_of(t, b));
     if constexpr (kHasPairs<E>)
       if (paired(tile)) {
         A* paired_q = transposed + kTile * kChannels;
         if (wanted_.df.data) pairs_.write_df(df, b, tile, q, R, paired_q, block, next);
-        if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums_.sums_of(t, b), paired_q, transposed, next);
+        if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
         return;
       }
     if (wanted_.df.data) write_df(df, b, tile, q, static_cast<const A*>(G_.rows + b * K * C), R, block, next);
     if (!wanted_.dG) return;
     if (f.channel_rows())
-      add_channel_rows<A>(f.channels_at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R,
-                          sums_.sums_of(t, b), next);
+      add_channel_rows<A>(f.channels_at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);
     else
-      sums_.add(t, b, rows, f.size(tile), q, transposed, next);
+      add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
   }
 
   // Whether add_gradient() takes the features from where they lie.
