@@ -1,5 +1,5 @@
-// The assigned global feature of a position, S'[p] = sum_k V[k, p] G[k] (C numbers, and the scalar s0 = sum_k V g0), makes
-// a pair of images b, c at a position one inner product (METHOD, last of the three identities):
+// The assigned global feature of a position, S'[p] = sum_k V[k, p] G[k] (C numbers, and the scalar s0 = sum_k V g0),
+// makes a pair of images b, c at a position one inner product (METHOD, last of the three identities):
 //   T-[b, c] = <f_b, S'_c> + s0_c,   g[b, c] = dloss / dT-[b, c]
 //   df_b += sum_c g[b, c] S'_c,   dS'_c = sum_b g[b, c] f_b,   ds0_c = sum_b g[b, c]
 //   dV[c, k] = <dS'_c, G_ck> + ds0_c g0_ck,   dG_ck += V[c, k] dS'_c,   dg0_ck += V[c, k] ds0_c
@@ -27,8 +27,8 @@ static inline Vec<A> pair_term(const Loss<E, A>& loss, A* T, Vec<A> s0, Vec<A> v
   return select<A>(valid > Vec<A>{}, sp.of_x, Vec<A>{});
 }
 
-// At W positions of image c: adds to the gradient dz by its scores what comes through V, whose gradient but for ds0's part
-// is dV, and to the sums of dg0 [K, W], unless null, V ds0. V and dz have K rows kTile apart.
+// At W positions of image c: adds to the gradient dz by its scores what comes through V, whose gradient but for ds0's
+// part is dV, and to the sums of dg0 [K, W], unless null, V ds0. V and dz have K rows kTile apart.
 template <class A>
 static inline void through_assignment(const GlobalFeatures<A>& G, int64_t c, const A* V, A* dV, int64_t dV_stride,
                                       Vec<A> ds0, A tau, A* dz, A* dg0) {

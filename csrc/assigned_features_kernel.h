@@ -1,8 +1,8 @@
-// jsd, same_position, with a few partners, through the assigned features S' of the images (assigned_features.h): an image
-// costs two products with its own K global features for the scores and S', and four more for the gradients, whatever n
-// is; a pair costs C multiplications for each of T-, dS' and df. In the walk over a tile's images
-//   at image c:      scores, V_c, S'_c; T- and g of the pairs (c - n, c) .. (c - 1, c), and dS'_c; all of the gradient by c's
-//                    scores, so dG_c and dg0_c
+// jsd, same_position, with a few partners, through the assigned features S' of the images (assigned_features.h): an
+// image costs two products with its own K global features for the scores and S', and four more for the gradients,
+// whatever n is; a pair costs C multiplications for each of T-, dS' and df. In the walk over a tile's images
+//   at image c:      scores, V_c, S'_c; T- and g of the pairs (c - n, c) .. (c - 1, c), and dS'_c; with it all of the
+//                    gradient by c's scores, so dG_c and dg0_c
 //   at image c + n:  S' of the last partner is known, so df_c is formed
 // A run needs of the n images before it the features, and of the n images behind it S'.
 #pragma once
@@ -88,8 +88,8 @@ struct AssignedFeatures {
       return {f, dz, dz + s.K * kTile, dz + (s.K + s.n) * kTile};
     }
 
-    // [C, kRow], then s0 [kTile]. Those of the run's first n images stay: they are met again as partners of its last where
-    // it holds the whole batch.
+    // [C, kRow], then s0 [kTile]. Those of the run's first n images stay: they are met again as partners of its last
+    // where it holds the whole batch.
     A* assigned_to(int64_t c) const {
       const int64_t i = (c - run.first) % s.B;
       return assigned + (i < s.n ? i : s.n + i % (s.n + 1)) * s.assigned_size;
@@ -103,7 +103,8 @@ struct AssignedFeatures {
     const TileRows<A> rows = loss.f.read(b, w.run.tile, image.f, kRow);
     if (rows.data != image.f)
       for (int64_t i = 0; i < C; ++i)
-        for (int64_t t = 0; t < padded; t += W) store<A>(image.f + i * kRow + t, load<A>(rows.data + i * rows.stride + t));
+        for (int64_t t = 0; t < padded; t += W)
+          store<A>(image.f + i * kRow + t, load<A>(rows.data + i * rows.stride + t));
     loss.mark_valid(b, w.run.tile, image.ok);
   }
 
@@ -142,8 +143,8 @@ struct AssignedFeatures {
       for (int g = line; g < line_end; ++g) {
         inner_products<A>(end - first, C, S + g * W, w.f, g * W, w.g);
         for (int64_t b = first; b < end; ++b) {
-          const V_ term = pair_term(loss, w.g[b - first] + g * W, load<A>(S + C * kRow + g * W),
-                                    load<A>(w.image(b).ok + g * W));
+          const V_ term =
+              pair_term(loss, w.g[b - first] + g * W, load<A>(S + C * kRow + g * W), load<A>(w.image(b).ok + g * W));
           if (w.run.holds(b)) negative += term;
         }
       }
@@ -174,8 +175,8 @@ struct AssignedFeatures {
     if (offsets) add_dg0(image.dz, K, groups, offsets);
     if (!to) return;
     if (loss.f.channel_rows())
-      add_channel_rows<A>(loss.f.channels_at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz, K,
-                          to, next);
+      add_channel_rows<A>(loss.f.channels_at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz,
+                          K, to, next);
     else
       add_dG(TileRows<A>{image.f, kRow}, positions, C, sums.padded, image.dz, K, to, w.transposed, next);
     add_dG(TileRows<A>{w.dS, kRow}, positions, C, sums.padded, w.V, K, to, w.transposed, next);

@@ -16,8 +16,8 @@ static double loss_of(const LossArguments& a) {
   if (a.settings.estimator == Estimator::infonce || a.settings.negatives == Negatives::reassigned)
     return OwnPosition<E, A>(loss).forward();
   // Multiplications a position and channel are 3 (1 + n) K with each partner's scores, and 6 K through the assigned
-  // features, beside which an image takes as long as some 6 more and each pair as 12: it loads more than it multiplies. In
-  // one product a pair takes 8, but then all pairs of the batch are formed. From 28 partners on the images that wait
+  // features, beside which an image takes as long as some 6 more and each pair as 12: it loads more than it multiplies.
+  // In one product a pair takes 8, but then all pairs of the batch are formed. From 28 partners on the images that wait
   // outgrow a core's cache.
   const int64_t n = loss.n;
   if (n > 8 && (12 * n > 8 * loss.B || n > 28)) return AllPairs<E, A>(loss).forward();

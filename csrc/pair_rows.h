@@ -66,8 +66,8 @@ static inline void inner_products_block(int64_t rows, const A* y, const A* const
   }
 }
 
-// out[j][t] = sum_r x[j][r, t] y[r, t] for each of so many tiles [rows, kApart], at the W positions from `column`; y starts
-// there.
+// out[j][t] = sum_r x[j][r, t] y[r, t] for each of so many tiles [rows, kApart], at the W positions from `column`; y
+// starts there.
 template <class A>
 static inline void inner_products(int64_t tiles, int64_t rows, const A* y, const A* const* x, int64_t column,
                                   A* const* out) {
@@ -100,11 +100,11 @@ static inline void weighted_sum_block(int64_t rows, const A* const* x, const A* 
     }
 }
 
-// out[r, t] = sum_j weights[j][t] x[j][r, t] for so many tiles [rows, kApart] and vectors of positions from `column`. With
-// `masked`, where a weight is 0 its tile does not count, even if it is NaN.
+// out[r, t] = sum_j weights[j][t] x[j][r, t] for so many tiles [rows, kApart] and vectors of positions from `column`.
+// With `masked`, where a weight is 0 its tile does not count, even if it is NaN.
 template <class A>
-static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const A* const* x,
-                                const A* const* weights, int64_t column, bool masked, A* out) {
+static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const A* const* x, const A* const* weights,
+                                int64_t column, bool masked, A* out) {
   constexpr int W = Lanes<A>::W;
   by_tiles(tiles, [&](auto count, int64_t first) {
     by_vectors(vectors, [&](auto wide, int v) {

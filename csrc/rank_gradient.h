@@ -90,8 +90,8 @@ struct GlobalGradient {
   }
 };
 
-// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G, added to `start`: TileRows, or nullptr
-// for nothing. `block` is scratch of [kBlockRows, kTile].
+// df of one tile from `count` coefficient rows [count, kTile] and as many rows of G, added to `start`: TileRows, or
+// nullptr for nothing. `block` is scratch of [kBlockRows, kTile].
 template <class E, class A, class Start = std::nullptr_t>
 static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
                             int64_t count, A* block, NextTile& next, Start start = nullptr) {
@@ -117,12 +117,13 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
     const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
     if (past_caches) {
       product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile,
-                                       rows_on(start, c), place + c * df.map.stride_c, df.map.stride_c, next.take(count));
+                                       rows_on(start, c), place + c * df.map.stride_c, df.map.stride_c,
+                                       next.take(count));
       continue;
     }
     A* out = place ? place + c * df.map.stride_c : block;
-    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile, rows_on(start, c),
-                                    out, place ? df.map.stride_c : kTile, next.take(count));
+    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile,
+                                    rows_on(start, c), out, place ? df.map.stride_c : kTile, next.take(count));
     if (!place) df.write(b, tile, c, n, out);
   }
   if (past_caches) finish_streams();
