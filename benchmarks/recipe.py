@@ -4,19 +4,22 @@
     python benchmarks/recipe.py texture-mosaics landcover --set appearance=0 --set balance=0.5
 
 A set is what `infoseg train --data` takes, or one that is made here: `texture-mosaics`, `tissue-sections`,
-`landscapes` (see the files of these names). The landcover sets are scored on all tiles, since their eval split is
-small, others on the eval split. `--set NAME=VALUE` changes a setting of `infoseg train`; what is not set is the default
-recipe. `--baselines` scores what needs no network first.
+`landscapes` (see the files of these names), or one of the ten of drawn_sets.py; `drawn-sets` stands for all of these.
+The landcover sets are scored on all tiles, since their eval split is small, others on the eval split.
+`--set NAME=VALUE` changes a setting of `infoseg train`; what is not set is the default recipe. `--baselines` scores
+what needs no network first.
 """
 
 import argparse
 import csv
 import dataclasses
+import itertools
 import tempfile
 import time
 from pathlib import Path
 from statistics import mean, pstdev
 
+import drawn_sets
 import landscapes
 import numpy as np
 import texture_mosaics
@@ -37,8 +40,8 @@ COLUMNS = (
     "cluster_shares", "seconds",
 )  # fmt: skip
 
-
-MADE = {module.NAME: module for module in (landscapes, texture_mosaics, tissue_sections)}
+DRAWN_SETS = "drawn-sets"
+MADE = {maker.NAME: maker for maker in (landscapes, texture_mosaics, tissue_sections, *drawn_sets.SETS)}
 
 
 def opened(data: str, folder: str) -> tuple[str, str]:
@@ -115,7 +118,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = parsed(args.settings)
-    for data in args.data:
+    names = [[one.NAME for one in drawn_sets.SETS] if name == DRAWN_SETS else [name] for name in args.data]
+    for data in itertools.chain.from_iterable(names):
         told = description(data, args.baselines)
         print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in told.items()), flush=True)
         rows = []

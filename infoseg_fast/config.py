@@ -52,6 +52,11 @@ class TrainConfig:
     starts: int = setting(
         1, "initial networks, of which the one whose loss is lowest after 100 steps is trained", type=int
     )
+    overcluster: float = setting(
+        1.0,
+        "begin with X times the classes, and before the first step train these and drop those that tell least",
+        type=float,
+    )
     crop: int | None = setting(
         None,
         "side of the training crops in pixels (default: a benchmark's own, else 128, or the shortest side if less)",
@@ -113,9 +118,10 @@ class TrainConfig:
         if self.steps is None and self.epochs is None:
             self.steps = DEFAULT_STEPS
         least = {
-            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "starts": 1, "crop": 4, "width": 1,
-            "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0, "warmup": 0,
-            "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "workers": 0,
+            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "starts": 1, "overcluster": 1,
+            "crop": 4, "width": 1, "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0,
+            "warmup": 0, "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1,
+            "workers": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -127,6 +133,10 @@ class TrainConfig:
         for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
             if getattr(self, name) != AUTO and getattr(self, name) > most:
                 raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
+        if self.overcluster > 1 and not (self.appearance or self.balance):
+            raise DataError(
+                f"--overcluster {self.overcluster} needs --appearance or --balance above 0, which say what classes tell"
+            )
         if self.average >= 1:
             raise DataError(f"--average must be below 1, not {self.average}")
         if self.classes is not None and self.classes > 256:

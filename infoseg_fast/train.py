@@ -4,6 +4,7 @@ Everything random is a function of the seed and the step, and all that a step de
 killed at any moment goes on from its last checkpoint to the same bits.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -20,13 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import appearance_term
+from .appearance import appearance_statistics, appearance_term, local_appearance
 from .averaging import add_to_average, averaged
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
 from .data.images import WHITE
+from .elimination import drop_class, least_telling
 from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
@@ -42,6 +44,7 @@ DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
 TRIAL_STEPS = 100  # of each of several starts
+SURPLUS_STEPS, STEPS_A_CLASS = 100, 10  # with all classes of an over-clustered beginning, and before each further goes
 STARTS_APART = 1_000_003  # their seeds; generators on the CPU take 32 bits
 
 
@@ -68,8 +71,8 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
         print(f"{out} is finished: {state['step']} steps are done (more --steps go further)")
         return None
     train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-    start = best_start(config, train_set, device) if state is None and config.starts > 1 else 0
-    run = Run(config, train_set, device, state, start)
+    start, weights = beginning(config, train_set, device) if state is None else (0, None)
+    run = Run(config, train_set, device, state, start, weights)
     if state is not None:
         print(f"resuming {out} at step {run.step}")
     write_settings(config, fingerprint, out)
@@ -80,10 +83,19 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
 
 
 class Run:
-    """A network in training, with everything its next step depends on; `start` is the initial network's number."""
+    """A network in training, with everything its next step depends on.
+
+    It goes on from the checkpoint `state`, or begins with `weights`, or with the random ones of number `start`.
+    """
 
     def __init__(
-        self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None, start: int = 0
+        self,
+        config: TrainConfig,
+        images: ImageSet,
+        device: torch.device,
+        state: dict | None,
+        start: int = 0,
+        weights: dict | None = None,
     ) -> None:
         self.config, self.images, self.device = config, images, device
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -97,7 +109,9 @@ class Run:
             "depth": config.depth,
         }
         self.model = InfoSegNet(**self.network)
-        if state is None:
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        elif state is None:
             self.model.set_normalization(*channel_statistics(images))
         else:
             # Runs from before weights were averaged hold one set of them.
@@ -245,6 +259,21 @@ class Run:
             )
         return loss
 
+    @torch.no_grad()
+    def drop_least_telling(self, batch: Batch) -> None:
+        """Take the class out of the network that a batch, as it was read, can best do without."""
+        images = batch.images.to(self.device).float() / WHITE[self.images.dtype]
+        features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
+        size = features.shape[2:]
+        mask = None if batch.valid is None else valid_positions(batch.valid.to(self.device), size)
+        statistics = appearance_statistics(local_appearance(padded(images), size), mask, self.config.smooth)
+        probs = self.assign(features, global_features)
+        drop_class(
+            self.model,
+            self.optimizer,
+            least_telling(probs, statistics, self.config.appearance, self.config.balance),
+        )
+
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
         projection = self.model.local_projection
         return assign(
@@ -280,12 +309,37 @@ class Run:
         )
 
 
-def best_start(config: TrainConfig, images: ImageSet, device: torch.device) -> int:
-    """The number of the start whose trial ends with the lowest loss, as k-means takes the best of several."""
-    losses = [Run(config, images, device, None, start).trial_loss() for start in range(config.starts)]
+def beginning(config: TrainConfig, images: ImageSet, device: torch.device) -> tuple[int, dict | None]:
+    """The number of the start that is trained, and the weights that it begins with if these are not random.
+
+    Of several it is the one whose trial ends with the lowest loss, as k-means takes the best of several.
+    """
+    weights = [
+        reduced(config, images, device, start) if config.overcluster > 1 else None for start in range(config.starts)
+    ]
+    if config.starts == 1:
+        return 0, weights[0]
+    losses = [Run(config, images, device, None, i, weights[i]).trial_loss() for i in range(config.starts)]
     best = min(range(config.starts), key=losses.__getitem__)
     print(f"start {best + 1} is trained; losses of the starts: {' '.join(f'{x:.4f}' for x in losses)}")
-    return best
+    return best, weights[best]
+
+
+def reduced(config: TrainConfig, images: ImageSet, device: torch.device, start: int) -> dict:
+    """Weights of a network that was trained with `overcluster` times the classes, of which the least telling went."""
+    classes = min(256, round(config.overcluster * config.classes))
+    run = Run(dataclasses.replace(config, classes=classes, average=0.0), images, device, None, start)
+    first, each = min(SURPLUS_STEPS, config.steps), min(STEPS_A_CLASS, config.steps)
+    due = {first + each * i for i in range(classes - config.classes)}  # steps after which a class goes
+    run.model.train()
+    for batch in run.batches(max(due, default=1))[1]:
+        if isinstance(batch, DataError):
+            raise batch
+        run.train_step(batch)
+        run.step += 1
+        if run.step in due:
+            run.drop_least_telling(batch)
+    return run.model.state_dict()
 
 
 class Mean:

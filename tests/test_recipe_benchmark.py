@@ -20,12 +20,18 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["landscapes", "texture_mosaics", "tissue_sections"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "landscapes", "texture-mosaics", "tissue-sections", "radar", "fluorescence", "slices", "shapes",
+        "noisy-colours", "unequal-classes", "uneven-light", "grains", "weaves", "streets",
+    ],
+)  # fmt: skip
 def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
-    if name == "texture_mosaics":
+    if name == "texture-mosaics":
         pytest.importorskip("skimage")
-    module = script(name)
-    first, again = (module.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
+    maker = script("recipe").MADE[name]
+    first, again = (maker.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
     train, held_out = open_set(str(first), "train"), open_set(str(first), "eval")
     held_out.check_labels()
     assert (len(train), len(held_out)) == (12, 3)
