@@ -16,10 +16,12 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
+        "overcluster": 2.0,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
+        "overcluster": 1.0,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 600
@@ -52,9 +54,10 @@ class TrainConfig:
     starts: int = setting(
         1, "initial networks, of which the one whose loss is lowest after 100 steps is trained", type=int
     )
-    overcluster: float = setting(
-        1.0,
-        "begin with X times the classes, and before the first step train these and drop those that tell least",
+    overcluster: float | None = setting(
+        None,
+        "a rival begins with X times the classes and drops those that tell least; it takes over if its loss is clearly "
+        "lower; 1: none (default: the recipe's)",
         type=float,
     )
     crop: int | None = setting(
@@ -133,10 +136,6 @@ class TrainConfig:
         for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
             if getattr(self, name) != AUTO and getattr(self, name) > most:
                 raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
-        if self.overcluster > 1 and not (self.appearance or self.balance):
-            raise DataError(
-                f"--overcluster {self.overcluster} needs --appearance or --balance above 0, which say what classes tell"
-            )
         if self.average >= 1:
             raise DataError(f"--average must be below 1, not {self.average}")
         if self.classes is not None and self.classes > 256:

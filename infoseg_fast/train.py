@@ -44,7 +44,9 @@ DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
 TRIAL_STEPS = 100  # of each of several starts
-SURPLUS_STEPS, STEPS_A_CLASS = 100, 10  # with all classes of an over-clustered beginning, and before each further goes
+# A rival trains this long with all its classes, this long before each further one goes, and TRIAL_STEPS with K.
+SURPLUS_STEPS, STEPS_A_CLASS = 100, 10
+CLEARLY = 0.08  # nats of appearance information, see docs/recipe.md
 STARTS_APART = 1_000_003  # their seeds; generators on the CPU take 32 bits
 
 
@@ -71,8 +73,8 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
         print(f"{out} is finished: {state['step']} steps are done (more --steps go further)")
         return None
     train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-    start, weights = beginning(config, train_set, device) if state is None else (0, None)
-    run = Run(config, train_set, device, state, start, weights)
+    start = best_start(config, train_set, device) if state is None and config.starts > 1 else 0
+    run = Run(config, train_set, device, state, start)
     if state is not None:
         print(f"resuming {out} at step {run.step}")
     write_settings(config, fingerprint, out)
@@ -83,19 +85,10 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
 
 
 class Run:
-    """A network in training, with everything its next step depends on.
-
-    It goes on from the checkpoint `state`, or begins with `weights`, or with the random ones of number `start`.
-    """
+    """A network in training, with everything its next step depends on; `start` is the initial network's number."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        images: ImageSet,
-        device: torch.device,
-        state: dict | None,
-        start: int = 0,
-        weights: dict | None = None,
+        self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None, start: int = 0
     ) -> None:
         self.config, self.images, self.device = config, images, device
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -109,9 +102,7 @@ class Run:
             "depth": config.depth,
         }
         self.model = InfoSegNet(**self.network)
-        if weights is not None:
-            self.model.load_state_dict(weights)
-        elif state is None:
+        if state is None:
             self.model.set_normalization(*channel_statistics(images))
         else:
             # Runs from before weights were averaged hold one set of them.
@@ -126,11 +117,13 @@ class Run:
         # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
         self.step, self.best_loss, self.scores = 0, float("inf"), None
         self.logged, self.saved = Mean(device), Mean(device)
+        self.recent = Mean(device)  # over the steps before the rival's
         if state is not None:
             self.average.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best_loss = state["step"], state["best_loss"]
             self.logged, self.saved = Mean(device, *state["logged"]), Mean(device, *state["saved"])
+            self.recent = Mean(device, *state.get("recent", ()))
 
     def state(self) -> dict:
         """What a checkpoint holds: nothing but tensors, numbers and text."""
@@ -139,6 +132,7 @@ class Run:
             "best_loss": self.best_loss,
             "logged": self.logged.parts(),
             "saved": self.saved.parts(),
+            "recent": self.recent.parts(),
             "model": self.average.state_dict(),
             "trained": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -163,31 +157,55 @@ class Run:
         sampler = CropSampler(len(self.images), config.batch_size, least_batch(config), config.seed, self.step, steps)
         return sampler, crop_loader(self.images, config.crop, sampler, self._workers(), config.loss_mask == "gt")
 
-    def trial_loss(self) -> float:
-        """The mean loss of the second half of the first TRIAL_STEPS steps; infinite where it is not finite."""
-        steps, mean = min(TRIAL_STEPS, self.config.steps), Mean(self.device)
-        self.model.train()
+    def trial(self, steps: int) -> float:
+        """Train so many steps from the first; the mean loss of their second half, infinite where it is not finite."""
+        mean = Mean(self.device)
+        self.step = 0
         for batch in self.batches(steps)[1]:
-            if isinstance(batch, DataError):
-                raise batch
-            loss = self.train_step(batch)[0]
+            loss = self.train_step(sound(batch))[0]
             self.step += 1
             if 2 * self.step > steps:
                 mean.add(loss)
         return mean.value() if math.isfinite(mean.value()) else math.inf
+
+    def rival_step(self) -> int:
+        """The steps after which a rival is trained, as many as its own; 0: none is."""
+        surplus = surplus_classes(self.config)
+        if not (surplus and self.config.appearance):
+            return 0
+        return SURPLUS_STEPS + STEPS_A_CLASS * surplus + TRIAL_STEPS
+
+    def meet_rival(self) -> None:
+        """Go on with the network that `rival` trains, if its loss is clearly lower after as many steps."""
+        if self.recent.count == 0:  # resumed from a checkpoint of before there were rivals
+            return
+        run, loss = rival(self.config, self.images, self.device)
+        taken = self.recent.value() - loss > CLEARLY * self.config.appearance
+        if taken:
+            self.model, self.average, self.optimizer = run.model, run.average, run.optimizer
+        tqdm.write(
+            f"step {self.step}: loss {self.recent.value():.4f}; of a network that began with "
+            f"{self.config.classes + surplus_classes(self.config)} classes {loss:.4f}"
+            + (": it is trained from here on" if taken else "")
+        )
 
     def loop(self, out: Path, eval_set: ImageSet | None, board: SummaryWriter) -> None:
         """All steps that are left, with their log lines, evaluations and checkpoints."""
         config = self.config
         sampler, loader = self.batches(config.steps)
         self.model.train()
+        rival_step = self.rival_step()
         seconds, seen, began = 0.0, 0, time.perf_counter()  # of training, without evaluations and checkpoints
         with tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=None) as bar:
             for batch in loader:
-                if isinstance(batch, DataError):
-                    raise batch
-                loss, features, global_features = self.train_step(batch)
+                if rival_step and self.step == rival_step:
+                    seconds += time.perf_counter() - began
+                    self.meet_rival()
+                    began = time.perf_counter()
+                loss, features, global_features = self.train_step(sound(batch))
                 self.step, seen = self.step + 1, seen + len(batch.images)
+                if rival_step - TRIAL_STEPS // 2 < self.step <= rival_step:
+                    self.recent.add(loss)
                 self.logged.add(loss)
                 self.saved.add(loss)
                 bar.update()
@@ -268,11 +286,8 @@ class Run:
         mask = None if batch.valid is None else valid_positions(batch.valid.to(self.device), size)
         statistics = appearance_statistics(local_appearance(padded(images), size), mask, self.config.smooth)
         probs = self.assign(features, global_features)
-        drop_class(
-            self.model,
-            self.optimizer,
-            least_telling(probs, statistics, self.config.appearance, self.config.balance),
-        )
+        k = least_telling(probs, statistics, self.config.appearance, self.config.balance)
+        drop_class(self.model, self.optimizer, k)
 
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
         projection = self.model.local_projection
@@ -309,37 +324,45 @@ class Run:
         )
 
 
-def beginning(config: TrainConfig, images: ImageSet, device: torch.device) -> tuple[int, dict | None]:
-    """The number of the start that is trained, and the weights that it begins with if these are not random.
-
-    Of several it is the one whose trial ends with the lowest loss, as k-means takes the best of several.
-    """
-    weights = [
-        reduced(config, images, device, start) if config.overcluster > 1 else None for start in range(config.starts)
-    ]
-    if config.starts == 1:
-        return 0, weights[0]
-    losses = [Run(config, images, device, None, i, weights[i]).trial_loss() for i in range(config.starts)]
+def best_start(config: TrainConfig, images: ImageSet, device: torch.device) -> int:
+    """The number of the start whose trial ends with the lowest loss, as k-means takes the best of several."""
+    steps = min(TRIAL_STEPS, config.steps)
+    losses = [Run(config, images, device, None, start).trial(steps) for start in range(config.starts)]
     best = min(range(config.starts), key=losses.__getitem__)
     print(f"start {best + 1} is trained; losses of the starts: {' '.join(f'{x:.4f}' for x in losses)}")
-    return best, weights[best]
+    return best
 
 
-def reduced(config: TrainConfig, images: ImageSet, device: torch.device, start: int) -> dict:
-    """Weights of a network that was trained with `overcluster` times the classes, of which the least telling went."""
-    classes = min(256, round(config.overcluster * config.classes))
-    run = Run(dataclasses.replace(config, classes=classes, average=0.0), images, device, None, start)
-    first, each = min(SURPLUS_STEPS, config.steps), min(STEPS_A_CLASS, config.steps)
-    due = {first + each * i for i in range(classes - config.classes)}  # steps after which a class goes
-    run.model.train()
-    for batch in run.batches(max(due, default=1))[1]:
-        if isinstance(batch, DataError):
-            raise batch
-        run.train_step(batch)
+def surplus_classes(config: TrainConfig) -> int:
+    """Classes that a rival has in the beginning beyond those it ends with."""
+    return min(256, round(config.overcluster * config.classes)) - config.classes
+
+
+def rival(config: TrainConfig, images: ImageSet, device: torch.device) -> tuple[Run, float]:
+    """A network that began with more classes, of which the least telling went, and its loss.
+
+    It is not caught where a network with as many classes as things can be: with one class for two things.
+    """
+    surplus = surplus_classes(config)
+    many = dataclasses.replace(config, classes=config.classes + surplus, average=0.0)
+    run = Run(many, images, device, None)
+    due = range(SURPLUS_STEPS, SURPLUS_STEPS + STEPS_A_CLASS * surplus, STEPS_A_CLASS)  # after these steps a class goes
+    for batch in run.batches(due[-1])[1]:
+        run.train_step(sound(batch))
         run.step += 1
         if run.step in due:
             run.drop_least_telling(batch)
-    return run.model.state_dict()
+    reduced = Run(config, images, device, None)
+    for network in {reduced.model, reduced.average}:
+        network.load_state_dict(run.model.state_dict())
+    return reduced, reduced.trial(TRIAL_STEPS)
+
+
+def sound(batch: Batch | DataError) -> Batch:
+    """The batch, unless reading it failed."""
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 class Mean:

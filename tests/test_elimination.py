@@ -1,5 +1,8 @@
 """An over-clustered beginning: the class that tells least goes, and nothing else of the network changes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import write_folder
@@ -11,7 +14,7 @@ from infoseg_fast.elimination import drop_class, least_telling
 from infoseg_fast.errors import DataError
 from infoseg_fast.train import train
 
-SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "steps": 6, "checkpoint_every": 3, "eval_every": 0}
+SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "eval_every": 0}
 
 
 @pytest.mark.parametrize("weights", [(10.0, 4.0), (1.0, 0.0), (0.0, 1.0)])
@@ -75,34 +78,58 @@ def test_dropping_a_class_leaves_the_others_as_they_were():
     assert not torch.equal(model.global_projection.weight, weight), "the optimiser has the new parameters"
 
 
-def test_a_run_that_begins_over_clustered_ends_with_the_classes_asked(tmp_path):
+@pytest.fixture
+def how(tmp_path, monkeypatch) -> dict:
+    """Settings of a run that meets its rival, of 6 classes in the beginning, after 3 + 3 + 4 = 10 of 14 steps."""
+    for name, value in {"SURPLUS_STEPS": 3, "STEPS_A_CLASS": 1, "TRIAL_STEPS": 4}.items():
+        monkeypatch.setattr(f"infoseg_fast.train.{name}", value)
     data = str(write_folder(tmp_path / "data", number=10, side=40))
-    how = SMALL | {"data": data, "classes": 3}
-    for name, more in {"plain": {}, "one": {"overcluster": 2.0}, "two": {"overcluster": 2.0, "starts": 2}}.items():
-        train(how | more, tmp_path / name)
-    states = {name: checkpoint.load(tmp_path / name) for name in ("plain", "one", "two")}
-    for state in states.values():
-        assert state["network"]["num_classes"] == 3 and state["step"] == 6
-    weights = [states[name]["model"]["global_projection.weight"] for name in states]
-    assert not torch.equal(weights[0], weights[1])
-    # Again, and in two parts: the same bits.
-    train(how | {"overcluster": 2.0, "steps": 3}, tmp_path / "parts")
-    train({"steps": 6}, tmp_path / "parts", resume=True)
-    train(how | {"overcluster": 2.0}, tmp_path / "again")
-    again = checkpoint.load(tmp_path / "again")["model"]
-    assert all(torch.equal(again[key], x) for key, x in states["one"]["model"].items())
-    assert isf.load(tmp_path / "parts").num_clusters == 3
+    return SMALL | {"data": data, "classes": 3, "steps": 14}
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"overcluster": 0.5}, "--overcluster must be at least 1, not 0.5"),
-        ({"overcluster": 2.0, "recipe": "paper"}, "--overcluster 2.0 needs --appearance or --balance above 0"),
-    ],
-)
-def test_what_cannot_be_is_told(settings, told, tmp_path):
-    data = str(write_folder(tmp_path / "data", number=10, side=40))
-    with pytest.raises(DataError, match=told):
-        train(SMALL | {"data": data} | settings, tmp_path / "run")
+def same(a: Path, b: Path) -> bool:
+    a, b = (checkpoint.load(run)["model"] for run in (a, b))
+    return all(torch.equal(x, b[key]) for key, x in a.items())
+
+
+def test_a_rival_takes_over_where_its_loss_is_clearly_lower(how, tmp_path, monkeypatch, capsys):
+    train(how | {"overcluster": 1.0}, tmp_path / "alone")
+    assert "began with" not in capsys.readouterr().out
+    monkeypatch.setattr("infoseg_fast.train.CLEARLY", float("inf"))
+    train(how, tmp_path / "never")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 10: ")]
+    own, others = (float(x.split()[0].strip(";")) for x in (line.split("loss ")[1], line.split("classes ")[1]))
+    assert "began with 6 classes" in line and "trained from here" not in line
+    assert same(tmp_path / "never", tmp_path / "alone"), "what is only tried leaves no trace"
+    difference = own - others
+    for name, margin in {"taken": difference - 1e-3, "not": difference + 1e-3}.items():
+        monkeypatch.setattr("infoseg_fast.train.CLEARLY", margin / 10.0)  # the weight of the appearance
+        train(how, tmp_path / name)
+        assert ("trained from here" in capsys.readouterr().out) == (name == "taken")
+        assert same(tmp_path / name, tmp_path / "alone") == (name == "not")
+    state = checkpoint.load(tmp_path / "taken")
+    assert state["network"]["num_classes"] == 3 and isf.load(tmp_path / "taken").num_clusters == 3
+    # The loss that the rival is held against is that of the last steps before.
+    rows = [json.loads(row) for row in (tmp_path / "never" / "metrics.jsonl").read_text().splitlines()]
+    assert own == pytest.approx(sum(row["loss"] for row in rows if row["step"] in (9, 10)) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [9, 10, 12])
+def test_a_run_in_two_parts_meets_the_same_rival(how, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr("infoseg_fast.train.CLEARLY", -float("inf"))
+    train(how, tmp_path / "whole")
+    train(how | {"steps": steps}, tmp_path / "parts")
+    train({"steps": 14}, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("settings", [{"recipe": "paper"}, {"appearance": 0.0}, {"overcluster": 1.1}])
+def test_without_appearance_or_more_classes_there_is_no_rival(how, tmp_path, monkeypatch, settings):
+    monkeypatch.setattr("infoseg_fast.train.rival", lambda *_: pytest.fail("a rival was trained"))
+    train(how | settings, tmp_path / "run")
+
+
+def test_fewer_classes_than_wanted_are_refused(how, tmp_path):
+    with pytest.raises(DataError, match=r"--overcluster must be at least 1, not 0\.5"):
+        train(how | {"overcluster": 0.5}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
