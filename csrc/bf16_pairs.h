@@ -104,8 +104,8 @@ struct PairedGlobals {
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
       product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs,
-                                                       rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
-                                                       block, kTile, next.take(pairs));
+                                                   rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
+                                                   block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to =
             reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
@@ -139,8 +139,8 @@ struct PairedGlobals {
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
         product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
-                                                           1, transposed, kChannels, nullptr, sums + r * padded + c,
-                                                           padded, next.take(kHalf));
+                                                       1, transposed, kChannels, nullptr, sums + r * padded + c,
+                                                       padded, next.take(kHalf));
       }
     }
   }

@@ -90,7 +90,7 @@ struct GlobalFeatures {
         continue;
       }
       product_strip<A, 1, Out::store, kPack>(static_cast<int>(n), vectors, C, panel, n, f.data, f.stride, start, to,
-                                            out_stride, next.take(C), pack);
+                                             out_stride, next.take(C), pack);
       f = {pack, kPack};
       pack = nullptr;
     }
