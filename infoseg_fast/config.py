@@ -16,12 +16,12 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "overcluster": 2.0,
+        "overcluster": 2.0, "refine": True,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "overcluster": 1.0,
+        "overcluster": 1.0, "refine": False,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 600
@@ -92,6 +92,11 @@ class TrainConfig:
         "probabilities are averaged over 2 N + 1 positions each way; auto: N = 1 for images that are grainy at the "
         "scale of a position, else 0 (default: the recipe's)",
         type=radius_or_auto,
+    )
+    refine: bool | None = setting(
+        None,
+        "labels follow the pixels' colours, by what the pixels of each class look like (default: the recipe's)",
+        switch=True,
     )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
     lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)

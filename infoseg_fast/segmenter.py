@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint as checkpoints
+from .confusion import confusion_matrix
 from .data.base import scaled_size
 from .data.images import IGNORE
 from .errors import DataError
-from .model import STRIDE, Encoder, InfoSegNet, padded_side
+from .model import STRIDE, Encoder, InfoSegNet, padded, padded_side
 from .ops import assign, segment, segment_and_count
 from .reference import neighbourhood_mean
+from .refinement import Refinement, colours, refined_labels
 
 # Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side: block
-# C 44 px, block D 56, with smoothing (16) and the upsampling (4). It and the tile are multiples of block D's stride,
-# so tiles give the same maps as the whole image.
+# C 44 px, block D 56, with smoothing (16) and the margin (8), rounded up to a multiple of block D's stride, as the tile
+# is, so that tiles give the same maps as the whole image. The surroundings of a refinement (24 px) are nearer.
 MAX_PIXELS = 2**20
-TILE, HALO, DEEP_STRIDE = 768, 64, 16
+TILE, HALO, DEEP_STRIDE = 768, 80, 16
+MARGIN = 2  # positions around a tile that upsampling its probabilities reads, spread over their neighbours or not
 MAX_SMOOTH = 4  # positions
 
 EVALUATION = "evaluation.json"  # in a RUN: the scores of its last evaluation, with the matching
@@ -31,10 +34,11 @@ class Piece(NamedTuple):
     """Class probabilities of a part of the images, and where the part's labels go.
 
     `size` is that of the labels all `probs` [B, K, h, w] cover; of these, the ones from (above, left_of) on fill rows,
-    columns.
+    columns. `colours` [B, 2c, H, W] are of the pixels that the probabilities cover, None without a refinement.
     """
 
     probs: Tensor
+    colours: Tensor | None
     size: tuple[int, int]
     above: int
     left_of: int
@@ -71,6 +75,8 @@ class Segmenter:
         mapping: class of each cluster (-1: none), if an evaluation has found it.
         raw_scale: factor by which the training images had been resized when their set was made: files as they were
             downloaded need it too (`infoseg predict` applies it).
+        refinement: what the pixels of each class look like, for labels that follow the pixels' colours; None: labels
+            are of the upsampled probabilities alone.
     """
 
     def __init__(
@@ -82,11 +88,12 @@ class Segmenter:
         mapping: list[int] | None = None,
         raw_scale: float = 1.0,
         smooth: int = 0,
+        refinement: Refinement | None = None,
     ) -> None:
         if not 0 <= smooth <= MAX_SMOOTH:
             raise ValueError(f"smooth must be from 0 to {MAX_SMOOTH}, not {smooth!r}")
         self.model, self.temperature, self.scale, self.raw_scale = model, temperature, scale, raw_scale
-        self.smooth = smooth
+        self.smooth, self.refinement = smooth, refinement
         self.classes, self.mapping = classes, mapping
 
     @property
@@ -110,7 +117,7 @@ class Segmenter:
         size = tuple(images.shape[2:]) if size is None else tuple(size)
         labels = torch.empty(len(images), *size, dtype=torch.uint8, device=images.device)
         for piece in self._pieces(images, size):
-            found = segment(piece.probs, self._classes(piece.probs), size=piece.size, interpolate="logits")
+            found = self._labels(piece)
             part = labels[:, piece.rows, piece.columns]
             part.copy_(found[:, piece.above :, piece.left_of :][:, : part.shape[1], : part.shape[2]])
         return labels
@@ -128,6 +135,11 @@ class Segmenter:
             right_of = piece.size[1] - piece.left_of - part.shape[2]
             # What the features cover beyond the part counts as not labelled.
             framed = F.pad(part, (piece.left_of, right_of, piece.above, below), value=IGNORE)
+            if piece.colours is not None:
+                counts += confusion_matrix(
+                    self._labels(piece), framed, self.num_clusters, num_classes, ignore_index=IGNORE
+                )
+                continue
             counts += segment_and_count(
                 piece.probs,
                 self._classes(piece.probs),
@@ -144,6 +156,20 @@ class Segmenter:
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
         if not torch.isfinite(images).all():
             raise ValueError("images must be finite, but hold NaN or infinity")
+
+    def _labels(self, piece: Piece) -> Tensor:
+        """Labels [B, *size] of all that the piece covers."""
+        if piece.colours is not None:
+            return refined_labels(piece.probs, piece.colours, self.refinement, piece.size)
+        return segment(piece.probs, self._classes(piece.probs), size=piece.size, interpolate="logits")
+
+    def _colours(self, images: Tensor, probs: Tensor) -> Tensor | None:
+        """What a refinement looks at, of padded images that the probabilities cover."""
+        return None if self.refinement is None else colours(images, probs.shape[2:], self.refinement.radius)
+
+    def assign(self, images: Tensor) -> Tensor:
+        """Probabilities [B, K, h, w] of the positions of images as for `segment`, at the network's scale."""
+        return self._assign(*self.model(images))
 
     def _assign(self, features: Tensor, global_features: Tensor) -> Tensor:
         """Probabilities [B, K, h, w] of the positions, smoothed."""
@@ -170,29 +196,33 @@ class Segmenter:
             if inner[0] * inner[1] > MAX_PIXELS and size == inner and isinstance(self.model.backbone, Encoder):
                 yield from self._tiled(images)
                 return
-            features, global_features = self.model(images)
+            probs = self.assign(images)
             # The network saw the images with their padding: the labels cover that too.
             covered = tuple(max(m, round(m * padded_side(n) / n)) for n, m in zip(inner, size, strict=True))
-            probs = self._assign(features, global_features)
-            yield Piece(probs, covered, 0, 0, slice(0, size[0]), slice(0, size[1]))
+            yield Piece(
+                probs, self._colours(padded(images), probs), covered, 0, 0, slice(0, size[0]), slice(0, size[1])
+            )
         finally:
             self.model.train(training)
 
     def _tiled(self, images: Tensor) -> Iterator[Piece]:
         """Two passes over the tiles: the mean of block D, whence the global features; then the local features again."""
-        padded = self.model.normalize(images)
+        inputs = self.model.normalize(images)
         total, positions = 0.0, 0
-        for tile in self._tiles(padded):
+        for tile in self._tiles(inputs):
             deep = tile.part(self.model.backbone(tile.pixels)[1], DEEP_STRIDE, margin=0)
             total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
             positions += deep.shape[2] * deep.shape[3]
         global_features = self.model.global_features((total / positions).to(images.dtype))
-        for tile in self._tiles(padded):
+        for tile, as_it_is in zip(self._tiles(inputs), self._tiles(padded(images)), strict=True):
             probs = self._assign(self.model.backbone(tile.pixels)[0], global_features)
-            probs = tile.part(probs, STRIDE, margin=1)  # a position more, for the upsampling
+            seen = self._colours(as_it_is.pixels, probs)
+            probs = tile.part(probs, STRIDE, margin=MARGIN)
+            seen = None if seen is None else tile.part(seen, 1, margin=STRIDE * MARGIN)
             size = (STRIDE * probs.shape[2], STRIDE * probs.shape[3])
             rows, columns = (slice(r.start, r.stop) for r in (tile.rows, tile.columns))
-            yield Piece(probs, size, min(rows.start, STRIDE), min(columns.start, STRIDE), rows, columns)
+            above, left_of = (min(r.start, STRIDE * MARGIN) for r in (rows, columns))
+            yield Piece(probs, seen, size, above, left_of, rows, columns)
 
     @staticmethod
     def _tiles(padded: Tensor) -> Iterator[Tile]:
@@ -231,6 +261,7 @@ def from_state(state: dict, device: str | torch.device, evaluation: dict | None 
     model = InfoSegNet(**state["network"])
     model.load_state_dict(state["model"])
     settings = state["prediction"]
+    refinement = settings.get("refinement")
     return Segmenter(
         model.to(device).eval(),
         settings["temperature"],
@@ -239,6 +270,7 @@ def from_state(state: dict, device: str | torch.device, evaluation: dict | None 
         evaluation and evaluation["mapping"],
         settings.get("raw_scale", 1.0),
         settings.get("smooth", 0),
+        refinement and Refinement(**refinement).to(device),
     )
 
 

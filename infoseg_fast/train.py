@@ -34,6 +34,7 @@ from .evaluate import add_training, as_text, evaluate
 from .loss import InfoSegLoss
 from .model import STRIDE, InfoSegNet, padded
 from .ops import assign
+from .refinement import Refinement, class_colours, fitted
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 from .smoothing import smoothing_radius
@@ -44,6 +45,7 @@ DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
 TRIAL_STEPS = 100  # of each of several starts
+REFINED_ON = 128  # crops at most, from which the colours of the classes are taken
 # A rival trains this long with all its classes, this long before each further one goes, and TRIAL_STEPS with K.
 SURPLUS_STEPS, STEPS_A_CLASS = 100, 10
 CLEARLY = 0.08  # nats of appearance information, see docs/recipe.md
@@ -116,6 +118,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
         self.step, self.best_loss, self.scores = 0, float("inf"), None
+        self.first_crops: list[Batch] | None = None  # read when a refinement first needs them
         self.logged, self.saved = Mean(device), Mean(device)
         self.recent = Mean(device)  # over the steps before the rival's
         if state is not None:
@@ -127,6 +130,7 @@ class Run:
 
     def state(self) -> dict:
         """What a checkpoint holds: nothing but tensors, numbers and text."""
+        refinement = self.refinement()
         return {
             "step": self.step,
             "best_loss": self.best_loss,
@@ -143,13 +147,47 @@ class Run:
                 "raw_scale": self.images.raw_scale,
                 "smooth": self.config.smooth,
                 "class_names": self.images.classes,
+                "refinement": refinement and refinement.to("cpu")._asdict(),
             },
         }
 
-    def segmenter(self) -> Segmenter:
+    def segmenter(self, refined: bool = True) -> Segmenter:
+        config = self.config
         return Segmenter(
-            self.average, self.config.temperature, self.config.scale, self.images.classes, smooth=self.config.smooth
+            self.average,
+            config.temperature,
+            config.scale,
+            self.images.classes,
+            smooth=config.smooth,
+            refinement=self.refinement() if refined else None,
         )
+
+    @torch.no_grad()
+    def refinement(self) -> Refinement | None:
+        """What the pixels of each class look like in the first crops of the run; None where labels do not use it."""
+        config = self.config
+        if not config.refine:
+            return None
+        if self.first_crops is None:
+            least = least_batch(config)
+            steps = min(
+                steps_per_epoch(len(self.images), config.batch_size, least), -(-REFINED_ON // config.batch_size)
+            )
+            sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, 0, steps)
+            loader = crop_loader(self.images, config.crop, sampler, 0, config.loss_mask == "gt")
+            self.first_crops = [sound(batch) for batch in loader]
+        segmenter = self.segmenter(refined=False)
+        training = self.average.training
+        self.average.eval()
+        moments = 0.0
+        for batch in self.first_crops:
+            images, mask = self.on_device(batch)
+            probs = segmenter.assign(images)
+            if mask is not None:
+                mask = valid_positions(mask, probs.shape[2:])
+            moments = moments + class_colours(probs, padded(images), mask, config.smooth)
+        self.average.train(training)
+        return fitted(moments, config.smooth)
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""
@@ -243,8 +281,7 @@ class Run:
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """One step on a batch of crops: the loss and both kinds of features, detached, still on the device."""
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        images = batch.images.to(self.device, non_blocking=True).float() / WHITE[self.images.dtype]
-        valid = None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
+        images, valid = self.on_device(batch)
         images, valid = augment.flip_and_rotate(images, valid, generator, config.flip, config.rotate)
         images = augment.jitter(images, config.jitter, generator)
 
@@ -259,6 +296,11 @@ class Run:
         if config.average:
             add_to_average(self.average, self.model, config.average, self.step)
         return loss.detach(), features.detach(), global_features.detach()
+
+    def on_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Images float [B, c, crop, crop] in [0, 1], and which pixels count."""
+        images = batch.images.to(self.device, non_blocking=True).float() / WHITE[self.images.dtype]
+        return images, None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
 
     def loss(self, images: Tensor, features: Tensor, global_features: Tensor, mask: Tensor | None) -> Tensor:
         """What is minimised: the loss of local and global features, less what the classes tell of the appearance."""
@@ -280,10 +322,10 @@ class Run:
     @torch.no_grad()
     def drop_least_telling(self, batch: Batch) -> None:
         """Take the class out of the network that a batch, as it was read, can best do without."""
-        images = batch.images.to(self.device).float() / WHITE[self.images.dtype]
+        images, valid = self.on_device(batch)
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
         size = features.shape[2:]
-        mask = None if batch.valid is None else valid_positions(batch.valid.to(self.device), size)
+        mask = None if valid is None else valid_positions(valid, size)
         statistics = appearance_statistics(local_appearance(padded(images), size), mask, self.config.smooth)
         probs = self.assign(features, global_features)
         k = least_telling(probs, statistics, self.config.appearance, self.config.balance)
