@@ -7,6 +7,7 @@ void bind_confusion_matrix(pybind11::module_& module);
 void bind_linear_sum_assignment(pybind11::module_& module);
 void bind_cpu(pybind11::module_& module);
 void bind_mutual_information(pybind11::module_& module);
+void bind_refinement(pybind11::module_& module);
 void bind_similarity(pybind11::module_& module);
 void bind_segmentation(pybind11::module_& module);
 
@@ -17,6 +18,7 @@ PYBIND11_MODULE(_C, module) {
   bind_linear_sum_assignment(module);
   bind_cpu(module);
   bind_mutual_information(module);
+  bind_refinement(module);
   bind_similarity(module);
   bind_segmentation(module);
 }

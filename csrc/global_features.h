@@ -1,27 +1,11 @@
 // The folded global features G [B, K, C] and g0 [B, K], as the products want them.
 #pragma once
 
+#include "buffer.h"
 #include "products.h"
-#include "scratch.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
-
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t n)
-      : data_(n > 0 ? static_cast<T*>(scratch_allocate(sizeof(T) * static_cast<size_t>(n))) : nullptr) {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() {
-    if (data_) scratch_free(data_);
-  }
-  operator T*() const { return data_; }
-
- private:
-  T* data_;
-};
 
 // Image b's candidates are its own K classes and those of its n partners (b + 1 .. b + n) mod B. The rows of the
 // first n images are repeated behind the last, so that every image's candidates lie in one run of rows.

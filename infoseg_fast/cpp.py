@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import extension
 from .reference.appearance import DARK, FLAT
+from .reference.refinement import FLOOR
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
@@ -263,6 +264,21 @@ class _InformationOfMoments(_Kernel):
         return moments.new_full((), value), gradient
 
 
+class _RefinedLabels(_Float32):
+    def forward(self, prior, colour, around, residual, log_scale):
+        B, c, *size = colour.shape
+        arguments = [x.contiguous() for x in (prior, around, colour, residual, log_scale)]
+        labels = prior.new_empty(B, *size, dtype=torch.uint8)
+        extension.compiled().refined_labels(
+            *(x.data_ptr() for x in arguments),
+            (B, len(log_scale), c, *prior.shape[2:], *size),
+            FLOOR,
+            torch.get_num_threads(),
+            labels.data_ptr(),
+        )
+        return labels
+
+
 def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(features) if needs[0] else features.new_empty(0),
@@ -282,4 +298,5 @@ KERNELS: dict[str, object] = {
     "local_appearance": _LocalAppearance(),
     "appearance_statistics": _AppearanceStatistics(),
     "information_of_moments": _InformationOfMoments(),
+    "refined_labels": _RefinedLabels(),
 }

@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import reference
 from .appearance import RESOLUTION
+from .dispatch import choose, kernel
 from .reference import neighbourhood_mean
 from .reference.appearance import DARK
 from .reference.similarity import moments_of
 
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
-FLOOR = 1e-6  # the least probability of a class, of a prior
+LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve
 SHARE = 1e-3  # every class has this share of the moments of all: one that is nowhere looks like everything
-CHUNK = 2**14  # pixels worked on at a time
 SPREAD = (0.25, 0.5, 0.25)  # of a position's probabilities over its neighbours, along each axis
 
 
@@ -44,14 +45,24 @@ class Refinement(NamedTuple):
         return Refinement(self.residual.to(device), self.log_scale.to(device), self.radius)
 
 
-def colours(images: Tensor, size: tuple[int, int], radius: int) -> Tensor:
-    """(y, s) of every pixel: logarithms of the channels, and those of the cells of a map of `size`, averaged over
-    2 SURROUNDINGS + 1 cells each way and upsampled. Images float [B, c, H, W] in [0, 1] -> [B, 2c, H, W] float32.
+class Colours(NamedTuple):
+    """What is seen of images: y [B, c, H, W] of their pixels, s [B, c, h, w] of what surrounds the positions."""
+
+    pixels: Tensor
+    around: Tensor
+
+
+def colours(images: Tensor, size: tuple[int, int], radius: int) -> Colours:
+    """Logarithms of the channels of images, averaged over 2 radius + 1 pixels each way, and those of the cells of a map
+    of `size`, averaged over 2 SURROUNDINGS + 1 cells each way; float32.
+
+    Args:
+        images: float [B, c, H, W] in [0, 1].
+        size: (h, w) of the positions that cover them.
     """
     images = images.float()
-    cells = neighbourhood_mean((F.adaptive_avg_pool2d(images, size) + DARK).log(), SURROUNDINGS)
-    around = F.interpolate(cells, size=images.shape[2:], mode="bilinear", align_corners=False)
-    return torch.cat([(neighbourhood_mean(images, radius) + DARK).log(), around], dim=1)
+    cells = (F.adaptive_avg_pool2d(images, size) + DARK).log()
+    return Colours((neighbourhood_mean(images, radius) + DARK).log(), neighbourhood_mean(cells, SURROUNDINGS))
 
 
 @torch.no_grad()
@@ -65,8 +76,9 @@ def class_colours(probs: Tensor, images: Tensor, mask: Tensor | None, radius: in
     Returns:
         [K, 2c + 1, 2c + 1] float64, which batches may add up.
     """
-    u = colours(images, probs.shape[2:], radius)
-    u = torch.cat([torch.ones_like(u[:, :1]), u], dim=1)
+    pixels, around = colours(images, probs.shape[2:], radius)
+    around = F.interpolate(around, size=pixels.shape[2:], mode="bilinear", align_corners=False)
+    u = torch.cat([torch.ones_like(pixels[:, :1]), pixels, around], dim=1)
     n = u.shape[1]
     row, column = torch.triu_indices(n, n, device=u.device)
     products = [F.adaptive_avg_pool2d(u[:, i : i + 1] * u[:, i:], probs.shape[2:]) for i in range(n)]
@@ -89,7 +101,7 @@ def fitted(moments: Tensor, radius: int) -> Refinement:
     covariance = moments[:, 1:, 1:] / moments[:, :1, :1] - mean[:, :, None] * mean[:, None]
     c = mean.shape[1] // 2
     centre = total[0, 1:] / total[0, 0]
-    variance = (total[1:, 1:].diagonal() / total[0, 0] - centre.square()).clamp_min(torch.finfo(torch.float32).tiny)
+    variance = (total[1:, 1:].diagonal() / total[0, 0] - centre.square()).clamp_min(LEAST_DEVIATION**2)
     covariance = covariance + torch.diag(RESOLUTION**2 * variance)
     # E[y | s] = mean_y + slope (s - mean_s), and what is left of the covariance of y.
     slope = torch.linalg.solve(covariance[:, c:, c:], covariance[:, c:, :c]).mT
@@ -103,32 +115,31 @@ def fitted(moments: Tensor, radius: int) -> Refinement:
 
 
 @torch.no_grad()
-def refined_labels(probs: Tensor, colours: Tensor, refinement: Refinement, size: tuple[int, int]) -> Tensor:
-    """argmax_k p(k | y, s) of every pixel.
+def refined_labels(
+    probs: Tensor, colours: Colours, refinement: Refinement, size: tuple[int, int], *, backend: str = "auto"
+) -> Tensor:
+    """argmax_k p(k | y, s) of every pixel, of the probabilities of positions spread over their neighbours.
 
     Args:
         probs: V [B, K, h, w] of the positions.
-        colours: (y, s) [B, 2c, H, W] of the pixels that they cover.
-        size: of the labels, to which the logarithms of p are upsampled bilinearly.
+        colours: of the pixels that they cover, and around the positions.
+        size: of the labels; where it is not that of the pixels, the logarithms of p are upsampled bilinearly to it.
+        backend: "auto", "reference" or "cpp", which takes labels of the pixels' size.
 
     Returns:
-        [B, *size] uint8.
+        [B, *size] uint8; of equal classes the lowest.
     """
-    K, c = refinement.residual.shape[:2]
-    pixels = tuple(colours.shape[2:])
     weights = torch.tensor(SPREAD, device=probs.device)
-    spread = (weights[:, None] * weights).expand(K, 1, 3, 3)
-    probs = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=K)
-    matrix, last = refinement.residual[..., :-1].flatten(0, 1), refinement.residual[..., -1].reshape(-1, 1)
+    spread = (weights[:, None] * weights).expand(probs.shape[1], 1, 3, 3)
+    prior = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=probs.shape[1])
+    given = prior, *colours, refinement.residual, refinement.log_scale
+    if tuple(size) == tuple(colours.pixels.shape[2:]):
+        chosen = choose("refined_labels", backend, probs.device.type, torch.float32)
+        if chosen == "reference" or probs.numel() == 0:
+            return reference.refined_labels(*given)
+        return kernel("refined_labels", chosen).forward(*given)
     labels = torch.empty(len(probs), *size, dtype=torch.uint8, device=probs.device)
-    for b in range(len(probs)):
-        scores = F.interpolate(probs[b : b + 1], size=pixels, mode="bilinear", align_corners=False)[0].flatten(1)
-        scores = scores.clamp_(min=FLOOR).log_().add_(refinement.log_scale[:, None])
-        for part, of_image in zip(scores.split(CHUNK, dim=1), colours[b].flatten(1).split(CHUNK, dim=1), strict=True):
-            residual = torch.addmm(last, matrix, of_image).view(K, c, -1)
-            part.sub_(residual.square_().sum(dim=1), alpha=0.5)
-        scores = scores.view(1, K, *pixels)
-        if size != pixels:
-            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        labels[b] = scores[0].argmax(dim=0)
+    for b, (of_image, pixels, around) in enumerate(zip(*given[:3], strict=True)):
+        scores = reference.refined_scores(of_image, pixels, around, *given[3:])[None]
+        labels[b] = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
     return labels

@@ -17,7 +17,7 @@ from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded, padded_side
 from .ops import assign, segment, segment_and_count
 from .reference import neighbourhood_mean
-from .refinement import Refinement, colours, refined_labels
+from .refinement import Colours, Refinement, colours, refined_labels
 
 # Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side: block
 # C 44 px, block D 56, with smoothing (16) and the margin (8), rounded up to a multiple of block D's stride, as the tile
@@ -34,11 +34,11 @@ class Piece(NamedTuple):
     """Class probabilities of a part of the images, and where the part's labels go.
 
     `size` is that of the labels all `probs` [B, K, h, w] cover; of these, the ones from (above, left_of) on fill rows,
-    columns. `colours` [B, 2c, H, W] are of the pixels that the probabilities cover, None without a refinement.
+    columns. `colours` are of the pixels that the probabilities cover, None without a refinement.
     """
 
     probs: Tensor
-    colours: Tensor | None
+    colours: Colours | None
     size: tuple[int, int]
     above: int
     left_of: int
@@ -163,7 +163,7 @@ class Segmenter:
             return refined_labels(piece.probs, piece.colours, self.refinement, piece.size)
         return segment(piece.probs, self._classes(piece.probs), size=piece.size, interpolate="logits")
 
-    def _colours(self, images: Tensor, probs: Tensor) -> Tensor | None:
+    def _colours(self, images: Tensor, probs: Tensor) -> Colours | None:
         """What a refinement looks at, of padded images that the probabilities cover."""
         return None if self.refinement is None else colours(images, probs.shape[2:], self.refinement.radius)
 
@@ -218,7 +218,9 @@ class Segmenter:
             probs = self._assign(self.model.backbone(tile.pixels)[0], global_features)
             seen = self._colours(as_it_is.pixels, probs)
             probs = tile.part(probs, STRIDE, margin=MARGIN)
-            seen = None if seen is None else tile.part(seen, 1, margin=STRIDE * MARGIN)
+            if seen is not None:
+                around = tile.part(seen.around, STRIDE, margin=MARGIN)
+                seen = Colours(tile.part(seen.pixels, 1, margin=STRIDE * MARGIN), around)
             size = (STRIDE * probs.shape[2], STRIDE * probs.shape[3])
             rows, columns = (slice(r.start, r.stop) for r in (tile.rows, tile.columns))
             above, left_of = (min(r.start, STRIDE * MARGIN) for r in (rows, columns))

@@ -9,6 +9,7 @@ from infoseg_fast import segmenter as module
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.evaluate import batches, evaluate
 from infoseg_fast.model import MAX_DEPTH
+from infoseg_fast.refinement import class_colours, fitted
 
 
 def trained(depth=2):
@@ -24,26 +25,36 @@ def network():
     return trained()
 
 
+def refinement(network, radius=0):
+    images = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        probs = isf.Segmenter(network, temperature=3.0).assign(images)
+    return fitted(class_colours(probs, images, None, radius), radius)
+
+
+@pytest.mark.parametrize("refined", [False, True])
 @pytest.mark.parametrize(("depth", "smooth"), [(0, 1), (2, 0), (MAX_DEPTH, module.MAX_SMOOTH)])
 @pytest.mark.parametrize("size", [(200, 230), (97, 400), (192, 192), (33, 35), (101, 95)])
-def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, monkeypatch):
+def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, refined, monkeypatch):
     network = trained(depth)
+    how = {"temperature": 3.0, "smooth": smooth, "refinement": refinement(network, smooth) if refined else None}
     images, target = torch.rand(2, 3, *size), torch.randint(0, 3, (2, *size), dtype=torch.uint8)
     target[:, :10] = 255
-    whole = isf.Segmenter(network, temperature=3.0, smooth=smooth)
+    whole = isf.Segmenter(network, **how)
     labels, counts = whole.segment(images), whole.count(images, target, 3)
     monkeypatch.setattr(module, "TILE", 96)
     monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
-    tiled = isf.Segmenter(network, temperature=3.0, smooth=smooth)
+    tiled = isf.Segmenter(network, **how)
     # Sums are formed in another order, so a pixel on the edge between two classes may fall to the other side.
     assert (tiled.segment(images) != labels).float().mean() < 1e-3
     assert (tiled.count(images, target, 3) - counts).abs().sum() < 2e-3 * counts.sum()
     assert counts.sum() == (target != 255).sum() == tiled.count(images, target, 3).sum()
 
 
-def test_count_is_segment_then_confusion(network):
+@pytest.mark.parametrize("refined", [False, True])
+def test_count_is_segment_then_confusion(network, refined):
     images, target = torch.rand(3, 3, 50, 61), torch.randint(0, 4, (3, 50, 61), dtype=torch.uint8)
-    found = isf.Segmenter(network)
+    found = isf.Segmenter(network, refinement=refinement(network) if refined else None)
     assert torch.equal(found.count(images, target, 4), isf.confusion_matrix(found.segment(images), target, 5, 4))
 
 
@@ -57,8 +68,11 @@ def test_padding_does_not_shift_the_labels(network):
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_labels_have_the_images_size_at_any_scale(network, scale):
-    labels = isf.Segmenter(network, scale=scale).segment(torch.rand(1, 3, 75, 90))
+@pytest.mark.parametrize("refined", [False, True])
+def test_labels_have_the_images_size_at_any_scale(network, scale, refined):
+    labels = isf.Segmenter(network, scale=scale, refinement=refinement(network) if refined else None).segment(
+        torch.rand(1, 3, 75, 90)
+    )
     assert labels.shape == (1, 75, 90)
 
 

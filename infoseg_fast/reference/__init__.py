@@ -7,6 +7,7 @@ per image.
 
 from .appearance import appearance_statistics, information_of_moments, local_appearance, neighbourhood_mean
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
+from .refinement import refined_labels, refined_scores
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
 from .similarity import (
     assign,
@@ -33,6 +34,8 @@ __all__ = [
     "moments_of",
     "mutual_information_loss",
     "neighbourhood_mean",
+    "refined_labels",
+    "refined_scores",
     "segment",
     "segment_and_count",
 ]

@@ -34,7 +34,10 @@ def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
     """Means over 2 radius + 1 positions each way of [B, K, h, w]; beyond the border the last ones are repeated."""
     if radius == 0:
         return maps
-    return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
+    side = 2 * radius + 1
+    # One axis after the other: 2 side additions a position instead of side^2.
+    maps = F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), (side, 1), stride=1)
+    return F.avg_pool2d(maps, (1, side), stride=1)
 
 
 def appearance_statistics(appearance: Tensor, mask: Tensor | None, smooth: int) -> Tensor:

@@ -17,6 +17,7 @@
 #include "appearance.h"
 #include "cpu.h"
 #include "mutual_information.h"
+#include "refinement.h"
 #include "segmentation.h"
 #include "similarity.h"
 #include "threads.h"
@@ -432,6 +433,63 @@ static void test_segmentation(const Problem& p, int64_t rows, int64_t columns, i
   check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
 }
 
+// Labels against scores in float64; a label whose score is within rounding of the greatest is right too.
+static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns, int threads) {
+  const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
+  std::vector<Exact<float>> given;
+  for (int64_t n : sizes) {
+    given.push_back(exact<float>(n));
+    for (int64_t i = 0; i < n; ++i) given.back()[i] = static_cast<float>(noise());
+  }
+  for (int64_t i = 0; i < sizes[0]; ++i) given[0][i] = static_cast<float>(0.5 + 0.5 * noise());
+  const Exact<uint8_t> labels = exact<uint8_t>(B * rows * columns);
+  RefinementArguments a;
+  a.prior = given[0].get();
+  a.around = given[1].get();
+  a.colour = given[2].get();
+  a.residual = given[3].get();
+  a.log_scale = given[4].get();
+  a.B = B, a.K = K, a.c = c, a.h = h, a.w = w, a.rows = rows, a.columns = columns;
+  a.floor = 1e-6f;
+  a.threads = threads;
+  a.labels = labels.get();
+  refined_labels(a);
+  const auto source = [](int64_t i, int64_t in, int64_t out) {
+    const double x = (static_cast<double>(i) + 0.5) * static_cast<double>(in) / static_cast<double>(out) - 0.5;
+    return std::min(std::max(x, 0.0), static_cast<double>(in - 1));
+  };
+  const auto upsampled = [&](const float* map, double y, double x) {
+    const int64_t i = static_cast<int64_t>(y), j = static_cast<int64_t>(x), i1 = std::min(i + 1, h - 1),
+                  j1 = std::min(j + 1, w - 1);
+    const double v = y - static_cast<double>(i), u = x - static_cast<double>(j);
+    return (1 - v) * ((1 - u) * map[i * w + j] + u * map[i * w + j1]) +
+           v * ((1 - u) * map[i1 * w + j] + u * map[i1 * w + j1]);
+  };
+  std::vector<double> seen(static_cast<size_t>(2 * c)), scores(static_cast<size_t>(K));
+  for (int64_t q = 0; q < B * rows * columns; ++q) {
+    const int64_t b = q / (rows * columns), row = q / columns % rows, column = q % columns;
+    const double y = source(row, h, rows), x = source(column, w, columns);
+    for (int64_t i = 0; i < c; ++i) {
+      seen[static_cast<size_t>(i)] = a.colour[((b * c + i) * rows + row) * columns + column];
+      seen[static_cast<size_t>(c + i)] = upsampled(a.around + (b * c + i) * h * w, y, x);
+    }
+    double top = -1e300;
+    for (int64_t k = 0; k < K; ++k) {
+      double score = std::log(std::max(upsampled(a.prior + (b * K + k) * h * w, y, x), 1e-6)) + a.log_scale[k];
+      for (int64_t i = 0; i < c; ++i) {
+        const float* weights = a.residual + (k * c + i) * (2 * c + 1);
+        double r = weights[2 * c];
+        for (int64_t j = 0; j < 2 * c; ++j) r += weights[j] * seen[static_cast<size_t>(j)];
+        score -= r * r / 2;
+      }
+      scores[static_cast<size_t>(k)] = score;
+      top = std::max(top, score);
+    }
+    check(labels[q] < K, "label below K", labels[q]);
+    check(scores[labels[q]] > top - 1e-3, "score of the label", scores[labels[q]], top);
+  }
+}
+
 static void test_threads() {
   context = "threads";
   for (int round = 0; round < 50; ++round)
@@ -507,6 +565,8 @@ int main(int argc, char** argv) {
         test_segmentation(p, 4 * p.h, 4 * p.w, threads);
         test_segmentation(p, p.h + 1, 2 * p.w + 5, threads);
         test_segmentation(p, 2, 3, threads);
+        test_refinement(p.B, p.K, 1 + p.C % 4, p.h, p.w, 4 * p.h, 4 * p.w, threads);
+        test_refinement(p.B, p.K, 3, p.h, p.w, p.h + 1, 2 * p.w + 5, threads);
       }
     }
   }

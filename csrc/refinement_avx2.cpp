@@ -1,0 +1,2 @@
+#define INFOSEG_ISA avx2
+#include "refinement_kernel.h"

@@ -1,0 +1,2 @@
+#define INFOSEG_ISA avx512
+#include "refinement_kernel.h"

@@ -1,0 +1,2 @@
+#define INFOSEG_ISA portable
+#include "refinement_kernel.h"
