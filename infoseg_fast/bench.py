@@ -7,6 +7,7 @@ that must move at the measured rate of a copy and the operations at the measured
 import csv
 import ctypes
 import gc
+import math
 import platform
 import random
 import statistics
@@ -22,13 +23,14 @@ from . import bench_baselines as baselines
 from . import ops
 from .env import commit
 from .reference.similarity import accumulation_dtype
+from .refinement import pixel_labels
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of the table: an op at a shape, and how many times faster than the best PyTorch it should be."""
 
-    op: str  # "loss", "assign", "moments" or "segment"
+    op: str  # "loss", "assign", "moments", "segment" or "refine"
     name: str
     B: int = 16
     C: int = 128
@@ -55,6 +57,8 @@ class Case:
         each = 2 * self.B * self.side**2 * self.C
         if self.op == "moments":
             return 3 * each * self.K + 2 * 2 * self.B * self.side**2 * self.K * self.settings["statistics"]
+        if self.op == "refine":  # c residuals of 2c numbers, and their squares, of every pixel and class
+            return 2 * self.B * math.prod(self.settings["size"]) * self.K * self.C * (2 * self.C + 1)
         if self.op != "loss":
             return each * self.K
         scores = (1 + self.partners) * self.K
@@ -64,6 +68,8 @@ class Case:
         return 3 * each * scores
 
     def moved_bytes(self) -> int:
+        if self.op == "refine":  # colours in, labels out
+            return self.B * math.prod(self.settings["size"]) * (4 * self.C + 1)
         statistics = 2 * self.settings["statistics"] if self.op == "moments" else 0
         maps = (3 if self.differentiated else 1) * self.C + statistics
         return maps * self.B * self.side**2 * self.dtype.itemsize
@@ -86,6 +92,7 @@ CASES = (
     Case("assign", "assign", wanted=1.6),
     Case("moments", "class moments", settings={"statistics": 21}),
     Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
+    Case("refine", "refined labels 128x128", C=3, settings={"size": (128, 128)}, wanted=8.0),
 )
 RESULTS = ("loss", "features", "global_features", "weight", "bias")  # the loss, and what there are gradients by
 COLUMNS = (
@@ -101,6 +108,8 @@ SHOWN = (
 
 def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     generator = torch.Generator().manual_seed(0)
+    if case.op == "refine":
+        return refinement_inputs(case, generator, dtype or case.dtype), None
     shapes = (
         (case.B, case.C, case.side, case.side),
         (case.B, case.K, case.D),
@@ -112,6 +121,14 @@ def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Ten
     x = [t.to(dtype or case.dtype).requires_grad_(case.differentiated) for t in x]
     mask = torch.rand(case.B, case.side, case.side, generator=generator) < 0.8 if case.masked else None
     return x, mask
+
+
+def refinement_inputs(case: Case, generator: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
+    """prior, colour, around, residual and log_scale of `refined_labels`; C is the number of colours."""
+    B, c, K, side = case.B, case.C, case.K, case.side
+    shapes = (B, K, side, side), (B, c, *case.settings["size"]), (B, c, side, side), (K, c, 2 * c + 1), (K,)
+    prior, *others = (torch.randn(s, generator=generator) for s in shapes)
+    return [x.to(dtype) for x in (torch.softmax(prior, dim=1), *others)]
 
 
 def position_statistics(B: int, S: int, h: int, w: int, dtype: torch.dtype) -> torch.Tensor:
@@ -131,6 +148,8 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
             return ops.mutual_information_loss(*x, mask=mask, **settings)
         if case.op == "moments":
             return ops.class_moments(*x, statistics=Y)
+        if case.op == "refine":
+            return pixel_labels(*x)
         return ops.assign(*x) if case.op == "assign" else ops.segment(*x, **settings)
 
     def eager(*x, mask=None):
@@ -138,6 +157,8 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
             return baselines.loss(*x, mask=mask, **settings)
         if case.op == "moments":
             return baselines.class_moments(*x, statistics=Y)
+        if case.op == "refine":
+            return baselines.refined_labels(*x)
         return baselines.assign(*x) if case.op == "assign" else baselines.segment(*x, **settings)
 
     found = {"infoseg_fast": op, "eager": eager}

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import reference
 from .appearance import RESOLUTION
 from .confusion import counts_and_outside
+from .reference.refinement import FLOOR
 from .reference.similarity import accumulation_dtype
 
 
@@ -71,6 +72,18 @@ def segment(features, global_features, weight, bias, *, size) -> Tensor:
     L = F.conv2d(features, weight[..., None, None], bias)
     V = torch.softmax(torch.einsum("bdyx,bkd->bkyx", L, global_features), dim=1)
     return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+
+
+def refined_labels(prior, colour, around, residual, log_scale) -> Tensor:
+    """F.interpolate, a matrix product for the residuals of all classes, argmax."""
+    K, c = residual.shape[:2]
+    prior, around = (
+        F.interpolate(x, size=colour.shape[2:], mode="bilinear", align_corners=False) for x in (prior, around)
+    )
+    seen = torch.cat([colour, around, torch.ones_like(colour[:, :1])], dim=1).flatten(2)
+    misfit = (residual.flatten(0, 1) @ seen).square().unflatten(1, (K, c)).sum(dim=2) / 2
+    scores = prior.flatten(2).clamp_min(FLOOR).log() + log_scale[:, None] - misfit
+    return scores.argmax(1).to(torch.uint8).unflatten(1, colour.shape[2:])
 
 
 def loss(

@@ -134,12 +134,33 @@ def refined_labels(
     prior = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=probs.shape[1])
     given = prior, *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):
-        chosen = choose("refined_labels", backend, probs.device.type, torch.float32)
-        if chosen == "reference" or probs.numel() == 0:
-            return reference.refined_labels(*given)
-        return kernel("refined_labels", chosen).forward(*given)
+        return pixel_labels(*given, backend=backend)
+    if backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend {backend!r} takes labels of the pixels' size {list(colours.pixels.shape[2:])}, not {list(size)}"
+        )
     labels = torch.empty(len(probs), *size, dtype=torch.uint8, device=probs.device)
     for b, (of_image, pixels, around) in enumerate(zip(*given[:3], strict=True)):
         scores = reference.refined_scores(of_image, pixels, around, *given[3:])[None]
         labels[b] = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
     return labels
+
+
+@torch.no_grad()
+def pixel_labels(
+    prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """argmax_k log prior_k + log p(y | s, k) of every pixel, from the parts of `Colours` and `Refinement`.
+
+    Args:
+        prior: [B, K, h, w] of the positions, upsampled bilinearly, as `around` is.
+        colour [B, c, H, W], around [B, c, h, w], residual [K, c, 2c + 1], log_scale [K].
+        backend: "auto", "reference" or "cpp", which takes float32.
+
+    Returns:
+        [B, H, W] uint8.
+    """
+    chosen = choose("refined_labels", backend, prior.device.type, prior.dtype)
+    if chosen == "reference" or prior.numel() == 0:
+        return reference.refined_labels(prior, colour, around, residual, log_scale)
+    return kernel("refined_labels", chosen).forward(prior, colour, around, residual, log_scale)

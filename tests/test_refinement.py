@@ -155,6 +155,8 @@ def test_labels_of_another_size_are_of_upsampled_scores():
     large = refined_labels(probs, colours(images, (8, 8), 0), refinement, (64, 64))
     truth = labels.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     assert (large != truth).float().mean() < 0.03
+    with pytest.raises(ValueError, match="'cpp' takes labels of the pixels' size"):
+        refined_labels(probs, colours(images, (8, 8), 0), refinement, (64, 64), backend="cpp")
     none = [x[:0] for x in (probs, *colours(images, (8, 8), 0))]
     assert refined_labels(none[0], type(colours(images, (8, 8), 0))(*none[1:]), refinement, (32, 32)).shape == (
         0,
