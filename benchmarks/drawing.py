@@ -32,6 +32,13 @@ def grid(side: int) -> np.ndarray:
     return np.mgrid[:side, :side]
 
 
+def turned(side: int, angle: float, centre=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of every pixel along a direction and across it, from a centre (row, column)."""
+    y, x = grid(side)
+    y, x = y - centre[0], x - centre[1]
+    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+
 def noise(rng: np.random.Generator, side: int, sigma) -> np.ndarray:
     """Smoothed noise of mean 0 and variance 1."""
     field = gaussian_filter(rng.normal(size=(side, side)), sigma, mode="wrap")

@@ -5,7 +5,7 @@ Of some it is good at the difficulty, of some it is not: docs/recipe.md has the 
 """
 
 import numpy as np
-from drawing import Drawn, DrawnSet, blobs, cells, grid, noise, pick
+from drawing import Drawn, DrawnSet, blobs, cells, grid, noise, pick, turned
 from scipy.ndimage import gaussian_filter
 
 
@@ -114,9 +114,8 @@ def grains(rng: np.random.Generator, side: int) -> Drawn:
 def weaves(rng: np.random.Generator, side: int) -> Drawn:
     """Stripes in any direction, checks, noise and none, all of one mean."""
     label = cells(rng, side, 4, 6)
-    y, x = grid(side)
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(0.9, 1.4)
-    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    along, across = turned(side, angle)
     stripes, other = np.sin(frequency * along), np.sin(frequency * across)
     rough = gaussian_filter(rng.normal(size=(side, side)), 0.5) * 3
     texture = pick([np.sign(stripes), np.sign(stripes * other), rough, np.zeros((side, side))], label)
