@@ -32,8 +32,8 @@ def grid(side: int) -> np.ndarray:
     return np.mgrid[:side, :side]
 
 
-def turned(side: int, angle: float, centre=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of every pixel along a direction and across it, from a centre (row, column)."""
+def turned(side: int, angle, centre=(0, 0)) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of every pixel along a direction and across it, from a centre (row, column) or several."""
     y, x = grid(side)
     y, x = y - centre[0], x - centre[1]
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
