@@ -4,56 +4,9 @@ They were drawn, and the default recipe and the baselines were run on them, when
 Of some it is good at the difficulty, of some it is not: docs/recipe.md has the table.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-from image_folder import write_folder
+from drawing import Drawn, DrawnSet, blobs, cells, grid, noise, pick, turned
 from scipy.ndimage import gaussian_filter
-from tissue_sections import noise
-
-Drawn = tuple[np.ndarray, np.ndarray]  # an image, uint8 [side, side] or [side, side, 3], and its labels
-
-
-@dataclass(frozen=True)
-class DrawnSet:
-    """A set that `write` makes; `draw` makes one image."""
-
-    NAME: str
-    classes: tuple[str, ...]
-    draw: Callable[[np.random.Generator, int], Drawn]
-
-    def write(self, root: Path, train: int = 600, evaluation: int = 100, side: int = 64, seed: int = 0) -> Path:
-        """A folder for `--data DIR`; returns it."""
-        rng = np.random.default_rng(seed)
-        pairs = [self.draw(rng, side) for _ in range(train + evaluation)]
-        pairs = [(image.clip(0, 255).astype(np.uint8), label.astype(np.uint8)) for image, label in pairs]
-        return write_folder(root, pairs, train, self.classes)
-
-
-def grid(side: int) -> np.ndarray:
-    """Rows and columns of every pixel."""
-    return np.mgrid[:side, :side]
-
-
-def blobs(rng: np.random.Generator, side: int, sigma: float, bias: np.ndarray) -> np.ndarray:
-    """Labels of round-edged regions; a class with a greater bias covers more, and each image has shares of its own."""
-    fields = np.stack([noise(rng, side, sigma) for _ in bias], -1) + bias
-    return (fields + 0.6 * rng.normal(size=len(bias))).argmax(-1)
-
-
-def cells(rng: np.random.Generator, side: int, classes: int, number: int) -> np.ndarray:
-    """Labels of the Voronoi cells of random points."""
-    points = rng.uniform(0, side, (number, 2))
-    y, x = grid(side)
-    squares = (y[..., None] - points[:, 0]) ** 2 + (x[..., None] - points[:, 1]) ** 2
-    return rng.integers(0, classes, number)[squares.argmin(-1)]
-
-
-def pick(maps: list[np.ndarray], label: np.ndarray) -> np.ndarray:
-    """At each pixel the number of its class's map."""
-    return np.take_along_axis(np.stack(maps, -1), label[..., None], -1)[..., 0]
 
 
 def radar(rng: np.random.Generator, side: int) -> Drawn:
@@ -161,9 +114,8 @@ def grains(rng: np.random.Generator, side: int) -> Drawn:
 def weaves(rng: np.random.Generator, side: int) -> Drawn:
     """Stripes in any direction, checks, noise and none, all of one mean."""
     label = cells(rng, side, 4, 6)
-    y, x = grid(side)
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(0.9, 1.4)
-    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    along, across = turned(side, angle)
     stripes, other = np.sin(frequency * along), np.sin(frequency * across)
     rough = gaussian_filter(rng.normal(size=(side, side)), 0.5) * 3
     texture = pick([np.sign(stripes), np.sign(stripes * other), rough, np.zeros((side, side))], label)

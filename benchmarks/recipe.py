@@ -4,7 +4,8 @@
     python benchmarks/recipe.py texture-mosaics landcover --set appearance=0 --set balance=0.5
 
 A set is what `infoseg train --data` takes, or one that is made here: `texture-mosaics`, `tissue-sections`,
-`landscapes` (see the files of these names), or one of the ten of drawn_sets.py; `drawn-sets` stands for all of these.
+`landscapes` (see the files of these names), or one of drawn_sets.py or drawn_scenes.py; `drawn-sets` and
+`drawn-scenes` stand for all of theirs.
 The landcover sets are scored on all tiles, since their eval split is small, others on the eval split.
 `--set NAME=VALUE` changes a setting of `infoseg train`; what is not set is the default recipe. `--baselines` scores
 what needs no network first.
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from statistics import mean, pstdev
 
+import drawn_scenes
 import drawn_sets
 import landscapes
 import numpy as np
@@ -40,8 +42,16 @@ COLUMNS = (
     "cluster_shares", "seconds",
 )  # fmt: skip
 
-DRAWN_SETS = "drawn-sets"
-MADE = {maker.NAME: maker for maker in (landscapes, texture_mosaics, tissue_sections, *drawn_sets.SETS)}
+COLLECTIONS = {"drawn-sets": drawn_sets.SETS, "drawn-scenes": drawn_scenes.SCENES}  # names that stand for several
+MADE = {
+    maker.NAME: maker
+    for maker in (landscapes, texture_mosaics, tissue_sections, *itertools.chain(*COLLECTIONS.values()))
+}
+
+
+def expanded(names: list[str]) -> list[str]:
+    """The sets that are named, those of a collection in its place."""
+    return [one for name in names for one in ([s.NAME for s in COLLECTIONS[name]] if name in COLLECTIONS else [name])]
 
 
 def opened(data: str, folder: str) -> tuple[str, str]:
@@ -118,8 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = parsed(args.settings)
-    names = [[one.NAME for one in drawn_sets.SETS] if name == DRAWN_SETS else [name] for name in args.data]
-    for data in itertools.chain.from_iterable(names):
+    for data in expanded(args.data):
         told = description(data, args.baselines)
         print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in told.items()), flush=True)
         rows = []

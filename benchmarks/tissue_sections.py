@@ -8,6 +8,7 @@ looks like varies from image to image as it does between slides.
 from pathlib import Path
 
 import numpy as np
+from drawing import noise
 from image_folder import write_folder
 from scipy.ndimage import gaussian_filter
 
@@ -17,12 +18,6 @@ CLASSES = ("lumen", "stroma", "epithelium", "nucleus")
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 # Mean density of both stains in each class.
 DENSITY = np.array([[0.03, 0.03], [0.12, 0.55], [0.45, 0.30], [1.25, 0.25]])
-
-
-def noise(rng: np.random.Generator, side: int, sigma) -> np.ndarray:
-    """Smoothed noise of mean 0 and variance 1."""
-    field = gaussian_filter(rng.normal(size=(side, side)), sigma, mode="wrap")
-    return (field - field.mean()) / field.std()
 
 
 def fibres(rng: np.random.Generator, side: int) -> np.ndarray:

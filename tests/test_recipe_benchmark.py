@@ -24,7 +24,8 @@ def script(monkeypatch):
     "name",
     [
         "landscapes", "texture-mosaics", "tissue-sections", "radar", "fluorescence", "slices", "shapes",
-        "noisy-colours", "unequal-classes", "uneven-light", "grains", "weaves", "streets",
+        "noisy-colours", "unequal-classes", "uneven-light", "grains", "weaves", "streets", "fields", "phase-contrast",
+        "leaves", "roofs", "thin-sections", "thermal", "reef", "welds",
     ],
 )  # fmt: skip
 def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
@@ -41,6 +42,13 @@ def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, 
     both = open_set(str(first), "all")
     labels = np.unique(np.concatenate([both.target(i).ravel() for i in range(len(both))]))
     assert labels.tolist() == list(range(train.num_classes))
+
+
+def test_a_collection_s_name_stands_for_its_sets_and_others_for_themselves(script):
+    recipe = script("recipe")
+    names = recipe.expanded(["drawn-scenes", "landcover", "drawn-sets"])
+    assert names[:2] == ["fields", "phase-contrast"] and names[8:10] == ["landcover", "radar"] and len(names) == 19
+    assert set(names) - {"landcover"} < set(recipe.MADE)
 
 
 def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch, capsys, tmp_path):
