@@ -7,8 +7,8 @@ A set is what `infoseg train --data` takes, or one that is made here: `texture-m
 `landscapes` (see the files of these names), or one of drawn_sets.py or drawn_scenes.py; `drawn-sets` and
 `drawn-scenes` stand for all of theirs.
 The landcover sets are scored on all tiles, since their eval split is small, others on the eval split.
-`--set NAME=VALUE` changes a setting of `infoseg train`; what is not set is the default recipe. `--baselines` scores
-what needs no network first.
+`--set NAME=VALUE` changes a setting of `infoseg train` (0 or 1 for a switch); what is not set is the default recipe.
+`--baselines` scores what needs no network first.
 """
 
 import argparse
@@ -112,8 +112,15 @@ def matched_by_image(segmenter, images) -> float:
     return matched / counts.sum()
 
 
+def switch(text: str) -> bool:
+    return bool(int(text))
+
+
 def parsed(pairs: list[str]) -> dict:
-    types = {f.name: f.metadata.get("type", str) for f in dataclasses.fields(TrainConfig)}
+    types = {
+        f.name: switch if f.metadata.get("switch") else f.metadata.get("type", str)
+        for f in dataclasses.fields(TrainConfig)
+    }
     return {name: types[name](value) for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
