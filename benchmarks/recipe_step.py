@@ -1,8 +1,8 @@
-"""What the appearance term costs in a training step of the default recipe.
+"""What parts of the default recipe cost: the appearance term in a training step, the refinement in labels.
 
     python benchmarks/recipe_step.py [--images 32] [--side 64] [--classes 6] [--rounds 150]
 
-Steps with and without it in turns, processor time of one thread, medians. The images are random: the cost does not
+With and without each in turns, processor time of one thread, medians. The images are random: the cost does not
 depend on them.
 """
 
@@ -10,6 +10,8 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import open_set
 from infoseg_fast.data.crops import Batch
-from infoseg_fast.train import Run
+from infoseg_fast.train import REFINED_ON, Run
 
 
 def main() -> None:
@@ -38,25 +40,48 @@ def main() -> None:
         labels = np.zeros((args.side, args.side), np.uint8)
         data = write_folder(Path(folder) / "data", [(image, labels) for image in pixels], args.images, ["any"])
         images = open_set(str(data), "train", num_classes=args.classes)
-        print("| smooth | without, ms | with, ms | share of the step |\n|---|---|---|---|")
+
+        def run(**settings) -> Run:
+            config = TrainConfig(data=str(data), classes=args.classes, crop=args.side, **settings)
+            config.complete()
+            made = Run(config, images, torch.device("cpu"), None)
+            made.model.train()
+            return made
+
+        batch = Batch(torch.from_numpy(pixels).movedim(3, 1).contiguous(), None)
+        print("| a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
-            runs = {}
-            for weight in (0.0, 10.0):
-                config = TrainConfig(data=str(data), classes=args.classes, crop=args.side, smooth=smooth)
-                config.appearance = weight
-                config.complete()
-                runs[weight] = Run(config, images, torch.device("cpu"), None)
-                runs[weight].model.train()
-            batch = Batch(torch.from_numpy(pixels).movedim(3, 1).contiguous(), None)
-            times = {weight: [] for weight in runs}
-            for turn in range(args.rounds + 10):
-                for weight in sorted(runs, reverse=turn % 2 == 0):
-                    start = time.process_time()
-                    runs[weight].train_step(batch)
-                    runs[weight].step += 1
-                    times[weight].append(1e3 * (time.process_time() - start))
-            without, with_it = (statistics.median(taken[10:]) for taken in times.values())
-            print(f"| {smooth} | {without:.2f} | {with_it:.2f} | {(with_it - without) / with_it:.3f} |", flush=True)
+
+            def step(run: Run) -> None:
+                run.train_step(batch)
+                run.step += 1
+
+            runs = [run(smooth=smooth, appearance=weight) for weight in (0.0, 10.0)]
+            show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
+        print("| labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
+        for smooth in (0, 1):
+            segmenters = [run(smooth=smooth, refine=refine).segmenter() for refine in (False, True)]
+            x = batch.images.float() / 255
+            show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
+        made = run(smooth=0)
+        crops = args.images * -(-REFINED_ON // args.images)
+        made.first_crops = [batch] * (crops // args.images)
+        print(f"a refinement from {crops} crops: {in_turns([made.refinement], 20)[0]:.0f} ms")
+
+
+def in_turns(calls: list[Callable], rounds: int) -> list[float]:
+    """Milliseconds of each, medians."""
+    times = [[] for _ in calls]
+    for turn in range(rounds + 10):
+        for i in sorted(range(len(calls)), reverse=turn % 2 == 0):
+            start = time.process_time()
+            calls[i]()
+            times[i].append(1e3 * (time.process_time() - start))
+    return [statistics.median(taken[10:]) for taken in times]
+
+
+def show(smooth: int, without: float, with_it: float) -> None:
+    print(f"| {smooth} | {without:.2f} | {with_it:.2f} | {(with_it - without) / with_it:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
