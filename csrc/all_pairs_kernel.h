@@ -85,7 +85,7 @@ struct AllPairs {
         C(loss.C),
         K(loss.K),
         n(loss.n),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
         dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
@@ -178,7 +178,7 @@ struct AllPairs {
         const A* V = s.V + c * K * kTile + g * W;
         V_ ds0{};
         for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
-        G.score_panels(c, dS, W, 1, s.dV, W);
+        G.inner_products(c, dS, W, 1, s.dV, W);
         A* to = dG.of(t, c, 1);
         through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
         if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
@@ -200,7 +200,7 @@ struct AllPairs {
           NextTile next = b + 1 < B ? f.lines(b + 1, tile) : f.lines(0, tile + 1);
           loss.mark_valid(b, tile, ok);
           const TileRows<A> rows = f.read(b, tile, s.copy);
-          G.scores(b, rows, groups, z, kTile, next);
+          G.scores(b, 1, rows, groups, z, kTile, next);
           for (int g = 0; g < groups; ++g)
             loss.positive_term(z + g * W, V + g * W, load<A>(ok + g * W), positive, kTile);
         }

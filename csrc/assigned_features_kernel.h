@@ -39,7 +39,7 @@ struct AssignedFeatures {
         K(loss.K),
         n(loss.n),
         grad(loss.grad),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
         sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0),
         image_size(C * kRow + (K + n + 1) * kTile),
@@ -114,7 +114,7 @@ struct AssignedFeatures {
     const int64_t b = c % B;
     const int groups = vectors_of<A>(loss.f.size(w.run.tile));
     const TileRows<A> rows = loss.f.read(b, w.run.tile, image.f, kRow);
-    G.template scores<kRow>(b, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
+    G.template scores<kRow>(b, 1, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
     loss.mark_valid(b, w.run.tile, image.ok);
     A* S = w.assigned_to(c);
     for (int g = 0; g < groups; ++g) {
@@ -157,7 +157,7 @@ struct AssignedFeatures {
     const Image image = w.image(c);
     const int64_t b = c % B, positions = loss.f.size(w.run.tile);
     const int groups = vectors_of<A>(positions);
-    G.score_panels(b, w.dS, kRow, groups, w.dV, kTile);
+    G.inner_products(b, w.dS, kRow, groups, w.dV, kTile);
     A* to = sums.of(w.t, b, 1);
     A* offsets = sums.offsets_of(w.t, b);
     for (int g = 0; g < groups; ++g) {

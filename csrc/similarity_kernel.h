@@ -152,8 +152,7 @@ static void similarity_backward(const SimilarityArguments& a) {
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
   // The gradient by the probabilities is dM Y: of the same form as the scores, and formed like them.
   const FeatureTiles<A, A> statistics(a.statistics);
-  const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0, a.moments != nullptr,
-                             false);
+  const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0);
   const int64_t scratch_size = (C + 2 * K + a.statistics.C) * kTile;
   const Buffer<A> scratch(a.threads * scratch_size);
   const A tau = static_cast<A>(a.temperature);
@@ -168,7 +167,7 @@ static void similarity_backward(const SimilarityArguments& a) {
       const int vectors = vectors_of<A>(n);
       if (a.moments) {
         NextTile none = statistics.none();
-        dM.scores(0, statistics.read(b, tile, Y), vectors, q, kTile, none);
+        dM.scores(0, 1, statistics.read(b, tile, Y), vectors, q, kTile, none);
       } else {
         read_classes_any<A>(a.grad_dtype, a.grad, offset, K, P, n, q);
       }

@@ -33,8 +33,8 @@ class TileProducts {
         R((1 + partners) * K),
         gradient_wanted(wanted.df.data || wanted.dG || wanted.dg0),
         wanted_(wanted),
-        G_(static_cast<const A*>(G), static_cast<const A*>(g0), B, K, C, partners, wanted.scores,
-           wanted.df.data != nullptr),
+        G_(static_cast<const A*>(wanted.scores || wanted.df.data ? G : nullptr), static_cast<const A*>(g0), B, K, C,
+           partners),
         pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
         sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr),
         scratch_size_(kBlockRows * kTile + kTile * kChannels + pair_scratch<E>(R)),
@@ -48,15 +48,12 @@ class TileProducts {
     if constexpr (kHasPairs<E>)
       if (paired(tile)) {
         pairs_.read(f, b, tile, copy);
-        for (int64_t j = first; j <= last; ++j) pairs_.scores((b + j) % B, copy, q + j * K * kTile, next);
+        pairs_.scores(b + first, last - first + 1, copy, q + first * K * kTile, next);
         return;
       }
-    TileRows<A> rows = f.read(b, tile, copy);
-    for (int64_t j = first; j <= last; ++j) {
-      G_.scores((b + j) % B, rows, vectors_of<A>(f.size(tile)), q + j * K * kTile, kTile, next,
-                rows.data == copy ? nullptr : copy);
-      rows = {copy, kTile};
-    }
+    const TileRows<A> rows = f.read(b, tile, copy);
+    G_.scores(b + first, last - first + 1, rows, vectors_of<A>(f.size(tile)), q + first * K * kTile, kTile, next,
+              rows.data == copy ? nullptr : copy);
   }
 
   // Writes df of image b's tile, and adds its share to dG and dg0, from the gradient q [R, kTile] by its scores.
