@@ -87,10 +87,10 @@ struct AllPairs {
         n(loss.n),
         G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
-        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
+        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0, true),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
         scratch_size(2 * B * K * kTile + C * kTile + B * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W +
-                     K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
+                     K * W + (in_place ? 0 : B * C * kTile) + kGradientScratch<A>),
         scratch(loss.threads * scratch_size) {}
 
   struct Scratch {
@@ -102,7 +102,7 @@ struct AllPairs {
     A* s0;          // [B, W]
     A* dV;          // [K, W]
     A* df;          // [B, C, kTile] where df is not in place
-    A* transposed;  // [kTile, kChannels]
+    A* transposed;  // kGradientScratch
   };
 
   Scratch scratch_of(int t) const {
@@ -124,7 +124,7 @@ struct AllPairs {
     s.s0 = take(B * W);
     s.dV = take(K * W);
     s.df = take(in_place ? 0 : B * C * kTile);
-    s.transposed = take(kTile * kChannels);
+    s.transposed = take(kGradientScratch<A>);
     return s;
   }
 
@@ -181,7 +181,7 @@ struct AllPairs {
         G.inner_products(c, dS, W, 1, s.dV, W);
         A* to = dG.of(t, c, 1);
         through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
-        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
+        if (to) dG.add(t, c, {dS, W}, W, V, s.transposed, none);
       }
     }
   }
@@ -213,7 +213,7 @@ struct AllPairs {
           const A* a = s.z + b * K * kTile;
           A* to = dG.of(t, b, 1);
           if (loss.a.df.data) finish_df(b, tile, a, s);
-          if (to) add_dG(f.read(b, tile, s.copy), f.size(tile), C, dG.padded, a, K, to, s.transposed, none);
+          if (to) dG.add(t, b, f.read(b, tile, s.copy), f.size(tile), a, s.transposed, none);
           if (A* offsets = dG.offsets_of(t, b)) add_dg0(a, K, groups, offsets);
         }
       }

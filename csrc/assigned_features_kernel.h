@@ -41,11 +41,11 @@ struct AssignedFeatures {
         grad(loss.grad),
         G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
-        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0),
+        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0, !loss.f.channel_rows()),
         image_size(C * kRow + (K + n + 1) * kTile),
         assigned_size(C * kRow + kTile),
         scratch_size((n + 1) * image_size + (2 * n + 1) * assigned_size + 2 * K * kTile + C * kRow +
-                     kBlockRows * kTile + kTile * kChannels),
+                     kBlockRows * kTile + kGradientScratch<A>),
         scratch(loss.threads * scratch_size),
         pointers(loss.threads * 4 * n) {}
 
@@ -178,8 +178,8 @@ struct AssignedFeatures {
       add_channel_rows<A>(loss.f.channels_at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz,
                           K, to, next);
     else
-      add_dG(TileRows<A>{image.f, kRow}, positions, C, sums.padded, image.dz, K, to, w.transposed, next);
-    add_dG(TileRows<A>{w.dS, kRow}, positions, C, sums.padded, w.V, K, to, w.transposed, next);
+      sums.template add<kRow>(w.t, b, {image.f, kRow}, positions, image.dz, w.transposed, next);
+    sums.template add<kRow>(w.t, b, {w.dS, kRow}, positions, w.V, w.transposed, next);
   }
 
   // df of image b, whose partners have all been met.

@@ -36,8 +36,9 @@ class TileProducts {
         G_(static_cast<const A*>(wanted.scores || wanted.df.data ? G : nullptr), static_cast<const A*>(g0), B, K, C,
            partners),
         pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
-        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr),
-        scratch_size_(kBlockRows * kTile + kTile * kChannels + pair_scratch<E>(R)),
+        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr,
+              !f.channel_rows() && !kHasPairs<E>),
+        scratch_size_(kBlockRows * kTile + kGradientScratch<A> + pair_scratch<E>(R)),
         scratch_(gradient_wanted ? threads * scratch_size_ : 0) {}
 
   const GlobalFeatures<A>& globals() const { return G_; }
@@ -65,7 +66,7 @@ class TileProducts {
     if (wanted_.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), sums_.offsets_of(t, b));
     if constexpr (kHasPairs<E>)
       if (paired(tile)) {
-        A* paired_q = transposed + kTile * kChannels;
+        A* paired_q = transposed + kGradientScratch<A>;
         if (wanted_.df.data) pairs_.write_df(df, b, tile, q, R, paired_q, block, next);
         if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
         return;
@@ -75,7 +76,7 @@ class TileProducts {
     if (f.channel_rows())
       add_channel_rows<A>(f.channels_at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);
     else
-      add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
+      sums_.add(t, b, rows, f.size(tile), q, transposed, next);
   }
 
   // Whether add_gradient() takes the features from where they lie.
