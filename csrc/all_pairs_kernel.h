@@ -1,6 +1,6 @@
 // jsd, same_position, with many partners, through the assigned features S' of the images: T- of all pairs is one
-// [B x C] [C x B] product at every position, and so are df and dS'. W positions are done together, one to a lane, so that
-// every operand is a vector and both factors of a product are loaded.
+// [B x C] [C x B] product at every position, and so are df and dS'. W positions are done together, one to a lane, so
+// that every operand is a vector and both factors of a product are loaded.
 #pragma once
 
 #include "assigned_features.h"

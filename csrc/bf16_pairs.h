@@ -34,7 +34,7 @@ static inline bool pairs_in(const FeatureTiles<E, A>& f, int64_t tile) {
 // Global features in pairs: along the channels for the scores, along the candidates of each image for df.
 struct PairedGlobals {
   const GlobalFeatures<float>& G;
-  int64_t steps, pairs;  // of channels, of candidates
+  int64_t steps, pairs;              // of channels, of candidates
   Buffer<float> for_scores, for_df;  // [B + n][K][steps], [B][pairs][C]
 
   PairedGlobals(const GlobalFeatures<float>& G, int64_t candidates, bool scores_wanted, bool df_wanted)
@@ -100,9 +100,8 @@ struct PairedGlobals {
     const RowBlocks blocks = RowBlocks::of(df.map.C);
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs,
-                                                   for_df + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
-                                                   block, kTile, next.take(pairs));
+      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs, for_df + b * pairs * G.C + c,
+                                                   G.C, scratch, kTile, nullptr, block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to =
             reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
@@ -135,9 +134,9 @@ struct PairedGlobals {
           for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
-        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
-                                                       1, transposed, kChannels, nullptr, sums + r * padded + c,
-                                                       padded, next.take(kHalf));
+        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf, 1,
+                                                       transposed, kChannels, nullptr, sums + r * padded + c, padded,
+                                                       next.take(kHalf));
       }
     }
   }

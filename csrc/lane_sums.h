@@ -1,6 +1,6 @@
-// Sums out[r, c] += sum_t a[r, t] f[c, t] of a few rows r, by lane over all tiles of an image. The coefficients are put on
-// their sides, not the features, which are many more. Rows go in groups of at most W. A vector of sums belongs to a channel
-// and a group; in one of W / n rows each row has n lanes, for n neighbouring positions,
+// Sums out[r, c] += sum_t a[r, t] f[c, t] of a few rows r, by lane over all tiles of an image. The coefficients are put
+// on their sides, not the features, which are many more. Rows go in groups of at most W. A vector of sums belongs to a
+// channel and a group; in one of W / n rows each row has n lanes, for n neighbouring positions,
 //   a[r, t] .. a[r, t + n - 1], a[r + 1, t] .. a[r + 1, t + n - 1], ..
 // so what it is multiplied with are n features as they lie, repeated.
 #pragma once
@@ -24,8 +24,7 @@ INFOSEG_INLINE Vec<A> repeated(const A* p) {
     return (Vec<A>)_mm512_broadcast_f64x4(_mm256_loadu_pd(reinterpret_cast<const double*>(p)));
 #elif defined(__AVX2__)
   if constexpr (kN * sizeof(A) == 8) return (Vec<A>)_mm256_set1_pd(*reinterpret_cast<const double*>(p));
-  if constexpr (kN * sizeof(A) == 16)
-    return (Vec<A>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+  if constexpr (kN * sizeof(A) == 16) return (Vec<A>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
 #endif
   Vec<A> v;
   for (int i = 0; i < W; ++i) v[i] = p[i % kN];
@@ -36,17 +35,18 @@ template <class A>
 class LaneSums {
   static constexpr int W = Lanes<A>::W;
   static constexpr int kStrip = kVectorRegisters == 32 ? 24 : 12;  // channels whose sums stay in registers
-  static constexpr int kMostRows = 32;
 
  public:
-  static constexpr int64_t kScratch = kTile * (kMostRows + W + kStrip);  // numbers that add() needs
+  // Numbers that add() needs.
+  static constexpr int64_t scratch_size(int64_t rows) { return kTile * (kStrip + rows + W); }
 
-  // Of `rows` rows of each of B images. More rows than a few are not `used`: their sums would leave the caches.
-  LaneSums(int64_t B, int64_t C, int64_t rows, int threads, bool wanted)
-      : used(wanted && rows <= kMostRows),
+  // Of `rows` rows of each of B images.
+  LaneSums(int64_t B, int64_t C, int64_t rows, int threads, bool used)
+      : used(used),
         B_(B),
         C_(C),
         rows_(rows),
+        groups_(used ? rows / W + 4 : 0),
         count_(used ? split(rows, groups_) : 0),
         sums_(used ? threads * B * count_ * C * W : 0),
         met_(used ? threads * B : 0) {
@@ -78,9 +78,11 @@ class LaneSums {
     }
   }
 
-  // Adds an image's sums, if it has any, to `to` [rows, to_stride].
-  void add_to(int thread, int64_t b, A* to, int64_t to_stride) const {
+  // Adds an image's sums, if it has any, to `to` [rows, to_stride], and begins anew.
+  template <class To>
+  void move_to(int thread, int64_t b, To* to, int64_t to_stride) {
     if (!met_[thread * B_ + b]) return;
+    met_[thread * B_ + b] = 0;
     alignas(64) A on_side[W * W];
     for_each_group([&](int64_t i, auto rows, int64_t first) {
       constexpr int kN = W / decltype(rows)::value;
@@ -91,7 +93,7 @@ class LaneSums {
         for (int64_t r = first; r < rows_ && r < first + decltype(rows)::value; ++r)
           for (int p = 0; p < kN; ++p) {
             const A* part = on_side + ((r - first) * kN + p) * W;
-            A* row = to + r * to_stride + c;
+            To* row = to + r * to_stride + c;
             for (int64_t j = 0; j < n; ++j) row[j] += part[j];
           }
       }
@@ -110,8 +112,8 @@ class LaneSums {
     int64_t rows, first;
   };
 
-  // As many whole vectors as there are, then one group or two of a power of two: every group costs a pass, and so do lanes
-  // that are left empty.
+  // As many whole vectors as there are, then one group or two of a power of two: every group costs a pass, and so do
+  // lanes that are left empty.
   static int64_t split(int64_t rows, Group* groups) {
     int64_t count = 0, first = 0;
     for (; first + W <= rows; first += W) groups[count++] = {W, first};
@@ -183,6 +185,8 @@ class LaneSums {
         int64_t c = 0;
         for (; c + 8 <= n; c += 8)
           add_channels<8, kN, kStride>(f + c * kStride, steps, lanes, sums + c * W, next.take(steps));
+        for (; c + 4 <= n; c += 4)
+          add_channels<4, kN, kStride>(f + c * kStride, steps, lanes, sums + c * W, next.take(steps));
         for (; c < n; ++c)
           add_channels<1, kN, kStride>(f + c * kStride, steps, lanes, sums + c * W, nothing_ahead(lanes));
       }
@@ -211,7 +215,7 @@ class LaneSums {
   }
 
   const int64_t B_, C_, rows_;
-  Group groups_[kMostRows / W + 4];
+  const Buffer<Group> groups_;
   const int64_t count_;
   const Buffer<A> sums_;
   const Buffer<uint8_t> met_;

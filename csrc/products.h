@@ -94,9 +94,9 @@ INFOSEG_INLINE TileRows<T> rows_on(TileRows<T> start, int64_t rows) {
   return {start.data + rows * start.stride, start.stride};
 }
 
-// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m * left_stride]; rows of right and
-// of out are contiguous. With kPack, the rows of right are put together at `pack`, kPack apart, for the products that
-// follow.
+// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m * left_stride]; rows of right
+// and of out are contiguous. With kPack, the rows of right are put together at `pack`, kPack apart, for the products
+// that follow.
 constexpr int kLeftRows = 0;
 
 template <class T, int kRows, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs, class Start>
@@ -148,28 +148,28 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
 }
 
 template <class T, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs = false, class Start>
-static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_stride, const T* right, int64_t right_k,
-                                Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
+static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_stride, const T* right,
+                                int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
   switch (rows) {
     case 1:
-      return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 2:
-      return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 3:
-      return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 4:
-      return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 5:
-      return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     default:
       if constexpr (kBlockRows >= 6)
-        product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out, out_m,
-                                                                   ahead, pack);
+        product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
+                                                                   out_m, ahead, pack);
   }
 }
 

@@ -12,22 +12,23 @@ namespace INFOSEG_ISA {
 // Channels of a transposed block of features: kTile x kChannels numbers beside the coefficients in L1.
 constexpr int kChannels = 64;
 
-// Adds one tile's share to the sums [count, padded C], from its features [positions, stride], in whole vectors of channels.
+// Adds one tile's share to the sums [count, padded C], from its features [positions, stride], in whole vectors of
+// channels.
 template <class A>
 static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
                                     const A* coefficients, int64_t count, A* sums, NextTile& next) {
   const RowBlocks blocks = RowBlocks::of(count);
   for (int64_t i = 0; i < blocks.count; ++i) {
     const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1, f,
-                                      stride, nullptr, sums + r * padded, padded, next.take(positions));
+    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1,
+                                      f, stride, nullptr, sums + r * padded, padded, next.take(positions));
   }
 }
 
 // The same from [C, stride] numbers. `transposed` is scratch of [kTile, kChannels].
 template <class A>
 static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
-                          int64_t count, A* sums, A* transposed, NextTile& next) {
+                                  int64_t count, A* sums, A* transposed, NextTile& next) {
   for (int64_t c = 0; c < C; c += kChannels) {
     const int64_t n = C - c < kChannels ? C - c : kChannels;
     const int vectors = vectors_of<A>(n);
@@ -39,15 +40,18 @@ static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, i
   }
 }
 
+// Rows of coefficients whose sums by lane stay in the caches.
+constexpr int64_t kFewRows = 32;
+
 template <class A>
 constexpr int64_t kGradientScratch =
-    LaneSums<A>::kScratch > kTile * kChannels ? LaneSums<A>::kScratch : kTile* kChannels;
+    LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels ? LaneSums<A>::scratch_size(kFewRows) : kTile * kChannels;
 
 template <class A>
 struct GlobalGradient {
   static constexpr int W = Lanes<A>::W;
-  // One set of sums a thread, [B + n][K][padded C] and [B + n][K][W], zeroed when a thread first meets an image; the sets
-  // are added in the order of the threads.
+  // One set of sums a thread, [B + n][K][padded C] and [B + n][K][W], zeroed when a thread first meets an image; the
+  // sets are added in the order of the threads.
   int64_t B, K, C, partners, padded;
   int threads;
   bool with_offset;
@@ -66,7 +70,7 @@ struct GlobalGradient {
         with_offset(with_offset),
         sums(wanted ? threads * (B + partners) * K * padded : 0),
         offset_sums(with_offset ? threads * (B + partners) * K * W : 0),
-        lanes(B, C, (1 + partners) * K, threads, wanted && by_lane),
+        lanes(B, C, (1 + partners) * K, threads, wanted && by_lane && (1 + partners) * K <= kFewRows),
         met(threads * (B + partners)) {
     for (int64_t i = 0; i < threads * (B + partners); ++i) met[i] = 0;
   }
@@ -103,8 +107,7 @@ struct GlobalGradient {
   void finish(A* dG, A* dg0) {
     if (lanes.used)
       parallel_for_floats(threads, [&](int t) {
-        for (int64_t b = 0; b < B; ++b)
-          lanes.add_to(t, b, sums + (t * images() + b) * K * padded, padded);
+        for (int64_t b = 0; b < B; ++b) lanes.move_to(t, b, sums + (t * images() + b) * K * padded, padded);
       });
     auto body = [&](int t) {
       const Range part = share(B * K, threads, t);

@@ -1,10 +1,10 @@
-// jsd, same_position, with one partner, or a few and hardly any classes. Image b's negative terms need the probabilities
-// of its partners b + 1 .. b + n at the same position, and give gradients by the partners' scores, so an image waits, with
-// its scores and features in cache, until its last partner has been scored:
+// jsd, same_position, with one partner, or a few and hardly any classes. Image b's negative terms need the
+// probabilities of its partners b + 1 .. b + n at the same position, and give gradients by the partners' scores, so an
+// image waits, with its scores and features in cache, until its last partner has been scored:
 //   at image c:      scores q_c, V_c, the terms of the pairs (c - n, c) .. (c - 1, c)
 //   at image c + n:  all the gradient by q_c is known, so df, dG and dg0 are formed
-// The features are read once. A run needs of the n images before it the scores by its own, and of the n images behind it
-// the probabilities; one that holds the whole batch keeps its first n images for that.
+// The features are read once. A run needs of the n images before it the scores by its own, and of the n images behind
+// it the probabilities; one that holds the whole batch keeps its first n images for that.
 #pragma once
 
 #include "image_runs.h"
@@ -59,7 +59,8 @@ struct SamePosition {
     const SamePosition& s;
     const int t;
     const Run run;
-    // Those of the run's first n images stay: they are met again as partners of its last where it holds the whole batch.
+    // Those of the run's first n images stay: they are met again as partners of its last where it holds the whole
+    // batch.
     Image image(int64_t c) const {
       const int64_t i = run.whole ? (c - run.first) % s.B : c - run.first + s.n;
       const int64_t place = run.whole && i < s.n ? i : s.n + i % (s.n + 1);
@@ -69,8 +70,8 @@ struct SamePosition {
     }
   };
 
-  // W positions of the pair of image b, whose scores by the other's classes are w, and the image that V and the gradient
-  // dz by its own scores belong to, rows of all kTile apart. The gradient by w takes its place.
+  // W positions of the pair of image b, whose scores by the other's classes are w, and the image that V and the
+  // gradient dz by its own scores belong to, rows of all kTile apart. The gradient by w takes its place.
   void pair_terms(A* w, const A* V, A* dz, V_ valid, V_& total) const {
     V_ T{};
     for (int64_t k = 0; k < K; ++k) T += load<A>(V + k * kTile) * load<A>(w + k * kTile);
@@ -113,7 +114,9 @@ struct SamePosition {
     for (int64_t c = first_of(run); c < run.end + n; ++c) {
       const Image image = w.image(c);
       const int64_t b = (c + B) % B;
-      NextTile next = c + 1 < scored_end ? lines(run, c + 1) : c + 1 == scored_end ? lines(coming, first_of(coming)) : loss.f.none();
+      NextTile next = c + 1 < scored_end    ? lines(run, c + 1)
+                      : c + 1 == scored_end ? lines(coming, first_of(coming))
+                                            : loss.f.none();
       if (c < scored_end) {
         loss.mark_valid(b, run.tile, image.ok);
         // Before the run only the classes of its images matter, behind it only the image's own.

@@ -1,5 +1,5 @@
-// What the losses and similarities ask of the features, a tile of positions at a time: the scores by the global features
-// of an image's candidates, and from the gradient by the scores those by features and global features.
+// What the losses and similarities ask of the features, a tile of positions at a time: the scores by the global
+// features of an image's candidates, and from the gradient by the scores those by features and global features.
 #pragma once
 
 #include "bf16_pairs.h"
