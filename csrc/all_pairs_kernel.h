@@ -1,6 +1,6 @@
 // jsd, same_position, with many partners, through the assigned features S' of the images: T- of all pairs is one
-// [B x C] [C x B] product at every position, and so are df and dS'. W positions are done together, one to a lane, so that
-// every operand is a vector and both factors of a product are loaded.
+// [B x C] [C x B] product at every position, and so are df and dS'. W positions are done together, one to a lane, so
+// that every operand is a vector and both factors of a product are loaded.
 #pragma once
 
 #include "assigned_features.h"
@@ -85,12 +85,12 @@ struct AllPairs {
         C(loss.C),
         K(loss.K),
         n(loss.n),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
-        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0),
+        dG(B, K, C, 0, loss.threads, loss.grad && loss.a.dG, loss.grad && loss.a.dg0, true),
         in_place(sizeof(E) == sizeof(A) && df.flat && df.map.stride_w == 1 && loss.P % W == 0),
         scratch_size(2 * B * K * kTile + C * kTile + B * kTile + (2 * B + kPairRows) * C * W + B * B * W + B * W +
-                     K * W + (in_place ? 0 : B * C * kTile) + kTile * kChannels),
+                     K * W + (in_place ? 0 : B * C * kTile) + kGradientScratch<A>),
         scratch(loss.threads * scratch_size) {}
 
   struct Scratch {
@@ -102,7 +102,7 @@ struct AllPairs {
     A* s0;          // [B, W]
     A* dV;          // [K, W]
     A* df;          // [B, C, kTile] where df is not in place
-    A* transposed;  // [kTile, kChannels]
+    A* transposed;  // kGradientScratch
   };
 
   Scratch scratch_of(int t) const {
@@ -124,7 +124,7 @@ struct AllPairs {
     s.s0 = take(B * W);
     s.dV = take(K * W);
     s.df = take(in_place ? 0 : B * C * kTile);
-    s.transposed = take(kTile * kChannels);
+    s.transposed = take(kGradientScratch<A>);
     return s;
   }
 
@@ -178,10 +178,10 @@ struct AllPairs {
         const A* V = s.V + c * K * kTile + g * W;
         V_ ds0{};
         for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
-        G.score_panels(c, dS, W, 1, s.dV, W);
+        G.inner_products(c, dS, W, 1, s.dV, W);
         A* to = dG.of(t, c, 1);
         through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
-        if (to) add_dG(TileRows<A>{dS, W}, W, C, dG.padded, V, K, to, s.transposed, none);
+        if (to) dG.add(t, c, {dS, W}, W, V, s.transposed, none);
       }
     }
   }
@@ -200,7 +200,7 @@ struct AllPairs {
           NextTile next = b + 1 < B ? f.lines(b + 1, tile) : f.lines(0, tile + 1);
           loss.mark_valid(b, tile, ok);
           const TileRows<A> rows = f.read(b, tile, s.copy);
-          G.scores(b, rows, groups, z, kTile, next);
+          G.scores(b, 1, rows, groups, z, kTile, next);
           for (int g = 0; g < groups; ++g)
             loss.positive_term(z + g * W, V + g * W, load<A>(ok + g * W), positive, kTile);
         }
@@ -213,7 +213,7 @@ struct AllPairs {
           const A* a = s.z + b * K * kTile;
           A* to = dG.of(t, b, 1);
           if (loss.a.df.data) finish_df(b, tile, a, s);
-          if (to) add_dG(f.read(b, tile, s.copy), f.size(tile), C, dG.padded, a, K, to, s.transposed, none);
+          if (to) dG.add(t, b, f.read(b, tile, s.copy), f.size(tile), a, s.transposed, none);
           if (A* offsets = dG.offsets_of(t, b)) add_dg0(a, K, groups, offsets);
         }
       }

@@ -39,13 +39,13 @@ struct AssignedFeatures {
         K(loss.K),
         n(loss.n),
         grad(loss.grad),
-        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0, true, true),
+        G(static_cast<const A*>(loss.a.G), static_cast<const A*>(loss.a.g0), B, K, C, 0),
         df(loss.a.df),
-        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0),
+        sums(B, K, C, 0, loss.threads, loss.a.dG, loss.a.dg0, !loss.f.channel_rows()),
         image_size(C * kRow + (K + n + 1) * kTile),
         assigned_size(C * kRow + kTile),
         scratch_size((n + 1) * image_size + (2 * n + 1) * assigned_size + 2 * K * kTile + C * kRow +
-                     kBlockRows * kTile + kTile * kChannels),
+                     kBlockRows * kTile + kGradientScratch<A>),
         scratch(loss.threads * scratch_size),
         pointers(loss.threads * 4 * n) {}
 
@@ -114,7 +114,7 @@ struct AssignedFeatures {
     const int64_t b = c % B;
     const int groups = vectors_of<A>(loss.f.size(w.run.tile));
     const TileRows<A> rows = loss.f.read(b, w.run.tile, image.f, kRow);
-    G.template scores<kRow>(b, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
+    G.template scores<kRow>(b, 1, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
     loss.mark_valid(b, w.run.tile, image.ok);
     A* S = w.assigned_to(c);
     for (int g = 0; g < groups; ++g) {
@@ -157,7 +157,7 @@ struct AssignedFeatures {
     const Image image = w.image(c);
     const int64_t b = c % B, positions = loss.f.size(w.run.tile);
     const int groups = vectors_of<A>(positions);
-    G.score_panels(b, w.dS, kRow, groups, w.dV, kTile);
+    G.inner_products(b, w.dS, kRow, groups, w.dV, kTile);
     A* to = sums.of(w.t, b, 1);
     A* offsets = sums.offsets_of(w.t, b);
     for (int g = 0; g < groups; ++g) {
@@ -178,8 +178,8 @@ struct AssignedFeatures {
       add_channel_rows<A>(loss.f.channels_at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz,
                           K, to, next);
     else
-      add_dG(TileRows<A>{image.f, kRow}, positions, C, sums.padded, image.dz, K, to, w.transposed, next);
-    add_dG(TileRows<A>{w.dS, kRow}, positions, C, sums.padded, w.V, K, to, w.transposed, next);
+      sums.template add<kRow>(w.t, b, {image.f, kRow}, positions, image.dz, w.transposed, next);
+    sums.template add<kRow>(w.t, b, {w.dS, kRow}, positions, w.V, w.transposed, next);
   }
 
   // df of image b, whose partners have all been met.

@@ -34,31 +34,27 @@ static inline bool pairs_in(const FeatureTiles<E, A>& f, int64_t tile) {
 // Global features in pairs: along the channels for the scores, along the candidates of each image for df.
 struct PairedGlobals {
   const GlobalFeatures<float>& G;
-  int64_t steps, pairs;  // of channels, of candidates
-  Buffer<float> panels, rows;
+  int64_t steps, pairs;              // of channels, of candidates
+  Buffer<float> for_scores, for_df;  // [B + n][K][steps], [B][pairs][C]
 
-  PairedGlobals(const GlobalFeatures<float>& G, int64_t candidates, bool for_scores, bool for_df)
+  PairedGlobals(const GlobalFeatures<float>& G, int64_t candidates, bool scores_wanted, bool df_wanted)
       : G(G),
         steps((G.C + 1) / 2),
         pairs((candidates + 1) / 2),
-        panels(for_scores ? G.B * G.K * steps : 0),
-        rows(for_df ? G.B * pairs * G.C : 0) {
-    if (for_scores)
-      for (int64_t b = 0; b < G.B; ++b)
-        for (int64_t i = 0; i < G.blocks.count; ++i) {
-          const int64_t r0 = G.blocks.begin(i), n = G.blocks.begin(i + 1) - r0;
-          const float* from = G.panels + (b * G.K + r0) * G.C;
-          float* to = panels + (b * G.K + r0) * steps;
-          for (int64_t s = 0; s < steps; ++s)
-            for (int64_t r = 0; r < n; ++r)
-              to[s * n + r] = pair_of(from[2 * s * n + r], 2 * s + 1 < G.C ? from[(2 * s + 1) * n + r] : 0.f);
-        }
-    if (for_df)
+        for_scores(scores_wanted ? (G.B + G.partners) * G.K * steps : 0),
+        for_df(df_wanted ? G.B * pairs * G.C : 0) {
+    if (scores_wanted)
+      for (int64_t r = 0; r < (G.B + G.partners) * G.K; ++r) {
+        const float* from = G.rows + r * G.C;
+        for (int64_t s = 0; s < steps; ++s)
+          for_scores[r * steps + s] = pair_of(from[2 * s], 2 * s + 1 < G.C ? from[2 * s + 1] : 0.f);
+      }
+    if (df_wanted)
       for (int64_t b = 0; b < G.B; ++b)
         for (int64_t i = 0; i < pairs; ++i) {
           const float* low = G.rows + (b * G.K + 2 * i) * G.C;
           for (int64_t c = 0; c < G.C; ++c)
-            rows[(b * pairs + i) * G.C + c] = pair_of(low[c], 2 * i + 1 < candidates ? low[G.C + c] : 0.f);
+            for_df[(b * pairs + i) * G.C + c] = pair_of(low[c], 2 * i + 1 < candidates ? low[G.C + c] : 0.f);
         }
   }
 
@@ -81,12 +77,13 @@ struct PairedGlobals {
   }
 
   // As GlobalFeatures::scores, from a tile as read() leaves it.
-  void scores(int64_t c, const float* f, float* out, NextTile& next) const {
-    for (int64_t i = 0; i < G.blocks.count; ++i) {
-      const int64_t r0 = G.blocks.begin(i), n = G.blocks.begin(i + 1) - r0;
-      product_strip<float, 1, Out::store, 0, true>(
-          static_cast<int>(n), kTile / 16, steps, panels + (c * G.K + r0) * steps, n, f, kTile,
-          G.has_offset ? G.offsets + c * G.K + r0 : nullptr, out + r0 * kTile, kTile, next.take(steps));
+  void scores(int64_t c, int64_t images, const float* f, float* out, NextTile& next) const {
+    const RowBlocks blocks = RowBlocks::of(images * G.K);
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
+      product_strip<float, kLeftRows, Out::store, 0, true>(
+          static_cast<int>(n), kTile / 16, steps, for_scores + (c * G.K + r) * steps, steps, f, kTile,
+          G.has_offset ? G.offsets + c * G.K + r : nullptr, out + r * kTile, kTile, next.take(steps));
     }
   }
 
@@ -103,9 +100,8 @@ struct PairedGlobals {
     const RowBlocks blocks = RowBlocks::of(df.map.C);
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs,
-                                                   rows + b * pairs * G.C + c, G.C, scratch, kTile, nullptr,
-                                                   block, kTile, next.take(pairs));
+      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs, for_df + b * pairs * G.C + c,
+                                                   G.C, scratch, kTile, nullptr, block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to =
             reinterpret_cast<uint16_t*>(const_cast<bfloat16*>(df.at(b, tile * kTile))) + (c + r) * df.map.stride_c;
@@ -138,9 +134,9 @@ struct PairedGlobals {
           for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
       for (int64_t i = 0; i < blocks.count; ++i) {
         const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
-        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf,
-                                                       1, transposed, kChannels, nullptr, sums + r * padded + c,
-                                                       padded, next.take(kHalf));
+        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf, 1,
+                                                       transposed, kChannels, nullptr, sums + r * padded + c, padded,
+                                                       next.take(kHalf));
       }
     }
   }

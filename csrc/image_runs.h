@@ -11,6 +11,7 @@ namespace INFOSEG_ISA {
 // Images first .. end - 1 of a tile. They are numbered on beyond B - 1, and before 0.
 struct Run {
   int64_t tile, first, end;
+  bool whole;  // all images there are
   bool holds(int64_t b) const { return first <= b && b < end; }
 };
 
@@ -27,7 +28,7 @@ static inline void for_each_run(const Loss<E, A>& loss, const F& walk) {
   }
   const auto run_of = [&](int64_t u) {
     const int64_t i = u % runs;
-    return Run{u / runs, B * i / runs, B * (i + 1) / runs};
+    return Run{u / runs, B * i / runs, B * (i + 1) / runs, runs == 1};
   };
   auto body = [&](int t) {
     const Range part = share(tiles * runs, loss.threads, t);

@@ -124,7 +124,7 @@ struct Loss {
         const int groups = vectors_of<A>(f.size(tile));
         NextTile next = after_tile(b, tile);
         const TileRows<A> rows = f.read(b, tile, copy);
-        G.scores(b, rows, groups, z, kTile, next, rows.data == copy ? nullptr : copy);
+        G.scores(b, 1, rows, groups, z, kTile, next, rows.data == copy ? nullptr : copy);
         mark_valid(b, tile, ok);
         for (int64_t i = 0; i < K * W; ++i) sum[i] = 0;
         for (int g = 0; g < groups; ++g) {

@@ -94,10 +94,13 @@ INFOSEG_INLINE TileRows<T> rows_on(TileRows<T> start, int64_t rows) {
   return {start.data + rows * start.stride, start.stride};
 }
 
-// left[k, m] = left[k * left_k + m * kLeftM]; rows of right and of out are contiguous. With kPack, the rows of right
-// are put together at `pack`, kPack apart, for the products that follow.
+// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m * left_stride]; rows of right
+// and of out are contiguous. With kPack, the rows of right are put together at `pack`, kPack apart, for the products
+// that follow.
+constexpr int kLeftRows = 0;
+
 template <class T, int kRows, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs, class Start>
-static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_k, const T* __restrict right,
+static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_stride, const T* __restrict right,
                                  int64_t right_k, Start start, T* __restrict out, int64_t out_m, Ahead ahead,
                                  T* __restrict pack) {
   constexpr int W = Lanes<T>::W;
@@ -122,7 +125,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const Vec<T> x = broadcast<T>(left[m * kLeftM]);
+      const Vec<T> x = broadcast<T>(left[m * (kLeftM == kLeftRows ? left_stride : kLeftM)]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) sum[m][v] = multiply_add<kPairs, T>(sum[m][v], x, row[v]);
     }
@@ -130,7 +133,7 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     __builtin_prefetch(ahead.line, 0, 2);
     __builtin_prefetch(ahead.line + 64, 0, 2);
     ahead.line += ahead.stride;
-    left += left_k;
+    left += kLeftM == kLeftRows ? 1 : left_stride;
     right += right_k;
   }
 #pragma GCC unroll 16
@@ -145,28 +148,28 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
 }
 
 template <class T, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs = false, class Start>
-static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_k, const T* right, int64_t right_k,
-                                Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
+static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_stride, const T* right,
+                                int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
   switch (rows) {
     case 1:
-      return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 2:
-      return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 3:
-      return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 4:
-      return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     case 5:
-      return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out,
-                                                                        out_m, ahead, pack);
+      return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
+                                                                        out, out_m, ahead, pack);
     default:
       if constexpr (kBlockRows >= 6)
-        product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_k, right, right_k, start, out, out_m,
-                                                                   ahead, pack);
+        product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
+                                                                   out_m, ahead, pack);
   }
 }
 
@@ -179,28 +182,28 @@ struct RowBlocks {
 
 // out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
 template <class T, int kLeftM, Out kOut, int kPack = 0, bool kPairs = false, class Start>
-static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_k, const T* right,
+static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_stride, const T* right,
                                  int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
   constexpr int W = Lanes<T>::W;
   int v = 0;
   for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-    product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+    product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
                                                                 columns_on(start, v * W), out + v * W, out_m, ahead,
                                                                 pack + v * W);
     ahead = nothing_ahead(right);
   }
   if constexpr (kBlockVectors > 3)
     if (vectors - v == 3)
-      return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+      return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
                                                              columns_on(start, v * W), out + v * W, out_m, ahead,
                                                              pack + v * W);
   if constexpr (kBlockVectors > 2)
     if (vectors - v == 2)
-      return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+      return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
                                                              columns_on(start, v * W), out + v * W, out_m, ahead,
                                                              pack + v * W);
   if (vectors - v == 1)
-    product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_k, right + v * W, right_k,
+    product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
                                                     columns_on(start, v * W), out + v * W, out_m, ahead, pack + v * W);
 }
 

@@ -3,8 +3,8 @@
 //   df[:, t] = sum_r a[r, t] G[r],   dG[r] += sum_t a[r, t] f[:, t],   dg0[r] += sum_t a[r, t].
 #pragma once
 
-#include "feature_tile.h"
 #include "denormals.h"
+#include "lane_sums.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
@@ -12,18 +12,55 @@ namespace INFOSEG_ISA {
 // Channels of a transposed block of features: kTile x kChannels numbers beside the coefficients in L1.
 constexpr int kChannels = 64;
 
+// Adds one tile's share to the sums [count, padded C], from its features [positions, stride], in whole vectors of
+// channels.
+template <class A>
+static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
+                                    const A* coefficients, int64_t count, A* sums, NextTile& next) {
+  const RowBlocks blocks = RowBlocks::of(count);
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
+    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1,
+                                      f, stride, nullptr, sums + r * padded, padded, next.take(positions));
+  }
+}
+
+// The same from [C, stride] numbers. `transposed` is scratch of [kTile, kChannels].
+template <class A>
+static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
+                                  int64_t count, A* sums, A* transposed, NextTile& next) {
+  for (int64_t c = 0; c < C; c += kChannels) {
+    const int64_t n = C - c < kChannels ? C - c : kChannels;
+    const int vectors = vectors_of<A>(n);
+    transpose<A>(transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
+    if (n % Lanes<A>::W)
+      for (int64_t t = 0; t < positions; ++t)
+        for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) transposed[t * kChannels + i] = 0;
+    add_channel_rows(transposed, kChannels, positions, n, padded, coefficients, count, sums + c, next);
+  }
+}
+
+// Rows of coefficients whose sums by lane stay in the caches.
+constexpr int64_t kFewRows = 32;
+
+template <class A>
+constexpr int64_t kGradientScratch =
+    LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels ? LaneSums<A>::scratch_size(kFewRows) : kTile * kChannels;
+
 template <class A>
 struct GlobalGradient {
   static constexpr int W = Lanes<A>::W;
-  // One set of sums a thread, [B + n][K][padded C] and [B + n][K][W], zeroed when a thread first meets an image; the sets
-  // are added in the order of the threads.
+  // One set of sums a thread, [B + n][K][padded C] and [B + n][K][W], zeroed when a thread first meets an image; the
+  // sets are added in the order of the threads.
   int64_t B, K, C, partners, padded;
   int threads;
   bool with_offset;
   Buffer<A> sums, offset_sums;
+  LaneSums<A> lanes;    // of few classes, gathered into the sums at last
   Buffer<uint8_t> met;  // [threads][B + n]
 
-  GlobalGradient(int64_t B, int64_t K, int64_t C, int64_t partners, int threads, bool wanted, bool with_offset)
+  GlobalGradient(int64_t B, int64_t K, int64_t C, int64_t partners, int threads, bool wanted, bool with_offset,
+                 bool by_lane)
       : B(B),
         K(K),
         C(C),
@@ -33,6 +70,7 @@ struct GlobalGradient {
         with_offset(with_offset),
         sums(wanted ? threads * (B + partners) * K * padded : 0),
         offset_sums(with_offset ? threads * (B + partners) * K * W : 0),
+        lanes(B, C, (1 + partners) * K, threads, wanted && by_lane && (1 + partners) * K <= kFewRows),
         met(threads * (B + partners)) {
     for (int64_t i = 0; i < threads * (B + partners); ++i) met[i] = 0;
   }
@@ -51,11 +89,26 @@ struct GlobalGradient {
     return sums ? sums + (thread * images() + b) * K * padded : nullptr;
   }
 
+  // Adds the share of a tile of image b, of features [C, stride] and coefficients [candidates' K, kTile], to what of()
+  // gave. `scratch` is of kGradientScratch.
+  template <int kStride = kTile>
+  void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch, NextTile& next) {
+    if (lanes.used)
+      lanes.template add<kStride>(thread, b, f, positions, coefficients, scratch, next);
+    else
+      add_transposed(f, positions, C, padded, coefficients, (1 + partners) * K,
+                     sums + (thread * images() + b) * K * padded, scratch, next);
+  }
+
   // [candidates' K][W]: sums by lane.
   A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K * W : nullptr; }
 
   // dG [B, K, C] and dg0 [B, K]; either may be null.
   void finish(A* dG, A* dg0) {
+    if (lanes.used)
+      parallel_for_floats(threads, [&](int t) {
+        for (int64_t b = 0; b < B; ++b) lanes.move_to(t, b, sums + (t * images() + b) * K * padded, padded);
+      });
     auto body = [&](int t) {
       const Range part = share(B * K, threads, t);
       Buffer<A>& s = sums;
@@ -127,33 +180,6 @@ static inline void write_df(const FeatureTiles<E, A>& df, int64_t b, int64_t til
     if (!place) df.write(b, tile, c, n, out);
   }
   if (past_caches) finish_streams();
-}
-
-// Adds one tile's share to the sums [count, padded C], from its features [positions, stride], in whole vectors of channels.
-template <class A>
-static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
-                                    const A* coefficients, int64_t count, A* sums, NextTile& next) {
-  const RowBlocks blocks = RowBlocks::of(count);
-  for (int64_t i = 0; i < blocks.count; ++i) {
-    const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1, f,
-                                      stride, nullptr, sums + r * padded, padded, next.take(positions));
-  }
-}
-
-// The same from [C, stride] numbers. `transposed` is scratch of [kTile, kChannels].
-template <class A>
-static inline void add_dG(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
-                          int64_t count, A* sums, A* transposed, NextTile& next) {
-  for (int64_t c = 0; c < C; c += kChannels) {
-    const int64_t n = C - c < kChannels ? C - c : kChannels;
-    const int vectors = vectors_of<A>(n);
-    transpose<A>(transposed, kChannels, f.data + c * f.stride, f.stride, positions, n);
-    if (n % Lanes<A>::W)
-      for (int64_t t = 0; t < positions; ++t)
-        for (int64_t i = n; i < vectors * Lanes<A>::W; ++i) transposed[t * kChannels + i] = 0;
-    add_channel_rows(transposed, kChannels, positions, n, padded, coefficients, count, sums + c, next);
-  }
 }
 
 // Adds one tile's share to the sums [count, W].

@@ -17,7 +17,7 @@ static int64_t segment(const SegmentationArguments& a) {
   const FeatureTiles<E, A> f(a.features);
   const int64_t B = a.features.B, C = a.features.C, h = a.features.h, w = a.features.w, K = a.K;
   const A tau = static_cast<A>(a.temperature);
-  const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, 0, true, false);
+  const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, 0);
   const Columns<A> columns(w, a.columns);
 
   // A slab of output rows and the feature rows it needs: small enough for the cache, and enough slabs for the threads.
@@ -78,7 +78,7 @@ static int64_t segment(const SegmentationArguments& a) {
         const int vectors = vectors_of<A>(f.size(tile));
         A* q = V + (tile - slab.tile) * kTile;
         NextTile next = tile + 1 < slab.tiles_end ? f.lines(b, tile + 1) : f.none();
-        G.scores(b, rows, vectors, q, stride, next, rows.data == copy ? nullptr : copy);
+        G.scores(b, 1, rows, vectors, q, stride, next, rows.data == copy ? nullptr : copy);
         if (a.logits) continue;
         for (int v = 0; v < vectors; ++v) {
           softmax_and_mean<A>(q + v * W, stride, K, tau, softmax);

@@ -8,12 +8,11 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Sums of V Y over all positions: by lane over a few tiles in the accumulation type, over those in float64. A set of sums
-// a thread; the sets are added in the order of the threads.
+// Sums of V Y over all positions: by lane over a few tiles in the accumulation type, over those in float64. A set of
+// sums a thread; the sets are added in the order of the threads.
 template <class A>
 class Moments {
-  static constexpr int W = Lanes<A>::W;
-  static constexpr int kTiles = 16;  // whose sums stay in lanes
+  static constexpr int kTiles = 4;  // whose sums stay in lanes
 
  public:
   Moments(const FeatureMap& statistics, int64_t K, int threads, void* out)
@@ -22,32 +21,23 @@ class Moments {
         S_(statistics.C),
         threads_(threads),
         out_(static_cast<A*>(out)),
-        scratch_size_(S_ * kTile + K * S_ * W),
+        lanes_(1, S_, K, threads, out != nullptr),
+        scratch_size_(S_ * kTile + LaneSums<A>::scratch_size(K)),
         scratch_(out ? threads * scratch_size_ : 0),
         sums_(out ? threads * K * S_ : 0) {
-    if (!out) return;
-    for (int64_t i = 0; i < threads * K * S_; ++i) sums_[i] = 0;
-    for (int64_t i = 0; i < threads * scratch_size_; ++i) scratch_[i] = 0;
+    for (int64_t i = 0; out && i < threads * K * S_; ++i) sums_[i] = 0;
   }
 
   // With the probabilities V [K, kTile] of image b's tile, the number `done` of the thread's.
   void add(int t, int64_t done, int64_t b, int64_t tile, const A* V) {
     A* copy = scratch_ + t * scratch_size_;
-    A* lanes = copy + S_ * kTile;
-    const TileRows<A> Y = Y_.read(b, tile, copy);  // 0 behind the last position
-    const int vectors = vectors_of<A>(Y_.size(tile));
-    for (int64_t k = 0; k < K_; ++k)
-      for (int64_t s = 0; s < S_; ++s) {
-        A* lane = lanes + (k * S_ + s) * W;
-        Vec<A> sum = load<A>(lane);
-        for (int v = 0; v < vectors; ++v) sum += load<A>(V + k * kTile + v * W) * load<A>(Y.data + s * Y.stride + v * W);
-        store<A>(lane, sum);
-      }
-    if ((done + 1) % kTiles == 0) empty(t);
+    NextTile none = Y_.none();
+    lanes_.add(t, 0, Y_.read(b, tile, copy), Y_.size(tile), V, copy + S_ * kTile, none);
+    if ((done + 1) % kTiles == 0) lanes_.move_to(t, 0, sums_ + t * K_ * S_, S_);
   }
 
   void finish() {
-    for (int t = 0; t < threads_; ++t) empty(t);
+    for (int t = 0; t < threads_; ++t) lanes_.move_to(t, 0, sums_ + t * K_ * S_, S_);
     for (int64_t i = 0; i < K_ * S_; ++i) {
       double total = 0;
       for (int t = 0; t < threads_; ++t) total += sums_[t * K_ * S_ + i];
@@ -56,18 +46,11 @@ class Moments {
   }
 
  private:
-  void empty(int t) {
-    A* lanes = scratch_ + t * scratch_size_ + S_ * kTile;
-    for (int64_t i = 0; i < K_ * S_; ++i) {
-      sums_[t * K_ * S_ + i] += sum_lanes<A>(load<A>(lanes + i * W));
-      store<A>(lanes + i * W, Vec<A>{});
-    }
-  }
-
   const FeatureTiles<A, A> Y_;
   const int64_t K_, S_;
   const int threads_;
   A* const out_;
+  LaneSums<A> lanes_;
   const int64_t scratch_size_;
   const Buffer<A> scratch_;
   const Buffer<double> sums_;
@@ -152,8 +135,7 @@ static void similarity_backward(const SimilarityArguments& a) {
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
   // The gradient by the probabilities is dM Y: of the same form as the scores, and formed like them.
   const FeatureTiles<A, A> statistics(a.statistics);
-  const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0, a.moments != nullptr,
-                             false);
+  const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0);
   const int64_t scratch_size = (C + 2 * K + a.statistics.C) * kTile;
   const Buffer<A> scratch(a.threads * scratch_size);
   const A tau = static_cast<A>(a.temperature);
@@ -168,7 +150,7 @@ static void similarity_backward(const SimilarityArguments& a) {
       const int vectors = vectors_of<A>(n);
       if (a.moments) {
         NextTile none = statistics.none();
-        dM.scores(0, statistics.read(b, tile, Y), vectors, q, kTile, none);
+        dM.scores(0, 1, statistics.read(b, tile, Y), vectors, q, kTile, none);
       } else {
         read_classes_any<A>(a.grad_dtype, a.grad, offset, K, P, n, q);
       }

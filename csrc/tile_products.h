@@ -1,5 +1,5 @@
-// What the losses and similarities ask of the features, a tile of positions at a time: the scores by the global features
-// of an image's candidates, and from the gradient by the scores those by features and global features.
+// What the losses and similarities ask of the features, a tile of positions at a time: the scores by the global
+// features of an image's candidates, and from the gradient by the scores those by features and global features.
 #pragma once
 
 #include "bf16_pairs.h"
@@ -33,11 +33,12 @@ class TileProducts {
         R((1 + partners) * K),
         gradient_wanted(wanted.df.data || wanted.dG || wanted.dg0),
         wanted_(wanted),
-        G_(static_cast<const A*>(G), static_cast<const A*>(g0), B, K, C, partners, wanted.scores,
-           wanted.df.data != nullptr),
+        G_(static_cast<const A*>(wanted.scores || wanted.df.data ? G : nullptr), static_cast<const A*>(g0), B, K, C,
+           partners),
         pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
-        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr),
-        scratch_size_(kBlockRows * kTile + kTile * kChannels + pair_scratch<E>(R)),
+        sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr,
+              !f.channel_rows() && !kHasPairs<E>),
+        scratch_size_(kBlockRows * kTile + kGradientScratch<A> + pair_scratch<E>(R)),
         scratch_(gradient_wanted ? threads * scratch_size_ : 0) {}
 
   const GlobalFeatures<A>& globals() const { return G_; }
@@ -48,15 +49,12 @@ class TileProducts {
     if constexpr (kHasPairs<E>)
       if (paired(tile)) {
         pairs_.read(f, b, tile, copy);
-        for (int64_t j = first; j <= last; ++j) pairs_.scores((b + j) % B, copy, q + j * K * kTile, next);
+        pairs_.scores(b + first, last - first + 1, copy, q + first * K * kTile, next);
         return;
       }
-    TileRows<A> rows = f.read(b, tile, copy);
-    for (int64_t j = first; j <= last; ++j) {
-      G_.scores((b + j) % B, rows, vectors_of<A>(f.size(tile)), q + j * K * kTile, kTile, next,
-                rows.data == copy ? nullptr : copy);
-      rows = {copy, kTile};
-    }
+    const TileRows<A> rows = f.read(b, tile, copy);
+    G_.scores(b + first, last - first + 1, rows, vectors_of<A>(f.size(tile)), q + first * K * kTile, kTile, next,
+              rows.data == copy ? nullptr : copy);
   }
 
   // Writes df of image b's tile, and adds its share to dG and dg0, from the gradient q [R, kTile] by its scores.
@@ -68,7 +66,7 @@ class TileProducts {
     if (wanted_.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), sums_.offsets_of(t, b));
     if constexpr (kHasPairs<E>)
       if (paired(tile)) {
-        A* paired_q = transposed + kTile * kChannels;
+        A* paired_q = transposed + kGradientScratch<A>;
         if (wanted_.df.data) pairs_.write_df(df, b, tile, q, R, paired_q, block, next);
         if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
         return;
@@ -78,7 +76,7 @@ class TileProducts {
     if (f.channel_rows())
       add_channel_rows<A>(f.channels_at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);
     else
-      add_dG(rows, f.size(tile), C, sums_.padded, q, R, sums, transposed, next);
+      sums_.add(t, b, rows, f.size(tile), q, transposed, next);
   }
 
   // Whether add_gradient() takes the features from where they lie.

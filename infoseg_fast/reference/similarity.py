@@ -44,7 +44,8 @@ def fold_projection_gradient(
     if needs[0]:
         dH = dG.flatten(0, 1) if weight is None else dG.flatten(0, 1) @ weight.to(dtype).mT
         if bias is not None:
-            dH = torch.addr(dH, dg0.flatten(), bias.to(dtype))
+            outer = dg0.flatten(), bias.to(dtype)
+            dH = torch.addr(dH, *outer) if weight is None else dH.addr_(*outer)  # the product is dH's own
         dH = dH.view_as(global_features).to(global_features.dtype)
     if needs[1] and weight is not None:
         dW = (H.mT @ dG.flatten(0, 1)).to(weight.dtype)
