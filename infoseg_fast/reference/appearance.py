@@ -34,10 +34,15 @@ def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
     """Means over 2 radius + 1 positions each way of [B, K, h, w]; beyond the border the last ones are repeated."""
     if radius == 0:
         return maps
-    side = 2 * radius + 1
-    # One axis after the other: 2 side additions a position instead of side^2.
-    maps = F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), (side, 1), stride=1)
-    return F.avg_pool2d(maps, (1, side), stride=1)
+    maps = F.pad(maps, (radius,) * 4, mode="replicate")
+    # Sums of shifted maps, one axis after the other: on a CPU many times faster than avg_pool2d.
+    for dim in (2, 3):
+        size = maps.shape[dim] - 2 * radius
+        total = maps.narrow(dim, 0, size).clone()
+        for i in range(1, 2 * radius + 1):
+            total += maps.narrow(dim, i, size)
+        maps = total
+    return maps / (2 * radius + 1) ** 2
 
 
 def appearance_statistics(appearance: Tensor, mask: Tensor | None, smooth: int) -> Tensor:
