@@ -115,6 +115,12 @@ TABLE: list[Row] = [
         "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
     ),
     Row(
+        "refined_labels",
+        lambda key: True,
+        Config({"BLOCK": 512}, 4, 1),
+        "4 pixels a thread",
+    ),
+    Row(
         "appearance_cells",
         lambda key: True,
         Config({"BLOCK": 512}, 4, 1),
