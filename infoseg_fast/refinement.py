@@ -124,7 +124,7 @@ def refined_labels(
         probs: V [B, K, h, w] of the positions.
         colours: of the pixels that they cover, and around the positions.
         size: of the labels; where it is not that of the pixels, the logarithms of p are upsampled bilinearly to it.
-        backend: "auto", "reference" or "cpp", which takes labels of the pixels' size.
+        backend: "auto", "reference", or "cpp" or "triton", which take labels of the pixels' size.
 
     Returns:
         [B, *size] uint8; of equal classes the lowest.
@@ -155,7 +155,7 @@ def pixel_labels(
     Args:
         prior: [B, K, h, w] of the positions, upsampled bilinearly, as `around` is.
         colour [B, c, H, W], around [B, c, h, w], residual [K, c, 2c + 1], log_scale [K].
-        backend: "auto", "reference" or "cpp", which takes float32.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float32 and float64.
 
     Returns:
         [B, H, W] uint8.

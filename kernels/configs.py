@@ -116,9 +116,21 @@ TABLE: list[Row] = [
     ),
     Row(
         "refined_labels",
-        lambda key: True,
+        lambda key: key.C <= 4 and key.itemsize == 4,
         Config({"BLOCK": 512}, 4, 1),
-        "4 pixels a thread",
+        "4 pixels a thread share the weights it loads: 75 instructions a pixel and class for 107 with one",
+    ),
+    Row(
+        "refined_labels",
+        lambda key: key.C <= 4,
+        Config({"BLOCK": 256}, 4, 1),
+        "8-byte elements: half of float32's tile",
+    ),
+    Row(
+        "refined_labels",
+        lambda key: True,
+        Config({"BLOCK": 128}, 4, 1),
+        "a pixel a thread, whose 2 c colours it holds: with 4, 16 float64 colours spill",
     ),
     Row(
         "appearance_cells",

@@ -72,15 +72,16 @@ def refined_labels(
         seen += (upsampled(around + (b * C + j) * (h * w), at),)
 
     image = prior + b * K * (h * w)
+    row = residual
     best = tl.full((BLOCK,), float("-inf"), dtype)
     label = tl.zeros((BLOCK,), tl.int32)
     for k in range(K):
         squares = tl.zeros((BLOCK,), dtype)
-        for j in tl.static_range(C):
-            row = residual + (k * C + j) * (2 * C + 1)
+        for _ in range(C):
             left = tl.zeros((BLOCK,), dtype) + tl.load(row + 2 * C)
             for n in tl.static_range(2 * C):
                 left += seen[n] * tl.load(row + n)
+            row += 2 * C + 1
             squares += left * left
         score = tl.log(tl.maximum(upsampled(image, at), FLOOR)) + tl.load(log_scale + k) - squares * 0.5
         # Of equal classes the lowest; a NaN never wins.
