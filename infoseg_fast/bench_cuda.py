@@ -100,7 +100,7 @@ def floor_bytes(case: Case, mode: str) -> int:
 def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
     """features, global features, weight and bias, or what `pixel_labels` takes."""
     if case.op == "refine":
-        return cuda_checks.refinement_inputs(case.shape, case.settings["size"], dtype, device)
+        return cuda_checks.pixel_labels_inputs(case.shape, case.settings["size"], dtype, device)
     return cuda_checks.inputs(case.shape, dtype, device)
 
 

@@ -19,7 +19,7 @@ from .dispatch import kernel
 from .metrics import ClusterMetrics
 from .model import STRIDE
 from .reference import refined_scores
-from .refinement import pixel_labels
+from .refinement import Colours, Refinement, pixel_labels, refined_labels
 
 # Of relative 2-norms: global features and coefficients are rounded to 16 bits before their products.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -208,10 +208,10 @@ def segmentation(
     assert torch.equal(ops.segment_and_count(*x[:2], target, *x[2:], **how), counts)
 
 
-def refinement_inputs(
+def pixel_labels_inputs(
     shape: dict, size: tuple[int, int], dtype: torch.dtype, device: torch.device, colours: int = 3
 ) -> list[Tensor]:
-    """prior, colour, around, residual and log_scale, of so many colours; the densities tell about as much as the prior."""
+    """prior, colour, around, residual and log_scale, of so many colours."""
     B, K, h, w = (shape[name] for name in ("B", "K", "h", "w"))
     sizes = (B, K, h, w), (B, colours, *size), (B, colours, h, w), (K, colours, 2 * colours + 1), (K,)
     generator = torch.Generator().manual_seed(6)
@@ -219,8 +219,15 @@ def refinement_inputs(
     return [x.to(device, dtype) for x in (torch.softmax(2 * prior, dim=1), *others)]
 
 
+def refined_labels_inputs(shape: dict, device: torch.device) -> tuple[Tensor, Colours, Refinement, tuple[int, int]]:
+    """Probabilities, colours, refinement and size of `refined_labels`."""
+    size = (20, 20)
+    probs, colour, around, residual, log_scale = pixel_labels_inputs(shape, size, torch.float32, device)
+    return probs, Colours(colour, around), Refinement(residual, log_scale, 0), size
+
+
 def refinement(device: torch.device, dtype: torch.dtype, shape: dict, size: tuple[int, int], colours: int = 3) -> None:
-    x = refinement_inputs(shape, size, dtype, device, colours)
+    x = pixel_labels_inputs(shape, size, dtype, device, colours)
     found = pixel_labels(*x, backend="triton")
     prior, colour, around, *classes = (t.double() for t in x)
     scores = [refined_scores(*of_image, *classes) for of_image in zip(prior, colour, around, strict=True)]
@@ -272,7 +279,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
     target[1, 2, 3] = 9
     Y, pixels = statistics(x), images(shape, device)
-    seen = refinement_inputs(shape, (20, 20), torch.float32, device)
+    seen = refined_labels_inputs(shape, device)
     metrics = ClusterMetrics(shape["K"], 3)
     metrics.add(torch.zeros(shape["K"], 3, dtype=torch.int64, device=device), torch.zeros((), device=device).long())
     torch.cuda.synchronize(device)
@@ -284,7 +291,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
         ops.class_moments(*x, statistics=Y, backend="triton").sum().backward()
         appearance_term(*x, images=pixels, smooth=1, backend="triton").backward()
         ops.segment(*x, size=(20, 20), backend="triton")
-        pixel_labels(*seen, backend="triton")
+        refined_labels(*seen, backend="triton")
         found = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, return_outside=True, backend="triton")
         metrics.add(*found)
     finally:
@@ -308,7 +315,7 @@ def captured(device: torch.device, shape: dict) -> None:
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
 
     Y, pixels = statistics(x), images(shape, device)
-    seen = refinement_inputs(shape, (20, 20), torch.float32, device)
+    seen = refined_labels_inputs(shape, device)
 
     def step():
         loss = ops.class_moments(*x, statistics=Y, backend="triton").square().sum()
@@ -316,7 +323,7 @@ def captured(device: torch.device, shape: dict) -> None:
         loss = loss + sum(ops.mutual_information_loss(*x, backend="triton", **how) for how in LOSSES)
         gradients = torch.autograd.grad(loss + ops.assign(*x, backend="triton").square().sum(), x)
         counts = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, backend="triton")
-        return [loss, *gradients, counts, pixel_labels(*seen, backend="triton")]
+        return [loss, *gradients, counts, refined_labels(*seen, backend="triton")]
 
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -328,7 +335,7 @@ def captured(device: torch.device, shape: dict) -> None:
         kept = step()
     with torch.no_grad():
         x[0].mul_(0.5)
-        seen[1].mul_(0.5)
+        seen[1].pixels.mul_(0.5)
     graph.replay()
     torch.cuda.synchronize(device)
     assert all(torch.equal(a, b) for a, b in zip(kept, step(), strict=True))

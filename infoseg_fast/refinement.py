@@ -129,8 +129,9 @@ def refined_labels(
     Returns:
         [B, *size] uint8; of equal classes the lowest.
     """
-    weights = torch.tensor(SPREAD, device=probs.device)
-    spread = (weights[:, None] * weights).expand(probs.shape[1], 1, 3, 3)
+    # Filled where they are wanted: a copy from the host would wait for a GPU.
+    weights = torch.stack([torch.full((), share, device=probs.device) for share in SPREAD])
+    spread = torch.outer(weights, weights).expand(probs.shape[1], 1, 3, 3)
     prior = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=probs.shape[1])
     given = prior, *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):

@@ -1,4 +1,4 @@
-"""Bilinear upsampling (align_corners=False) of maps of positions to pixels, as torch.nn.functional.interpolate has it."""
+"""Bilinear upsampling of maps of positions to pixels (align_corners=False), as torch.nn.functional.interpolate does."""
 
 import triton
 import triton.language as tl

@@ -243,12 +243,20 @@ def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
         moments = isf.class_moments(f, H, W, b, statistics=torch.empty(2, 4, 5, 6, device="cuda"))
         assert moments.shape == (3, 4) and moments.is_cuda
         assert isf.segment(f, H, W, b, size=(20, 20)).shape == (2, 20, 20)
-        seen = Colours(*(torch.empty(2, 3, *size, device="cuda") for size in ((20, 24), (5, 6))))
-        looks = Refinement(torch.empty(3, 3, 7, device="cuda"), torch.empty(3, device="cuda"), 0)
-        labels = refined_labels(V, seen, looks, (20, 24))
-        assert labels.shape == (2, 20, 24) and labels.dtype == torch.uint8 and labels.is_cuda
         counts, outside = isf.segment_and_count(f, H, target, W, b, num_classes=4, return_outside=True)
         assert counts.shape == (3, 4) and counts.dtype == torch.int64 and outside.shape == () and counts.is_cuda
+
+
+def test_labels_at_the_pixels_are_one_launch_of_what_lies_on_the_device(monkeypatch):
+    monkeypatch.setattr("infoseg_fast.dispatch._unsupported", lambda op, name, *kind: None)
+    with FakeTensorMode(), launch.recorded() as launches:
+        probs, y, s, residual, log_scale = (
+            torch.empty(shape, device="cuda") for shape in ((2, 4, 5, 6), (2, 3, 20, 24), (2, 3, 5, 6), (4, 3, 7), (4,))
+        )
+        labels = refined_labels(probs, Colours(y, s), Refinement(residual, log_scale, 0), (20, 24))
+    (started,) = launches
+    assert labels.shape == (2, 20, 24) and labels.dtype == torch.uint8 and labels is started.arguments["labels"]
+    assert all(started.arguments[name] is x for name, x in {"colour": y, "around": s, "residual": residual}.items())
 
 
 def test_why_no_kernel_can_run_is_told(monkeypatch):

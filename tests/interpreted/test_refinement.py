@@ -5,7 +5,7 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import reference
-from infoseg_fast.cuda_checks import none_short, refinement_inputs
+from infoseg_fast.cuda_checks import none_short, pixel_labels_inputs
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.reference.refinement import FLOOR
 from infoseg_fast.refinement import pixel_labels
@@ -24,7 +24,7 @@ SHAPES = [
 
 def problem(positions=(4, 5), pixels=(16, 20), K=3, colours=3, B=2, dtype=torch.float32):
     shape = {"B": B, "K": K, "h": positions[0], "w": positions[1]}
-    return refinement_inputs(shape, pixels, dtype, CPU, colours)
+    return pixel_labels_inputs(shape, pixels, dtype, CPU, colours)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
