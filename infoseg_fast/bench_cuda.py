@@ -31,7 +31,9 @@ FLUSH_BYTES = 2**28  # more than any L2 cache of today
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks."""
+    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks, or the number
+    of colours that labels are refined with.
+    """
 
     op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment", "count" or "refine"
     name: str
@@ -67,7 +69,7 @@ CASES = (
     Case("appearance", "appearance term Potsdam", POTSDAM, settings={"smooth": 0}),
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
-    Case("refine", "refined labels 128x128", COCO, settings={"size": (128, 128)}),
+    Case("refine", "refined labels 128x128", COCO | {"C": 3}, settings={"size": (128, 128)}),
 )
 COLUMNS = (
     "op", "case", "provider", "mode", "shape", "dtype", "device", "median_ms", "p20_ms", "p80_ms", "ratio_to_op",
@@ -87,9 +89,9 @@ def floor_bytes(case: Case, mode: str) -> int:
         return feature_map * (1 if mode == "forward" else 3) + sums * (1 if mode == "forward" else 2)
     if case.op == "appearance":  # the images are read, and nothing else that is not an input
         return 3 * s["B"] * STRIDE**2 * P * 4 + feature_map * (1 if mode == "forward" else 3)
-    if case.op == "refine":  # the prior, three colours of the positions and of the pixels, labels
-        pixels = case.settings["size"][0] * case.settings["size"][1]
-        return score_map + s["B"] * (3 * (P + pixels) * itemsize + pixels)
+    if case.op == "refine":  # the prior, colours of the positions and of the pixels, labels
+        pixels = s["B"] * case.settings["size"][0] * case.settings["size"][1]
+        return score_map + feature_map + pixels * (s["C"] * itemsize + 1)
     if not case.differentiable:  # labels are written, or a target read
         return feature_map + s["B"] * case.settings["size"][0] * case.settings["size"][1]
     if mode == "forward":
@@ -100,7 +102,7 @@ def floor_bytes(case: Case, mode: str) -> int:
 def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
     """features, global features, weight and bias, or what `pixel_labels` takes."""
     if case.op == "refine":
-        return cuda_checks.pixel_labels_inputs(case.shape, case.settings["size"], dtype, device)
+        return cuda_checks.pixel_labels_inputs(case.shape, case.settings["size"], dtype, device, case.shape["C"])
     return cuda_checks.inputs(case.shape, dtype, device)
 
 
