@@ -31,8 +31,8 @@ FLUSH_BYTES = 2**28  # more than any L2 cache of today
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks, or the number
-    of colours that labels are refined with.
+    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks, or how
+    many colours labels are refined with.
     """
 
     op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment", "count" or "refine"
