@@ -22,6 +22,7 @@ from .bench import SHOWN, position_statistics, relative_errors, table, upstream_
 from .env import commit, versions
 from .model import STRIDE
 from .reference.similarity import accumulation_dtype
+from .refinement import pixel_labels
 
 SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED = 2  # cases that max-autotune is timed on: it takes the longest
@@ -30,9 +31,11 @@ FLUSH_BYTES = 2**28  # more than any L2 cache of today
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks."""
+    """An op at a shape. B = 64 and a stride of 4 are the paper's; C is a width of this package's networks, or how
+    many colours labels are refined with.
+    """
 
-    op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment" or "count"
+    op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment", "count" or "refine"
     name: str
     shape: dict
     dtype: torch.dtype = torch.float32
@@ -40,7 +43,7 @@ class Case:
 
     @property
     def differentiable(self) -> bool:
-        return self.op not in ("segment", "count")
+        return self.op not in ("segment", "count", "refine")
 
 
 COCO = {"B": 64, "C": 256, "D": 512, "K": 15, "h": 32, "w": 32}
@@ -66,6 +69,7 @@ CASES = (
     Case("appearance", "appearance term Potsdam", POTSDAM, settings={"smooth": 0}),
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
+    Case("refine", "refined labels 128x128", COCO | {"C": 3}, settings={"size": (128, 128)}),
 )
 COLUMNS = (
     "op", "case", "provider", "mode", "shape", "dtype", "device", "median_ms", "p20_ms", "p80_ms", "ratio_to_op",
@@ -85,6 +89,9 @@ def floor_bytes(case: Case, mode: str) -> int:
         return feature_map * (1 if mode == "forward" else 3) + sums * (1 if mode == "forward" else 2)
     if case.op == "appearance":  # the images are read, and nothing else that is not an input
         return 3 * s["B"] * STRIDE**2 * P * 4 + feature_map * (1 if mode == "forward" else 3)
+    if case.op == "refine":  # the prior, colours of the positions and of the pixels, labels
+        pixels = s["B"] * case.settings["size"][0] * case.settings["size"][1]
+        return score_map + feature_map + pixels * (s["C"] * itemsize + 1)
     if not case.differentiable:  # labels are written, or a target read
         return feature_map + s["B"] * case.settings["size"][0] * case.settings["size"][1]
     if mode == "forward":
@@ -92,10 +99,17 @@ def floor_bytes(case: Case, mode: str) -> int:
     return 3 * feature_map + (3 if case.op == "assign" else 2) * score_map
 
 
+def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """features, global features, weight and bias, or what `pixel_labels` takes."""
+    if case.op == "refine":
+        return cuda_checks.pixel_labels_inputs(case.shape, case.settings["size"], dtype, device, case.shape["C"])
+    return cuda_checks.inputs(case.shape, dtype, device)
+
+
 def providers(
     case: Case, device: torch.device, compiled: bool = False, autotuned: bool = False, backend: str = "triton"
 ) -> dict[str, Callable]:
-    """Functions of features, global features, weight and bias."""
+    """Functions of the case's `inputs`."""
     how = case.settings
     op, eager = {
         "loss": (ops.mutual_information_loss, baselines.loss),
@@ -105,12 +119,15 @@ def providers(
         "appearance": (appearance_term, baselines.appearance_term),
         "segment": (ops.segment, baselines.segment),
         "count": (ops.segment_and_count, baselines.segment_and_count),
+        "refine": (pixel_labels, baselines.refined_labels),
     }[case.op]
     if case.op == "moments":
         s = case.shape
         how = {"statistics": position_statistics(s["B"], how["statistics"], s["h"], s["w"], case.dtype).to(device)}
     if case.op == "appearance":
         how = how | {"images": cuda_checks.images(case.shape, device)}
+    if case.op == "refine":
+        how = {}  # the size is that of the colours
     if case.op == "count":
         # The upsampled size is the target's; it stands third among the arguments.
         how = {name: value for name, value in how.items() if name != "size"}
@@ -181,7 +198,7 @@ def extra_memory(step: Callable, device: torch.device) -> float:
 
 def measure(case: Case, device: torch.device, repeats: int, compiled: bool, autotuned: bool, rate: float) -> list[dict]:
     """The rows of one case; a provider that fails is left out with a warning."""
-    x = [t.requires_grad_(case.differentiable) for t in cuda_checks.inputs(case.shape, case.dtype, device)]
+    x = [t.requires_grad_(case.differentiable) for t in inputs(case, case.dtype, device)]
     exact = [t.detach().double().requires_grad_(case.differentiable) for t in x]
     truth = {mode: step() for mode, step in steps(providers(case, device)["eager"], exact, case.differentiable).items()}
     del exact

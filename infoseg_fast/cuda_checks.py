@@ -18,6 +18,8 @@ from .appearance import appearance_statistics, appearance_term, information_of_m
 from .dispatch import kernel
 from .metrics import ClusterMetrics
 from .model import STRIDE
+from .reference import refined_scores
+from .refinement import Colours, Refinement, pixel_labels, refined_labels
 
 # Of relative 2-norms: global features and coefficients are rounded to 16 bits before their products.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -177,6 +179,13 @@ def tf32(device: torch.device, shape: dict) -> None:
         close(ops.mutual_information_loss, x, None, TF32_FLOOR)
 
 
+def none_short(scores: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    """No label's score, of [B, K, H, W], is below the highest by more than what rounding in `dtype` may leave."""
+    short = scores.amax(dim=1) - scores.gather(1, labels.long()[:, None])[:, 0]
+    allowed = 16 * torch.finfo(dtype).eps * scores.abs().max().item()
+    assert short.max().item() <= allowed, f"a label is {short.max().item():.2e} short of the best class"
+
+
 def segmentation(
     device: torch.device, dtype: torch.dtype, shape: dict, size: tuple[int, int], interpolate: str
 ) -> None:
@@ -186,9 +195,7 @@ def segmentation(
     if interpolate == "probs":
         volume = volume.softmax(dim=1)
     volume = F.interpolate(volume, size=size, mode="bilinear", align_corners=False)
-    short = volume.amax(dim=1) - volume.gather(1, labels.long()[:, None])[:, 0]
-    allowed = 16 * torch.finfo(dtype).eps * volume.abs().max().item()
-    assert short.max().item() <= allowed, f"a label is {short.max().item():.2e} short of the best class"
+    none_short(volume, labels, dtype)
 
     target = torch.randint(0, 7, (len(x[0]), *size), generator=torch.Generator().manual_seed(3)).to(device).byte()
     target[0, 0] = 255
@@ -199,6 +206,34 @@ def segmentation(
     cells = (labels.long() * 7 + target.long())[target != 255]
     assert torch.equal(counts, torch.bincount(cells, minlength=7 * K).view(K, 7))
     assert torch.equal(ops.segment_and_count(*x[:2], target, *x[2:], **how), counts)
+
+
+def pixel_labels_inputs(
+    shape: dict, size: tuple[int, int], dtype: torch.dtype, device: torch.device, colours: int = 3
+) -> list[Tensor]:
+    """prior, colour, around, residual and log_scale, of so many colours."""
+    B, K, h, w = (shape[name] for name in ("B", "K", "h", "w"))
+    sizes = (B, K, h, w), (B, colours, *size), (B, colours, h, w), (K, colours, 2 * colours + 1), (K,)
+    generator = torch.Generator().manual_seed(6)
+    prior, *others = (torch.randn(size, generator=generator) for size in sizes)
+    return [x.to(device, dtype) for x in (torch.softmax(2 * prior, dim=1), *others)]
+
+
+def refined_labels_inputs(shape: dict, device: torch.device) -> tuple[Tensor, Colours, Refinement, tuple[int, int]]:
+    """Probabilities, colours, refinement and size of `refined_labels`."""
+    size = (20, 20)
+    probs, colour, around, residual, log_scale = pixel_labels_inputs(shape, size, torch.float32, device)
+    return probs, Colours(colour, around), Refinement(residual, log_scale, 0), size
+
+
+def refinement(device: torch.device, dtype: torch.dtype, shape: dict, size: tuple[int, int], colours: int = 3) -> None:
+    x = pixel_labels_inputs(shape, size, dtype, device, colours)
+    found = pixel_labels(*x, backend="triton")
+    prior, colour, around, *classes = (t.double() for t in x)
+    scores = [refined_scores(*of_image, *classes) for of_image in zip(prior, colour, around, strict=True)]
+    none_short(torch.stack(scores), found, dtype)
+    strided = [t.mT.contiguous().mT if t.dim() > 1 else t for t in x]
+    assert torch.equal(pixel_labels(*strided, backend="triton"), found)
 
 
 def reruns(device: torch.device, shape: dict) -> None:
@@ -244,6 +279,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
     target[1, 2, 3] = 9
     Y, pixels = statistics(x), images(shape, device)
+    seen = refined_labels_inputs(shape, device)
     metrics = ClusterMetrics(shape["K"], 3)
     metrics.add(torch.zeros(shape["K"], 3, dtype=torch.int64, device=device), torch.zeros((), device=device).long())
     torch.cuda.synchronize(device)
@@ -255,6 +291,7 @@ def nothing_waits(device: torch.device, shape: dict) -> None:
         ops.class_moments(*x, statistics=Y, backend="triton").sum().backward()
         appearance_term(*x, images=pixels, smooth=1, backend="triton").backward()
         ops.segment(*x, size=(20, 20), backend="triton")
+        refined_labels(*seen, backend="triton")
         found = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, return_outside=True, backend="triton")
         metrics.add(*found)
     finally:
@@ -278,13 +315,15 @@ def captured(device: torch.device, shape: dict) -> None:
     target = torch.zeros(shape["B"], 20, 20, dtype=torch.uint8, device=device)
 
     Y, pixels = statistics(x), images(shape, device)
+    seen = refined_labels_inputs(shape, device)
 
     def step():
         loss = ops.class_moments(*x, statistics=Y, backend="triton").square().sum()
         loss = loss + appearance_term(*x, images=pixels, smooth=1, backend="triton")
         loss = loss + sum(ops.mutual_information_loss(*x, backend="triton", **how) for how in LOSSES)
         gradients = torch.autograd.grad(loss + ops.assign(*x, backend="triton").square().sum(), x)
-        return [loss, *gradients, ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, backend="triton")]
+        counts = ops.segment_and_count(*x[:2], target, *x[2:], num_classes=3, backend="triton")
+        return [loss, *gradients, counts, refined_labels(*seen, backend="triton")]
 
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
@@ -296,6 +335,7 @@ def captured(device: torch.device, shape: dict) -> None:
         kept = step()
     with torch.no_grad():
         x[0].mul_(0.5)
+        seen[1].pixels.mul_(0.5)
     graph.replay()
     torch.cuda.synchronize(device)
     assert all(torch.equal(a, b) for a, b in zip(kept, step(), strict=True))
@@ -350,6 +390,10 @@ def checks(device: torch.device, small: dict) -> Iterator[tuple[str, Callable[[]
     for dtype, size, interpolate in itertools.product(FLOORS, sizes, ("probs", "logits")):
         name = f"segment and segment_and_count {str(dtype)[6:]} {size[0]}x{size[1]} {interpolate}"
         yield name, lambda d=dtype, s=size, i=interpolate: segmentation(device, d, small, s, i)
+    for dtype, size, colours in itertools.product((torch.float32, torch.float64), sizes, (3, 1)):
+        if dtype in FLOORS:
+            name = f"refined_labels {str(dtype)[6:]} {size[0]}x{size[1]}, {colours} colours"
+            yield name, lambda d=dtype, s=size, c=colours: refinement(device, d, small, s, c)
     yield "reruns give the same bits", lambda: reruns(device, small)
     yield "torch.compile(fullgraph=True)", lambda: compiled(device, small)
     yield "autocast", lambda: autocast(device, small)
@@ -360,6 +404,7 @@ def checks(device: torch.device, small: dict) -> Iterator[tuple[str, Callable[[]
     for shape in (COCO, POTSDAM):
         yield from appearance_checks(device, shape)
     yield "segment COCO-Stuff to 128x128", lambda: segmentation(device, torch.float32, COCO, (128, 128), "probs")
+    yield "refined_labels COCO-Stuff 128x128", lambda: refinement(device, torch.float32, COCO, (128, 128))
     yield "nothing waits for the device", lambda: nothing_waits(device, small)
     yield "captured in a CUDA graph", lambda: captured(device, small)
     yield "on a side stream", lambda: on_a_side_stream(device)

@@ -124,13 +124,14 @@ def refined_labels(
         probs: V [B, K, h, w] of the positions.
         colours: of the pixels that they cover, and around the positions.
         size: of the labels; where it is not that of the pixels, the logarithms of p are upsampled bilinearly to it.
-        backend: "auto", "reference" or "cpp", which takes labels of the pixels' size.
+        backend: "auto", "reference", or "cpp" or "triton", which take labels of the pixels' size.
 
     Returns:
         [B, *size] uint8; of equal classes the lowest.
     """
-    weights = torch.tensor(SPREAD, device=probs.device)
-    spread = (weights[:, None] * weights).expand(probs.shape[1], 1, 3, 3)
+    # Filled where they are wanted: a copy from the host would wait for a GPU.
+    weights = torch.stack([torch.full((), share, device=probs.device) for share in SPREAD])
+    spread = torch.outer(weights, weights).expand(probs.shape[1], 1, 3, 3)
     prior = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=probs.shape[1])
     given = prior, *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):
@@ -155,7 +156,7 @@ def pixel_labels(
     Args:
         prior: [B, K, h, w] of the positions, upsampled bilinearly, as `around` is.
         colour [B, c, H, W], around [B, c, h, w], residual [K, c, 2c + 1], log_scale [K].
-        backend: "auto", "reference" or "cpp", which takes float32.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float32 and float64.
 
     Returns:
         [B, H, W] uint8.

@@ -25,6 +25,7 @@ def _kernels() -> dict[str, object]:
     from .appearance_statistics import AppearanceStatisticsKernel
     from .moments import ClassMomentsKernel
     from .mutual_information import LossKernel
+    from .refinement import RefinedLabelsKernel
     from .segmentation import SegmentAndCountKernel, SegmentKernel
     from .similarity import AssignKernel, SimilarityKernel
 
@@ -38,6 +39,7 @@ def _kernels() -> dict[str, object]:
         "local_appearance": LocalAppearanceKernel(),
         "appearance_statistics": AppearanceStatisticsKernel(),
         "information_of_moments": InformationOfMomentsKernel(),
+        "refined_labels": RefinedLabelsKernel(),
     }
 
 

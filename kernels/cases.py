@@ -21,7 +21,7 @@ ALL_GRADIENTS = Needs(True, True, True)
 class Case:
     """An op at a shape. `settings` are the op's own: temperature, interpolate, size, num_classes, the number of
     statistics and whether V is kept, a loss's settings, the radius of a mean. The features of the appearance's ops are
-    images and their appearance.
+    images and their appearance, those of the refined labels the colours around the positions.
     """
 
     op: str
@@ -123,6 +123,13 @@ def _information_of_moments(kernel, case, f, G, g0):
     return {"forward": forward}
 
 
+def _refined_labels(kernel, case, f, G, g0):
+    prior, colour = f.new_empty(case.B, case.K, case.h, case.w), f.new_empty(case.B, case.C, *case.settings["size"])
+    with recorded() as forward:
+        kernel.forward(prior, colour, f, f.new_empty(case.K, case.C, 2 * case.C + 1), f.new_empty(case.K))
+    return {"forward": forward}
+
+
 def _loss(kernel, case, f, G, g0):
     settings = LossSettings(**{
         "temperature": 1.0,
@@ -149,6 +156,7 @@ _RUN = {
     "local_appearance": _local_appearance,
     "appearance_statistics": _appearance_statistics,
     "information_of_moments": _information_of_moments,
+    "refined_labels": _refined_labels,
 }
 
 _HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -193,6 +201,7 @@ AOT_CASES = [
         for dtype in (_FLOAT, _DOUBLE)
     ],
     *[Case("information_of_moments", "information", C=5, dtype=dtype) for dtype in (_FLOAT, _DOUBLE)],
+    *[Case("refined_labels", "refined labels", C=3, dtype=dtype, settings=_UP) for dtype in (_FLOAT, _DOUBLE)],
 ]
 # Compiled by the command besides: layouts, ragged sizes, more classes.
 MORE_AOT_CASES = [
@@ -217,6 +226,9 @@ MORE_AOT_CASES = [
     *[Case("appearance_statistics", f"{d} channels", C=d, h=50, w=50) for d in (3, 6, 20)],
     Case("information_of_moments", "no gradient", C=5, settings={"gradient_wanted": False}),
     *[Case("information_of_moments", f"{d} channels", C=d) for d in (15, 31, 63)],
+    *[Case("refined_labels", f"{c} colours", C=c, settings=_UP) for c in (1, 4, 16)],
+    Case("refined_labels", "ragged", C=3, settings={"size": (33, 39)}),
+    Case("refined_labels", "16 colours, float64", C=16, dtype=_DOUBLE, settings=_UP),
 ]
 # Compiled by the command with --all, in a quarter of an hour on two cores: every loss by dtype, K, C and layout.
 ALL_AOT_CASES = [
@@ -277,6 +289,10 @@ ROOFLINE_CASES += [
     ],
     *[
         Case("information_of_moments", name, C=5, K=shape["K"])
+        for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
+    ],
+    *[
+        Case("refined_labels", name, C=3, settings={"size": (4 * shape["h"], 4 * shape["w"])}, **shape)
         for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
     ],
 ]

@@ -115,6 +115,24 @@ TABLE: list[Row] = [
         "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
     ),
     Row(
+        "refined_labels",
+        lambda key: key.C <= 4 and key.itemsize == 4,
+        Config({"BLOCK": 512}, 4, 1),
+        "4 pixels a thread share each weight that it loads; 8 take 234 registers at 3 colours",
+    ),
+    Row(
+        "refined_labels",
+        lambda key: key.C <= 4,
+        Config({"BLOCK": 256}, 4, 1),
+        "8-byte elements: half of float32's tile",
+    ),
+    Row(
+        "refined_labels",
+        lambda key: True,
+        Config({"BLOCK": 128}, 4, 1),
+        "a pixel a thread, whose 2 c colours it holds: with 4, 16 float64 colours spill",
+    ),
+    Row(
         "appearance_cells",
         lambda key: True,
         Config({"BLOCK": 512}, 4, 1),

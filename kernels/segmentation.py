@@ -21,20 +21,11 @@ from . import configs
 from .launch import Cost, Launch, kernel, launch
 from .similarity import scores
 from .tiles import alignment, divided
+from .upsampling import sources, upsampled
 
 # Joint counts are first made by each program for its own pixels, in registers: up to this many bins, a power of two.
 MOST_BINS = 1024
 LEAST_BINS = 128
-
-
-@triton.jit
-def source(to, scale, LENGTH, dtype: tl.constexpr):
-    """Where pixel `to` lies among LENGTH positions (align_corners=False): the position before, the one after, and the
-    share of the latter. As torch.nn.functional.interpolate has it.
-    """
-    at = tl.maximum((to.to(dtype) + 0.5) * tl.cast(scale, dtype) - 0.5, 0.0)
-    before = tl.minimum(at.to(tl.int32), LENGTH - 1)
-    return before, tl.minimum(before + 1, LENGTH - 1), tl.minimum(at - before.to(dtype), 1.0)
 
 
 def _upsampled_cost(started: Launch) -> Cost:
@@ -79,18 +70,13 @@ def upsampled_labels(
     i = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
     inside = i < pixels
     dtype: tl.constexpr = volume.dtype.element_ty
-    top, bottom, down = source(i // columns, scale_y, h, dtype)
-    left, right, across = source(i % columns, scale_x, w, dtype)
+    at = sources(i, columns, h, w, scale_y, scale_x, dtype)
     image = volume + b * K * (h * w)
-    upper_left, upper_right = top * w + left, top * w + right
-    lower_left, lower_right = bottom * w + left, bottom * w + right
 
     best = tl.full((BLOCK,), float("-inf"), dtype)
     label = tl.zeros((BLOCK,), tl.int32)
     for k in range(K):
-        upper = tl.load(image + upper_left) * (1 - across) + tl.load(image + upper_right) * across
-        lower = tl.load(image + lower_left) * (1 - across) + tl.load(image + lower_right) * across
-        value = upper * (1 - down) + lower * down
+        value = upsampled(image, at)
         # Of equal classes the lowest; a NaN never wins.
         better = value > best
         best = tl.where(better, value, best)

@@ -53,7 +53,7 @@ def test_the_baselines_of_the_gpu_compute_what_the_ops_compute(case):
     shape = {"B": 4, "C": 8, "D": 6, "K": 3, "h": 6, "w": 5}
     settings = case.settings | ({"size": (9, 11)} if "size" in case.settings else {})
     small = bench_cuda.Case(case.op, case.name, shape, torch.float64, settings)
-    x = [t.requires_grad_(case.differentiable) for t in cuda_checks.inputs(shape, torch.float64, torch.device("cpu"))]
+    x = [t.requires_grad_(case.differentiable) for t in bench_cuda.inputs(small, torch.float64, torch.device("cpu"))]
     found = bench_cuda.providers(small, torch.device("cpu"), backend="reference")
     results = [bench_cuda.steps(f, x, case.differentiable) for f in found.values()]
     for mode, step in results[0].items():

@@ -44,6 +44,8 @@ CASES = [
     cases.Case("appearance_statistics", "two blocks", B=1, C=9, h=3, w=2, dtype=torch.float64, settings={"smooth": 2}),
     cases.Case("information_of_moments", "a matrix of 5 in 8", K=4, C=4),
     cases.Case("information_of_moments", "no gradient", K=2, C=1, settings={"gradient_wanted": False}),
+    cases.Case("refined_labels", "two tiles", B=2, C=3, K=3, h=6, w=5, settings={"size": (24, 25)}),
+    cases.Case("refined_labels", "float64", B=1, C=5, K=2, h=2, w=3, dtype=torch.float64, settings={"size": (7, 9)}),
     loss("same_position", 1, masked=True),
     loss("same_position", 1, C=20, bias=False),
     loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept
