@@ -27,7 +27,6 @@ from .reference.similarity import moments_of
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
 LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve
 SHARE = 1e-3  # every class has this share of the moments of all: one that is nowhere looks like everything
-SPREAD = (0.25, 0.5, 0.25)  # of a position's probabilities over its neighbours, along each axis
 
 
 class Refinement(NamedTuple):
@@ -114,6 +113,18 @@ def fitted(moments: Tensor, radius: int) -> Refinement:
     return Refinement(residual.float(), log_scale.float(), radius)
 
 
+def spread(probs: Tensor) -> Tensor:
+    """Each position's probabilities and its neighbours', weighted with (1 2 1) / 4 each way: float32 [B, K, h, w].
+
+    Sums, and no convolution, whose factors a GPU may round.
+    """
+    probs = F.pad(probs.float(), (1, 1, 1, 1), mode="replicate")
+    for dim in (2, 3):
+        before, here, after = (probs.narrow(dim, i, probs.shape[dim] - 2) for i in range(3))
+        probs = (before + after) / 4 + here / 2
+    return probs
+
+
 @torch.no_grad()
 def refined_labels(
     probs: Tensor, colours: Colours, refinement: Refinement, size: tuple[int, int], *, backend: str = "auto"
@@ -130,9 +141,7 @@ def refined_labels(
         [B, *size] uint8; of equal classes the lowest.
     """
     # Filled where they are wanted: a copy from the host would wait for a GPU.
-    weights = torch.stack([torch.full((), share, device=probs.device) for share in SPREAD])
-    spread = torch.outer(weights, weights).expand(probs.shape[1], 1, 3, 3)
-    prior = F.conv2d(F.pad(probs.float(), (1, 1, 1, 1), mode="replicate"), spread, groups=probs.shape[1])
+    prior = spread(probs)
     given = prior, *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):
         return pixel_labels(*given, backend=backend)

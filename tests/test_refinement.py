@@ -18,6 +18,7 @@ from infoseg_fast.refinement import (
     colours,
     fitted,
     refined_labels,
+    spread,
 )
 from infoseg_fast.train import train
 
@@ -129,8 +130,9 @@ def test_colours_that_tell_nothing_change_nothing_but_the_spread():
     images = torch.rand(16, 3, 32, 32)
     refinement = fitted(class_colours(torch.full_like(probs, 0.5), images, None, 0), 0)
     found = refined_labels(probs, colours(images, (8, 8), 0), refinement, (32, 32))
-    spread = F.avg_pool2d(F.avg_pool2d(F.pad(probs, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
-    plain = isf.segment(spread, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
+    around = F.avg_pool2d(F.avg_pool2d(F.pad(probs, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
+    torch.testing.assert_close(spread(probs), around)
+    plain = isf.segment(around, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
     assert (found != plain).float().mean() < 1e-3  # of probabilities that are equal to rounding
 
 
