@@ -140,7 +140,6 @@ def refined_labels(
     Returns:
         [B, *size] uint8; of equal classes the lowest.
     """
-    # Filled where they are wanted: a copy from the host would wait for a GPU.
     prior = spread(probs)
     given = prior, *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):

@@ -164,7 +164,8 @@ class Run:
 
     @torch.no_grad()
     def refinement(self) -> Refinement | None:
-        """What the pixels of each class look like in the first crops of the run; None where labels do not use it."""
+        """What the pixels of each class look like in the first crops of the run; None where labels do not use it, or no
+        pixel of these crops counts."""
         config = self.config
         if not config.refine:
             return None
@@ -187,7 +188,7 @@ class Run:
                 mask = valid_positions(mask, probs.shape[2:])
             moments = moments + class_colours(probs, padded(images), mask, config.smooth)
         self.average.train(training)
-        return fitted(moments, config.smooth)
+        return fitted(moments, config.smooth) if moments[:, 0, 0].sum() > 0 else None
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""

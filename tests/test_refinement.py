@@ -1,13 +1,17 @@
 """Labels at the pixels: the densities of the classes' colours, Bayes' rule, and its kernel."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_folder
+from PIL import Image
 from torch.distributions import MultivariateNormal
 
 import infoseg_fast as isf
 from infoseg_fast import checkpoint, reference
+from infoseg_fast.config import TrainConfig
+from infoseg_fast.data import open_set
 from infoseg_fast.dispatch import kernel
 from infoseg_fast.refinement import (
     LEAST_DEVIATION,
@@ -20,7 +24,7 @@ from infoseg_fast.refinement import (
     refined_labels,
     spread,
 )
-from infoseg_fast.train import train
+from infoseg_fast.train import Run, train
 
 
 def problem(B=2, K=3, c=3, h=4, w=5, size=(16, 20), dtype=torch.float32):
@@ -182,6 +186,17 @@ def test_run_keeps_its_refinement_and_can_do_without(tmp_path):
     segmenter = isf.load(tmp_path / "with")
     segmenter.refinement = None
     assert torch.equal(segmenter.segment(images), labels["without"])  # training is the same
+
+
+def test_crops_without_a_pixel_that_counts_give_none(tmp_path):
+    data = write_folder(tmp_path / "data", number=6, side=32)
+    for path in (data / "labels").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
+    (data / "classes.txt").write_text("a\nb\n")
+    config = TrainConfig(data=str(data), classes=2, crop=32, batch_size=4, width=8, smooth=0, loss_mask="gt")
+    config.complete()
+    run = Run(config, open_set(str(data), "train", num_classes=2), torch.device("cpu"), None)
+    assert run.refinement() is None
 
 
 def test_paper_recipe_has_none(tmp_path):
