@@ -135,20 +135,19 @@ class Segmenter:
             right_of = piece.size[1] - piece.left_of - part.shape[2]
             # What the features cover beyond the part counts as not labelled.
             framed = F.pad(part, (piece.left_of, right_of, piece.above, below), value=IGNORE)
-            if piece.colours is not None:
-                counts += confusion_matrix(
-                    self._labels(piece), framed, self.num_clusters, num_classes, ignore_index=IGNORE
+            if piece.colours is None:
+                counts += segment_and_count(
+                    piece.probs,
+                    self._classes(piece.probs),
+                    framed,
+                    num_classes=num_classes,
+                    interpolate="logits",
+                    ignore_index=IGNORE,
+                    check=True,
                 )
-                continue
-            counts += segment_and_count(
-                piece.probs,
-                self._classes(piece.probs),
-                framed,
-                num_classes=num_classes,
-                interpolate="logits",
-                ignore_index=IGNORE,
-                check=True,
-            )
+            else:
+                labels = self._labels(piece)
+                counts += confusion_matrix(labels, framed, self.num_clusters, num_classes, IGNORE, check=True)
         return counts
 
     def _check(self, images: Tensor) -> None:

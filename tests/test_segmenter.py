@@ -67,6 +67,15 @@ def test_padding_does_not_shift_the_labels(network):
     assert torch.equal(odd, whole[:, :63, :62])
 
 
+@pytest.mark.parametrize("refined", [False, True])
+def test_count_refuses_a_target_out_of_range(network, refined):
+    target = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    target[0, 3, 4] = 9
+    found = isf.Segmenter(network, refinement=refinement(network) if refined else None)
+    with pytest.raises(ValueError, match="9"):
+        found.count(torch.rand(1, 3, 32, 32), target, 4)
+
+
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("refined", [False, True])
 def test_labels_have_the_images_size_at_any_scale(network, scale, refined):

@@ -139,6 +139,8 @@ def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     train({"steps": 14}, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "parts")[-4:] == losses(tmp_path / "whole")[-4:]
     assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    refinements = [checkpoint.load(tmp_path / name)["prediction"]["refinement"] for name in ("parts", "whole")]
+    assert same_weights(*({name: torch.as_tensor(x) for name, x in one.items()} for one in refinements))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
