@@ -1,4 +1,4 @@
-"""What the drawn sets are drawn with: fields of noise, regions, and how a set is written."""
+"""What the drawn sets are drawn with: fields of noise, regions, colours, a camera, and how a set is written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,3 +62,36 @@ def cells(rng: np.random.Generator, side: int, classes: int, number: int) -> np.
 def pick(maps: list[np.ndarray], label: np.ndarray) -> np.ndarray:
     """At each pixel the number of its class's map."""
     return np.take_along_axis(np.stack(maps, -1), label[..., None], -1)[..., 0]
+
+
+def photograph(rng: np.random.Generator, scene: np.ndarray, uneven: float, blur: float, grain: float) -> np.ndarray:
+    """A scene of reflectances 0 to 1 as a camera gives it, in grey or colour.
+
+    `uneven` is how much the light varies over the image, `blur` the lens's in pixels, and `grain` the noise of the
+    sensor where the light is full; it falls with the root of the light, to a floor.
+    """
+    side, colours = len(scene), scene.shape[2:]
+    slope = turned(side, rng.uniform(0, 2 * np.pi), (side / 2, side / 2))[0] / side
+    light = np.exp(uneven * (slope + 0.5 * noise(rng, side, side / 4)))
+    exposure = rng.uniform(0.7, 1.1) * np.exp(0.04 * rng.normal(size=colours))
+    lit = scene * light.reshape(light.shape + (1,) * len(colours)) * exposure
+    seen = gaussian_filter(lit, (blur, blur) + (0,) * len(colours)).clip(0)
+    return 255 * (seen + grain * np.sqrt(seen + 0.1) * rng.normal(size=seen.shape))
+
+
+def tones(rng: np.random.Generator, colours, brightness: float, hue: float) -> np.ndarray:
+    """Colours [n, 3] of 0 to 1, varied from those of 0 to 255 that are given."""
+    colours = np.array(colours) / 255
+    return colours * np.exp(brightness * rng.normal(size=(len(colours), 1)) + hue * rng.normal(size=colours.shape))
+
+
+def mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Two colours, or one for each pixel, in proportion."""
+    share = share.clip(0, 1)[..., None]
+    return first * (1 - share) + second * share
+
+
+def ellipse(side: int, centre, radius: float, stretch: float = 1, angle: float = 0) -> np.ndarray:
+    """Distance of every pixel from a centre, in radii of an ellipse that is `stretch` times as long as wide."""
+    along, across = turned(side, angle, centre)
+    return np.hypot(along / stretch, across) / radius
