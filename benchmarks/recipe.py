@@ -4,8 +4,8 @@
     python benchmarks/recipe.py texture-mosaics landcover --set appearance=0 --set balance=0.5
 
 A set is what `infoseg train --data` takes, or one that is made here: `texture-mosaics`, `tissue-sections`,
-`landscapes` (see the files of these names), or one of drawn_sets.py or drawn_scenes.py; `drawn-sets` and
-`drawn-scenes` stand for all of theirs.
+`landscapes` (see the files of these names), or one of drawn_sets.py, drawn_scenes.py or drawn_views.py;
+`drawn-sets`, `drawn-scenes` and `drawn-views` stand for all of theirs.
 The landcover sets are scored on all tiles, since their eval split is small, others on the eval split.
 `--set NAME=VALUE` changes a setting of `infoseg train` (0 or 1 for a switch); what is not set is the default recipe.
 `--baselines` scores what needs no network first.
@@ -22,6 +22,7 @@ from statistics import mean, pstdev
 
 import drawn_scenes
 import drawn_sets
+import drawn_views
 import landscapes
 import numpy as np
 import texture_mosaics
@@ -42,7 +43,11 @@ COLUMNS = (
     "cluster_shares", "seconds",
 )  # fmt: skip
 
-COLLECTIONS = {"drawn-sets": drawn_sets.SETS, "drawn-scenes": drawn_scenes.SCENES}  # names that stand for several
+COLLECTIONS = {  # names that stand for several
+    "drawn-sets": drawn_sets.SETS,
+    "drawn-scenes": drawn_scenes.SCENES,
+    "drawn-views": drawn_views.VIEWS,
+}
 MADE = {
     maker.NAME: maker
     for maker in (landscapes, texture_mosaics, tissue_sections, *itertools.chain(*COLLECTIONS.values()))

@@ -25,7 +25,8 @@ def script(monkeypatch):
     [
         "landscapes", "texture-mosaics", "tissue-sections", "radar", "fluorescence", "slices", "shapes",
         "noisy-colours", "unequal-classes", "uneven-light", "grains", "weaves", "streets", "fields", "phase-contrast",
-        "leaves", "roofs", "thin-sections", "thermal", "reef", "welds",
+        "leaves", "roofs", "thin-sections", "thermal", "reef", "welds", "chest-films", "cast-iron", "sonar", "concrete",
+        "dermatoscopy", "plates", "circuit-boards", "sea-ice",
     ],
 )  # fmt: skip
 def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
@@ -48,6 +49,8 @@ def test_a_collection_s_name_stands_for_its_sets_and_others_for_themselves(scrip
     recipe = script("recipe")
     names = recipe.expanded(["drawn-scenes", "landcover", "drawn-sets"])
     assert names[:2] == ["fields", "phase-contrast"] and names[8:10] == ["landcover", "radar"] and len(names) == 19
+    assert recipe.expanded(["drawn-views"])[::7] == ["chest-films", "sea-ice"]
+    assert len(recipe.MADE) == 3 + sum(map(len, recipe.COLLECTIONS.values()))  # no two sets of one name
     assert set(names) - {"landcover"} < set(recipe.MADE)
 
 
