@@ -16,7 +16,7 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "overcluster": 2.0, "refine": True,
+        "overcluster": 3.0, "refine": True,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
@@ -56,8 +56,8 @@ class TrainConfig:
     )
     overcluster: float | None = setting(
         None,
-        "a rival begins with X times the classes and drops those that tell least; it takes over if its loss is clearly "
-        "lower; 1: none (default: the recipe's)",
+        "a second network has X times the classes, which are taken together at the end; labels are of those that tell "
+        "more; 1: none (default: the recipe's)",
         type=float,
     )
     crop: int | None = setting(

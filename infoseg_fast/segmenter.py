@@ -77,6 +77,8 @@ class Segmenter:
             downloaded need it too (`infoseg predict` applies it).
         refinement: what the pixels of each class look like, for labels that follow the pixels' colours; None: labels
             are of the upsampled probabilities alone.
+        groups: of the network's classes; those of a group are one cluster, and its probability is the sum of theirs.
+            None: every class is a cluster.
     """
 
     def __init__(
@@ -89,16 +91,19 @@ class Segmenter:
         raw_scale: float = 1.0,
         smooth: int = 0,
         refinement: Refinement | None = None,
+        groups: list[list[int]] | None = None,
     ) -> None:
         if not 0 <= smooth <= MAX_SMOOTH:
             raise ValueError(f"smooth must be from 0 to {MAX_SMOOTH}, not {smooth!r}")
         self.model, self.temperature, self.scale, self.raw_scale = model, temperature, scale, raw_scale
-        self.smooth, self.refinement = smooth, refinement
+        if groups is not None and sorted(k for group in groups for k in group) != list(range(model.num_classes)):
+            raise ValueError(f"groups must have each of the {model.num_classes} classes once, not {groups}")
+        self.smooth, self.refinement, self.groups = smooth, refinement, groups
         self.classes, self.mapping = classes, mapping
 
     @property
     def num_clusters(self) -> int:
-        return self.model.num_classes
+        return self.model.num_classes if self.groups is None else len(self.groups)
 
     def segment(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Label maps of whole images.
@@ -174,6 +179,8 @@ class Segmenter:
         """Probabilities [B, K, h, w] of the positions, smoothed."""
         projection = self.model.local_projection
         probs = assign(features, global_features, projection.weight, projection.bias, temperature=self.temperature)
+        if self.groups is not None:
+            probs = torch.stack([probs[:, group].sum(dim=1) for group in self.groups], dim=1)
         return neighbourhood_mean(probs, self.smooth)
 
     @staticmethod
@@ -272,6 +279,7 @@ def from_state(state: dict, device: str | torch.device, evaluation: dict | None 
         settings.get("raw_scale", 1.0),
         settings.get("smooth", 0),
         refinement and Refinement(**refinement).to(device),
+        settings.get("groups"),
     )
 
 

@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,17 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import appearance_statistics, appearance_term, local_appearance
-from .averaging import add_to_average, averaged
+from .appearance import appearance_statistics, local_appearance
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
 from .data.images import WHITE
-from .elimination import drop_class, least_telling
 from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
-from .loss import InfoSegLoss
-from .model import STRIDE, InfoSegNet, padded
-from .ops import assign
+from .learner import Learner
+from .merging import Sums, merged, sums_of, told
+from .model import STRIDE, padded, padded_side
 from .refinement import Refinement, class_colours, fitted
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
@@ -45,10 +44,7 @@ DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
 TRIAL_STEPS = 100  # of each of several starts
-REFINED_ON = 128  # crops at most, from which the colours of the classes are taken
-# A rival trains this long with all its classes, this long before each further one goes, and TRIAL_STEPS with K.
-SURPLUS_STEPS, STEPS_A_CLASS = 100, 10
-CLEARLY = 0.08  # nats of appearance information, see docs/recipe.md
+FIRST = 128  # crops, rounded up to whole batches, by which partitions are judged and the colours of classes told
 STARTS_APART = 1_000_003  # their seeds; generators on the CPU take 32 bits
 
 
@@ -86,109 +82,160 @@ def train(given: dict, out: Path, resume: bool = False) -> dict | None:
     return _finish(run, out, eval_set)
 
 
+class Choice(NamedTuple):
+    """Whose classes labels are of: a learner's own, or groups of them."""
+
+    learner: Learner
+    groups: list[list[int]] | None
+
+
+class FirstCrops(NamedTuple):
+    """The first batches of a run, by which partitions are judged and colours told, and their `appearance_statistics`,
+    None where nothing is judged."""
+
+    batches: list[Batch]
+    statistics: list[Tensor] | None
+
+
 class Run:
-    """A network in training, with everything its next step depends on; `start` is the initial network's number."""
+    """Networks in training, with everything their next step depends on; `start` is the initial network's number.
+
+    `learner` has as many classes as are wanted. `finer`, where the settings ask for it, has more and is trained on the
+    same batches; labels are of its classes, taken together, where these tell more (`choice`).
+    """
 
     def __init__(
         self, config: TrainConfig, images: ImageSet, device: torch.device, state: dict | None, start: int = 0
     ) -> None:
         self.config, self.images, self.device = config, images, device
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        torch.manual_seed(config.seed + STARTS_APART * start)
-        self.network = {
-            "in_channels": images.channels,
-            "num_classes": config.classes,
-            "width": config.width,
-            "dim": config.dim,
-            "inputs": config.inputs,
-            "depth": config.depth,
-        }
-        self.model = InfoSegNet(**self.network)
-        if state is None:
-            self.model.set_normalization(*channel_statistics(images))
-        else:
-            # Runs from before weights were averaged hold one set of them.
-            self.model.load_state_dict(state.get("trained", state["model"]))
-        # Channels last: the convolutions of the CPU take two thirds of the time.
-        self.model.to(device, memory_format=torch.channels_last)
-        self.average = averaged(self.model) if config.average else self.model
-        self.criterion = InfoSegLoss(
-            config.temperature, config.estimator, config.negatives, config.num_negatives, config.balance
-        )
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        normalization = channel_statistics(images) if state is None else None
+        states = [None, None] if state is None else learner_states(state)
+
+        def learner(classes: int, seed: int, state: dict | None) -> Learner:
+            return Learner(config, classes, images.channels, device, seed, normalization=normalization, state=state)
+
+        self.learner, self.finer = learner(config.classes, config.seed + STARTS_APART * start, states[0]), None
+        finer = finer_classes(config)
+        if finer and len(states) > 1:
+            self.finer = learner(finer, config.seed, states[1])
         # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
         self.step, self.best_loss, self.scores = 0, float("inf"), None
-        self.first_crops: list[Batch] | None = None  # read when a refinement first needs them
         self.logged, self.saved = Mean(device), Mean(device)
-        self.recent = Mean(device)  # over the steps before the rival's
+        self.first_crops: FirstCrops | None = None  # read when labels first need them
+        self.chosen: tuple[int, Choice] | None = None  # and after which step
         if state is not None:
-            self.average.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best_loss = state["step"], state["best_loss"]
             self.logged, self.saved = Mean(device, *state["logged"]), Mean(device, *state["saved"])
-            self.recent = Mean(device, *state.get("recent", ()))
+
+    def learners(self) -> list[Learner]:
+        return [self.learner] if self.finer is None else [self.learner, self.finer]
 
     def state(self) -> dict:
         """What a checkpoint holds: nothing but tensors, numbers and text."""
-        refinement = self.refinement()
+        (chosen, groups), refinement = self.choice(), self.refinement()
         return {
             "step": self.step,
             "best_loss": self.best_loss,
             "logged": self.logged.parts(),
             "saved": self.saved.parts(),
-            "recent": self.recent.parts(),
-            "model": self.average.state_dict(),
-            "trained": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "network": self.network,
+            "learners": [learner.state() for learner in self.learners()],
+            # What labels are made with.
+            "model": chosen.average.state_dict(),
+            "network": chosen.network,
             "prediction": {
                 "temperature": self.config.temperature,
                 "scale": self.config.scale,
                 "raw_scale": self.images.raw_scale,
                 "smooth": self.config.smooth,
                 "class_names": self.images.classes,
+                "groups": groups,
                 "refinement": refinement and refinement.to("cpu")._asdict(),
             },
         }
 
-    def segmenter(self, refined: bool = True) -> Segmenter:
+    def segmenter(self) -> Segmenter:
+        return self._segmenter(*self.choice(), self.refinement())
+
+    def _segmenter(
+        self, learner: Learner, groups: list[list[int]] | None, refinement: Refinement | None = None
+    ) -> Segmenter:
         config = self.config
         return Segmenter(
-            self.average,
+            learner.average,
             config.temperature,
             config.scale,
             self.images.classes,
             smooth=config.smooth,
-            refinement=self.refinement() if refined else None,
+            refinement=refinement,
+            groups=groups,
         )
+
+    def _first_crops(self) -> FirstCrops:
+        if self.first_crops is None:
+            config = self.config
+            least = least_batch(config)
+            steps = min(steps_per_epoch(len(self.images), config.batch_size, least), -(-FIRST // config.batch_size))
+            sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, 0, steps)
+            loader = crop_loader(self.images, config.crop, sampler, 0, config.loss_mask == "gt")
+            batches = [sound(batch) for batch in loader]
+            self.first_crops = FirstCrops(batches, None if self.finer is None else self._statistics(batches))
+        return self.first_crops
+
+    def _statistics(self, batches: list[Batch]) -> list[Tensor]:
+        """Of all batches as one: each scales what it sees by the deviation over all positions."""
+        seen, masks = [], []
+        for batch in batches:
+            images, mask = self.on_device(batch)
+            seen.append(local_appearance(padded(images), positions(images)))
+            masks.append(mask)
+        mask = None if masks[0] is None else torch.cat(masks)
+        return list(appearance_statistics(torch.cat(seen), mask, self.config.smooth).split([len(x) for x in seen]))
+
+    @torch.no_grad()
+    def _assigned(self, learner: Learner, groups: list[list[int]] | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images, probabilities and mask of the first crops, a batch at a time."""
+        segmenter, training = self._segmenter(learner, groups), learner.average.training
+        learner.average.eval()
+        try:
+            for batch in self._first_crops().batches:
+                images, mask = self.on_device(batch)
+                yield images, segmenter.assign(images), mask
+        finally:
+            learner.average.train(training)
+
+    def choice(self) -> Choice:
+        """Of which classes labels are after this step: those of as many as are wanted, or more, taken together."""
+        if self.finer is None:
+            return Choice(self.learner, None)
+        if self.chosen is None or self.chosen[0] != self.step:
+            own, finer = self._sums(self.learner), self._sums(self.finer)
+            chosen = Choice(self.learner, None)
+            if all(torch.isfinite(x).all() for sums in (own, finer) for x in sums):
+                groups, whole = merged(finer, self.config.classes), told(finer)
+                if told(finer.grouped(groups)).worth(whole) > told(own).worth(whole):
+                    chosen = Choice(self.finer, groups)
+            self.chosen = self.step, chosen
+        return self.chosen[1]
+
+    @torch.no_grad()
+    def _sums(self, learner: Learner) -> Sums:
+        """Those of the learner's classes over the first crops."""
+        parts = zip(self._assigned(learner, None), self._first_crops().statistics, strict=True)
+        found = [sums_of(probs, statistics, mask) for (_, probs, mask), statistics in parts]
+        return Sums(*(sum(x).cpu() for x in zip(*found, strict=True)))
 
     @torch.no_grad()
     def refinement(self) -> Refinement | None:
-        """What the pixels of each class look like in the first crops of the run; None where labels do not use it, or no
-        pixel of these crops counts."""
-        config = self.config
-        if not config.refine:
+        """What the pixels of each class look like in the first crops; None where labels do not use it, or no pixel of
+        these crops counts."""
+        if not self.config.refine:
             return None
-        if self.first_crops is None:
-            least = least_batch(config)
-            steps = min(
-                steps_per_epoch(len(self.images), config.batch_size, least), -(-REFINED_ON // config.batch_size)
-            )
-            sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, 0, steps)
-            loader = crop_loader(self.images, config.crop, sampler, 0, config.loss_mask == "gt")
-            self.first_crops = [sound(batch) for batch in loader]
-        segmenter = self.segmenter(refined=False)
-        training = self.average.training
-        self.average.eval()
-        moments = 0.0
-        for batch in self.first_crops:
-            images, mask = self.on_device(batch)
-            probs = segmenter.assign(images)
-            if mask is not None:
-                mask = valid_positions(mask, probs.shape[2:])
-            moments = moments + class_colours(probs, padded(images), mask, config.smooth)
-        self.average.train(training)
-        return fitted(moments, config.smooth) if moments[:, 0, 0].sum() > 0 else None
+        smooth = self.config.smooth
+        moments = sum(
+            class_colours(probs, padded(images), mask, smooth) for images, probs, mask in self._assigned(*self.choice())
+        )
+        return fitted(moments, smooth) if moments[:, 0, 0].sum() > 0 else None
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""
@@ -199,7 +246,6 @@ class Run:
     def trial(self, steps: int) -> float:
         """Train so many steps from the first; the mean loss of their second half, infinite where it is not finite."""
         mean = Mean(self.device)
-        self.step = 0
         for batch in self.batches(steps)[1]:
             loss = self.train_step(sound(batch))[0]
             self.step += 1
@@ -207,44 +253,17 @@ class Run:
                 mean.add(loss)
         return mean.value() if math.isfinite(mean.value()) else math.inf
 
-    def rival_step(self) -> int:
-        """The steps after which a rival is trained, as many as its own; 0: none is."""
-        surplus = surplus_classes(self.config)
-        if not (surplus and self.config.appearance):
-            return 0
-        return SURPLUS_STEPS + STEPS_A_CLASS * surplus + TRIAL_STEPS
-
-    def meet_rival(self) -> None:
-        """Go on with the network that `rival` trains, if its loss is clearly lower after as many steps."""
-        if self.recent.count == 0:  # resumed from a checkpoint of before there were rivals
-            return
-        run, loss = rival(self.config, self.images, self.device)
-        taken = self.recent.value() - loss > CLEARLY * self.config.appearance
-        if taken:
-            self.model, self.average, self.optimizer = run.model, run.average, run.optimizer
-        tqdm.write(
-            f"step {self.step}: loss {self.recent.value():.4f}; of a network that began with "
-            f"{self.config.classes + surplus_classes(self.config)} classes {loss:.4f}"
-            + (": it is trained from here on" if taken else "")
-        )
-
     def loop(self, out: Path, eval_set: ImageSet | None, board: SummaryWriter) -> None:
         """All steps that are left, with their log lines, evaluations and checkpoints."""
         config = self.config
         sampler, loader = self.batches(config.steps)
-        self.model.train()
-        rival_step = self.rival_step()
+        for learner in self.learners():
+            learner.model.train()
         seconds, seen, began = 0.0, 0, time.perf_counter()  # of training, without evaluations and checkpoints
         with tqdm(total=config.steps, initial=self.step, unit="step", desc="training", disable=None) as bar:
             for batch in loader:
-                if rival_step and self.step == rival_step:
-                    seconds += time.perf_counter() - began
-                    self.meet_rival()
-                    began = time.perf_counter()
                 loss, features, global_features = self.train_step(sound(batch))
                 self.step, seen = self.step + 1, seen + len(batch.images)
-                if rival_step - TRIAL_STEPS // 2 < self.step <= rival_step:
-                    self.recent.add(loss)
                 self.logged.add(loss)
                 self.saved.add(loss)
                 bar.update()
@@ -257,8 +276,8 @@ class Run:
                         "step": self.step,
                         "loss": value,
                         "epoch": self.step / sampler.steps_per_epoch,
-                        "classes_in_use": self.classes_in_use(features, global_features),
-                        "lr": self.optimizer.param_groups[0]["lr"],
+                        "classes_in_use": self.learner.classes_in_use(features, global_features),
+                        "lr": self.learner.optimizer.param_groups[0]["lr"],
                         "images_per_s": seen / seconds,
                     }
                     self.logged = Mean(self.device)
@@ -280,69 +299,26 @@ class Run:
                     began = time.perf_counter()
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """One step on a batch of crops: the loss and both kinds of features, detached, still on the device."""
+        """One step on a batch of crops: `learner`'s loss and both kinds of features, detached, still on the device."""
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        images, valid = self.on_device(batch)
+        images, valid = self._pixels(batch)
         images, valid = augment.flip_and_rotate(images, valid, generator, config.flip, config.rotate)
         images = augment.jitter(images, config.jitter, generator)
+        mask = valid_positions(valid, positions(images))
+        own = self.learner.step(self.step, images, mask)
+        if self.finer is not None:
+            self.finer.step(self.step, images, mask)
+        return own
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (self.step + 1) / max(config.warmup, 1))
-        features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
-        mask = None if valid is None else valid_positions(valid, features.shape[2:])
-        loss = self.loss(images, features, global_features, mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        if config.average:
-            add_to_average(self.average, self.model, config.average, self.step)
-        return loss.detach(), features.detach(), global_features.detach()
-
-    def on_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Images float [B, c, crop, crop] in [0, 1], and which pixels count."""
+    def _pixels(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Images float [B, c, crop, crop] in [0, 1], and which pixels count, on the device."""
         images = batch.images.to(self.device, non_blocking=True).float() / WHITE[self.images.dtype]
         return images, None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
 
-    def loss(self, images: Tensor, features: Tensor, global_features: Tensor, mask: Tensor | None) -> Tensor:
-        """What is minimised: the loss of local and global features, less what the classes tell of the appearance."""
-        projection, weight = self.model.local_projection, self.config.appearance
-        loss = self.criterion(features, global_features, projection.weight, projection.bias, mask=mask)
-        if weight:
-            loss = loss - weight * appearance_term(
-                features,
-                global_features,
-                projection.weight,
-                projection.bias,
-                images=padded(images),
-                mask=mask,
-                temperature=self.config.temperature,
-                smooth=self.config.smooth,  # as when labels are made of them
-            )
-        return loss
-
-    @torch.no_grad()
-    def drop_least_telling(self, batch: Batch) -> None:
-        """Take the class out of the network that a batch, as it was read, can best do without."""
-        images, valid = self.on_device(batch)
-        features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
-        size = features.shape[2:]
-        mask = None if valid is None else valid_positions(valid, size)
-        statistics = appearance_statistics(local_appearance(padded(images), size), mask, self.config.smooth)
-        probs = self.assign(features, global_features)
-        k = least_telling(probs, statistics, self.config.appearance, self.config.balance)
-        drop_class(self.model, self.optimizer, k)
-
-    def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
-        projection = self.model.local_projection
-        return assign(
-            features, global_features, projection.weight, projection.bias, temperature=self.config.temperature
-        )
-
-    @torch.no_grad()
-    def classes_in_use(self, features: Tensor, global_features: Tensor) -> float:
-        """exp of the entropy of the mean assignment of a batch: from 1, a single class, to K, all alike."""
-        probs = self.assign(features, global_features)
-        return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
+    def on_device(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Images as they are, and which positions count."""
+        images, valid = self._pixels(batch)
+        return images, valid_positions(valid, positions(images))
 
     def save(self, out: Path) -> None:
         """Write a checkpoint, which is the best one when no mean loss between two checkpoints was lower."""
@@ -370,35 +346,25 @@ class Run:
 def best_start(config: TrainConfig, images: ImageSet, device: torch.device) -> int:
     """The number of the start whose trial ends with the lowest loss, as k-means takes the best of several."""
     steps = min(TRIAL_STEPS, config.steps)
-    losses = [Run(config, images, device, None, start).trial(steps) for start in range(config.starts)]
+    alone = dataclasses.replace(config, overcluster=1.0)
+    losses = [Run(alone, images, device, None, start).trial(steps) for start in range(config.starts)]
     best = min(range(config.starts), key=losses.__getitem__)
     print(f"start {best + 1} is trained; losses of the starts: {' '.join(f'{x:.4f}' for x in losses)}")
     return best
 
 
-def surplus_classes(config: TrainConfig) -> int:
-    """Classes that a rival has in the beginning beyond those it ends with."""
-    return min(256, round(config.overcluster * config.classes)) - config.classes
+def finer_classes(config: TrainConfig) -> int:
+    """Classes of the finer network; 0: there is none."""
+    classes = min(256, round(config.overcluster * config.classes))
+    return classes if config.appearance and classes > config.classes else 0
 
 
-def rival(config: TrainConfig, images: ImageSet, device: torch.device) -> tuple[Run, float]:
-    """A network that began with more classes, of which the least telling went, and its loss.
-
-    It is not caught where a network with as many classes as things can be: with one class for two things.
-    """
-    surplus = surplus_classes(config)
-    many = dataclasses.replace(config, classes=config.classes + surplus, average=0.0)
-    run = Run(many, images, device, None)
-    due = range(SURPLUS_STEPS, SURPLUS_STEPS + STEPS_A_CLASS * surplus, STEPS_A_CLASS)  # after these steps a class goes
-    for batch in run.batches(due[-1])[1]:
-        run.train_step(sound(batch))
-        run.step += 1
-        if run.step in due:
-            run.drop_least_telling(batch)
-    reduced = Run(config, images, device, None)
-    for network in {reduced.model, reduced.average}:
-        network.load_state_dict(run.model.state_dict())
-    return reduced, reduced.trial(TRIAL_STEPS)
+def learner_states(state: dict) -> list[dict]:
+    """Of a checkpoint; one from before there were finer networks, or averaged weights, has a single one."""
+    if "learners" in state:
+        return state["learners"]
+    average = state["model"]
+    return [{"trained": state.get("trained", average), "average": average, "optimizer": state["optimizer"]}]
 
 
 def sound(batch: Batch | DataError) -> Batch:
@@ -425,8 +391,15 @@ class Mean:
         return self.total.item(), self.count
 
 
-def valid_positions(valid: Tensor, size: tuple[int, int]) -> Tensor:
+def positions(images: Tensor) -> tuple[int, int]:
+    """Size (h, w) of the features of images."""
+    return padded_side(images.shape[2]) // STRIDE, padded_side(images.shape[3]) // STRIDE
+
+
+def valid_positions(valid: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     """Positions [B, h, w] whose pixels of valid [B, rows, columns] all count; what the network padded does not."""
+    if valid is None:
+        return None
     bottom, right = (STRIDE * n - m for n, m in zip(size, valid.shape[1:], strict=True))
     return F.max_pool2d(F.pad((~valid).float(), (0, right, 0, bottom), value=1.0), STRIDE) == 0
 
@@ -478,6 +451,10 @@ def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
 def _finish(run: Run, out: Path, eval_set: ImageSet | None) -> dict | None:
     """Score the last step, write the report, and say where everything is."""
     segmenter, scores = run.segmenter(), run.scores
+    if run.finer is not None:
+        more, groups = run.finer.model.num_classes, run.choice().groups
+        made = f"{more} classes, taken together" if groups else f"as many classes as are wanted, not of {more}"
+        print(f"labels are of a network of {made}")
     if eval_set is not None:
         scores = scores or evaluate(segmenter, eval_set, run.device)
         add_training(scores, run.config.loss_mask, checkpoint.LAST)

@@ -35,11 +35,14 @@ def test_labels_are_made_by_the_averaged_weights_and_training_goes_on_from_its_o
     for i in range(4):
         Image.effect_noise((32, 32), 60).save(tmp_path / "data" / "images" / f"{i}.png")
     how = {"data": str(tmp_path / "data"), "classes": 2, "crop": 32, "width": 4, "dim": 8, "batch_size": 2}
+    how["overcluster"] = 1.0
     train(how | {"steps": 8, "average": keep, "warmup": 0}, tmp_path / "run")
     state = checkpoint.load(tmp_path / "run")
-    differ = [not torch.equal(state["model"][name], value) for name, value in state["trained"].items()]
+    learner = state.pop("learners")[0]
+    assert all(torch.equal(learner["average"][name], value) for name, value in state["model"].items())
+    differ = [not torch.equal(state["model"][name], value) for name, value in learner["trained"].items()]
     assert any(differ) == bool(keep)
-    del state["trained"]  # as in runs from before
+    state["optimizer"] = learner["optimizer"]  # as in runs from before weights were averaged
     checkpoint.save(tmp_path / "run", state, is_best=False)
     train({"steps": 9}, tmp_path / "run", resume=True)
     state = checkpoint.load(tmp_path / "run")

@@ -173,7 +173,7 @@ def test_labels_of_another_size_are_of_upsampled_scores():
 
 def test_run_keeps_its_refinement_and_can_do_without(tmp_path):
     data = str(write_folder(tmp_path / "data", number=10, side=40))
-    settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0}
+    settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0, "overcluster": 1.0}
     images = torch.rand(2, 3, 48, 40)
     labels = {}
     for name, refine in (("with", True), ("without", False)):

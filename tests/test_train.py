@@ -84,7 +84,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
             if references:
                 patch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
             if disturbed is not None:
-                patch.setattr("infoseg_fast.train.InfoSegNet", disturbing(disturbed))
+                patch.setattr("infoseg_fast.learner.InfoSegNet", disturbing(disturbed))
             train(how, tmp_path / name)
             labels = isf.load(tmp_path / name).segment(images)
         return torch.tensor([loss for _, loss in losses(tmp_path / name)], dtype=torch.float64), labels
