@@ -1,4 +1,5 @@
-"""What parts of the default recipe cost: the appearance term in a training step, the refinement in labels.
+"""What parts of the default recipe cost: the appearance term and the finer network in a training step, the refinement
+in labels, and what a checkpoint needs besides.
 
     python benchmarks/recipe_step.py [--images 32] [--side 64] [--classes 6] [--rounds 150]
 
@@ -22,7 +23,7 @@ from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import open_set
 from infoseg_fast.data.crops import Batch
-from infoseg_fast.train import REFINED_ON, Run
+from infoseg_fast.train import FIRST, FirstCrops, Run
 
 
 def main() -> None:
@@ -45,28 +46,41 @@ def main() -> None:
             config = TrainConfig(data=str(data), classes=args.classes, crop=args.side, **settings)
             config.complete()
             made = Run(config, images, torch.device("cpu"), None)
-            made.model.train()
+            for learner in made.learners():
+                learner.model.train()
             return made
 
         batch = Batch(torch.from_numpy(pixels).movedim(3, 1).contiguous(), None)
+
+        def step(run: Run) -> None:
+            run.train_step(batch)
+            run.step += 1
+
         print("| a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
-
-            def step(run: Run) -> None:
-                run.train_step(batch)
-                run.step += 1
-
-            runs = [run(smooth=smooth, appearance=weight) for weight in (0.0, 10.0)]
+            runs = [run(smooth=smooth, appearance=weight, overcluster=1.0) for weight in (0.0, 10.0)]
+            show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
+        print("| a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
+        for smooth in (0, 1):
+            runs = [run(smooth=smooth, overcluster=times) for times in (1.0, 3.0)]
             show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
         print("| labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             segmenters = [run(smooth=smooth, refine=refine).segmenter() for refine in (False, True)]
             x = batch.images.float() / 255
             show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
-        made = run(smooth=0)
-        crops = args.images * -(-REFINED_ON // args.images)
-        made.first_crops = [batch] * (crops // args.images)
-        print(f"a refinement from {crops} crops: {in_turns([made.refinement], 20)[0]:.0f} ms")
+        made, alone = run(smooth=0), run(smooth=0, overcluster=1.0)
+        batches = -(-FIRST // args.images)
+        for one in (made, alone):
+            statistics = one.statistics_of([batch] * batches)
+            one.first_crops = FirstCrops([batch] * batches, statistics)
+
+        def choice() -> None:
+            made.chosen = None
+            made.choice()
+
+        times = in_turns([choice, alone.refinement], 20)
+        print(f"of {args.images * batches} crops: choice {times[0]:.0f} ms, refinement {times[1]:.0f} ms")
 
 
 def in_turns(calls: list[Callable], rounds: int) -> list[float]:

@@ -179,11 +179,11 @@ class Run:
             sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, 0, steps)
             loader = crop_loader(self.images, config.crop, sampler, 0, config.loss_mask == "gt")
             batches = [sound(batch) for batch in loader]
-            self.first_crops = FirstCrops(batches, None if self.finer is None else self._statistics(batches))
+            self.first_crops = FirstCrops(batches, None if self.finer is None else self.statistics_of(batches))
         return self.first_crops
 
-    def _statistics(self, batches: list[Batch]) -> list[Tensor]:
-        """Of all batches as one: each scales what it sees by the deviation over all positions."""
+    def statistics_of(self, batches: list[Batch]) -> list[Tensor]:
+        """`appearance_statistics` of batches as of one, since what is seen is scaled by its deviation over all."""
         seen, masks = [], []
         for batch in batches:
             images, mask = self.on_device(batch)
