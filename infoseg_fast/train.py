@@ -31,7 +31,7 @@ from .data.images import WHITE
 from .errors import DataError
 from .evaluate import add_training, as_text, evaluate
 from .learner import Learner
-from .merging import Sums, merged, sums_of, told
+from .merging import CLEARLY, Sums, merged, sums_of, told
 from .model import STRIDE, padded, padded_side
 from .refinement import Refinement, class_colours, fitted
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
@@ -213,7 +213,7 @@ class Run:
             chosen = Choice(self.learner, None)
             if all(torch.isfinite(x).all() for sums in (own, finer) for x in sums):
                 groups, whole = merged(finer, self.config.classes), told(finer)
-                if told(finer.grouped(groups)).worth(whole) > told(own).worth(whole):
+                if told(finer.grouped(groups)).worth(whole) > told(own).worth(whole) + CLEARLY:
                     chosen = Choice(self.finer, groups)
             self.chosen = self.step, chosen
         return self.chosen[1]
