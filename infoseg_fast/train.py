@@ -189,7 +189,10 @@ class Run:
             images, mask = self.on_device(batch)
             seen.append(local_appearance(padded(images), positions(images)))
             masks.append(mask)
-        mask = None if masks[0] is None else torch.cat(masks)
+        mask = None
+        if any(one is not None for one in masks):  # of some batches every position counts
+            everywhere = [torch.ones_like(x[:, 0], dtype=torch.bool) for x in seen]
+            mask = torch.cat([a if one is None else one for one, a in zip(masks, everywhere, strict=True)])
         return list(appearance_statistics(torch.cat(seen), mask, self.config.smooth).split([len(x) for x in seen]))
 
     @torch.no_grad()

@@ -258,6 +258,25 @@ def test_the_choice_is_that_of_what_the_classes_tell(how, tmp_path):
     assert chosen.groups == (groups if better else None)
 
 
+def test_batches_with_and_without_padding_are_seen_as_one(how):
+    """Of some batches every position counts (no mask), of others not: the statistics are those of all of them."""
+    from infoseg_fast.config import TrainConfig
+    from infoseg_fast.data import open_set
+    from infoseg_fast.data.crops import Batch
+    from infoseg_fast.train import Run, valid_positions
+
+    config = TrainConfig(**(how | {"smooth": 0}))
+    config.complete()
+    run = Run(config, open_set(config.data, "train", num_classes=3), torch.device("cpu"), None)
+    images = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
+    valid = torch.ones(3, 32, 32, dtype=torch.bool)
+    valid[:, 20:] = False
+    found = torch.cat(run.statistics_of([Batch(images[:3], None), Batch(images[3:], valid)]))
+    mask = torch.cat([torch.ones(3, 8, 8, dtype=torch.bool), valid_positions(valid, (8, 8))])
+    expected = appearance_statistics(isf.local_appearance(images / 255, (8, 8)), mask)
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_learner_trains_as_it_does_alone(how, tmp_path):
     train(how | {"overcluster": 1.0}, tmp_path / "alone")
     train(how, tmp_path / "both")
