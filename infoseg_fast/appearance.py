@@ -123,6 +123,7 @@ def appearance_term(
     mask: Tensor | None = None,
     temperature: float = 1.0,
     smooth: int = 0,
+    resolution: float = RESOLUTION,
     backend: str = "auto",
 ) -> Tensor:
     """What the default recipe maximises: `appearance_information` of the assignment, averaged over `smooth` positions
@@ -132,6 +133,7 @@ def appearance_term(
         features, global_features, weight, bias, temperature: as in `assign`.
         images: float [B, c, H_img, W_img] in [0, 1], which the features cover.
         mask, smooth: as in `appearance_statistics`.
+        resolution: as in `appearance_information`.
         backend: "auto", "reference", "cpp" or "triton", of every part.
 
     Returns:
@@ -142,7 +144,7 @@ def appearance_term(
     moments = class_moments(
         features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend
     )
-    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), backend=backend)
+    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), resolution, backend=backend)
 
 
 def appearance_information(

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from .appearance import RESOLUTION
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
@@ -16,12 +17,12 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "overcluster": 3.0, "refine": True,
+        "resolution": 0.07, "overcluster": 3.0, "refine": True,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "overcluster": 1.0, "refine": False,
+        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 600
@@ -87,6 +88,12 @@ class TrainConfig:
     appearance: float | None = setting(
         None, "weight of what the classes tell of colour and texture (default: the recipe's)", type=float
     )
+    resolution: float | None = setting(
+        None,
+        f"smallest difference of appearance that counts in the end, in standard deviations; {RESOLUTION} until step "
+        "300, from there to step 450 it changes (default: the recipe's)",
+        type=float,
+    )
     smooth: int | str | None = setting(
         None,
         "probabilities are averaged over 2 N + 1 positions each way; auto: N = 1 for images that are grainy at the "
@@ -135,7 +142,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in (None, AUTO) and not bound <= value < float("inf"):
                 raise DataError(f"{option(name)} must be at least {bound}, not {value}")
-        for name in ("scale", "temperature", "lr"):
+        for name in ("scale", "temperature", "lr", "resolution"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
         for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
@@ -157,12 +164,14 @@ def option(name: str) -> str:
 
 # What a resumed run may change: how long it goes on and how it is watched, not what it computes.
 CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+# What runs from before a setting existed were trained with, where that is not the recipe's.
+FORMERLY = {"resolution": RESOLUTION}
 
 
 def resumed(stored: dict, given: dict) -> TrainConfig:
     """The configuration of a run on disk, with what was `given` anew; only CHANGEABLE settings may differ."""
     known = {f.name for f in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    config = TrainConfig(**FORMERLY | {name: value for name, value in stored.items() if name in known})
     for name, value in given.items():
         if name not in CHANGEABLE and getattr(config, name) != value:
             raise DataError(

@@ -3,12 +3,24 @@
 import torch
 from torch import Tensor
 
-from .appearance import appearance_term
+from .appearance import RESOLUTION, appearance_term
 from .averaging import add_to_average, averaged
 from .config import TrainConfig
 from .loss import InfoSegLoss
 from .model import InfoSegNet, padded
 from .ops import assign
+
+# Steps from which and to which RESOLUTION gives way to the settings' own. The coarser one finds the partition, since a
+# finer one has more of them to be caught in; the finer one draws its boundaries. Not shares of the steps, so that a run
+# that is resumed with more steps is the longer run.
+SHARPENING = 300, 450
+
+
+def resolution_at(step: int, final: float) -> float:
+    """The smallest difference of appearance that counts in the step after `step` others: geometrically to `final`."""
+    first, last = SHARPENING
+    done = min(max((step - first) / (last - first), 0.0), 1.0)
+    return RESOLUTION * (final / RESOLUTION) ** done
 
 
 class Learner:
@@ -75,7 +87,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / max(config.warmup, 1))
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(images, features, global_features, mask)
+        loss = self.loss(step, images, features, global_features, mask)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -83,7 +95,7 @@ class Learner:
             add_to_average(self.average, self.model, config.average, step)
         return loss.detach(), features.detach(), global_features.detach()
 
-    def loss(self, images: Tensor, features: Tensor, global_features: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(self, step: int, images: Tensor, features: Tensor, global_features: Tensor, mask: Tensor | None) -> Tensor:
         """What is minimised: the loss of local and global features, less what the classes tell of the appearance."""
         projection, weight = self.model.local_projection, self.config.appearance
         loss = self.criterion(features, global_features, projection.weight, projection.bias, mask=mask)
@@ -97,6 +109,7 @@ class Learner:
                 mask=mask,
                 temperature=self.config.temperature,
                 smooth=self.config.smooth,  # as when labels are made of them
+                resolution=resolution_at(step, self.config.resolution),
             )
         return loss
 
