@@ -17,15 +17,15 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "resolution": 0.07, "overcluster": 3.0, "refine": True,
+        "resolution": 0.08, "overcluster": 3.0, "starts": 4, "refine": True,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False,
+        "resolution": RESOLUTION, "overcluster": 1.0, "starts": 1, "refine": False,
     },
 }  # fmt: skip
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 800
 LOSS_MASKS = ("none", "gt")
 
 
@@ -52,8 +52,11 @@ class TrainConfig:
     epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
     batch_size: int | None = setting(None, "images B of a step (default: the recipe's)", type=int)
     seed: int = setting(0, "seed of everything random", type=int)
-    starts: int = setting(
-        1, "initial networks, of which the one whose loss is lowest after 100 steps is trained", type=int
+    starts: int | None = setting(
+        None,
+        "initial networks, of which the one is trained whose classes are worth most after 100 steps, or where there is "
+        "no second network, whose loss is lowest (default: the recipe's)",
+        type=int,
     )
     overcluster: float | None = setting(
         None,
@@ -91,7 +94,7 @@ class TrainConfig:
     resolution: float | None = setting(
         None,
         f"smallest difference of appearance that counts in the end, in standard deviations; {RESOLUTION} until step "
-        "300, from there to step 450 it changes (default: the recipe's)",
+        "500, from there to step 550 it changes (default: the recipe's)",
         type=float,
     )
     smooth: int | str | None = setting(

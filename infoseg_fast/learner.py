@@ -13,7 +13,7 @@ from .ops import assign
 # Steps from which and to which RESOLUTION gives way to the settings' own. The coarser one finds the partition, since a
 # finer one has more of them to be caught in; the finer one draws its boundaries. Not shares of the steps, so that a run
 # that is resumed with more steps is the longer run.
-SHARPENING = 300, 450
+SHARPENING = 500, 550
 
 
 def resolution_at(step: int, final: float) -> float:

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import appearance_statistics, local_appearance
+from .appearance import RESOLUTION, appearance_statistics, local_appearance
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
@@ -43,7 +43,7 @@ logger = logging.getLogger("infoseg_fast")
 DEFAULT_CROP = 128  # pixels
 SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # of an evaluation, in metrics.jsonl
 MAX_WORKERS = 4
-TRIAL_STEPS = 100  # of each of several starts
+TRIAL_STEPS = 100  # of each of several starts; later the best of them tell no better (docs/recipe.md)
 FIRST = 128  # crops, rounded up to whole batches, by which partitions are judged and the colours of classes told
 STARTS_APART = 1_000_003  # their seeds; generators on the CPU take 32 bits
 
@@ -89,14 +89,6 @@ class Choice(NamedTuple):
     groups: list[list[int]] | None
 
 
-class FirstCrops(NamedTuple):
-    """The first batches of a run, by which partitions are judged and colours told, and their `appearance_statistics`,
-    None where nothing is judged."""
-
-    batches: list[Batch]
-    statistics: list[Tensor] | None
-
-
 class Run:
     """Networks in training, with everything their next step depends on; `start` is the initial network's number.
 
@@ -112,17 +104,21 @@ class Run:
         normalization = channel_statistics(images) if state is None else None
         states = [None, None] if state is None else learner_states(state)
 
-        def learner(classes: int, seed: int, state: dict | None) -> Learner:
+        def learner(config: TrainConfig, classes: int, seed: int, state: dict | None) -> Learner:
             return Learner(config, classes, images.channels, device, seed, normalization=normalization, state=state)
 
-        self.learner, self.finer = learner(config.classes, config.seed + STARTS_APART * start, states[0]), None
+        self.learner, self.finer = learner(config, config.classes, config.seed + STARTS_APART * start, states[0]), None
         finer = finer_classes(config)
         if finer and len(states) > 1:
-            self.finer = learner(finer, config.seed, states[1])
+            # What its classes are worth together is told with this resolution (`merging`).
+            self.finer = learner(dataclasses.replace(config, resolution=RESOLUTION), finer, config.seed, states[1])
         # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
         self.step, self.best_loss, self.scores = 0, float("inf"), None
         self.logged, self.saved = Mean(device), Mean(device)
-        self.first_crops: FirstCrops | None = None  # read when labels first need them
+        self.first_crops: list[Batch] | None = (
+            None  # by which partitions are judged and colours told, when first needed
+        )
+        self.seen: list[Tensor] | None = None  # their `appearance_statistics`
         self.chosen: tuple[int, Choice] | None = None  # and after which step
         if state is not None:
             self.step, self.best_loss = state["step"], state["best_loss"]
@@ -171,15 +167,14 @@ class Run:
             groups=groups,
         )
 
-    def _first_crops(self) -> FirstCrops:
+    def _first_crops(self) -> list[Batch]:
         if self.first_crops is None:
             config = self.config
             least = least_batch(config)
             steps = min(steps_per_epoch(len(self.images), config.batch_size, least), -(-FIRST // config.batch_size))
             sampler = CropSampler(len(self.images), config.batch_size, least, config.seed, 0, steps)
             loader = crop_loader(self.images, config.crop, sampler, 0, config.loss_mask == "gt")
-            batches = [sound(batch) for batch in loader]
-            self.first_crops = FirstCrops(batches, None if self.finer is None else self.statistics_of(batches))
+            self.first_crops = [sound(batch) for batch in loader]
         return self.first_crops
 
     def statistics_of(self, batches: list[Batch]) -> list[Tensor]:
@@ -201,7 +196,7 @@ class Run:
         segmenter, training = self._segmenter(learner, groups), learner.average.training
         learner.average.eval()
         try:
-            for batch in self._first_crops().batches:
+            for batch in self._first_crops():
                 images, mask = self.on_device(batch)
                 yield images, segmenter.assign(images), mask
         finally:
@@ -212,7 +207,7 @@ class Run:
         if self.finer is None:
             return Choice(self.learner, None)
         if self.chosen is None or self.chosen[0] != self.step:
-            own, finer = self._sums(self.learner), self._sums(self.finer)
+            own, finer = self.sums(self.learner), self.sums(self.finer)
             chosen = Choice(self.learner, None)
             if all(torch.isfinite(x).all() for sums in (own, finer) for x in sums):
                 groups, whole = merged(finer, self.config.classes), told(finer)
@@ -222,9 +217,11 @@ class Run:
         return self.chosen[1]
 
     @torch.no_grad()
-    def _sums(self, learner: Learner) -> Sums:
+    def sums(self, learner: Learner) -> Sums:
         """Those of the learner's classes over the first crops."""
-        parts = zip(self._assigned(learner, None), self._first_crops().statistics, strict=True)
+        if self.seen is None:
+            self.seen = self.statistics_of(self._first_crops())
+        parts = zip(self._assigned(learner, None), self.seen, strict=True)
         found = [sums_of(probs, statistics, mask) for (_, probs, mask), statistics in parts]
         return Sums(*(sum(x).cpu() for x in zip(*found, strict=True)))
 
@@ -347,12 +344,32 @@ class Run:
 
 
 def best_start(config: TrainConfig, images: ImageSet, device: torch.device) -> int:
-    """The number of the start whose trial ends with the lowest loss, as k-means takes the best of several."""
-    steps = min(TRIAL_STEPS, config.steps)
-    alone = dataclasses.replace(config, overcluster=1.0)
-    losses = [Run(alone, images, device, None, start).trial(steps) for start in range(config.starts)]
-    best = min(range(config.starts), key=losses.__getitem__)
-    print(f"start {best + 1} is trained; losses of the starts: {' '.join(f'{x:.4f}' for x in losses)}")
+    """The number of the start whose trial ends best, as k-means takes the best of several.
+
+    Where there is a finer network, by what the start's classes are worth as a share of what the finer network's tell
+    after as many steps; else by the loss of the trial's second half.
+    """
+    alone, finer, whole = dataclasses.replace(config, overcluster=1.0), finer_classes(config), None
+    marks = []
+    with tqdm(total=config.starts + bool(finer), unit="start", desc="starts", disable=None, leave=False) as bar:
+
+        def tried(config: TrainConfig, start: int) -> tuple[Run, float]:
+            run = Run(config, images, device, None, start)
+            loss = run.trial(min(TRIAL_STEPS, config.steps))
+            bar.update()
+            return run, loss
+
+        if finer:
+            run, _ = tried(dataclasses.replace(alone, classes=finer), 0)
+            whole = told(run.sums(run.learner))
+        for start in range(config.starts):
+            run, mark = tried(alone, start)
+            if whole is not None and math.isfinite(mark):
+                mark = -told(run.sums(run.learner)).worth(whole).item()
+            marks.append(mark if math.isfinite(mark) else math.inf)
+    best = min(range(config.starts), key=marks.__getitem__)
+    what, sign = ("losses", 1) if whole is None else ("worths", -1)
+    print(f"start {best + 1} is trained; {what} of the starts: {' '.join(f'{sign * x:.4f}' for x in marks)}")
     return best
 
 

@@ -1,6 +1,7 @@
 """Training: it learns, it resumes to the same bits, and what is on disk is always whole."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -18,10 +19,16 @@ from PIL import Image
 
 import infoseg_fast as isf
 from infoseg_fast import checkpoint, dispatch, extension
+from infoseg_fast.config import TrainConfig
+from infoseg_fast.data import open_set
 from infoseg_fast.errors import DataError
-from infoseg_fast.train import train, valid_positions
+from infoseg_fast.merging import told
+from infoseg_fast.train import Run, train, valid_positions
 
-SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
+SMALL = {
+    "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "starts": 1, "log_every": 2, "checkpoint_every": 4,
+    "eval_every": 0,
+}  # fmt: skip
 
 
 def rows(run: Path) -> list[dict]:
@@ -111,25 +118,66 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     assert (labels == expected_labels).float().mean() > 0.995
 
 
+def started(printed: str) -> tuple[int, list[float]]:
+    """Which start a run took, from 0, and what it says of each."""
+    line = next(line for line in printed.splitlines() if line.startswith("start "))
+    return int(line.split()[1]) - 1, [float(x) for x in line.split(": ")[1].split()]
+
+
 def test_of_several_starts_the_one_of_lowest_loss_is_trained(data, tmp_path, monkeypatch, capsys):
     """The starts differ, the first is that of a run with one, and the choice is the first's own loss, not chance."""
     monkeypatch.setattr("infoseg_fast.train.TRIAL_STEPS", 6)
-    how = SMALL | {"data": data, "steps": 8, "log_every": 1}
+    how = SMALL | {"data": data, "steps": 8, "log_every": 1, "overcluster": 1.0}
     tried = {}
     for seed in (0, 1, 2):
         train(how | {"seed": seed, "starts": 3}, tmp_path / f"three{seed}")
-        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("start "))
-        start, found = int(line.split()[1]), [float(x) for x in line.split(": ")[1].split()]
-        assert found.index(min(found)) == start - 1 and len(set(found)) == 3
+        start, found = started(capsys.readouterr().out)
+        assert found.index(min(found)) == start and len(set(found)) == 3
         # The trial's loss is that of the run's own later steps.
         assert np.mean([x for step, x in losses(tmp_path / f"three{seed}") if 3 < step <= 6]) == pytest.approx(
             min(found), abs=1e-4
         )
         train(how | {"seed": seed}, tmp_path / f"one{seed}")
         same = same_weights(weights(tmp_path / f"three{seed}"), weights(tmp_path / f"one{seed}"))
-        assert same == (start == 1)
+        assert same == (start == 0)
         tried[seed] = start
     assert len(set(tried.values())) > 1
+
+
+def test_with_a_finer_network_the_start_whose_classes_are_worth_most_is_trained(data, tmp_path, monkeypatch, capsys):
+    """What the first start is worth is what a run of as many steps tells; a start's network is the run's own."""
+    monkeypatch.setattr("infoseg_fast.train.TRIAL_STEPS", 6)
+    how = SMALL | {"data": data, "steps": 6}
+    taken = set()
+    for seed in range(4):
+        one, three = tmp_path / f"one{seed}", tmp_path / f"three{seed}"
+        train(how | {"seed": seed}, one)
+        train(how | {"seed": seed, "starts": 3}, three)
+        start, worths = started(capsys.readouterr().out)
+        assert worths.index(max(worths)) == start and len(set(worths)) == 3
+        settings = TrainConfig(**json.loads((one / "config.json").read_text())["config"])
+        run = Run(settings, open_set(data, "train"), torch.device("cpu"), checkpoint.load(one))
+        own, finer = told(run.sums(run.learner)), told(run.sums(run.finer))
+        assert worths[0] == pytest.approx(own.worth(finer).item(), abs=1e-4)
+        first, second = (checkpoint.load(folder)["learners"] for folder in (one, three))
+        assert same_weights(first[0]["trained"], second[0]["trained"]) == (start == 0)
+        assert same_weights(first[1]["trained"], second[1]["trained"]), "the finer network has one start"
+        taken.add(start)
+    assert len(taken) > 1
+
+
+def test_a_start_whose_loss_is_not_finite_is_not_taken(data, tmp_path, monkeypatch, capsys):
+    trial = Run.trial
+
+    def spoilt(run, steps):
+        loss = trial(run, steps)
+        number.append(loss)
+        return loss if len(number) == 3 else math.inf  # the finer network, two starts
+
+    number = []
+    monkeypatch.setattr(Run, "trial", spoilt)
+    train(SMALL | {"data": data, "steps": 4, "starts": 2}, tmp_path / "run")
+    assert started(capsys.readouterr().out)[0] == 1
 
 
 def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
@@ -336,8 +384,8 @@ def test_an_existing_run_is_not_overwritten(data, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(DataError, match="exists.*--resume"):
         train(how, tmp_path / "run")
-    for change, told in (({"lr": 0.5}, "--lr 0.003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
-        with pytest.raises(DataError, match=told):
+    for change, expected in (({"lr": 0.5}, "--lr 0.003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
+        with pytest.raises(DataError, match=expected):
             train(how | change, tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     write_folder(tmp_path / "other", number=7)
