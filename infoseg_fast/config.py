@@ -17,12 +17,12 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "resolution": 0.08, "overcluster": 3.0, "starts": 4, "refine": True,
+        "resolution": 0.08, "overcluster": 3.0, "refine": True,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "resolution": RESOLUTION, "overcluster": 1.0, "starts": 1, "refine": False,
+        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 800
@@ -52,10 +52,10 @@ class TrainConfig:
     epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
     batch_size: int | None = setting(None, "images B of a step (default: the recipe's)", type=int)
     seed: int = setting(0, "seed of everything random", type=int)
-    starts: int | None = setting(
-        None,
+    starts: int = setting(
+        1,
         "initial networks, of which the one is trained whose classes are worth most after 100 steps, or where there is "
-        "no second network, whose loss is lowest (default: the recipe's)",
+        "no second network, whose loss is lowest",
         type=int,
     )
     overcluster: float | None = setting(

@@ -14,10 +14,7 @@ from infoseg_fast.errors import DataError
 from infoseg_fast.merging import CLEARLY, Sums, _improved, _joined, _Pairs, merged, sums_of, told
 from infoseg_fast.train import train
 
-SMALL = {
-    "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "starts": 1, "log_every": 1, "checkpoint_every": 3,
-    "eval_every": 0,
-}  # fmt: skip
+SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "eval_every": 0}
 
 
 def example(classes: int, images: int = 6, masked: bool = False):

@@ -19,8 +19,8 @@ from infoseg_fast.train import train
 def how(tmp_path) -> dict:
     data = str(write_folder(tmp_path / "data", number=10, side=40))
     return {
-        "data": data, "steps": 8, "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "starts": 1,
-        "eval_every": 0, "checkpoint_every": 4,
+        "data": data, "steps": 8, "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "eval_every": 0,
+        "checkpoint_every": 4,
     }  # fmt: skip
 
 

@@ -25,10 +25,7 @@ from infoseg_fast.errors import DataError
 from infoseg_fast.merging import told
 from infoseg_fast.train import Run, train, valid_positions
 
-SMALL = {
-    "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "starts": 1, "log_every": 2, "checkpoint_every": 4,
-    "eval_every": 0,
-}  # fmt: skip
+SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
 
 
 def rows(run: Path) -> list[dict]:
