@@ -25,7 +25,7 @@ from .reference.similarity import moments_of
 OF_ONE_IMAGE, DIFFERING = 0.175, 0.1  # the weights of what is paid for, see docs/recipe.md
 # By how much groups must be worth more than classes that a network was trained with. What differs by less is decided by
 # rounding: the same run on one thread and on two.
-CLEARLY = 0.005
+CLEARLY = 0.006
 # A greedy merging is followed by moves that improve; of several greedy ones, by other weights, the best is taken.
 GREEDY = ((OF_ONE_IMAGE, DIFFERING), (0.0, 0.0), (0.4, 0.0), (0.2, 0.3))
 SWEEPS = 20  # over all classes at most; each move is an improvement
