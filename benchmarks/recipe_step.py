@@ -23,7 +23,7 @@ from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import open_set
 from infoseg_fast.data.crops import Batch
-from infoseg_fast.train import FIRST, FirstCrops, Run
+from infoseg_fast.train import FIRST, Run
 
 
 def main() -> None:
@@ -72,8 +72,8 @@ def main() -> None:
         made, alone = run(smooth=0), run(smooth=0, overcluster=1.0)
         batches = -(-FIRST // args.images)
         for one in (made, alone):
-            statistics = one.statistics_of([batch] * batches)
-            one.first_crops = FirstCrops([batch] * batches, statistics)
+            one.first_crops = [batch] * batches
+            one.seen = one.statistics_of(one.first_crops)
 
         def choice() -> None:
             made.chosen = None

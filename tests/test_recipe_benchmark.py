@@ -1,6 +1,7 @@
 """The sets that `benchmarks/recipe.py` makes, and the script itself, still run."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,3 +90,15 @@ class Few:
 
     def write(self, root: Path) -> Path:
         return self.module.write(root, train=33, evaluation=2, side=32)
+
+
+@pytest.mark.parametrize("name", ["data_throughput", "loss_parts", "scoring_ratios", "thread_scaling", "train_step"])
+def test_a_timing_script_finds_all_it_imports(name, script):
+    assert script(name).__doc__
+
+
+def test_the_script_that_times_a_step_of_the_recipe_runs():
+    """On its own, since it sets how this process keeps memory."""
+    command = [sys.executable, str(BENCHMARKS / "recipe_step.py"), "--rounds", "1", "--images", "2", "--side", "16"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.count("| 0 |") == printed.count("| 1 |") == 3 and "of 128 crops: choice" in printed
