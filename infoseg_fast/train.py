@@ -115,10 +115,9 @@ class Run:
         # Sums of the loss since the last log line and the last checkpoint, on the device: no step waits for a number.
         self.step, self.best_loss, self.scores = 0, float("inf"), None
         self.logged, self.saved = Mean(device), Mean(device)
-        self.first_crops: list[Batch] | None = (
-            None  # by which partitions are judged and colours told, when first needed
-        )
-        self.seen: list[Tensor] | None = None  # their `appearance_statistics`
+        # By which partitions are judged and colours told, and their `appearance_statistics`: read when first needed.
+        self.first_crops: list[Batch] | None = None
+        self.seen: list[Tensor] | None = None
         self.chosen: tuple[int, Choice] | None = None  # and after which step
         if state is not None:
             self.step, self.best_loss = state["step"], state["best_loss"]
