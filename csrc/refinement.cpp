@@ -36,5 +36,6 @@ const RefinementKernels& kernels() {
 }  // namespace
 
 void refined_labels(const RefinementArguments& a) { kernels().labels(a); }
+void refined_probs(const RefinementArguments& a) { kernels().probs(a); }
 
 }  // namespace infoseg

@@ -15,14 +15,20 @@ struct RefinementArguments {
   int64_t B = 0, K = 0, c = 0, h = 0, w = 0, rows = 0, columns = 0;
   float floor = 0;  // least prior
   int threads = 1;
-  uint8_t* labels = nullptr;  // [B, rows, columns]
+  uint8_t* labels = nullptr;  // [B, rows, columns], of refined_labels
+  float* probs = nullptr;     // [B, K, h, w], of refined_probs
 };
 
+// The class of the highest score of every pixel.
 void refined_labels(const RefinementArguments& a);
 
-// One instruction set's entry point.
+// The softmax of the scores, averaged over the pixels of every position: h divides rows and w columns.
+void refined_probs(const RefinementArguments& a);
+
+// One instruction set's entry points.
 struct RefinementKernels {
   void (*labels)(const RefinementArguments&);
+  void (*probs)(const RefinementArguments&);
 };
 
 }  // namespace infoseg

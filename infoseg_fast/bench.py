@@ -23,14 +23,14 @@ from . import bench_baselines as baselines
 from . import ops
 from .env import commit
 from .reference.similarity import accumulation_dtype
-from .refinement import pixel_labels
+from .refinement import pixel_labels, refined_probs
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of the table: an op at a shape, and how many times faster than the best PyTorch it should be."""
 
-    op: str  # "loss", "assign", "moments", "segment" or "refine"
+    op: str  # "loss", "assign", "moments", "segment", "refine" or "pool"
     name: str
     B: int = 16
     C: int = 128
@@ -57,7 +57,7 @@ class Case:
         each = 2 * self.B * self.side**2 * self.C
         if self.op == "moments":
             return 3 * each * self.K + 2 * 2 * self.B * self.side**2 * self.K * self.settings["statistics"]
-        if self.op == "refine":  # c residuals of 2c numbers, and their squares, of every pixel and class
+        if self.op in ("refine", "pool"):  # c residuals of 2c numbers, and their squares, of every pixel and class
             return 2 * self.B * math.prod(self.settings["size"]) * self.K * self.C * (2 * self.C + 1)
         if self.op != "loss":
             return each * self.K
@@ -68,8 +68,8 @@ class Case:
         return 3 * each * scores
 
     def moved_bytes(self) -> int:
-        if self.op == "refine":  # colours in, labels out
-            return self.B * math.prod(self.settings["size"]) * (4 * self.C + 1)
+        if self.op in ("refine", "pool"):  # colours in, and labels out; the maps of positions are little beside
+            return self.B * math.prod(self.settings["size"]) * (4 * self.C + (self.op == "refine"))
         statistics = 2 * self.settings["statistics"] if self.op == "moments" else 0
         maps = (3 if self.differentiated else 1) * self.C + statistics
         return maps * self.B * self.side**2 * self.dtype.itemsize
@@ -93,6 +93,7 @@ CASES = (
     Case("moments", "class moments", settings={"statistics": 21}),
     Case("segment", "segment to 128x128", C=64, D=256, settings={"size": (128, 128)}, wanted=8.0),
     Case("refine", "refined labels 128x128", C=3, settings={"size": (128, 128)}),
+    Case("pool", "refined probs 128x128", C=3, settings={"size": (128, 128)}),
 )
 RESULTS = ("loss", "features", "global_features", "weight", "bias")  # the loss, and what there are gradients by
 COLUMNS = (
@@ -108,7 +109,7 @@ SHOWN = (
 
 def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     generator = torch.Generator().manual_seed(0)
-    if case.op == "refine":
+    if case.op in ("refine", "pool"):
         return refinement_inputs(case, generator, dtype or case.dtype), None
     shapes = (
         (case.B, case.C, case.side, case.side),
@@ -124,7 +125,7 @@ def inputs(case: Case, dtype: torch.dtype | None = None) -> tuple[list[torch.Ten
 
 
 def refinement_inputs(case: Case, generator: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
-    """prior, colour, around, residual and log_scale of `refined_labels`; C is the number of colours."""
+    """What `pixel_labels` and `refined_probs` take; C is the number of colours."""
     B, c, K, side = case.B, case.C, case.K, case.side
     shapes = (B, K, side, side), (B, c, *case.settings["size"]), (B, c, side, side), (K, c, 2 * c + 1), (K,)
     prior, *others = (torch.randn(s, generator=generator) for s in shapes)
@@ -150,6 +151,8 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
             return ops.class_moments(*x, statistics=Y)
         if case.op == "refine":
             return pixel_labels(*x)
+        if case.op == "pool":
+            return refined_probs(*x)
         return ops.assign(*x) if case.op == "assign" else ops.segment(*x, **settings)
 
     def eager(*x, mask=None):
@@ -159,6 +162,8 @@ def providers(case: Case, compiled: bool) -> dict[str, Callable]:
             return baselines.class_moments(*x, statistics=Y)
         if case.op == "refine":
             return baselines.refined_labels(*x)
+        if case.op == "pool":
+            return baselines.refined_probs(*x)
         return baselines.assign(*x) if case.op == "assign" else baselines.segment(*x, **settings)
 
     found = {"infoseg_fast": op, "eager": eager}

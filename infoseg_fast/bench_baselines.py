@@ -74,8 +74,16 @@ def segment(features, global_features, weight, bias, *, size) -> Tensor:
     return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
 
 
-def refined_labels(prior, colour, around, residual, log_scale) -> Tensor:
-    """F.interpolate, a matrix product for the residuals of all classes, argmax."""
+def refined_labels(*x) -> Tensor:
+    return _refined_scores(*x).argmax(1).to(torch.uint8)
+
+
+def refined_probs(prior, *x) -> Tensor:
+    return F.adaptive_avg_pool2d(_refined_scores(prior, *x).softmax(1), prior.shape[2:])
+
+
+def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
+    """F.interpolate, a matrix product for the residuals of all classes."""
     K, c = residual.shape[:2]
     prior, around = (
         F.interpolate(x, size=colour.shape[2:], mode="bilinear", align_corners=False) for x in (prior, around)
@@ -83,7 +91,7 @@ def refined_labels(prior, colour, around, residual, log_scale) -> Tensor:
     seen = torch.cat([colour, around, torch.ones_like(colour[:, :1])], dim=1).flatten(2)
     misfit = (residual.flatten(0, 1) @ seen).square().unflatten(1, (K, c)).sum(dim=2) / 2
     scores = prior.flatten(2).clamp_min(FLOOR).log() + log_scale[:, None] - misfit
-    return scores.argmax(1).to(torch.uint8).unflatten(1, colour.shape[2:])
+    return scores.unflatten(2, colour.shape[2:])
 
 
 def loss(

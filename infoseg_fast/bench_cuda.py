@@ -22,7 +22,7 @@ from .bench import SHOWN, position_statistics, relative_errors, table, upstream_
 from .env import commit, versions
 from .model import STRIDE
 from .reference.similarity import accumulation_dtype
-from .refinement import pixel_labels
+from .refinement import pixel_labels, refined_probs
 
 SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED = 2  # cases that max-autotune is timed on: it takes the longest
@@ -35,7 +35,7 @@ class Case:
     many colours labels are refined with.
     """
 
-    op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment", "count" or "refine"
+    op: str  # "loss", "assign", "similarity", "moments", "appearance", "segment", "count", "refine" or "pool"
     name: str
     shape: dict
     dtype: torch.dtype = torch.float32
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def differentiable(self) -> bool:
-        return self.op not in ("segment", "count", "refine")
+        return self.op not in ("segment", "count", "refine", "pool")
 
 
 COCO = {"B": 64, "C": 256, "D": 512, "K": 15, "h": 32, "w": 32}
@@ -70,6 +70,7 @@ CASES = (
     Case("segment", "segment bfloat16 to 128x128", COCO, torch.bfloat16, {"size": (128, 128)}),
     Case("count", "segment and count 128x128", COCO, settings={"size": (128, 128), "num_classes": 27}),
     Case("refine", "refined labels 128x128", COCO | {"C": 3}, settings={"size": (128, 128)}),
+    Case("pool", "refined probs 128x128", COCO | {"C": 3}, settings={"size": (128, 128)}),
 )
 COLUMNS = (
     "op", "case", "provider", "mode", "shape", "dtype", "device", "median_ms", "p20_ms", "p80_ms", "ratio_to_op",
@@ -89,8 +90,10 @@ def floor_bytes(case: Case, mode: str) -> int:
         return feature_map * (1 if mode == "forward" else 3) + sums * (1 if mode == "forward" else 2)
     if case.op == "appearance":  # the images are read, and nothing else that is not an input
         return 3 * s["B"] * STRIDE**2 * P * 4 + feature_map * (1 if mode == "forward" else 3)
-    if case.op == "refine":  # the prior, colours of the positions and of the pixels, labels
+    if case.op in ("refine", "pool"):  # the prior, colours of the positions and of the pixels; labels or probabilities
         pixels = s["B"] * case.settings["size"][0] * case.settings["size"][1]
+        if case.op == "pool":
+            return 2 * score_map + feature_map + pixels * s["C"] * itemsize
         return score_map + feature_map + pixels * (s["C"] * itemsize + 1)
     if not case.differentiable:  # labels are written, or a target read
         return feature_map + s["B"] * case.settings["size"][0] * case.settings["size"][1]
@@ -101,7 +104,7 @@ def floor_bytes(case: Case, mode: str) -> int:
 
 def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
     """features, global features, weight and bias, or what `pixel_labels` takes."""
-    if case.op == "refine":
+    if case.op in ("refine", "pool"):
         return cuda_checks.pixel_labels_inputs(case.shape, case.settings["size"], dtype, device, case.shape["C"])
     return cuda_checks.inputs(case.shape, dtype, device)
 
@@ -120,13 +123,14 @@ def providers(
         "segment": (ops.segment, baselines.segment),
         "count": (ops.segment_and_count, baselines.segment_and_count),
         "refine": (pixel_labels, baselines.refined_labels),
+        "pool": (refined_probs, baselines.refined_probs),
     }[case.op]
     if case.op == "moments":
         s = case.shape
         how = {"statistics": position_statistics(s["B"], how["statistics"], s["h"], s["w"], case.dtype).to(device)}
     if case.op == "appearance":
         how = how | {"images": cuda_checks.images(case.shape, device)}
-    if case.op == "refine":
+    if case.op in ("refine", "pool"):
         how = {}  # the size is that of the colours
     if case.op == "count":
         # The upsampled size is the target's; it stands third among the arguments.

@@ -7,6 +7,7 @@ from .appearance import RESOLUTION
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information import ESTIMATORS, NEGATIVES
+from .refinement import MAX_PASSES, PASSES
 from .segmenter import MAX_SMOOTH
 
 AUTO = "auto"
@@ -17,12 +18,12 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "resolution": 0.08, "overcluster": 3.0, "refine": True,
+        "resolution": 0.08, "overcluster": 3.0, "refine": True, "passes": PASSES,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
         "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False,
+        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False, "passes": 0,
     },
 }  # fmt: skip
 DEFAULT_STEPS = 800
@@ -108,6 +109,11 @@ class TrainConfig:
         "labels follow the pixels' colours, by what the pixels of each class look like (default: the recipe's)",
         switch=True,
     )
+    passes: int | None = setting(
+        None,
+        "how often what the pixels around tell becomes part of what --refine begins with (default: the recipe's)",
+        type=int,
+    )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
     lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)
     weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
@@ -137,9 +143,9 @@ class TrainConfig:
             self.steps = DEFAULT_STEPS
         least = {
             "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "starts": 1, "overcluster": 1,
-            "crop": 4, "width": 1, "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "weight_decay": 0,
-            "warmup": 0, "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1,
-            "workers": 0,
+            "crop": 4, "width": 1, "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "passes": 0,
+            "weight_decay": 0, "warmup": 0, "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0,
+            "checkpoint_every": 1, "workers": 0,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -148,7 +154,7 @@ class TrainConfig:
         for name in ("scale", "temperature", "lr", "resolution"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
-        for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH)):
+        for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH), ("passes", MAX_PASSES)):
             if getattr(self, name) != AUTO and getattr(self, name) > most:
                 raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
         if self.average >= 1:
@@ -168,7 +174,7 @@ def option(name: str) -> str:
 # What a resumed run may change: how long it goes on and how it is watched, not what it computes.
 CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
 # What runs from before a setting existed were trained with, where that is not the recipe's.
-FORMERLY = {"resolution": RESOLUTION}
+FORMERLY = {"resolution": RESOLUTION, "passes": 0}
 
 
 def resumed(stored: dict, given: dict) -> TrainConfig:

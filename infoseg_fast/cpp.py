@@ -279,6 +279,20 @@ class _RefinedLabels(_Float32):
         return labels
 
 
+class _RefinedProbs(_Float32):
+    def forward(self, prior, colour, around, residual, log_scale):
+        arguments = [x.contiguous() for x in (prior, around, colour, residual, log_scale)]
+        probs = torch.empty_like(arguments[0])
+        extension.compiled().refined_probs(
+            *(x.data_ptr() for x in arguments),
+            (len(prior), len(log_scale), colour.shape[1], *prior.shape[2:], *colour.shape[2:]),
+            FLOOR,
+            torch.get_num_threads(),
+            probs.data_ptr(),
+        )
+        return probs
+
+
 def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(features) if needs[0] else features.new_empty(0),
@@ -299,4 +313,5 @@ KERNELS: dict[str, object] = {
     "appearance_statistics": _AppearanceStatistics(),
     "information_of_moments": _InformationOfMoments(),
     "refined_labels": _RefinedLabels(),
+    "refined_probs": _RefinedProbs(),
 }

@@ -19,7 +19,7 @@ from .dispatch import kernel
 from .metrics import ClusterMetrics
 from .model import STRIDE
 from .reference import refined_scores
-from .refinement import Colours, Refinement, pixel_labels, refined_labels
+from .refinement import Colours, Refinement, pixel_labels, refined_labels, refined_probs
 
 # Of relative 2-norms: global features and coefficients are rounded to 16 bits before their products.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -223,7 +223,7 @@ def refined_labels_inputs(shape: dict, device: torch.device) -> tuple[Tensor, Co
     """Probabilities, colours, refinement and size of `refined_labels`."""
     size = (20, 20)
     probs, colour, around, residual, log_scale = pixel_labels_inputs(shape, size, torch.float32, device)
-    return probs, Colours(colour, around), Refinement(residual, log_scale, 0), size
+    return probs, Colours(colour, around), Refinement(residual, log_scale, 0, passes=1), size
 
 
 def refinement(device: torch.device, dtype: torch.dtype, shape: dict, size: tuple[int, int], colours: int = 3) -> None:
@@ -234,6 +234,12 @@ def refinement(device: torch.device, dtype: torch.dtype, shape: dict, size: tupl
     none_short(torch.stack(scores), found, dtype)
     strided = [t.mT.contiguous().mT if t.dim() > 1 else t for t in x]
     assert torch.equal(pixel_labels(*strided, backend="triton"), found)
+    if any(m % n for n, m in zip(prior.shape[2:], size, strict=True)):
+        return
+    probs = refined_probs(*x, backend="triton")
+    truth = torch.stack([F.adaptive_avg_pool2d(of.softmax(dim=0), prior.shape[2:]) for of in scores])
+    torch.testing.assert_close(probs.double(), truth, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+    assert torch.equal(refined_probs(*strided, backend="triton"), probs)
 
 
 def reruns(device: torch.device, shape: dict) -> None:

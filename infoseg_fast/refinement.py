@@ -9,6 +9,9 @@ decides between them, with y the colour of the pixel and s that of its surroundi
 density of a normal distribution of (y, s) whose moments are those of class k over training images, weighted with its
 probabilities: no label is used. That s is given, not part of what is told, leaves to the network what regions are:
 where light or texture varies over a region, colour says little of its class, and y then tells little beside s.
+
+A pixel's neighbours have colours too. So p(k | y, s), averaged over the pixels of each position, is what they tell of
+it, and in the next of a few passes the prior is mostly that, the rest the network's own: a mean field.
 """
 
 from typing import NamedTuple
@@ -26,6 +29,10 @@ from .reference.similarity import moments_of
 
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
 LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve
+PASSES = 2  # before labels are made, unless a run has other settings
+TOLD = 0.8  # the part of the prior that is what the pixels told in the pass before
+MAX_PASSES = 8
+MOST_PIXELS = 64  # of a position, that a kernel averages over
 SHARE = 1e-3  # every class has this share of the moments of all: one that is nowhere looks like everything
 
 
@@ -34,14 +41,21 @@ class Refinement(NamedTuple):
 
     residual [K, c, 2c + 1] takes (y, s, 1) to R_k (y - E[y | s, k]), of unit covariance; log_scale [K] is log det R_k:
     log p(y | s, k) = log_scale - 1/2 |residual|^2 + const. radius: y is the mean over 2 radius + 1 pixels each way.
+    passes: how often what the pixels tell becomes part of the prior.
     """
 
     residual: Tensor
     log_scale: Tensor
     radius: int
+    passes: int = 0  # as in checkpoints of before there were any
 
     def to(self, device: torch.device | str) -> "Refinement":
-        return Refinement(self.residual.to(device), self.log_scale.to(device), self.radius)
+        return self._replace(residual=self.residual.to(device), log_scale=self.log_scale.to(device))
+
+    @property
+    def reach(self) -> int:
+        """Positions each way that a pixel's label depends on: a pass spreads and upsamples, and so do labels."""
+        return 2 * (self.passes + 1)
 
 
 class Colours(NamedTuple):
@@ -89,7 +103,7 @@ def class_colours(probs: Tensor, images: Tensor, mask: Tensor | None, radius: in
     return moments
 
 
-def fitted(moments: Tensor, radius: int) -> Refinement:
+def fitted(moments: Tensor, radius: int, passes: int = 0) -> Refinement:
     """The conditional densities of normal distributions with these moments, from `class_colours`.
 
     RESOLUTION, in standard deviations of all pixels, is the least that counts, as in the appearance information.
@@ -110,7 +124,7 @@ def fitted(moments: Tensor, radius: int) -> Refinement:
     expected = torch.cat([torch.eye(c).to(slope).expand_as(slope), -slope, offset[..., None]], dim=2)
     residual = torch.linalg.solve_triangular(root, expected, upper=False)
     log_scale = -root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-    return Refinement(residual.float(), log_scale.float(), radius)
+    return Refinement(residual.float(), log_scale.float(), radius, passes)
 
 
 def spread(probs: Tensor) -> Tensor:
@@ -129,7 +143,8 @@ def spread(probs: Tensor) -> Tensor:
 def refined_labels(
     probs: Tensor, colours: Colours, refinement: Refinement, size: tuple[int, int], *, backend: str = "auto"
 ) -> Tensor:
-    """argmax_k p(k | y, s) of every pixel, of the probabilities of positions spread over their neighbours.
+    """argmax_k p(k | y, s) of every pixel. The prior are the probabilities of positions, spread over their neighbours;
+    after each of the refinement's passes, TOLD of it is what their pixels tell.
 
     Args:
         probs: V [B, K, h, w] of the positions.
@@ -140,8 +155,11 @@ def refined_labels(
     Returns:
         [B, *size] uint8; of equal classes the lowest.
     """
+    seen = *colours, refinement.residual, refinement.log_scale
     prior = spread(probs)
-    given = prior, *colours, refinement.residual, refinement.log_scale
+    for _ in range(refinement.passes):
+        prior = spread(torch.lerp(probs.float(), refined_probs(prior, *seen, backend=backend), TOLD))
+    given = prior, *seen
     if tuple(size) == tuple(colours.pixels.shape[2:]):
         return pixel_labels(*given, backend=backend)
     if backend not in ("auto", "reference"):
@@ -173,3 +191,29 @@ def pixel_labels(
     if chosen == "reference" or prior.numel() == 0:
         return reference.refined_labels(prior, colour, around, residual, log_scale)
     return kernel("refined_labels", chosen).forward(prior, colour, around, residual, log_scale)
+
+
+@torch.no_grad()
+def refined_probs(
+    prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """What the pixels of every position tell of it: p(k | y, s), averaged over them.
+
+    Args:
+        as in `pixel_labels`; "cpp" and "triton" take positions of whole pixels, at most MOST_PIXELS.
+
+    Returns:
+        [B, K, h, w] in the dtype of the prior; each position's sum over k is 1.
+    """
+    positions, pixels = prior.shape[2:], colour.shape[2:]
+    whole = all(n > 0 and m % n == 0 for n, m in zip(positions, pixels, strict=True))
+    whole = whole and pixels.numel() <= MOST_PIXELS * positions.numel()
+    if not whole and backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend {backend!r} takes positions of whole pixels, at most {MOST_PIXELS}, not {list(positions)} of "
+            f"{list(pixels)}"
+        )
+    chosen = choose("refined_probs", backend, prior.device.type, prior.dtype)
+    if chosen == "reference" or prior.numel() == 0 or not whole:
+        return reference.refined_probs(prior, colour, around, residual, log_scale)
+    return kernel("refined_probs", chosen).forward(prior, colour, around, residual, log_scale)

@@ -19,12 +19,11 @@ from .ops import assign, segment, segment_and_count
 from .reference import neighbourhood_mean
 from .refinement import Colours, Refinement, colours, refined_labels
 
-# Images of more pixels are worked on in tiles. The halo is as wide as what the deepest network sees to one side: block
-# C 44 px, block D 56, with smoothing (16) and the margin (8), rounded up to a multiple of block D's stride, as the tile
-# is, so that tiles give the same maps as the whole image. The surroundings of a refinement (24 px) are nearer.
+# Images of more pixels are worked on in tiles. Around a tile the network reads what it sees to one side, at most 72 px:
+# block C 44, block D 56, with smoothing 16 more. The surroundings of a refinement (24 px) are nearer.
 MAX_PIXELS = 2**20
-TILE, HALO, DEEP_STRIDE = 768, 80, 16
-MARGIN = 2  # positions around a tile that upsampling its probabilities reads, spread over their neighbours or not
+TILE, SEEN, DEEP_STRIDE = 768, 72, 16
+MARGIN = 2  # positions around a tile that upsampling its probabilities reads
 MAX_SMOOTH = 4  # positions
 
 EVALUATION = "evaluation.json"  # in a RUN: the scores of its last evaluation, with the matching
@@ -214,31 +213,34 @@ class Segmenter:
     def _tiled(self, images: Tensor) -> Iterator[Piece]:
         """Two passes over the tiles: the mean of block D, whence the global features; then the local features again."""
         inputs = self.model.normalize(images)
+        margin = MARGIN if self.refinement is None else self.refinement.reach
+        # The tile's corners stay whole positions of block D, so that tiles give the same maps as the whole image.
+        halo = -(-(SEEN + STRIDE * margin) // DEEP_STRIDE) * DEEP_STRIDE
         total, positions = 0.0, 0
-        for tile in self._tiles(inputs):
+        for tile in self._tiles(inputs, halo):
             deep = tile.part(self.model.backbone(tile.pixels)[1], DEEP_STRIDE, margin=0)
             total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
             positions += deep.shape[2] * deep.shape[3]
         global_features = self.model.global_features((total / positions).to(images.dtype))
-        for tile, as_it_is in zip(self._tiles(inputs), self._tiles(padded(images)), strict=True):
+        for tile, as_it_is in zip(self._tiles(inputs, halo), self._tiles(padded(images), halo), strict=True):
             probs = self._assign(self.model.backbone(tile.pixels)[0], global_features)
             seen = self._colours(as_it_is.pixels, probs)
-            probs = tile.part(probs, STRIDE, margin=MARGIN)
+            probs = tile.part(probs, STRIDE, margin)
             if seen is not None:
-                around = tile.part(seen.around, STRIDE, margin=MARGIN)
-                seen = Colours(tile.part(seen.pixels, 1, margin=STRIDE * MARGIN), around)
+                around = tile.part(seen.around, STRIDE, margin)
+                seen = Colours(tile.part(seen.pixels, 1, STRIDE * margin), around)
             size = (STRIDE * probs.shape[2], STRIDE * probs.shape[3])
             rows, columns = (slice(r.start, r.stop) for r in (tile.rows, tile.columns))
-            above, left_of = (min(r.start, STRIDE * MARGIN) for r in (rows, columns))
+            above, left_of = (min(r.start, STRIDE * margin) for r in (rows, columns))
             yield Piece(probs, seen, size, above, left_of, rows, columns)
 
     @staticmethod
-    def _tiles(padded: Tensor) -> Iterator[Tile]:
+    def _tiles(padded: Tensor, halo: int) -> Iterator[Tile]:
         rows, columns = ([range(start, min(start + TILE, n)) for start in range(0, n, TILE)] for n in padded.shape[2:])
         for r in rows:
             for c in columns:
-                first = max(r.start - HALO, 0), max(c.start - HALO, 0)
-                pixels = padded[:, :, first[0] : r.stop + HALO, first[1] : c.stop + HALO]
+                first = max(r.start - halo, 0), max(c.start - halo, 0)
+                pixels = padded[:, :, first[0] : r.stop + halo, first[1] : c.stop + halo]
                 yield Tile(pixels, first, r, c)
 
 

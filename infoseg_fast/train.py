@@ -234,7 +234,7 @@ class Run:
         moments = sum(
             class_colours(probs, padded(images), mask, smooth) for images, probs, mask in self._assigned(*self.choice())
         )
-        return fitted(moments, smooth) if moments[:, 0, 0].sum() > 0 else None
+        return fitted(moments, smooth, self.config.passes) if moments[:, 0, 0].sum() > 0 else None
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""

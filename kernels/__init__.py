@@ -25,7 +25,7 @@ def _kernels() -> dict[str, object]:
     from .appearance_statistics import AppearanceStatisticsKernel
     from .moments import ClassMomentsKernel
     from .mutual_information import LossKernel
-    from .refinement import RefinedLabelsKernel
+    from .refinement import RefinedLabelsKernel, RefinedProbsKernel
     from .segmentation import SegmentAndCountKernel, SegmentKernel
     from .similarity import AssignKernel, SimilarityKernel
 
@@ -40,6 +40,7 @@ def _kernels() -> dict[str, object]:
         "appearance_statistics": AppearanceStatisticsKernel(),
         "information_of_moments": InformationOfMomentsKernel(),
         "refined_labels": RefinedLabelsKernel(),
+        "refined_probs": RefinedProbsKernel(),
     }
 
 

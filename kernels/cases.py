@@ -123,7 +123,7 @@ def _information_of_moments(kernel, case, f, G, g0):
     return {"forward": forward}
 
 
-def _refined_labels(kernel, case, f, G, g0):
+def _refinement(kernel, case, f, G, g0):
     prior, colour = f.new_empty(case.B, case.K, case.h, case.w), f.new_empty(case.B, case.C, *case.settings["size"])
     with recorded() as forward:
         kernel.forward(prior, colour, f, f.new_empty(case.K, case.C, 2 * case.C + 1), f.new_empty(case.K))
@@ -156,7 +156,8 @@ _RUN = {
     "local_appearance": _local_appearance,
     "appearance_statistics": _appearance_statistics,
     "information_of_moments": _information_of_moments,
-    "refined_labels": _refined_labels,
+    "refined_labels": _refinement,
+    "refined_probs": _refinement,
 }
 
 _HALF, _BFLOAT, _FLOAT, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -202,6 +203,7 @@ AOT_CASES = [
     ],
     *[Case("information_of_moments", "information", C=5, dtype=dtype) for dtype in (_FLOAT, _DOUBLE)],
     *[Case("refined_labels", "refined labels", C=3, dtype=dtype, settings=_UP) for dtype in (_FLOAT, _DOUBLE)],
+    *[Case("refined_probs", "refined probs", C=3, dtype=dtype, settings=_UP) for dtype in (_FLOAT, _DOUBLE)],
 ]
 # Compiled by the command besides: layouts, ragged sizes, more classes.
 MORE_AOT_CASES = [
@@ -229,6 +231,9 @@ MORE_AOT_CASES = [
     *[Case("refined_labels", f"{c} colours", C=c, settings=_UP) for c in (1, 4, 16)],
     Case("refined_labels", "ragged", C=3, settings={"size": (33, 39)}),
     Case("refined_labels", "16 colours, float64", C=16, dtype=_DOUBLE, settings=_UP),
+    *[Case("refined_probs", f"{c} colours", C=c, settings=_UP) for c in (1, 4, 16)],
+    Case("refined_probs", "positions of 3 x 5", C=3, settings={"size": (96, 160)}),
+    Case("refined_probs", "16 colours, float64", C=16, dtype=_DOUBLE, settings=_UP),
 ]
 # Compiled by the command with --all, in a quarter of an hour on two cores: every loss by dtype, K, C and layout.
 ALL_AOT_CASES = [
@@ -292,7 +297,8 @@ ROOFLINE_CASES += [
         for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
     ],
     *[
-        Case("refined_labels", name, C=3, settings={"size": (4 * shape["h"], 4 * shape["w"])}, **shape)
+        Case(op, name, C=3, settings={"size": (4 * shape["h"], 4 * shape["w"])}, **shape)
+        for op in ("refined_labels", "refined_probs")
         for name, shape in (("COCO-Stuff", _COCO), ("Potsdam", _POTSDAM))
     ],
 ]

@@ -133,6 +133,24 @@ TABLE: list[Row] = [
         "a pixel a thread, whose 2 c colours it holds: with 4, 16 float64 colours spill",
     ),
     Row(
+        "refined_probs",
+        lambda key: key.C <= 4 and key.itemsize == 4,
+        Config({"BLOCK": 512}, 4, 1),
+        "as refined_labels: 32 positions of 4 x 4 pixels",
+    ),
+    Row(
+        "refined_probs",
+        lambda key: key.C <= 4,
+        Config({"BLOCK": 256}, 4, 1),
+        "as refined_labels",
+    ),
+    Row(
+        "refined_probs",
+        lambda key: True,
+        Config({"BLOCK": 128}, 4, 1),
+        "as refined_labels",
+    ),
+    Row(
         "appearance_cells",
         lambda key: True,
         Config({"BLOCK": 512}, 4, 1),

@@ -87,6 +87,7 @@ def floor(case: Case, phase: str) -> int:
         "appearance_statistics": feature_map + case.B * case.h * case.w * products,
         "information_of_moments": (2 * case.K + 1) * products,  # with the gradient, and the moments of all positions
         "refined_labels": feature_map + score_map + case.C * labels * case.dtype.itemsize + labels,
+        "refined_probs": feature_map + 2 * score_map + case.C * labels * case.dtype.itemsize,
     }
     backward = {
         "mutual_information_loss": 2 * feature_map,

@@ -1,5 +1,7 @@
 """Labels at the pixels: the densities of the classes' colours, Bayes' rule, and its kernel."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from infoseg_fast.data import open_set
 from infoseg_fast.dispatch import kernel
 from infoseg_fast.refinement import (
     LEAST_DEVIATION,
+    PASSES,
     RESOLUTION,
     SHARE,
     Refinement,
@@ -22,6 +25,7 @@ from infoseg_fast.refinement import (
     colours,
     fitted,
     refined_labels,
+    refined_probs,
     spread,
 )
 from infoseg_fast.train import Run, train
@@ -58,18 +62,52 @@ def test_kernel_gives_the_labels_of_the_reference(shape, threads):
     assert (found != exact).float().mean() < 1e-3
 
 
-def test_strided_input_is_taken_as_it_is():
+@pytest.mark.parametrize("shape", [*SHAPES[:-1], {"h": 5, "w": 3, "size": (15, 15)}, {"w": 50, "size": (4, 50)}])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_kernel_gives_the_probabilities_of_the_reference(shape, threads):
+    given = problem(**shape)
+    torch.set_num_threads(threads)
+    try:
+        found = refined_probs(*given, backend="cpp")
+    finally:
+        torch.set_num_threads(1)
+    exact = reference.refined_probs(*(x.double() for x in given))
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
+    assert torch.equal(refined_probs(*given, backend="cpp"), found)
+
+
+def test_probabilities_are_means_over_the_pixels_of_a_position():
+    given = [x.double() for x in problem(B=1)]
+    scores = reference.refined_scores(given[0][0], given[1][0], given[2][0], *given[3:])
+    expected = scores.softmax(dim=0).unflatten(2, (5, 4)).unflatten(1, (4, 4)).mean(dim=(2, 4))
+    torch.testing.assert_close(refined_probs(*given)[0], expected)
+
+
+def test_positions_of_parts_of_pixels_and_of_many_are_the_references():
+    for size in ((33, 39), (4 * 9, 5 * 9)):
+        given = problem(size=size)
+        assert torch.equal(refined_probs(*given), reference.refined_probs(*given))
+        with pytest.raises(ValueError, match=r"'cpp' takes positions of whole pixels, at most 64, not \[4, 5\] of"):
+            refined_probs(*given, backend="cpp")
+
+
+@pytest.mark.parametrize("op", ["refined_labels", "refined_probs"])
+def test_strided_and_empty_input_is_taken_as_it_is(op):
     given = problem()
     strided = [x.mT.contiguous().mT if x.dim() > 1 else x for x in given]
-    forward = kernel("refined_labels", "cpp").forward
+    forward = kernel(op, "cpp").forward
     assert torch.equal(forward(*strided), forward(*given))
+    assert len(forward(*problem(B=0))) == 0
 
 
-def test_nan_gives_some_label():
-    prior, *others = problem()
+def test_nan_gives_some_label_and_stays_with_its_neighbours():
+    prior, *others = problem(h=8, w=8, size=(32, 32))
     prior[0, :, 1, 1] = float("nan")
     for forward in (kernel("refined_labels", "cpp").forward, reference.refined_labels):
         assert forward(prior, *others).max() < 3
+    for forward in (kernel("refined_probs", "cpp").forward, reference.refined_probs):
+        found = forward(prior, *others)
+        assert torch.isfinite(found[0, :, 3:]).all() and torch.isfinite(found[1]).all()
 
 
 def test_density_is_that_of_a_conditional_normal_distribution():
@@ -138,6 +176,32 @@ def test_colours_that_tell_nothing_change_nothing_but_the_spread():
     torch.testing.assert_close(spread(probs), around)
     plain = isf.segment(around, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
     assert (found != plain).float().mean() < 1e-3  # of probabilities that are equal to rounding
+
+
+def test_passes_are_a_mean_field():
+    images, labels = two_colours()
+    probs, seen = cells(labels), colours(images, (8, 8), 0)
+    refinement = fitted(class_colours(probs, images, None, 0), 0, passes=2)
+    given = *seen, refinement.residual, refinement.log_scale
+    now = probs
+    for _ in range(2):
+        now = 0.2 * probs + 0.8 * reference.refined_probs(spread(now), *given)
+    expected = reference.refined_labels(spread(now), *given)
+    found = refined_labels(probs, seen, refinement, (32, 32))
+    assert (found != expected).float().mean() < 1e-3
+
+
+def test_passes_let_neighbours_speak_where_a_pixel_alone_is_in_doubt():
+    """Colours with as much noise as they differ, and positions of which the network knows little."""
+    images, labels = two_colours()
+    images = (images + 0.12 * torch.randn_like(images)).clamp(0, 1)
+    probs = 0.5 + 0.1 * (cells(labels) - 0.5)
+    once, often = (fitted(class_colours(cells(labels), images, None, 0), 0, passes=n) for n in (0, 2))
+    wrong = [
+        (refined_labels(probs, colours(images, (8, 8), 0), refinement, (32, 32)) != labels).float().mean()
+        for refinement in (once, often)
+    ]
+    assert wrong[1] < 0.7 * wrong[0]
 
 
 def test_class_that_is_nowhere_gets_no_pixel():
@@ -218,5 +282,22 @@ def test_checkpoints_of_before_there_was_refinement_load(tmp_path):
 
 
 def test_refinement_moves_between_devices_as_a_whole():
-    moved = Refinement(torch.zeros(2, 1, 3), torch.zeros(2), 1).to("meta")
-    assert moved.residual.is_meta and moved.log_scale.is_meta and moved.radius == 1
+    moved = Refinement(torch.zeros(2, 1, 3), torch.zeros(2), 1, 2).to("meta")
+    assert moved.residual.is_meta and moved.log_scale.is_meta and moved.radius == 1 and moved.passes == 2
+
+
+def test_runs_from_before_there_were_passes_make_labels_without(tmp_path):
+    data = str(write_folder(tmp_path / "data", number=6, side=32))
+    small = {"steps": 2, "crop": 32, "batch_size": 4, "width": 8, "dim": 16, "eval_every": 0}
+    train(small | {"data": data}, tmp_path / "run")
+    assert isf.load(tmp_path / "run").refinement.passes == PASSES
+    path = checkpoint.path_of(tmp_path / "run", "last")
+    state = torch.load(path, weights_only=True)
+    del state["prediction"]["refinement"]["passes"]
+    torch.save(state, path)
+    assert isf.load(tmp_path / "run").refinement.passes == 0
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    del record["config"]["passes"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    train({"data": data, "steps": 3}, tmp_path / "run", resume=True)
+    assert isf.load(tmp_path / "run").refinement.passes == 0

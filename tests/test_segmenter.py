@@ -9,7 +9,7 @@ from infoseg_fast import segmenter as module
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.evaluate import batches, evaluate
 from infoseg_fast.model import MAX_DEPTH
-from infoseg_fast.refinement import class_colours, fitted
+from infoseg_fast.refinement import MAX_PASSES, class_colours, fitted
 
 
 def trained(depth=2):
@@ -25,19 +25,20 @@ def network():
     return trained()
 
 
-def refinement(network, radius=0):
+def refinement(network, radius=0, passes=2):
     images = torch.rand(4, 3, 64, 64)
     with torch.no_grad():
         probs = isf.Segmenter(network, temperature=3.0).assign(images)
-    return fitted(class_colours(probs, images, None, radius), radius)
+    return fitted(class_colours(probs, images, None, radius), radius, passes)
 
 
-@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("passes", [None, 0, 2, MAX_PASSES])  # None: no refinement
 @pytest.mark.parametrize(("depth", "smooth"), [(0, 1), (2, 0), (MAX_DEPTH, module.MAX_SMOOTH)])
 @pytest.mark.parametrize("size", [(200, 230), (97, 400), (192, 192), (33, 35), (101, 95)])
-def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, refined, monkeypatch):
+def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, passes, monkeypatch):
     network = trained(depth)
-    how = {"temperature": 3.0, "smooth": smooth, "refinement": refinement(network, smooth) if refined else None}
+    refined = None if passes is None else refinement(network, smooth, passes)
+    how = {"temperature": 3.0, "smooth": smooth, "refinement": refined}
     images, target = torch.rand(2, 3, *size), torch.randint(0, 3, (2, *size), dtype=torch.uint8)
     target[:, :10] = 255
     whole = isf.Segmenter(network, **how)

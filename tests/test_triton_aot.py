@@ -31,7 +31,7 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     }
     expected |= {
         (name, dtype, capability)
-        for name in ("appearance_sums", "appearance_products", "class_information", "refined_labels")
+        for name in ("appearance_sums", "appearance_products", "class_information", "refined_labels", "refined_probs")
         for dtype in ("fp32", "fp64")
         for capability in (80, 90, 100)
     } | {(name, "fp32", 80) for name in ("appearance_cells", "appearance_texture")}

@@ -31,6 +31,7 @@ ONE_OF_EACH = [
     cases.Case("appearance_statistics", "statistics", device="cuda:1", C=5, masked=True, settings={"smooth": 1}),
     cases.Case("information_of_moments", "information", device="cuda:1", C=5),
     cases.Case("refined_labels", "refined labels", device="cuda:1", C=3, settings={"size": (128, 128)}),
+    cases.Case("refined_probs", "refined probs", device="cuda:1", C=3, settings={"size": (128, 128)}),
 ]
 
 
@@ -77,6 +78,7 @@ def test_one_launch_a_phase_and_one_more_for_sums_over_programs():
     ]
     assert names(cases.Case("information_of_moments", "", C=5))["forward"] == ["class_information", "sum_rows_kernel"]
     assert names(cases.Case("refined_labels", "", C=3, settings={"size": (99, 99)}))["forward"] == ["refined_labels"]
+    assert names(cases.Case("refined_probs", "", C=3, settings={"size": (64, 96)}))["forward"] == ["refined_probs"]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -107,20 +109,24 @@ def test_a_radius_and_the_size_of_a_map_compile_nothing_anew():
     assert compiled(h=64, settings={"smooth": 3}) == compiled(settings={"smooth": 0})
 
 
-def test_the_number_of_classes_and_the_size_of_an_image_compile_no_refined_labels_anew():
-    def compiled(**more):
-        (started,) = cases.record(cases.Case("refined_labels", "", C=3, **more))["forward"]
+def test_the_number_of_classes_and_the_size_of_an_image_compile_no_refinement_anew():
+    def compiled(op, **more):
+        (started,) = cases.record(cases.Case(op, "", C=3, **more))["forward"]
         return Specialisation.of(started)
 
-    assert compiled(K=200, h=7, settings={"size": (28, 160)}) == compiled(settings={"size": (128, 128)})
-    assert compiled(settings={"size": (33, 39)}) != compiled(settings={"size": (128, 128)})  # nothing of it divides
+    usual = {op: compiled(op, settings={"size": (128, 128)}) for op in ("refined_labels", "refined_probs")}
+    for op, expected in usual.items():
+        assert compiled(op, K=200, h=7, settings={"size": (28, 128)}) == expected
+    assert compiled("refined_labels", settings={"size": (33, 39)}) != usual["refined_labels"]  # nothing of it divides
+    assert compiled("refined_probs", settings={"size": (64, 64)}) != usual["refined_probs"]  # 4 pixels of a position
 
 
 def test_every_part_of_the_default_recipe_has_a_kernel_on_a_gpu(monkeypatch):
     """What training and its labels ask for is found in float32 by "auto": no part falls back to PyTorch's kernels."""
     monkeypatch.setattr("infoseg_fast.dispatch._unavailable", lambda name: None)
-    parts = "mutual_information_loss", "local_appearance", "appearance_statistics", "class_moments"
-    for op in (*parts, "information_of_moments", "assign", "segment", "segment_and_count", "refined_labels"):
+    trained = "mutual_information_loss", "local_appearance", "appearance_statistics", "class_moments"
+    labelled = "assign", "segment", "segment_and_count", "refined_labels", "refined_probs"
+    for op in (*trained, "information_of_moments", *labelled):
         assert dispatch.choose(op, "auto", "cuda", torch.float32) == "triton"
         assert op in kernels.KERNELS
 
@@ -247,16 +253,17 @@ def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
         assert counts.shape == (3, 4) and counts.dtype == torch.int64 and outside.shape == () and counts.is_cuda
 
 
-def test_labels_at_the_pixels_are_one_launch_of_what_lies_on_the_device(monkeypatch):
+def test_labels_at_the_pixels_are_one_launch_and_one_a_pass_of_what_lies_on_the_device(monkeypatch):
     monkeypatch.setattr("infoseg_fast.dispatch._unsupported", lambda op, name, *kind: None)
     with FakeTensorMode(), launch.recorded() as launches:
         probs, y, s, residual, log_scale = (
             torch.empty(shape, device="cuda") for shape in ((2, 4, 5, 6), (2, 3, 20, 24), (2, 3, 5, 6), (4, 3, 7), (4,))
         )
-        labels = refined_labels(probs, Colours(y, s), Refinement(residual, log_scale, 0), (20, 24))
-    (started,) = launches
-    assert labels.shape == (2, 20, 24) and labels.dtype == torch.uint8 and labels is started.arguments["labels"]
-    assert all(started.arguments[name] is x for name, x in {"colour": y, "around": s, "residual": residual}.items())
+        labels = refined_labels(probs, Colours(y, s), Refinement(residual, log_scale, 0, 2), (20, 24))
+    assert [started.kernel.name for started in launches] == ["refined_probs", "refined_probs", "refined_labels"]
+    assert labels.shape == (2, 20, 24) and labels.dtype == torch.uint8 and labels is launches[-1].arguments["labels"]
+    for started in launches:
+        assert all(started.arguments[name] is x for name, x in {"colour": y, "around": s, "residual": residual}.items())
 
 
 def test_why_no_kernel_can_run_is_told(monkeypatch):

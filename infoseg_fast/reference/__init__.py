@@ -7,7 +7,7 @@ per image.
 
 from .appearance import appearance_statistics, information_of_moments, local_appearance, neighbourhood_mean
 from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
-from .refinement import refined_labels, refined_scores
+from .refinement import refined_labels, refined_probs, refined_scores
 from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
 from .similarity import (
     assign,
@@ -35,6 +35,7 @@ __all__ = [
     "mutual_information_loss",
     "neighbourhood_mean",
     "refined_labels",
+    "refined_probs",
     "refined_scores",
     "segment",
     "segment_and_count",

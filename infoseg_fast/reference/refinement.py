@@ -16,6 +16,15 @@ def refined_labels(prior: Tensor, colour: Tensor, around: Tensor, residual: Tens
     return labels
 
 
+def refined_probs(prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor) -> Tensor:
+    """softmax_k of `refined_scores`, averaged over the pixels of every position: [B, K, h, w]."""
+    probs = torch.empty_like(prior)
+    for b in range(len(prior)):
+        of_pixels = refined_scores(prior[b], colour[b], around[b], residual, log_scale).softmax(dim=0)
+        probs[b] = F.adaptive_avg_pool2d(of_pixels, prior.shape[2:])
+    return probs
+
+
 def refined_scores(prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor) -> Tensor:
     """log prior_k + log p(y | s, k) of the pixels of an image, but for a constant.
 

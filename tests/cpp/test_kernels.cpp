@@ -443,6 +443,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   }
   for (int64_t i = 0; i < sizes[0]; ++i) given[0][i] = static_cast<float>(0.5 + 0.5 * noise());
   const Exact<uint8_t> labels = exact<uint8_t>(B * rows * columns);
+  const Exact<float> probs = exact<float>(B * K * h * w);
   RefinementArguments a;
   a.prior = given[0].get();
   a.around = given[1].get();
@@ -453,7 +454,10 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   a.floor = 1e-6f;
   a.threads = threads;
   a.labels = labels.get();
+  a.probs = probs.get();
   refined_labels(a);
+  const bool whole = rows % h == 0 && columns % w == 0;
+  if (whole) refined_probs(a);
   const auto source = [](int64_t i, int64_t in, int64_t out) {
     const double x = (static_cast<double>(i) + 0.5) * static_cast<double>(in) / static_cast<double>(out) - 0.5;
     return std::min(std::max(x, 0.0), static_cast<double>(in - 1));
@@ -466,6 +470,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
            v * ((1 - u) * map[i1 * w + j] + u * map[i1 * w + j1]);
   };
   std::vector<double> seen(static_cast<size_t>(2 * c)), scores(static_cast<size_t>(K));
+  std::vector<double> means(static_cast<size_t>(B * K * h * w));
   for (int64_t q = 0; q < B * rows * columns; ++q) {
     const int64_t b = q / (rows * columns), row = q / columns % rows, column = q % columns;
     const double y = source(row, h, rows), x = source(column, w, columns);
@@ -487,7 +492,17 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
     }
     check(labels[q] < K, "label below K", labels[q]);
     check(scores[labels[q]] > top - 1e-3, "score of the label", scores[labels[q]], top);
+    if (!whole) continue;
+    const int64_t position = row / (rows / h) * w + column / (columns / w);
+    double total = 0;
+    for (double score : scores) total += std::exp(score - top);
+    for (int64_t k = 0; k < K; ++k)
+      means[static_cast<size_t>((b * K + k) * h * w + position)] +=
+          std::exp(scores[static_cast<size_t>(k)] - top) / total / static_cast<double>(rows / h * (columns / w));
   }
+  for (int64_t i = 0; whole && i < B * K * h * w; ++i)
+    check(std::abs(probs[i] - means[static_cast<size_t>(i)]) < 1e-4, "probability", probs[i],
+          means[static_cast<size_t>(i)]);
 }
 
 static void test_threads() {

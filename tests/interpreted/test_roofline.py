@@ -46,6 +46,8 @@ CASES = [
     cases.Case("information_of_moments", "no gradient", K=2, C=1, settings={"gradient_wanted": False}),
     cases.Case("refined_labels", "two tiles", B=2, C=3, K=3, h=6, w=5, settings={"size": (24, 25)}),
     cases.Case("refined_labels", "float64", B=1, C=5, K=2, h=2, w=3, dtype=torch.float64, settings={"size": (7, 9)}),
+    cases.Case("refined_probs", "two tiles", B=2, C=3, K=3, h=8, w=5, settings={"size": (32, 20)}),
+    cases.Case("refined_probs", "float64", B=1, C=5, K=2, h=2, w=3, dtype=torch.float64, settings={"size": (6, 15)}),
     loss("same_position", 1, masked=True),
     loss("same_position", 1, C=20, bias=False),
     loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept
