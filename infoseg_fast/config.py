@@ -18,7 +18,7 @@ RECIPES = {
     "default": {
         "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
         "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "resolution": 0.08, "overcluster": 3.0, "refine": True, "passes": PASSES,
+        "resolution": 0.08, "overcluster": 3.0, "refine": True, "passes": AUTO,
     },
     "paper": {
         "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
@@ -39,7 +39,7 @@ def count_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def radius_or_auto(text: str) -> int | str:
+def number_or_auto(text: str) -> int | str:
     return text if text == AUTO else int(text)
 
 
@@ -102,7 +102,7 @@ class TrainConfig:
         None,
         "probabilities are averaged over 2 N + 1 positions each way; auto: N = 1 for images that are grainy at the "
         "scale of a position, else 0 (default: the recipe's)",
-        type=radius_or_auto,
+        type=number_or_auto,
     )
     refine: bool | None = setting(
         None,
@@ -111,8 +111,9 @@ class TrainConfig:
     )
     passes: int | None = setting(
         None,
-        "how often what the pixels around tell becomes part of what --refine begins with (default: the recipe's)",
-        type=int,
+        f"how often what the pixels around tell becomes part of what --refine begins with; auto: {PASSES} times where "
+        "the pixels' colours tell classes apart, else 0 (default: the recipe's)",
+        type=number_or_auto,
     )
     temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
     lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)

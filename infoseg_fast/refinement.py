@@ -11,7 +11,8 @@ probabilities: no label is used. That s is given, not part of what is told, leav
 where light or texture varies over a region, colour says little of its class, and y then tells little beside s.
 
 A pixel's neighbours have colours too. So p(k | y, s), averaged over the pixels of each position, is what they tell of
-it, and in the next of a few passes the prior is mostly that, the rest the network's own: a mean field.
+it, and in the next of a few passes the prior is mostly that, the rest the network's own: a mean field. It is for images
+whose pixels tell classes apart; where only their texture does, what colours seem to tell is chance, and adds up.
 """
 
 from typing import NamedTuple
@@ -29,8 +30,9 @@ from .reference.similarity import moments_of
 
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
 LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve
-PASSES = 2  # before labels are made, unless a run has other settings
+PASSES = 2  # before labels are made, where pixels tell at least TELLING
 TOLD = 0.8  # the part of the prior that is what the pixels told in the pass before
+TELLING = 1 / 8  # of what the positions leave uncertain
 MAX_PASSES = 8
 MOST_PIXELS = 64  # of a position, that a kernel averages over
 SHARE = 1e-3  # every class has this share of the moments of all: one that is nowhere looks like everything
@@ -103,7 +105,7 @@ def class_colours(probs: Tensor, images: Tensor, mask: Tensor | None, radius: in
     return moments
 
 
-def fitted(moments: Tensor, radius: int, passes: int = 0) -> Refinement:
+def fitted(moments: Tensor, radius: int) -> Refinement:
     """The conditional densities of normal distributions with these moments, from `class_colours`.
 
     RESOLUTION, in standard deviations of all pixels, is the least that counts, as in the appearance information.
@@ -124,7 +126,31 @@ def fitted(moments: Tensor, radius: int, passes: int = 0) -> Refinement:
     expected = torch.cat([torch.eye(c).to(slope).expand_as(slope), -slope, offset[..., None]], dim=2)
     residual = torch.linalg.solve_triangular(root, expected, upper=False)
     log_scale = -root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
-    return Refinement(residual.float(), log_scale.float(), radius, passes)
+    return Refinement(residual.float(), log_scale.float(), radius)
+
+
+@torch.no_grad()
+def uncertainty(probs: Tensor, images: Tensor, mask: Tensor | None, refinement: Refinement) -> Tensor:
+    """How uncertain classes are before and after looking at the pixels: the entropies of the prior and of p(k | y, s).
+
+    Args:
+        as in `class_colours`.
+
+    Returns:
+        Their sums over the pixels of positions that count, in nats: [2] float64, which batches may add up.
+    """
+    prior, seen = spread(probs), colours(images, probs.shape[2:], refinement.radius)
+    sums = prior.new_zeros(2, dtype=torch.float64)
+    for b in range(len(probs)):
+        given = prior[b], seen.pixels[b], seen.around[b], refinement.residual, refinement.log_scale
+        after = torch.special.entr(reference.refined_scores(*given).softmax(dim=0)).sum(dim=0)
+        entropies = [
+            torch.special.entr(prior[b]).sum(dim=0),
+            F.adaptive_avg_pool2d(after[None], probs.shape[2:])[0],
+        ]
+        counted = torch.stack(entropies).double() * (1 if mask is None else mask[b])
+        sums += counted.sum(dim=(1, 2))
+    return sums
 
 
 def spread(probs: Tensor) -> Tensor:

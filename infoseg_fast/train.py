@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ from .evaluate import add_training, as_text, evaluate
 from .learner import Learner
 from .merging import CLEARLY, Sums, merged, sums_of, told
 from .model import STRIDE, padded, padded_side
-from .refinement import Refinement, class_colours, fitted
+from .refinement import PASSES, TELLING, Refinement, class_colours, fitted, uncertainty
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 from .smoothing import smoothing_radius
@@ -230,11 +230,20 @@ class Run:
         these crops counts."""
         if not self.config.refine:
             return None
-        smooth = self.config.smooth
-        moments = sum(
-            class_colours(probs, padded(images), mask, smooth) for images, probs, mask in self._assigned(*self.choice())
-        )
-        return fitted(moments, smooth, self.config.passes) if moments[:, 0, 0].sum() > 0 else None
+        smooth, passes = self.config.smooth, self.config.passes
+        choice = self.choice()
+
+        def over_crops(f: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+            return sum(f(probs, padded(images), mask) for images, probs, mask in self._assigned(*choice))
+
+        moments = over_crops(lambda *crops: class_colours(*crops, smooth))
+        if moments[:, 0, 0].sum() == 0:
+            return None
+        found = fitted(moments, smooth)
+        if passes == AUTO:
+            before, after = over_crops(lambda *crops: uncertainty(*crops, found)).tolist()
+            passes = PASSES if after <= (1 - TELLING) * before else 0
+        return found._replace(passes=passes)
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""

@@ -27,6 +27,7 @@ from infoseg_fast.refinement import (
     refined_labels,
     refined_probs,
     spread,
+    uncertainty,
 )
 from infoseg_fast.train import Run, train
 
@@ -181,7 +182,7 @@ def test_colours_that_tell_nothing_change_nothing_but_the_spread():
 def test_passes_are_a_mean_field():
     images, labels = two_colours()
     probs, seen = cells(labels), colours(images, (8, 8), 0)
-    refinement = fitted(class_colours(probs, images, None, 0), 0, passes=2)
+    refinement = fitted(class_colours(probs, images, None, 0), 0)._replace(passes=2)
     given = *seen, refinement.residual, refinement.log_scale
     now = probs
     for _ in range(2):
@@ -196,12 +197,34 @@ def test_passes_let_neighbours_speak_where_a_pixel_alone_is_in_doubt():
     images, labels = two_colours()
     images = (images + 0.12 * torch.randn_like(images)).clamp(0, 1)
     probs = 0.5 + 0.1 * (cells(labels) - 0.5)
-    once, often = (fitted(class_colours(cells(labels), images, None, 0), 0, passes=n) for n in (0, 2))
+    once = fitted(class_colours(cells(labels), images, None, 0), 0)
     wrong = [
         (refined_labels(probs, colours(images, (8, 8), 0), refinement, (32, 32)) != labels).float().mean()
-        for refinement in (once, often)
+        for refinement in (once, once._replace(passes=2))
     ]
     assert wrong[1] < 0.7 * wrong[0]
+
+
+def test_uncertainty_is_that_of_the_pixels_and_adds_up():
+    images, labels = two_colours()
+    probs, mask = cells(labels), torch.rand(16, 8, 8) > 0.3
+    refinement = fitted(class_colours(probs, images, None, 0), 0)
+    before, after = uncertainty(probs, images, mask, refinement)
+    given = *colours(images, (8, 8), 0), refinement.residual, refinement.log_scale
+    expected = 0
+    for b in range(16):
+        told = reference.refined_scores(spread(probs)[b], given[0][b], given[1][b], *given[2:]).softmax(dim=0)
+        expected += (torch.special.entr(told).sum(dim=0)[mask[b].repeat_interleave(4, 0).repeat_interleave(4, 1)]).sum()
+    torch.testing.assert_close(after, expected.double() / 16, rtol=1e-5, atol=1e-5)
+    entropies = torch.special.entr(spread(probs)).sum(dim=1)
+    torch.testing.assert_close(before, entropies[mask].sum().double(), rtol=1e-5, atol=1e-5)
+    parts = [uncertainty(probs[i : i + 8], images[i : i + 8], mask[i : i + 8], refinement) for i in (0, 8)]
+    torch.testing.assert_close(sum(parts), torch.stack([before, after]))
+    assert after < 0.6 * before
+    noise = torch.rand(16, 3, 32, 32)
+    refinement = fitted(class_colours(probs, noise, None, 0), 0)
+    before, after = uncertainty(probs, noise, mask, refinement)
+    assert 0.98 * before < after
 
 
 def test_class_that_is_nowhere_gets_no_pixel():
@@ -263,6 +286,21 @@ def test_crops_without_a_pixel_that_counts_give_none(tmp_path):
     assert run.refinement() is None
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_passes_are_made_where_pixels_tell_classes_apart(tmp_path, told, monkeypatch):
+    data = str(write_folder(tmp_path / "data", number=6, side=32))
+    small = {"steps": 2, "crop": 32, "batch_size": 4, "width": 8, "dim": 16, "eval_every": 0, "overcluster": 1.0}
+    monkeypatch.setattr(
+        "infoseg_fast.train.uncertainty", lambda *_: torch.tensor([8.0, 6.9 if told else 7.1], dtype=torch.float64)
+    )
+    train(small | {"data": data}, tmp_path / "run")
+    assert isf.load(tmp_path / "run").refinement.passes == (PASSES if told else 0)
+    train(small | {"data": data, "passes": 3}, tmp_path / "three")
+    assert isf.load(tmp_path / "three").refinement.passes == 3
+    with pytest.raises(isf.DataError, match="--passes must be at most 8, not 9"):
+        train(small | {"data": data, "passes": 9}, tmp_path / "nine")
+
+
 def test_paper_recipe_has_none(tmp_path):
     data = str(write_folder(tmp_path / "data", number=6, side=32))
     small = {"steps": 2, "crop": 32, "batch_size": 4, "width": 8, "dim": 16, "eval_every": 0}
@@ -289,7 +327,7 @@ def test_refinement_moves_between_devices_as_a_whole():
 def test_runs_from_before_there_were_passes_make_labels_without(tmp_path):
     data = str(write_folder(tmp_path / "data", number=6, side=32))
     small = {"steps": 2, "crop": 32, "batch_size": 4, "width": 8, "dim": 16, "eval_every": 0}
-    train(small | {"data": data}, tmp_path / "run")
+    train(small | {"data": data, "passes": PASSES}, tmp_path / "run")
     assert isf.load(tmp_path / "run").refinement.passes == PASSES
     path = checkpoint.path_of(tmp_path / "run", "last")
     state = torch.load(path, weights_only=True)

@@ -29,7 +29,7 @@ def refinement(network, radius=0, passes=2):
     images = torch.rand(4, 3, 64, 64)
     with torch.no_grad():
         probs = isf.Segmenter(network, temperature=3.0).assign(images)
-    return fitted(class_colours(probs, images, None, radius), radius, passes)
+    return fitted(class_colours(probs, images, None, radius), radius)._replace(passes=passes)
 
 
 @pytest.mark.parametrize("passes", [None, 0, 2, MAX_PASSES])  # None: no refinement
