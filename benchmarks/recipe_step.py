@@ -56,18 +56,22 @@ def main() -> None:
             run.train_step(batch)
             run.step += 1
 
-        print("| a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
+ labels, smooth | a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             runs = [run(smooth=smooth, appearance=weight, overcluster=1.0) for weight in (0.0, 10.0)]
             show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
-        print("| a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
+ labels, smooth | a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             runs = [run(smooth=smooth, overcluster=times) for times in (1.0, 3.0)]
             show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
-        print("| labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
+ labels, smooth | labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             segmenters = [run(smooth=smooth, refine=refine).segmenter() for refine in (False, True)]
             x = batch.images.float() / 255
+            show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
+ labels, smooth | labels, smooth | without passes, ms | with 2, ms | their share |\n|---|---|---|---|")
+        for smooth in (0, 1):
+            segmenters = [run(smooth=smooth, passes=passes).segmenter() for passes in (0, 2)]
             show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
         made, alone = run(smooth=0), run(smooth=0, overcluster=1.0)
         batches = -(-FIRST // args.images)
