@@ -1,5 +1,5 @@
 """What parts of the default recipe cost: the appearance term and the finer network in a training step, the refinement
-in labels, and what a checkpoint needs besides.
+in labels and its passes, and what a checkpoint needs besides.
 
     python benchmarks/recipe_step.py [--images 32] [--side 64] [--classes 6] [--rounds 150]
 
@@ -56,20 +56,21 @@ def main() -> None:
             run.train_step(batch)
             run.step += 1
 
- labels, smooth | a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
+        print("| a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             runs = [run(smooth=smooth, appearance=weight, overcluster=1.0) for weight in (0.0, 10.0)]
             show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
- labels, smooth | a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
+        print("| a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             runs = [run(smooth=smooth, overcluster=times) for times in (1.0, 3.0)]
             show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
- labels, smooth | labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
+        # Of random images --passes auto makes none.
+        print("| labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
         for smooth in (0, 1):
             segmenters = [run(smooth=smooth, refine=refine).segmenter() for refine in (False, True)]
             x = batch.images.float() / 255
             show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
- labels, smooth | labels, smooth | without passes, ms | with 2, ms | their share |\n|---|---|---|---|")
+        print("| labels, smooth | without passes, ms | with 2, ms | their share |\n|---|---|---|---|")
         for smooth in (0, 1):
             segmenters = [run(smooth=smooth, passes=passes).segmenter() for passes in (0, 2)]
             show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
