@@ -12,7 +12,8 @@ where light or texture varies over a region, colour says little of its class, an
 
 A pixel's neighbours have colours too. So p(k | y, s), averaged over the pixels of each position, is what they tell of
 it, and in the next of a few passes the prior is mostly that, the rest the network's own: a mean field. It is for images
-whose pixels tell classes apart; where only their texture does, what colours seem to tell is chance, and adds up.
+whose pixels tell classes apart; where only their texture does, what colours seem to tell is chance, and adds up. With
+passes the moments are formed anew with p(k | y, s): the probabilities of positions blur every edge.
 """
 
 from typing import NamedTuple
@@ -130,6 +131,31 @@ def fitted(moments: Tensor, radius: int) -> Refinement:
 
 
 @torch.no_grad()
+def pixel_colours(probs: Tensor, images: Tensor, mask: Tensor | None, refinement: Refinement) -> Tensor:
+    """Moments as `class_colours` has them, a pixel having p(k | y, s) of its own, after the refinement's passes.
+
+    Args:
+        as in `class_colours`.
+
+    Returns:
+        [K, 2c + 1, 2c + 1] float64, which batches may add up.
+    """
+    seen = colours(images, probs.shape[2:], refinement.radius)
+    prior, size = prior_of(probs, seen, refinement), seen.pixels.shape[2:]
+    around = F.interpolate(seen.around, size=size, mode="bilinear", align_corners=False)
+    u = torch.cat([torch.ones_like(around[:, :1]), seen.pixels, around], dim=1)
+    moments = 0
+    for b in range(len(probs)):
+        given = prior[b], seen.pixels[b], seen.around[b], refinement.residual, refinement.log_scale
+        weights = reference.refined_scores(*given).softmax(dim=0)
+        if mask is not None:
+            weights = weights * F.interpolate(mask[None, b : b + 1].float(), size=size)[0]
+        x = u[b].flatten(1).double()
+        moments = moments + torch.stack([(x * of_class) @ x.mT for of_class in weights.flatten(1).double()])
+    return moments * (probs.shape[2:].numel() / size.numel())
+
+
+@torch.no_grad()
 def uncertainty(probs: Tensor, images: Tensor, mask: Tensor | None, refinement: Refinement) -> Tensor:
     """How uncertain classes are before and after looking at the pixels: the entropies of the prior and of p(k | y, s).
 
@@ -165,6 +191,15 @@ def spread(probs: Tensor) -> Tensor:
     return probs
 
 
+def prior_of(probs: Tensor, colours: Colours, refinement: Refinement, backend: str = "auto") -> Tensor:
+    """Probabilities of positions, spread over their neighbours, after the refinement's passes: float32 [B, K, h, w]."""
+    prior = spread(probs)
+    for _ in range(refinement.passes):
+        told = refined_probs(prior, *colours, refinement.residual, refinement.log_scale, backend=backend)
+        prior = spread(torch.lerp(probs.float(), told, TOLD))
+    return prior
+
+
 @torch.no_grad()
 def refined_labels(
     probs: Tensor, colours: Colours, refinement: Refinement, size: tuple[int, int], *, backend: str = "auto"
@@ -181,11 +216,7 @@ def refined_labels(
     Returns:
         [B, *size] uint8; of equal classes the lowest.
     """
-    seen = *colours, refinement.residual, refinement.log_scale
-    prior = spread(probs)
-    for _ in range(refinement.passes):
-        prior = spread(torch.lerp(probs.float(), refined_probs(prior, *seen, backend=backend), TOLD))
-    given = prior, *seen
+    given = prior_of(probs, colours, refinement, backend), *colours, refinement.residual, refinement.log_scale
     if tuple(size) == tuple(colours.pixels.shape[2:]):
         return pixel_labels(*given, backend=backend)
     if backend not in ("auto", "reference"):

@@ -33,7 +33,7 @@ from .evaluate import add_training, as_text, evaluate
 from .learner import Learner
 from .merging import CLEARLY, Sums, merged, sums_of, told
 from .model import STRIDE, padded, padded_side
-from .refinement import PASSES, TELLING, Refinement, class_colours, fitted, uncertainty
+from .refinement import PASSES, TELLING, Refinement, class_colours, fitted, pixel_colours, uncertainty
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
 from .segmenter import Segmenter, record_evaluation
 from .smoothing import smoothing_radius
@@ -243,7 +243,12 @@ class Run:
         if passes == AUTO:
             before, after = over_crops(lambda *crops: uncertainty(*crops, found)).tolist()
             passes = PASSES if after <= (1 - TELLING) * before else 0
-        return found._replace(passes=passes)
+        found = found._replace(passes=passes)
+        if passes:
+            # Anew, with what the pixels and those around them tell: their positions' probabilities blur every edge.
+            moments = over_crops(lambda *crops: pixel_colours(*crops, found))
+            found = fitted(moments, smooth)._replace(passes=passes)
+        return found
 
     def batches(self, steps: int) -> tuple[CropSampler, Iterable[Batch | DataError]]:
         """From the next step to the last of so many, and what draws them."""

@@ -24,6 +24,7 @@ from infoseg_fast.refinement import (
     class_colours,
     colours,
     fitted,
+    pixel_colours,
     refined_labels,
     refined_probs,
     spread,
@@ -203,6 +204,36 @@ def test_passes_let_neighbours_speak_where_a_pixel_alone_is_in_doubt():
         for refinement in (once, once._replace(passes=2))
     ]
     assert wrong[1] < 0.7 * wrong[0]
+
+
+def test_moments_of_pixels_are_weighted_with_their_own_probabilities():
+    images, labels = two_colours()
+    probs, mask = cells(labels), torch.rand(16, 8, 8) > 0.3
+    refinement = fitted(class_colours(probs, images, None, 0), 0)._replace(passes=1)
+    found = pixel_colours(probs, images, mask, refinement)
+    y, s = colours(images, (8, 8), 0)
+    given = refinement.residual, refinement.log_scale
+    prior = spread(0.2 * probs + 0.8 * reference.refined_probs(spread(probs), y, s, *given))
+    u = torch.cat([torch.ones(16, 1, 32, 32), y, F.interpolate(s, size=(32, 32), mode="bilinear")], dim=1).double()
+    told = [reference.refined_scores(prior[b], y[b], s[b], *given).softmax(dim=0) for b in range(16)]
+    counted = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    expected = torch.einsum("bkyx,byx,biyx,bjyx->kij", torch.stack(told).double(), counted.double(), u, u) / 16
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    parts = [pixel_colours(probs[i : i + 8], images[i : i + 8], mask[i : i + 8], refinement) for i in (0, 8)]
+    torch.testing.assert_close(sum(parts), found)
+
+
+def test_densities_of_pixels_are_nearer_to_those_of_the_classes():
+    """Cells that an edge crosses have the colours of both classes, and their probabilities are of both."""
+    images, labels = two_colours()
+    probs = cells(labels)
+    first = fitted(class_colours(probs, images, None, 0), 0)._replace(passes=2)
+    anew = pixel_colours(probs, images, None, first)
+    means = [m[:, 1:4, 0] / m[:, :1, 0] for m in (class_colours(probs, images, None, 0), anew)]
+    y = (images + 0.05).log().movedim(1, 3)
+    truth = torch.stack([y[labels == k].mean(dim=0) for k in (0, 1)])
+    wrong = [(mean - truth).abs().max() for mean in means]
+    assert wrong[1] < 0.6 * wrong[0]
 
 
 def test_uncertainty_is_that_of_the_pixels_and_adds_up():
