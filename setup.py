@@ -196,10 +196,13 @@ setup(
     # The layout keeps the Triton kernels at the top level; they are installed inside the package.
     packages=[
         "infoseg_fast",
+        "infoseg_fast.bench",
         "infoseg_fast.data",
         "infoseg_fast.kernels",
         "infoseg_fast.ops",
+        "infoseg_fast.recipe",
         "infoseg_fast.reference",
+        "infoseg_fast.scores",
     ],
     package_dir={"infoseg_fast": "infoseg_fast", "infoseg_fast.kernels": "kernels"},
     package_data={"infoseg_fast": ["_build.json"]},

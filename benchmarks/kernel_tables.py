@@ -7,7 +7,7 @@ import csv
 import sys
 from collections import defaultdict
 
-from infoseg_fast.bench import CASES, RESULTS
+from infoseg_fast.bench.cpu import CASES, RESULTS
 
 
 def main() -> None:

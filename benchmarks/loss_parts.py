@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from infoseg_fast import bench, cpp
+from infoseg_fast.bench import cpu as bench
+from infoseg_fast.ops import cpp
 from infoseg_fast.ops.custom import LossSettings, Needs
 from infoseg_fast.reference import fold_projection, fold_projection_gradient
 

@@ -29,13 +29,14 @@ import texture_mosaics
 import tissue_sections
 import torch
 
-from infoseg_fast import baselines, load
-from infoseg_fast.assignment import linear_sum_assignment
+from infoseg_fast import load
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import NAMES, open_set
 from infoseg_fast.data.base import to_float
-from infoseg_fast.evaluate import evaluate
-from infoseg_fast.smoothing import grain
+from infoseg_fast.ops.linear_sum_assignment import linear_sum_assignment
+from infoseg_fast.recipe.smoothing import grain
+from infoseg_fast.scores import baselines
+from infoseg_fast.scores.evaluate import evaluate
 from infoseg_fast.train import train
 
 COLUMNS = (

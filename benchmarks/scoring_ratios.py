@@ -20,7 +20,8 @@ import scipy.optimize
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast import bench, bench_baselines
+from infoseg_fast.bench import baselines as bench_baselines
+from infoseg_fast.bench import cpu as bench
 
 try:
     import lap

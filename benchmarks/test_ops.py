@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infoseg_fast import bench
+from infoseg_fast.bench import cpu as bench
 
 CASES = {case.name: case for case in bench.CASES}
 

@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from infoseg_fast import bench
 from infoseg_fast.allocator import keep_freed_memory
+from infoseg_fast.bench import cpu as bench
 
 
 def main() -> None:

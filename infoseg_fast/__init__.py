@@ -3,16 +3,16 @@
 Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
 """
 
-from .appearance import appearance_information, local_appearance
-from .assignment import linear_sum_assignment
-from .confusion import confusion_matrix
-from .dispatch import backends
 from .errors import BackendUnavailableError, DataError
-from .loss import InfoSegLoss
-from .matching import match_clusters
-from .metrics import ClusterMetrics
 from .model import InfoSegNet
 from .ops import assign, class_moments, local_global_similarity, mutual_information_loss, segment, segment_and_count
+from .ops.confusion_matrix import confusion_matrix
+from .ops.dispatch import backends
+from .ops.linear_sum_assignment import linear_sum_assignment
+from .recipe.appearance import appearance_information, local_appearance
+from .recipe.loss import InfoSegLoss
+from .scores.matching import match_clusters
+from .scores.metrics import ClusterMetrics
 from .segmenter import Segmenter, load
 
 __version__ = "0.1.0"

@@ -36,10 +36,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    from .baselines import METHODS
     from .checkpoint import CHECKPOINTS
     from .data import NAMES
     from .data.protocols import PROTOCOLS
+    from .scores.baselines import METHODS
 
     top = Parser(prog=PROGRAM, description="Unsupervised semantic segmentation by mutual information maximisation.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -140,8 +140,10 @@ def run_train(arguments: argparse.Namespace) -> None:
 def run_bench(args) -> None:
     import torch
 
-    from . import bench, bench_cuda, kernels
+    from . import kernels
     from .allocator import keep_freed_memory
+    from .bench import cpu as bench
+    from .bench import cuda as bench_cuda
 
     keep_freed_memory()
     cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
@@ -165,8 +167,8 @@ def run_bench(args) -> None:
 def run_eval(arguments: argparse.Namespace) -> None:
     from .checkpoint import load as load_state
     from .data import open_set
-    from .evaluate import add_training, as_text, evaluate
     from .run_folder import loss_mask_of
+    from .scores.evaluate import add_training, as_text, evaluate
     from .segmenter import load, record_evaluation
     from .train import pick_device
 
@@ -231,8 +233,8 @@ def run_prepare(arguments: argparse.Namespace) -> None:
 
 
 def run_baseline(arguments: argparse.Namespace) -> None:
-    from .baselines import baseline
-    from .evaluate import as_text
+    from .scores.baselines import baseline
+    from .scores.evaluate import as_text
 
     scores, classes = baseline(
         arguments.method,

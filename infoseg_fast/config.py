@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from .appearance import RESOLUTION
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
-from .ops.mutual_information import ESTIMATORS, NEGATIVES
-from .refinement import MAX_PASSES, PASSES
+from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
+from .recipe.appearance import RESOLUTION
+from .recipe.refinement import MAX_PASSES, PASSES
 from .segmenter import MAX_SMOOTH
 
 AUTO = "auto"

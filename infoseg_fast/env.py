@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from . import cuda_library, dispatch, extension
+from . import cuda_library, extension
+from .ops import dispatch
 
 PACKAGES = ("infoseg-fast", "torch", "triton", "numpy", "scipy", "pillow", "matplotlib", "tensorboard", "tqdm")
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .colours import as_rgb, coloured, overlaid
 from .data.base import to_float
 from .data.folder import image_files, stem_of
 from .data.images import IGNORE, read_header, read_image, to_channels
 from .errors import DataError
+from .palette import as_rgb, coloured, overlaid
 from .segmenter import Segmenter
 
 

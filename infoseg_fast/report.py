@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from .checkpoint import write_atomically
-from .colours import as_rgb, coloured, palette
 from .data.base import ImageSet, to_float
+from .palette import as_rgb, coloured, palette
 from .run_folder import CONFIG, METRICS
 from .segmenter import EVALUATION, Segmenter
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint as checkpoints
-from .confusion import confusion_matrix
 from .data.base import scaled_size
 from .data.images import IGNORE
 from .errors import DataError
 from .model import STRIDE, Encoder, InfoSegNet, padded, padded_side
 from .ops import assign, segment, segment_and_count
+from .ops.confusion_matrix import confusion_matrix
+from .recipe.refinement import Colours, Refinement, colours, refined_labels
 from .reference import neighbourhood_mean
-from .refinement import Colours, Refinement, colours, refined_labels
 
 # Images of more pixels are worked on in tiles. Around a tile the network reads what it sees to one side, at most 72 px:
 # block C 44, block D 56, with smoothing 16 more. The surroundings of a refinement (24 px) are nearer.

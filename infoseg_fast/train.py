@@ -22,21 +22,21 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import augment, checkpoint, report
-from .appearance import RESOLUTION, appearance_statistics, local_appearance
 from .config import AUTO, TrainConfig
 from .data import ImageSet, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
 from .data.images import WHITE
 from .errors import DataError
-from .evaluate import add_training, as_text, evaluate
-from .learner import Learner
-from .merging import CLEARLY, Sums, merged, sums_of, told
 from .model import STRIDE, padded, padded_side
-from .refinement import PASSES, TELLING, Refinement, class_colours, fitted, pixel_colours, uncertainty
+from .recipe.appearance import RESOLUTION, appearance_statistics, local_appearance
+from .recipe.learner import Learner
+from .recipe.merging import CLEARLY, Sums, merged, sums_of, told
+from .recipe.refinement import PASSES, TELLING, Refinement, class_colours, fitted, pixel_colours, uncertainty
+from .recipe.smoothing import smoothing_radius
 from .run_folder import METRICS, cut_metrics, settings_of, write_settings
+from .scores.evaluate import add_training, as_text, evaluate
 from .segmenter import Segmenter, record_evaluation
-from .smoothing import smoothing_radius
 
 logger = logging.getLogger("infoseg_fast")
 

@@ -81,7 +81,7 @@ def class_information(
 
 
 class InformationOfMomentsKernel:
-    """The kernel as `infoseg_fast.appearance` calls it."""
+    """The kernel as `infoseg_fast.recipe.appearance` calls it."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported

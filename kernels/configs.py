@@ -64,7 +64,7 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
     ]
 
 
-# Registers and spills below are of `python -m infoseg_fast.kernels.aot`; nothing here was timed on a GPU.
+# Registers and spills below are of `python -m infoseg_fast.bench.aot`; nothing here was timed on a GPU.
 TABLE: list[Row] = [
     *_rows(
         "similarity_forward",

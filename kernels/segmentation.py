@@ -5,7 +5,7 @@ writes its probabilities (or similarities) at low resolution, [B, K, P], and `up
 argmax and counts, so nothing at image resolution but the labels ever is in memory.
 
 Why the volume is written: it is 2 K accumulators a position, written and read, at the most 13 % above the floor of
-features and labels in float32 at C = 256, K = 15 (`python -m infoseg_fast.kernels.roofline`), less where it stays in
+features and labels in float32 at C = 256, K = 15 (`python -m infoseg_fast.bench.roofline`), less where it stays in
 the L2 cache. A kernel without it must form the scores of the rows around its own again: of R rows of positions it can
 upsample R - 1 intervals, so it reads f 1 / (R - 1) times more, 14 % at R = 8, where the scores alone are 32 registers a
 thread; and Triton lets a thread reach other threads' scores only through a product with the [pixels, R w] interpolation
@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..confusion import raise_out_of_range
+from ..ops.confusion_matrix import raise_out_of_range
 from . import configs
 from .launch import Cost, Launch, kernel, launch
 from .similarity import scores

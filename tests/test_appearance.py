@@ -8,7 +8,7 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import extension
-from infoseg_fast.appearance import appearance_statistics, information_of_moments, local_appearance
+from infoseg_fast.recipe.appearance import appearance_statistics, information_of_moments, local_appearance
 from infoseg_fast.reference import neighbourhood_mean
 from infoseg_fast.reference.appearance import DARK, FLAT
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import infoseg_fast as isf
-from infoseg_fast import assignment, dispatch, extension
+from infoseg_fast import extension
+from infoseg_fast.ops import dispatch
+from infoseg_fast.ops import linear_sum_assignment as assignment
 
 needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 INSTRUCTION_SETS = ["avx512", "avx2", "portable"]

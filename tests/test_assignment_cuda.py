@@ -18,7 +18,8 @@ from fibers import ASSIGNMENT, COMPILER, CONFUSION, compiled, needs_compiler, ra
 from hard_costs import hard_costs
 
 import infoseg_fast as isf
-from infoseg_fast import assignment, cuda_library
+from infoseg_fast import cuda_library
+from infoseg_fast.ops import linear_sum_assignment as assignment
 
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc")

@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from infoseg_fast import checkpoint, load
-from infoseg_fast.averaging import add_to_average, averaged
+from infoseg_fast.recipe.averaging import add_to_average, averaged
 from infoseg_fast.train import train
 
 

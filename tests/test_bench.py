@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoseg_fast import bench, bench_cuda, cuda_checks
+from infoseg_fast.bench import cpu as bench
+from infoseg_fast.bench import cuda as bench_cuda
+from infoseg_fast.bench import cuda_checks
 from infoseg_fast.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,13 +14,13 @@ from raw_downloads import WINDOW, mini_coco, mini_potsdam, write_coco, write_pot
 from test_data import refused
 
 import infoseg_fast as isf
-from infoseg_fast.baselines import Gabor, baseline, mirrored
 from infoseg_fast.cli import main
 from infoseg_fast.data import open_set
 from infoseg_fast.data.crops import CropSampler, CropSet, crop_loader, held_in_memory
 from infoseg_fast.data.prepare import prepare
 from infoseg_fast.data.protocols import PROTOCOLS
 from infoseg_fast.model import InfoSegNet, grey, sobel
+from infoseg_fast.scores.baselines import Gabor, baseline, mirrored
 
 TRAIN = shlex.split("--width 8 --dim 16 --batch-size 4 --steps 3 --eval-every 0")
 

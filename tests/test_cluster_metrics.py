@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast import metrics as metrics_module
-from infoseg_fast.bootstrap import PoissonBootstrap, accuracies_of
-from infoseg_fast.confusion import counts_and_outside
+from infoseg_fast.ops.confusion_matrix import counts_and_outside
+from infoseg_fast.scores import metrics as metrics_module
+from infoseg_fast.scores.bootstrap import PoissonBootstrap, accuracies_of
 
 
 def images(number, num_clusters=4, num_classes=3, seed=0):

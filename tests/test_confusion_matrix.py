@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infoseg_fast as isf
-from infoseg_fast import confusion, extension
+from infoseg_fast import extension
+from infoseg_fast.ops import confusion_matrix as confusion
 
 DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64]
 INSTRUCTION_SETS = ["avx512", "avx2", "portable"]

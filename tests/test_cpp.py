@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from conftest import inputs
 
 import infoseg_fast as isf
-from infoseg_fast import bench, cpp, extension, reference
-from infoseg_fast.ops import custom
+from infoseg_fast import extension, reference
+from infoseg_fast.bench import cpu as bench
+from infoseg_fast.ops import cpp, custom
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 NAMES = ("portable", "avx2", "avx512", "avx512bf16")

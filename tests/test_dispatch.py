@@ -10,8 +10,8 @@ import torch
 from conftest import inputs
 
 import infoseg_fast as isf
-from infoseg_fast import dispatch
 from infoseg_fast.errors import BackendUnavailableError
+from infoseg_fast.ops import dispatch
 
 
 class Kernel:

@@ -9,9 +9,9 @@ from conftest import write_folder
 
 import infoseg_fast as isf
 from infoseg_fast import checkpoint
-from infoseg_fast.appearance import appearance_information, appearance_statistics
 from infoseg_fast.errors import DataError
-from infoseg_fast.merging import CLEARLY, Sums, _improved, _joined, _Pairs, merged, sums_of, told
+from infoseg_fast.recipe.appearance import appearance_information, appearance_statistics
+from infoseg_fast.recipe.merging import CLEARLY, Sums, _improved, _joined, _Pairs, merged, sums_of, told
 from infoseg_fast.train import train
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "eval_every": 0}
@@ -191,7 +191,7 @@ def same(a, b) -> bool:
 
 def prefer(monkeypatch, finer: bool) -> None:
     """Labels of the finer network, or never of it, whatever its classes tell."""
-    monkeypatch.setattr("infoseg_fast.merging.Told.worth", Worth(finer))
+    monkeypatch.setattr("infoseg_fast.recipe.merging.Told.worth", Worth(finer))
 
 
 class Worth:

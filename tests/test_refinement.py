@@ -14,8 +14,8 @@ import infoseg_fast as isf
 from infoseg_fast import checkpoint, reference
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import open_set
-from infoseg_fast.dispatch import kernel
-from infoseg_fast.refinement import (
+from infoseg_fast.ops.dispatch import kernel
+from infoseg_fast.recipe.refinement import (
     LEAST_DEVIATION,
     PASSES,
     RESOLUTION,

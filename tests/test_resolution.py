@@ -8,10 +8,11 @@ import torch
 from conftest import write_folder
 
 import infoseg_fast as isf
-from infoseg_fast import checkpoint, learner
-from infoseg_fast.appearance import RESOLUTION, appearance_term, local_appearance
+from infoseg_fast import checkpoint
 from infoseg_fast.errors import DataError
-from infoseg_fast.learner import SHARPENING, resolution_at
+from infoseg_fast.recipe import learner
+from infoseg_fast.recipe.appearance import RESOLUTION, appearance_term, local_appearance
+from infoseg_fast.recipe.learner import SHARPENING, resolution_at
 from infoseg_fast.train import train
 
 

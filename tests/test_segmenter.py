@@ -7,9 +7,9 @@ import torch
 import infoseg_fast as isf
 from infoseg_fast import segmenter as module
 from infoseg_fast.data.base import ImageSet
-from infoseg_fast.evaluate import batches, evaluate
 from infoseg_fast.model import MAX_DEPTH
-from infoseg_fast.refinement import MAX_PASSES, class_colours, fitted
+from infoseg_fast.recipe.refinement import MAX_PASSES, class_colours, fitted
+from infoseg_fast.scores.evaluate import batches, evaluate
 
 
 def trained(depth=2):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from infoseg_fast.data import open_set
-from infoseg_fast.smoothing import grain, smoothing_radius
+from infoseg_fast.recipe.smoothing import grain, smoothing_radius
 from infoseg_fast.train import train
 
 SMALL = {"steps": 2, "crop": 32, "width": 8, "dim": 16, "batch_size": 2, "eval_every": 0, "classes": 2}

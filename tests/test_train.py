@@ -18,11 +18,12 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import checkpoint, dispatch, extension
+from infoseg_fast import checkpoint, extension
 from infoseg_fast.config import TrainConfig
 from infoseg_fast.data import open_set
 from infoseg_fast.errors import DataError
-from infoseg_fast.merging import told
+from infoseg_fast.ops import dispatch
+from infoseg_fast.recipe.merging import told
 from infoseg_fast.train import Run, train, valid_positions
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
@@ -88,7 +89,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
             if references:
                 patch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
             if disturbed is not None:
-                patch.setattr("infoseg_fast.learner.InfoSegNet", disturbing(disturbed))
+                patch.setattr("infoseg_fast.recipe.learner.InfoSegNet", disturbing(disturbed))
             train(how, tmp_path / name)
             labels = isf.load(tmp_path / name).segment(images)
         return torch.tensor([loss for _, loss in losses(tmp_path / name)], dtype=torch.float64), labels

@@ -8,8 +8,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from infoseg_fast.kernels import aot, cases, configs, roofline, tables
-from infoseg_fast.kernels.specialisation import Specialisation
+from infoseg_fast.bench import aot, roofline, tables
+from infoseg_fast.bench import launch_cases as cases
+from infoseg_fast.bench.specialisation import Specialisation
+from infoseg_fast.kernels import configs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "gpu_kernels.md"
 
@@ -38,7 +40,7 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     assert expected <= seen
     documented = DOCS.read_text()
     for line in aot.as_markdown(found).splitlines()[4:]:
-        assert line in documented, "run python -m infoseg_fast.kernels.aot --docs docs/gpu_kernels.md"
+        assert line in documented, "run python -m infoseg_fast.bench.aot --docs docs/gpu_kernels.md"
     instructions = {name for r in found for name in r.products}
     assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
 
@@ -122,7 +124,7 @@ def test_the_ops_move_at_most_15_percent_more_than_their_floor():
     found = roofline.rows(cases.ROOFLINE_CASES)
     assert roofline.too_much(found) == []
     documented = roofline.as_markdown(roofline.in_docs(found))
-    assert documented in DOCS.read_text(), "run python -m infoseg_fast.kernels.roofline --docs docs/gpu_kernels.md"
+    assert documented in DOCS.read_text(), "run python -m infoseg_fast.bench.roofline --docs docs/gpu_kernels.md"
     for r in found:
         if not r.op.startswith("segment"):  # these write a low-resolution volume, see kernels/segmentation.py
             # V, kept for going back, is not in the floor of the moments: K / C of f, most in 16 bits at C = 128. Of the

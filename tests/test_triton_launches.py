@@ -12,10 +12,12 @@ pytest.importorskip("triton")
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import infoseg_fast as isf
-from infoseg_fast import dispatch, kernels
-from infoseg_fast.kernels import cases, configs, launch, similarity, tiles
-from infoseg_fast.kernels.specialisation import Specialisation
-from infoseg_fast.refinement import Colours, Refinement, refined_labels
+from infoseg_fast import kernels
+from infoseg_fast.bench import launch_cases as cases
+from infoseg_fast.bench.specialisation import Specialisation
+from infoseg_fast.kernels import configs, launch, similarity, tiles
+from infoseg_fast.ops import dispatch
+from infoseg_fast.recipe.refinement import Colours, Refinement, refined_labels
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 UP = {"size": (128, 128), "num_classes": 27}
@@ -123,7 +125,7 @@ def test_the_number_of_classes_and_the_size_of_an_image_compile_no_refinement_an
 
 def test_every_part_of_the_default_recipe_has_a_kernel_on_a_gpu(monkeypatch):
     """What training and its labels ask for is found in float32 by "auto": no part falls back to PyTorch's kernels."""
-    monkeypatch.setattr("infoseg_fast.dispatch._unavailable", lambda name: None)
+    monkeypatch.setattr("infoseg_fast.ops.dispatch._unavailable", lambda name: None)
     trained = "mutual_information_loss", "local_appearance", "appearance_statistics", "class_moments"
     labelled = "assign", "segment", "segment_and_count", "refined_labels", "refined_probs"
     for op in (*trained, "information_of_moments", *labelled):
@@ -240,7 +242,7 @@ def test_an_empty_grid_starts_nothing(stub):
 
 
 def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
-    monkeypatch.setattr("infoseg_fast.dispatch._unsupported", lambda op, name, *kind: None)
+    monkeypatch.setattr("infoseg_fast.ops.dispatch._unsupported", lambda op, name, *kind: None)
     with FakeTensorMode():
         f, H, W, b = (torch.empty(s, device="cuda") for s in ((2, 8, 5, 6), (2, 3, 7), (7, 8), (7,)))
         target = torch.empty(2, 20, 20, dtype=torch.uint8, device="cuda")
@@ -254,7 +256,7 @@ def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
 
 
 def test_labels_at_the_pixels_are_one_launch_and_one_a_pass_of_what_lies_on_the_device(monkeypatch):
-    monkeypatch.setattr("infoseg_fast.dispatch._unsupported", lambda op, name, *kind: None)
+    monkeypatch.setattr("infoseg_fast.ops.dispatch._unsupported", lambda op, name, *kind: None)
     with FakeTensorMode(), launch.recorded() as launches:
         probs, y, s, residual, log_scale = (
             torch.empty(shape, device="cuda") for shape in ((2, 4, 5, 6), (2, 3, 20, 24), (2, 3, 5, 6), (4, 3, 7), (4,))

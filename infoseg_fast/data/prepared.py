@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..matching import match_clusters
+from ..scores.matching import match_clusters
 from .base import ImageSet
 from .coco import UNLABELLED
 from .images import IGNORE

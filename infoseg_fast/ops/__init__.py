@@ -1,6 +1,6 @@
 """The public ops: arguments are checked and the projection folded here, once, for every backend."""
 
-from .mutual_information import mutual_information_loss
+from .mutual_information_loss import mutual_information_loss
 from .segmentation import segment, segment_and_count
 from .similarity import assign, class_moments, local_global_similarity
 

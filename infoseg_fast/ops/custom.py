@@ -31,10 +31,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import dispatch
 from ..reference.mutual_information import folded_loss, folded_loss_gradient
 from ..reference.segmentation import folded_segment
 from ..reference.similarity import folded_similarity, folded_similarity_gradient, moments_of
+from . import dispatch
 
 
 class Needs(NamedTuple):

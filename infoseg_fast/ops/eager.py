@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import dispatch
 from ..reference import fold_projection, fold_projection_gradient
+from . import dispatch
 from .custom import Gradients, LossSettings, Needs
 
 

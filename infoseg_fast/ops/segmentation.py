@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..confusion import add_confusion, checked_counts_arguments, raise_out_of_range
-from ..dispatch import choose, choose_fused_count, kernel
 from . import checks, custom, eager
+from .confusion_matrix import add_confusion, checked_counts_arguments, raise_out_of_range
+from .dispatch import choose, choose_fused_count, kernel
 
 INTERPOLATIONS = ("probs", "logits")
 

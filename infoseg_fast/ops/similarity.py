@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..dispatch import choose
 from . import checks, custom, eager
+from .dispatch import choose
 
 
 def local_global_similarity(

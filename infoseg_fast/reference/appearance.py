@@ -1,4 +1,4 @@
-"""The appearance of positions, and what the moments of the classes are sums of (see `infoseg_fast.appearance`)."""
+"""The appearance of positions, and what the moments of the classes are sums of (`infoseg_fast.recipe.appearance`)."""
 
 import math
 

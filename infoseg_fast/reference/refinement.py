@@ -1,4 +1,4 @@
-"""Labels at the pixels by Bayes' rule (see `infoseg_fast.refinement`)."""
+"""Labels at the pixels by Bayes' rule (see `infoseg_fast.recipe.refinement`)."""
 
 import torch
 import torch.nn.functional as F

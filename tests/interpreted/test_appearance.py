@@ -6,9 +6,9 @@ import triton.language as tl
 from conftest import inputs
 
 import infoseg_fast as isf
-from infoseg_fast.appearance import appearance_statistics, information_of_moments, local_appearance
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.kernels import appearance_statistics as statistics_kernels
+from infoseg_fast.recipe.appearance import appearance_statistics, information_of_moments, local_appearance
 
 from .test_similarity import distance
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from infoseg_fast import cuda_checks, ops
+from infoseg_fast import ops
+from infoseg_fast.bench import cuda_checks
 from infoseg_fast.kernels import KERNELS
 
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import reference
-from infoseg_fast.cuda_checks import none_short, pixel_labels_inputs
+from infoseg_fast.bench.cuda_checks import none_short, pixel_labels_inputs
 from infoseg_fast.kernels import KERNELS
+from infoseg_fast.recipe.refinement import pixel_labels, refined_probs
 from infoseg_fast.reference.refinement import FLOOR
-from infoseg_fast.refinement import pixel_labels, refined_probs
 
 CPU = torch.device("cpu")
 # Name, positions, pixels, classes, colours: one to three programs an image, the last ragged.

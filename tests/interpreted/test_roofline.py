@@ -5,7 +5,8 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from infoseg_fast.kernels import cases, roofline
+from infoseg_fast.bench import launch_cases as cases
+from infoseg_fast.bench import roofline
 from infoseg_fast.kernels.launch import Launch
 
 UP = {"size": (10, 13)}

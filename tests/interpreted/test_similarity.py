@@ -9,7 +9,8 @@ from conftest import inputs
 from triton.runtime import interpreter
 
 import infoseg_fast as isf
-from infoseg_fast.kernels import KERNELS, cases, similarity
+from infoseg_fast.bench import launch_cases as cases
+from infoseg_fast.kernels import KERNELS, similarity
 from infoseg_fast.ops import custom
 
 OPS = [isf.local_global_similarity, isf.assign]

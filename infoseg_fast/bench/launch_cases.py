@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..kernels.launch import Launch, recorded
 from ..ops.custom import LossSettings, Needs
 from ..reference.similarity import accumulation_dtype
-from .launch import Launch, recorded
 
 ALL_GRADIENTS = Needs(True, True, True)
 
@@ -49,7 +49,7 @@ def record(case: Case, fake: bool = True) -> dict[str, list[Launch]]:
 
     fake: on fake tensors on the case's device; else on true ones on the CPU, which hold nothing yet.
     """
-    from . import KERNELS
+    from ..kernels import KERNELS
 
     kernel, device = KERNELS[case.op], case.device if fake else "cpu"
     with FakeTensorMode() if fake else contextlib.nullcontext(), torch.no_grad():

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from . import bench_baselines as baselines
-from . import ops
-from .env import commit
-from .reference.similarity import accumulation_dtype
-from .refinement import pixel_labels, refined_probs
+from .. import ops
+from ..env import commit
+from ..recipe.refinement import pixel_labels, refined_probs
+from ..reference.similarity import accumulation_dtype
+from . import baselines
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import ImageSet
+from ..data.base import to_float
+from ..model import STRIDE
 from .appearance import local_appearance
-from .data import ImageSet
-from .data.base import to_float
-from .model import STRIDE
 
 
 def smoothing_radius(images: ImageSet) -> int:

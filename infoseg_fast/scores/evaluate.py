@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import LAST
-from .data import prepared
-from .data.base import ImageSet, to_float
-from .errors import DataError
+from ..checkpoint import LAST
+from ..data import prepared
+from ..data.base import ImageSet, to_float
+from ..errors import DataError
+from ..segmenter import Segmenter
 from .metrics import ClusterMetrics
-from .segmenter import Segmenter
 
 BATCH_PIXELS = 2**19  # of one pass through the network; a larger image is a pass of its own
 READ_AHEAD = 2  # batches

@@ -15,11 +15,11 @@ import logging
 
 import torch
 
-from .errors import BackendUnavailableError
+from ..errors import BackendUnavailableError
 
 logger = logging.getLogger("infoseg_fast")
 
-MODULES = {"cpp": "infoseg_fast.cpp", "triton": "infoseg_fast.kernels"}
+MODULES = {"cpp": "infoseg_fast.ops.cpp", "triton": "infoseg_fast.kernels"}
 NAMES = ("auto", "reference", *MODULES)
 # What "auto" tries, in this order, by the device of the features.
 PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel for GPUs that need not be there, and what its machine code must hold.
 
-    python -m infoseg_fast.kernels.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
+    python -m infoseg_fast.bench.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
 
 Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
 resource usage that cuobjdump prints leaves out spills:
@@ -28,7 +28,7 @@ from pathlib import Path
 import triton
 
 from . import tables
-from .cases import ALL_AOT_CASES, AOT_CASES, MORE_AOT_CASES, Case, record
+from .launch_cases import ALL_AOT_CASES, AOT_CASES, MORE_AOT_CASES, Case, record
 from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90, 100)
@@ -184,7 +184,7 @@ def as_markdown(found: list[Report]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infoseg_fast.kernels.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m infoseg_fast.bench.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_MEMORY))

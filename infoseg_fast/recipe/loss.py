@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .ops import checks, mutual_information_loss
-from .ops.mutual_information import ESTIMATORS, NEGATIVES
+from ..ops import checks, mutual_information_loss
+from ..ops.mutual_information_loss import ESTIMATORS, NEGATIVES
 
 
 class InfoSegLoss(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.dispatch`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.dispatch`).
 
 The extension knows no torch: it gets data pointers, sizes and strides. Threads follow `torch.get_num_threads()`.
 """
@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import extension
-from .reference.appearance import DARK, FLAT
-from .reference.refinement import FLOOR
+from .. import extension
+from ..reference.appearance import DARK, FLAT
+from ..reference.refinement import FLOOR
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
@@ -301,7 +301,7 @@ def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-# op name -> kernel, as infoseg_fast.dispatch describes.
+# op name -> kernel, as infoseg_fast.ops.dispatch describes.
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),

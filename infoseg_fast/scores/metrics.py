@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.confusion_matrix import add_confusion, checked_counts_arguments
 from .bootstrap import PoissonBootstrap, accuracies_of
-from .confusion import add_confusion, checked_counts_arguments
 from .matching import match_clusters
 
 

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from .. import reference
+from ..ops.dispatch import choose, kernel
+from ..reference import neighbourhood_mean
+from ..reference.appearance import DARK
+from ..reference.similarity import moments_of
 from .appearance import RESOLUTION
-from .dispatch import choose, kernel
-from .reference import neighbourhood_mean
-from .reference.appearance import DARK
-from .reference.similarity import moments_of
 
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
 LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from .confusion import confusion_matrix
-from .data import ImageSet, open_set
-from .data.base import to_float
-from .errors import DataError
+from ..data import ImageSet, open_set
+from ..data.base import to_float
+from ..errors import DataError
+from ..model import grey
+from ..ops.confusion_matrix import confusion_matrix
 from .evaluate import score
-from .model import grey
 
 METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture")
 FIT_IMAGES = 2000  # at most, spread evenly over the train split

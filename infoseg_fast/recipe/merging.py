@@ -5,7 +5,7 @@ ground of two thirds of all pixels, each part of a class of several colours. Wha
 together, K groups of them. How good a partition is is told by three numbers, each as a share of what the classes have
 before any go together:
 
-- I(k; y), the appearance information (`infoseg_fast.appearance`): what the classes tell of what is seen.
+- I(k; y), the appearance information (`infoseg_fast.recipe.appearance`): what the classes tell of what is seen.
 - I(k; k'), the mutual information of the classes of two positions of one image: what a class tells of which image it is
   in. Classes that follow the light of an image or the taking of it tell much of this and little of what is seen.
 - -log P(k = k'): how little two positions of one image have in common. It is small where a ground is left whole.
@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..reference.similarity import moments_of
 from .appearance import RESOLUTION
-from .reference.similarity import moments_of
 
 OF_ONE_IMAGE, DIFFERING = 0.175, 0.1  # the weights of what is paid for, see docs/recipe.md
 # By how much groups must be worth more than classes that a network was trained with. What differs by less is decided by

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
-from .appearance import appearance_statistics, appearance_term, information_of_moments, local_appearance
-from .dispatch import kernel
-from .metrics import ClusterMetrics
-from .model import STRIDE
-from .reference import refined_scores
-from .refinement import Colours, Refinement, pixel_labels, refined_labels, refined_probs
+from .. import ops
+from ..model import STRIDE
+from ..ops.dispatch import kernel
+from ..recipe.appearance import appearance_statistics, appearance_term, information_of_moments, local_appearance
+from ..recipe.refinement import Colours, Refinement, pixel_labels, refined_labels, refined_probs
+from ..reference import refined_scores
+from ..scores.metrics import ClusterMetrics
 
 # Of relative 2-norms: global features and coefficients are rounded to 16 bits before their products.
 FLOORS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}

@@ -5,8 +5,9 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from . import cuda_library, dispatch, extension
-from .errors import BackendUnavailableError
+from .. import cuda_library, extension
+from ..errors import BackendUnavailableError
+from . import dispatch
 
 BACKENDS = ("auto", "reference", "cpp", "cuda")
 # What the CUDA kernels read as it is, by the number that csrc/linear_sum_assignment.cu knows it by.

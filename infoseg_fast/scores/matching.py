@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from .assignment import linear_sum_assignment
+from ..ops.linear_sum_assignment import linear_sum_assignment
 
 METHODS = ("hungarian", "many_to_one")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from . import bench_baselines as baselines
-from . import cuda_checks, ops
-from .appearance import appearance_term
-from .bench import SHOWN, position_statistics, relative_errors, table, upstream_of, write_csv
-from .env import commit, versions
-from .model import STRIDE
-from .reference.similarity import accumulation_dtype
-from .refinement import pixel_labels, refined_probs
+from .. import ops
+from ..env import commit, versions
+from ..model import STRIDE
+from ..recipe.appearance import appearance_term
+from ..recipe.refinement import pixel_labels, refined_probs
+from ..reference.similarity import accumulation_dtype
+from . import baselines, cuda_checks
+from .cpu import SHOWN, position_statistics, relative_errors, table, upstream_of, write_csv
 
 SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED = 2  # cases that max-autotune is timed on: it takes the longest

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import reference
-from .dispatch import choose
-from .dispatch import kernel as dispatch_kernel
-from .ops import class_moments, eager
-from .reference.similarity import accumulation_dtype, moments_of
+from .. import reference
+from ..ops import class_moments, eager
+from ..ops.dispatch import choose
+from ..ops.dispatch import kernel as dispatch_kernel
+from ..reference.similarity import accumulation_dtype, moments_of
 
 RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as the same
 

@@ -1,6 +1,6 @@
 """What each op moves and computes, from its launches' grids and tiles, against the floor of the method.
 
-    python -m infoseg_fast.kernels.roofline [--json] [--docs FILE] [--op OP ...]
+    python -m infoseg_fast.bench.roofline [--json] [--docs FILE] [--op OP ...]
 
 Nothing is measured here. Bytes moved are those between the chip and its DRAM: each byte that a launch reads, once, and
 each that it writes; what is asked for again (`requested` counts it) is taken to come from the L2 cache, where all of it
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.launch import Launch
 from ..reference.similarity import accumulation_dtype
 from . import tables
-from .cases import ROOFLINE_CASES, Case, products_of, record
-from .launch import Launch
+from .launch_cases import ROOFLINE_CASES, Case, products_of, record
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ def as_markdown(found: list[Row]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m infoseg_fast.kernels.roofline", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m infoseg_fast.bench.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--op", nargs="+", default=sorted({case.op for case in ROOFLINE_CASES}), help="these ops only")

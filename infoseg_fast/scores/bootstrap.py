@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .assignment import linear_sum_assignment
+from ..ops.linear_sum_assignment import linear_sum_assignment
 
 EXACT = 2**53  # float64 holds every whole number up to here
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
-from .appearance import RESOLUTION
-from .confusion import counts_and_outside
-from .reference.refinement import FLOOR
-from .reference.similarity import accumulation_dtype
+from .. import reference
+from ..ops.confusion_matrix import counts_and_outside
+from ..recipe.appearance import RESOLUTION
+from ..reference.refinement import FLOOR
+from ..reference.similarity import accumulation_dtype
 
 
 def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import Kernel, Launch
+from ..kernels.launch import Kernel, Launch
 
 TYPES = {
     torch.float32: "fp32",

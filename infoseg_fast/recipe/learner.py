@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..config import TrainConfig
+from ..model import InfoSegNet, padded
+from ..ops import assign
 from .appearance import RESOLUTION, appearance_term
 from .averaging import add_to_average, averaged
-from .config import TrainConfig
 from .loss import InfoSegLoss
-from .model import InfoSegNet, padded
-from .ops import assign
 
 # Steps from which and to which RESOLUTION gives way to the settings' own. The coarser one finds the partition, since a
 # finer one has more of them to be caught in; the finer one draws its boundaries. Not shares of the steps, so that a run

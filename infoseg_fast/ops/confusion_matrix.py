@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cuda_library, extension
+from .. import cuda_library, extension
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix.cu knows it by.
