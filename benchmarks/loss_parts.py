@@ -14,7 +14,7 @@ import torch
 
 from infoseg_fast.bench import cpu as bench
 from infoseg_fast.ops import cpp
-from infoseg_fast.ops.custom import LossSettings, Needs
+from infoseg_fast.ops.protocol import LossSettings, Needs
 from infoseg_fast.reference import fold_projection, fold_projection_gradient
 
 TINY = bench.Case("loss", "tiny", B=2, C=8, D=8, K=3, side=4)

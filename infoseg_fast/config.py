@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,13 @@ DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
 LOSS_MASKS = ("none", "gt")
 GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
+# Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
+BOUNDS = (
+    ("minimum", "at least", operator.ge),
+    ("above", "above", operator.gt),
+    ("below", "below", operator.lt),
+    ("maximum", "at most", operator.le),
+)
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
 
@@ -32,8 +39,8 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     Args:
         group: the group of options that `infoseg train --help` lists it in.
         help: one sentence for the command line. The default is added to it.
-        how: `minimum`, `maximum` (included) and `above` (not included) bound a number. `type`, `choices`, `metavar`
-            go to argparse. `switch=True` makes a pair of options --name and --no-name.
+        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number. `type`, `choices`
+            and `metavar` go to argparse. `switch=True` makes a pair of options --name and --no-name.
     """
     return field(default=default, metadata={"group": group, "help": help, **how})
 
@@ -131,7 +138,9 @@ class Settings:
         minimum=0,
         maximum=MAX_RADIUS,
     )
-    refine: bool | None = setting("labels", None, "refine labels at the pixels by the colours of each class", switch=True)
+    refine: bool | None = setting(
+        "labels", None, "refine labels at the pixels by the colours of each class", switch=True
+    )
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
@@ -221,13 +230,9 @@ class Settings:
             value, how = getattr(self, one.name), one.metadata
             if value is None or isinstance(value, (str, bool)):
                 continue
-            bounds = [
-                ("minimum", "at least", lambda bound: value >= bound),
-                ("above", "above", lambda bound: value > bound),
-                ("below", "below", lambda bound: value < bound),
-                ("maximum", "at most", lambda bound: value <= bound),
+            broken = [
+                f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])
             ]
-            broken = [f"{words} {how[key]}" for key, words, holds in bounds if key in how and not holds(how[key])]
             if broken or not math.isfinite(value):
                 raise DataError(f"{option(one.name)} must be {' and '.join(broken) or 'finite'}, not {value}")
         if isinstance(self.num_negatives, int) and self.num_negatives >= self.batch_size:

@@ -1,4 +1,4 @@
-"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" (see `infoseg_fast.ops.dispatch`).
+"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" (see `infoseg_fast.ops.protocol`).
 
 This module is the only door to Triton: it is imported without it and asks no driver. `KERNELS` imports Triton when it
 is first asked for.
@@ -19,7 +19,7 @@ def __getattr__(name: str):
 
 @functools.cache
 def _kernels() -> dict[str, object]:
-    """op name -> kernel, as infoseg_fast.ops.dispatch describes."""
+    """op name -> kernel, as infoseg_fast.ops.protocol describes."""
     from .appearance import LocalAppearanceKernel
     from .appearance_information import InformationOfMomentsKernel
     from .appearance_statistics import AppearanceStatisticsKernel

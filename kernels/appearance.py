@@ -11,13 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import appearance as reference
+from ..reference.local_appearance import DARK as DARK_INTENSITY
+from ..reference.local_appearance import FLAT as FLAT_TRACE
 from . import configs
 from .launch import Cost, Launch, kernel, launch
 from .tiles import WIDEST, divided, strides
 
-DARK: tl.constexpr = tl.constexpr(reference.DARK)
-FLAT: tl.constexpr = tl.constexpr(reference.FLAT)
+DARK: tl.constexpr = tl.constexpr(DARK_INTENSITY)
+FLAT: tl.constexpr = tl.constexpr(FLAT_TRACE)
 MOST_COLUMNS = 32  # of pixels of a cell at once
 
 
@@ -153,7 +154,7 @@ def appearance_texture(
 
 
 class LocalAppearanceKernel:
-    """The kernel as `infoseg_fast.recipe.appearance` calls it."""
+    """The kernel of `local_appearance`."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported

@@ -81,19 +81,22 @@ def class_information(
 
 
 class InformationOfMomentsKernel:
-    """The kernel as `infoseg_fast.recipe.appearance` calls it."""
+    """The kernel of `information_of_moments`, which forms the gradient with the value."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported
 
         return unsupported(device_type, dtype, (torch.float32, torch.float64))
 
-    def forward(self, moments, total, resolution, gradient_wanted):
+    def fake_saved(self, moments, total, resolution, needs):
+        return [moments.new_empty(moments.shape)] if needs[0] else []
+
+    def forward(self, moments, total, resolution, needs):
         moments, total = moments.contiguous(), total.contiguous()
         K, S = moments.shape
         n = (math.isqrt(8 * S + 1) - 1) // 2
         terms, value = moments.new_empty(K + 1, dtype=torch.float64), moments.new_empty(())
-        gradient = torch.empty_like(moments) if gradient_wanted else None
+        saved = self.fake_saved(moments, total, resolution, needs)
         launch(
             class_information,
             (K + 1,),
@@ -101,7 +104,7 @@ class InformationOfMomentsKernel:
                 "moments": moments,
                 "total": total,
                 "terms": terms,
-                "gradient": gradient,
+                "gradient": saved[0] if saved else None,
                 "K": K,
                 "resolution": resolution,
             },
@@ -109,4 +112,7 @@ class InformationOfMomentsKernel:
             configs.rows("class_information", configs.Key(moments.element_size(), n, K))[0],
         )
         sum_rows(terms, value)
-        return value, gradient
+        return value, saved
+
+    def backward(self, grad, saved, moments, total, resolution, needs):
+        return [grad * saved[0]]

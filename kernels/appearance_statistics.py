@@ -200,7 +200,7 @@ def appearance_products(
 
 
 class AppearanceStatisticsKernel:
-    """The kernel as `infoseg_fast.recipe.appearance` calls it."""
+    """The kernel of `appearance_statistics`."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported

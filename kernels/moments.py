@@ -99,14 +99,18 @@ def moments_forward(
 
 
 class ClassMomentsKernel:
-    """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take."""
+    """The kernels of `class_moments` (see `infoseg_fast.ops.protocol`)."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported
 
         return unsupported(device_type, dtype)
 
-    def forward(self, features, G, g0, statistics, temperature, keep):
+    def fake_saved(self, features, G, g0, statistics, temperature, needs):
+        B, _, h, w = features.shape
+        return [features.new_empty(B, G.shape[1], h, w)] if any(needs) else []
+
+    def forward(self, features, G, g0, statistics, temperature, needs):
         B, C, h, w = features.shape
         K, P, S = G.shape[1], h * w, statistics.shape[1]
         kind, align = layout(features)
@@ -114,7 +118,7 @@ class ClassMomentsKernel:
 
         def started(config):
             programs = triton.cdiv(P, config.blocks["BLOCK_P"]) * B
-            probs = features.new_empty(B, K, h, w) if keep else None
+            saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
             partials, moments = G.new_empty(programs, K, S), G.new_empty(K, S)
             launch(
                 moments_forward,
@@ -124,7 +128,7 @@ class ClassMomentsKernel:
                     "G": G,
                     "g0": g0,
                     "statistics": statistics,
-                    "probs": probs,
+                    "probs": saved[0] if saved else None,
                     "partials": partials,
                     "temperature": temperature,
                     "P": P,
@@ -144,9 +148,9 @@ class ClassMomentsKernel:
                 config,
             )
             sum_rows(partials, moments)
-            return moments, features.new_empty(0) if probs is None else probs
+            return moments, saved
 
         return configs.run("moments_forward", key(features, K), features.device, started)
 
-    def backward(self, grad_moments, V, statistics, features, G, temperature, needs):
-        return gradients(grad_moments, V, temperature, features, G, needs, statistics.contiguous())
+    def backward(self, grad_moments, saved, features, G, g0, statistics, temperature, needs):
+        return gradients(grad_moments, saved[0], temperature, features, G, needs, statistics.contiguous())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 import triton
 
-from ..ops.custom import Gradients, empty_gradients
+from ..ops.protocol import Gradients, empty_gradients
 from . import configs, mutual_information_configs  # noqa: F401 (adds its rows to the table)
 from .launch import launch
 from .mutual_information_backward import loss_image_gradient, loss_partner_gradient
@@ -25,9 +25,9 @@ VALUE = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
 
 
 class LossKernel:
-    """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take.
+    """The kernels of `mutual_information_loss` (see `infoseg_fast.ops.protocol`).
 
-    The state is `share` [1 + K] of `loss_value` and, where there is something to keep for going back, one tensor more:
+    What is saved is `share` [1 + K] of `loss_value` and, where there is something to keep for going back, one tensor more:
     see `_Plan.keeps`.
     """
 
@@ -38,7 +38,7 @@ class LossKernel:
             return "its loss is float32: float64 takes the reference"
         return unsupported(device_type, dtype)
 
-    def fake_state(self, features, G, g0, valid, settings, needs):
+    def fake_saved(self, features, G, g0, valid, settings, needs):
         return _Plan(features, G, g0, valid, settings).state(needs)
 
     def forward(self, features, G, g0, valid, settings, needs):
@@ -46,8 +46,8 @@ class LossKernel:
         state = plan.state(needs)
         return plan.forward(*state), state
 
-    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
-        return _Plan(features, G, g0, valid, settings).backward(grad_loss, *state, needs=needs)
+    def backward(self, grad_loss, saved, features, G, g0, valid, settings, needs):
+        return _Plan(features, G, g0, valid, settings).backward(grad_loss, *saved, needs=needs)
 
 
 class _Plan:

@@ -1,5 +1,5 @@
 """`refined_labels`: which class each pixel's colour speaks for, one byte a pixel; and `refined_probs`: what the pixels
-of every position tell of it, K numbers a position (see `infoseg_fast.recipe.refinement`).
+of every position tell of it, K numbers a position (see `infoseg_fast.ops.refined_labels`).
 
 A program has a run of pixels of an image and goes over the classes. The colours of its pixels and their surroundings,
 upsampled, stay in registers; of a class the prior is upsampled and the residuals are formed where they are needed, so
@@ -16,13 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import refinement as reference
+from ..reference.refined_labels import FLOOR as LEAST_PRIOR
 from . import configs
 from .launch import Cost, Launch, kernel, launch
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
-FLOOR: tl.constexpr = tl.constexpr(reference.FLOOR)
+FLOOR: tl.constexpr = tl.constexpr(LEAST_PRIOR)
 
 
 def _cost(started: Launch, times: int, stored: str) -> Cost:
@@ -176,7 +176,7 @@ class _RefinementKernel:
 
 
 class RefinedLabelsKernel(_RefinementKernel):
-    """The kernel as `infoseg_fast.recipe.refinement` calls it."""
+    """The kernel of `refined_labels`."""
 
     def forward(self, prior, colour, around, residual, log_scale):
         B, C, rows, columns = colour.shape
@@ -208,7 +208,7 @@ class RefinedLabelsKernel(_RefinementKernel):
 
 
 class RefinedProbsKernel(_RefinementKernel):
-    """The kernel as `infoseg_fast.recipe.refinement` calls it."""
+    """The kernel of `refined_probs`."""
 
     def forward(self, prior, colour, around, residual, log_scale):
         B, C, rows, columns = colour.shape

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.confusion_matrix import raise_out_of_range
+from ..reference.confusion_matrix import raise_out_of_range
 from . import configs
 from .launch import Cost, Launch, kernel, launch
 from .similarity import scores
@@ -136,7 +136,7 @@ def upsample(volume, labels, target, counts, outside, size: tuple[int, int], ign
 
 
 class SegmentKernel:
-    """The kernel as `infoseg_fast.ops.custom` calls it."""
+    """The kernel of `segment`."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported

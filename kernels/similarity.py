@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.custom import Gradients, Needs, empty_gradients
+from ..ops.protocol import Gradients, Needs, empty_gradients
 from . import configs
 from .launch import Cost, Launch, kernel, launch, product_operations
 from .reduction import sum_partials
@@ -329,29 +329,30 @@ def similarity_backward(
 
 
 class SimilarityKernel:
-    """The kernels as `infoseg_fast.ops.custom` calls them, which says what the methods take."""
-
-    softmax = False
+    """The kernels of `local_global_similarity` (see `infoseg_fast.ops.protocol`)."""
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         from . import unsupported
 
         return unsupported(device_type, dtype)
 
-    def forward(self, features, G, g0, temperature=1.0):
+    def forward(self, features, G, g0, needs):
         B, _, h, w = features.shape
-        out = features.new_empty(B, G.shape[1], h, w)
-        return scores(features, G, g0, out, "softmax" if self.softmax else "similarity", temperature)
+        return scores(features, G, g0, features.new_empty(B, G.shape[1], h, w), "similarity", 1.0), []
 
-    def backward(self, grad_z, features, G, needs):
+    def backward(self, grad_z, saved, features, G, g0, needs):
         return gradients(grad_z, None, 1.0, features, G, needs)
 
 
 class AssignKernel(SimilarityKernel):
-    softmax = True
+    """The kernels of `assign`."""
 
-    def backward(self, grad_V, V, features, G, temperature, needs):
-        return gradients(grad_V, V, temperature, features, G, needs)
+    def forward(self, features, G, g0, temperature, needs):
+        B, _, h, w = features.shape
+        return scores(features, G, g0, features.new_empty(B, G.shape[1], h, w), "softmax", temperature), []
+
+    def backward(self, grad_V, saved, features, G, g0, temperature, needs):
+        return gradients(grad_V, saved[0], temperature, features, G, needs)
 
 
 def scores(features, G, g0, out, output: str, temperature: float):

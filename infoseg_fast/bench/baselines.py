@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import reference
 from ..ops.confusion_matrix import counts_and_outside
 from ..recipe.appearance import RESOLUTION
-from ..reference.refinement import FLOOR
-from ..reference.similarity import accumulation_dtype
+from ..reference import accumulation_dtype
+from ..reference.refined_labels import FLOOR
 
 
 def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,9 @@ import torch
 
 from .. import ops
 from ..env import commit
-from ..recipe.refinement import pixel_labels, refined_probs
-from ..reference.similarity import accumulation_dtype
+from ..ops.refined_labels import refined_labels as pixel_labels
+from ..ops.refined_probs import refined_probs
+from ..reference import accumulation_dtype
 from . import baselines
 
 

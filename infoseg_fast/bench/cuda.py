@@ -18,9 +18,10 @@ import torch
 from .. import ops
 from ..env import commit, versions
 from ..model import STRIDE
+from ..ops.refined_labels import refined_labels as pixel_labels
+from ..ops.refined_probs import refined_probs
 from ..recipe.appearance import appearance_term
-from ..recipe.refinement import pixel_labels, refined_probs
-from ..reference.similarity import accumulation_dtype
+from ..reference import accumulation_dtype
 from . import baselines, cuda_checks
 from .cpu import SHOWN, position_statistics, relative_errors, table, upstream_of, write_csv
 

@@ -1,6 +1,6 @@
 """The ops at the shapes that are compiled ahead of time and costed, run on fake CUDA tensors so that launches are seen.
 
-`record` calls a backend's kernels as `infoseg_fast.ops` does (the protocol is in `infoseg_fast.ops.custom`); nothing
+`record` calls a backend's kernels as `infoseg_fast.ops` does (see `infoseg_fast.ops.protocol`); nothing
 is computed.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..kernels.launch import Launch, recorded
-from ..ops.custom import LossSettings, Needs
-from ..reference.similarity import accumulation_dtype
+from ..ops.protocol import LossSettings, Needs
+from ..reference import accumulation_dtype
 
 ALL_GRADIENTS = Needs(True, True, True)
 
@@ -62,28 +62,29 @@ def record(case: Case, fake: bool = True) -> dict[str, list[Launch]]:
 
 def _similarity(kernel, case, f, G, g0):
     with recorded() as forward:
-        z = kernel.forward(f, G, g0)
+        z, saved = kernel.forward(f, G, g0, ALL_GRADIENTS)
     with recorded() as backward:
-        kernel.backward(z, f, G, ALL_GRADIENTS)
+        kernel.backward(z, saved, f, G, g0, ALL_GRADIENTS)
     return {"forward": forward, "backward": backward}
 
 
 def _assign(kernel, case, f, G, g0):
     temperature = case.settings.get("temperature", 1.0)
     with recorded() as forward:
-        V = kernel.forward(f, G, g0, temperature)
+        V, _ = kernel.forward(f, G, g0, temperature, ALL_GRADIENTS)
     with recorded() as backward:
-        kernel.backward(torch.empty_like(V), V, f, G, temperature, ALL_GRADIENTS)
+        kernel.backward(torch.empty_like(V), [V], f, G, g0, temperature, ALL_GRADIENTS)
     return {"forward": forward, "backward": backward}
 
 
 def _class_moments(kernel, case, f, G, g0):
     Y = G.new_empty(case.B, case.settings.get("statistics", 21), case.h, case.w)
     with recorded() as forward:
-        moments, V = kernel.forward(f, G, g0, Y, 1.0, case.settings.get("keep", True))
+        needs = ALL_GRADIENTS if case.settings.get("keep", True) else Needs(False, False, False)
+        moments, saved = kernel.forward(f, G, g0, Y, 1.0, needs)
     with recorded() as backward:
-        if V.numel():
-            kernel.backward(moments, V, Y, f, G, 1.0, ALL_GRADIENTS)
+        if saved:
+            kernel.backward(moments, saved, f, G, g0, Y, 1.0, ALL_GRADIENTS)
     return {"forward": forward, "backward": backward}
 
 
@@ -119,7 +120,7 @@ def _appearance_statistics(kernel, case, f, G, g0):
 def _information_of_moments(kernel, case, f, G, g0):
     moments = G.new_empty(case.K, products_of(case.C))
     with recorded() as forward:
-        kernel.forward(moments, moments.new_empty(moments.shape[1]), 0.1, case.settings.get("gradient_wanted", True))
+        kernel.forward(moments, moments.new_empty(moments.shape[1]), 0.1, (case.settings.get("gradient_wanted", True),))
     return {"forward": forward}
 
 
@@ -142,7 +143,7 @@ def _loss(kernel, case, f, G, g0):
     with recorded() as forward:
         loss, state = kernel.forward(f, G, g0, valid, settings, ALL_GRADIENTS)
     with recorded() as backward:
-        kernel.backward(loss, f, G, g0, valid, state, settings, ALL_GRADIENTS)
+        kernel.backward(loss, state, f, G, g0, valid, settings, ALL_GRADIENTS)
     return {"forward": forward, "backward": backward}
 
 

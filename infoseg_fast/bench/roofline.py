@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.launch import Launch
-from ..reference.similarity import accumulation_dtype
+from ..reference import accumulation_dtype
 from . import tables
 from .launch_cases import ROOFLINE_CASES, Case, products_of, record
 

@@ -1,5 +1,7 @@
 """`ImageSet`: what training, evaluation and prediction ask of a set of images, wherever its pixels are."""
 
+import hashlib
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,10 @@ class ImageSet:
 
     def check_labels(self) -> None:
         """Raise DataError for a label map that is not as `label` promises."""
+
+    def fingerprint(self) -> dict:
+        """What tells this set from another: a digest of its stems and sizes."""
+        return {"sha256": hashlib.sha256(repr((self.stems, self.sizes)).encode()).hexdigest()}
 
     def image(self, index: int) -> np.ndarray:
         """Pixels at the set's scale: [channels, rows, columns] of `dtype`."""

@@ -10,8 +10,8 @@ import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS, mutual_information
 from infoseg_fast.kernels.launch import recorded
 from infoseg_fast.ops import custom
-from infoseg_fast.ops.custom import LossSettings, Needs
-from infoseg_fast.reference.mutual_information import folded_loss, folded_loss_gradient
+from infoseg_fast.ops.protocol import LossSettings, Needs
+from infoseg_fast.reference.mutual_information_loss import folded_loss, folded_loss_gradient
 
 KERNEL = KERNELS["mutual_information_loss"]
 VARIANTS = [  # estimator, negatives, number: one that the own block holds, and one with partners beyond it

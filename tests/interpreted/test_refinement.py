@@ -8,7 +8,7 @@ from infoseg_fast import reference
 from infoseg_fast.bench.cuda_checks import none_short, pixel_labels_inputs
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.recipe.refinement import pixel_labels, refined_probs
-from infoseg_fast.reference.refinement import FLOOR
+from infoseg_fast.reference.refined_labels import FLOOR
 
 CPU = torch.device("cpu")
 # Name, positions, pixels, classes, colours: one to three programs an image, the last ragged.
