@@ -8,13 +8,18 @@ from conftest import inputs
 
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS
-from infoseg_fast.ops import custom
+from infoseg_fast.ops.protocol import Needs
 
-from .test_similarity import FLOORS, SHAPES, distance, layouts, results
+from .test_local_global_similarity import ALL, FLOORS, SHAPES, distance, kernel_results, layouts, results, truth
 
 
 def moments(*x, backend, Y):
     return isf.class_moments(*x, statistics=Y, backend=backend)
+
+
+def moments_of(Y, temperature):
+    """The moments as a function of the scores, in float64."""
+    return lambda z: torch.einsum("bkyx,bsyx->ks", torch.softmax(temperature * z, dim=1), Y.double())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -38,32 +43,27 @@ def test_values_and_gradients_are_the_references(dtype, shape):
 def test_every_layout_of_the_features_and_the_statistics(name, f):
     C, K = f.shape[1], 5
     G, g0, upstream = torch.randn(2, K, C), torch.randn(2, K), torch.randn(K, 4)
-    needs = custom.Needs(True, True, True)
     Y = torch.randn(2, 4, *f.shape[2:], 2)[..., 0]
-    kernel, reference = KERNELS["class_moments"], custom.REFERENCE["class_moments"]
-    found, V = kernel.forward(f, G, g0, Y, 1.3, True)
-    exact, exact_V = reference.forward(f.double(), G.double(), g0.double(), Y.double(), 1.3, True)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
-    assert torch.equal(kernel.forward(f, G, g0, Y, 1.3, False)[0], found)  # V kept or not
-    gradients = kernel.backward(upstream, V, Y, f, G, 1.3, needs)
-    expected = reference.backward(upstream.double(), exact_V, Y.double(), f.double(), G.double(), 1.3, needs)
-    for a, b in zip(gradients, expected, strict=True):
+    arguments = f, G, g0, Y, 1.3
+    found = kernel_results("class_moments", arguments, upstream)
+    for a, b in zip(found, truth(moments_of(Y, 1.3), f, G, g0, upstream), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
-    assert gradients.features.stride() == torch.empty_like(f).stride()
+    assert found[1].stride() == torch.empty_like(f).stride()
+    without, saved = KERNELS["class_moments"].forward(*arguments, Needs(False, False, False))
+    assert torch.equal(without, found[0]) and saved == []
 
 
 @pytest.mark.parametrize("K", [4, 40])
 def test_every_subset_of_gradients(K):
     f, G, Y, grad = torch.randn(2, 70, 5, 8), torch.randn(2, K, 70), torch.randn(2, 3, 5, 8), torch.randn(K, 3)
-    kernel = KERNELS["class_moments"]
-    V = kernel.forward(f, G, None, Y, 1.5, True)[1]
-    full = custom.REFERENCE["class_moments"].backward(grad, V, Y, f, G, 1.5, custom.Needs(True, True, True))
-    for needs in itertools.starmap(custom.Needs, itertools.product((False, True), repeat=3)):
+    full = truth(moments_of(Y, 1.5), f, G, torch.zeros(2, K), grad)
+    for needs in itertools.starmap(Needs, itertools.product((False, True), repeat=3)):
         if any(needs):
-            for x, need, expected in zip(kernel.backward(grad, V, Y, f, G, 1.5, needs), needs, full, strict=True):
+            found = kernel_results("class_moments", (f, G, None, Y, 1.5), grad, needs)
+            for x, need, expected in zip(found[1:], needs, full[1:], strict=True):
                 assert need or x.numel() == 0
                 if need:
-                    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(x.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradcheck():
