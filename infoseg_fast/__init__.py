@@ -9,7 +9,8 @@ from .ops import assign, class_moments, local_global_similarity, mutual_informat
 from .ops.confusion_matrix import confusion_matrix
 from .ops.dispatch import backends
 from .ops.linear_sum_assignment import linear_sum_assignment
-from .recipe.appearance import appearance_information, local_appearance
+from .ops.local_appearance import local_appearance
+from .recipe.appearance import appearance_information
 from .recipe.loss import InfoSegLoss
 from .scores.matching import match_clusters
 from .scores.metrics import ClusterMetrics

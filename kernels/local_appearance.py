@@ -12,13 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import appearance as reference
+from ..reference.local_appearance import DARK as DARK_INTENSITY
+from ..reference.local_appearance import FLAT as FLAT_TRACE
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .tiles import WIDEST, divided, strides
 
-DARK: tl.constexpr = tl.constexpr(reference.DARK)
-FLAT: tl.constexpr = tl.constexpr(reference.FLAT)
+DARK: tl.constexpr = tl.constexpr(DARK_INTENSITY)
+FLAT: tl.constexpr = tl.constexpr(FLAT_TRACE)
 MAX_COLUMNS = 32  # columns of pixels of a cell that a program reads at once
 
 

@@ -14,13 +14,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference import refinement as reference
+from ..reference.refined_labels import FLOOR as MIN_PRIOR
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
-FLOOR: tl.constexpr = tl.constexpr(reference.FLOOR)
+FLOOR: tl.constexpr = tl.constexpr(MIN_PRIOR)
 
 
 def pixel_cost(started: Launch, passes: int, output: str) -> Cost:

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.confusion_matrix import raise_out_of_range
+from ..reference.confusion_matrix import raise_out_of_range
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .local_global_similarity import scores

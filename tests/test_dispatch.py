@@ -29,7 +29,7 @@ def fake_backend(monkeypatch):
     backend = types.SimpleNamespace(KERNELS={"local_global_similarity": Kernel()}, unavailable=lambda: None)
     real = dispatch._module
     monkeypatch.setattr(dispatch, "_module", lambda name: (backend, None) if name == "cpp" else real(name))
-    dispatch._log_once.cache_clear()
+    dispatch.log_once.cache_clear()
     return backend
 
 

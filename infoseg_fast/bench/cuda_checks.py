@@ -19,7 +19,7 @@ from .. import ops
 from ..ops import OPS
 from ..ops.dispatch import kernel
 from ..ops.record import Case
-from ..reference import refined_scores
+from ..reference.refined_labels import refined_scores
 from ..scores.metrics import ClusterMetrics
 from .providers import arguments, differentiated, upstream_of
 

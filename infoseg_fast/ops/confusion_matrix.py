@@ -1,13 +1,15 @@
-"""Joint counts of predicted clusters and target classes."""
+"""`confusion_matrix`: joint counts of predicted clusters and target classes."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import cuda_library, extension
+from .. import cuda_library, extension, reference
+from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
+from .record import Case, Op
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix.cu knows it by.
+# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix.cu.
 CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 
 
@@ -34,15 +36,18 @@ def confusion_matrix(
         pred: clusters 0 .. num_clusters - 1, any shape, integer dtype; tensor or numpy array.
         target: classes 0 .. num_classes - 1 of the same shape, integer dtype.
         num_clusters, num_classes: rows and columns of the result.
-        ignore_index: positions with this target are left out, whatever `pred` is there; None leaves out none.
-        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such positions are left out.
+        ignore_index: positions with this target are left out, whatever `pred` is there; None leaves
+            out none.
+        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such
+            positions are left out.
 
     Returns:
         int64 [num_clusters, num_classes]: a numpy array when both are, else a tensor on their device.
 
     Raises:
-        TypeError: a dtype is not an integer one. ValueError: shapes differ, or a value is out of range (the text says
-        which value, and its flat index; on CUDA only with `check`).
+        TypeError: a dtype is not an integer dtype.
+        ValueError: shapes differ, or a value is out of range (the text names the value and its flat
+            index; on CUDA only with `check`).
     """
     numpy = isinstance(pred, np.ndarray) and isinstance(target, np.ndarray)
     pred, target = torch.as_tensor(pred), torch.as_tensor(target)
@@ -58,8 +63,8 @@ def confusion_matrix(
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
     """Add the joint counts to `counts`, int64 [num_clusters, num_classes], on the labels' device.
 
-    On the CPU a value out of range raises and leaves `counts` as it was. Elsewhere nothing waits for the device, and
-    the number of positions with such values is returned, a tensor with one entry.
+    On the CPU a value out of range raises and leaves `counts` unchanged. Elsewhere nothing waits for
+    the device, and the number of positions with such values is returned, a tensor with one entry.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
@@ -86,32 +91,14 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
 
 
 def _readable(labels: Tensor) -> Tensor:
-    """The same labels, contiguous and of a dtype that the extension reads."""
+    """These labels, contiguous and in a dtype that the extension reads."""
     return (labels.short() if labels.dtype == torch.int8 else labels).detach().contiguous()
-
-
-def counts_and_outside(
-    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor]:
-    """Joint counts of the positions in range, and the number of the others (ignored ones not among them).
-
-    Every position falls into some bin, so no result decides a size and the host never waits (torch.bincount would).
-    """
-    pred, target = pred.flatten().long(), target.flatten().long()
-    cells = num_clusters * num_classes
-    inside = (pred >= 0) & (pred < num_clusters) & (target >= 0) & (target < num_classes)
-    cell = torch.where(inside, pred * num_classes + target, cells)
-    if ignore_index is not None:
-        cell = torch.where(target == ignore_index, cells + 1, cell)
-    bins = torch.zeros(cells + 2, dtype=torch.int64, device=pred.device)
-    bins.scatter_add_(0, cell, torch.ones_like(cell))
-    return bins[:cells].view(num_clusters, num_classes), bins[cells]
 
 
 def launch(
     run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As `counts_and_outside`, by `run(function name, device, *arguments)`."""
+    """`counts_and_outside`, computed by `run(function name, device, *arguments)`."""
     pred, target = _readable(pred), _readable(target)
     bins = torch.zeros(num_clusters * num_classes + 1, dtype=torch.int64, device=pred.device)
     run(
@@ -122,16 +109,20 @@ def launch(
     return bins[:-1].view(num_clusters, num_classes), bins[-1]
 
 
-def raise_out_of_range(
-    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
-) -> None:
-    """Raise the ValueError about the first value out of range: the extension's own, in its words."""
-    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    bad_target = counted & ((target < 0) | (target >= num_classes))
-    bad = (bad_target | (counted & ((pred < 0) | (pred >= num_clusters)))).flatten()
-    place = int(bad.to(torch.uint8).argmax())
-    in_target = bool(bad_target.flatten()[place])
-    name, labels, number = ("target", target, num_classes) if in_target else ("pred", pred, num_clusters)
-    raise ValueError(
-        f"{name} holds {int(labels.flatten()[place])} at flat index {place}; 0 to {number - 1} are accepted"
-    )
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, int]]:
+    generator, num_classes = torch.Generator().manual_seed(7), case.settings["num_classes"]
+    pred, target = (torch.randint(0, n, (case.B, *case.size), generator=generator) for n in (case.K, num_classes))
+    maps = [x.to(device, torch.uint8) for x in (pred, target)]
+    return maps, {"num_clusters": case.K, "num_classes": num_classes}
+
+
+OP = Op(
+    name="confusion_matrix",
+    function=confusion_matrix,
+    reference=reference.confusion_matrix,
+    arguments=_arguments,
+    floor=lambda case, phase: 2 * case.pixels,
+    operations=lambda case, phase: 0,
+    backends=("cpp", "cuda"),
+    cases=(Case("counts 128x128", uses=("cpu",), B=16, settings={"num_classes": 27}),),
+)

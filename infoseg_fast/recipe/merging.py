@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.similarity import moments_of
+from ..reference import moments_of
 from .appearance import RESOLUTION
 
 OF_ONE_IMAGE, DIFFERING = 0.175, 0.1  # the weights of what is paid for, see docs/recipe.md

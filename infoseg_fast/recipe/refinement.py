@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from ..ops.dispatch import choose, kernel
-from ..reference import neighbourhood_mean
-from ..reference.appearance import DARK
-from ..reference.similarity import moments_of
-from .appearance import RESOLUTION
+from ..ops.information_of_moments import RESOLUTION
+from ..ops.refined_labels import refined_labels as pixel_labels
+from ..ops.refined_probs import refined_probs
+from ..reference import moments_of, neighbourhood_mean
+from ..reference.local_appearance import DARK
 
 SURROUNDINGS = 5  # positions each way over which the surroundings' colour is averaged
 LEAST_DEVIATION = 0.03  # a channel counts as having this one at least: a tenth of it is what 8 bits resolve
@@ -35,7 +35,6 @@ PASSES = 2  # before labels are made, where pixels tell at least TELLING
 TOLD = 0.8  # the part of the prior that is what the pixels told in the pass before
 TELLING = 1 / 8  # of what the positions leave uncertain
 MAX_PASSES = 8
-MOST_PIXELS = 64  # of a position, that a kernel averages over
 SHARE = 1e-3  # every class has this share of the moments of all: one that is nowhere looks like everything
 
 
@@ -228,49 +227,3 @@ def refined_labels(
         scores = reference.refined_scores(of_image, pixels, around, *given[3:])[None]
         labels[b] = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
     return labels
-
-
-@torch.no_grad()
-def pixel_labels(
-    prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
-) -> Tensor:
-    """argmax_k log prior_k + log p(y | s, k) of every pixel, from the parts of `Colours` and `Refinement`.
-
-    Args:
-        prior: [B, K, h, w] of the positions, upsampled bilinearly, as `around` is.
-        colour [B, c, H, W], around [B, c, h, w], residual [K, c, 2c + 1], log_scale [K].
-        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float32 and float64.
-
-    Returns:
-        [B, H, W] uint8.
-    """
-    chosen = choose("refined_labels", backend, prior.device.type, prior.dtype)
-    if chosen == "reference" or prior.numel() == 0:
-        return reference.refined_labels(prior, colour, around, residual, log_scale)
-    return kernel("refined_labels", chosen).forward(prior, colour, around, residual, log_scale)
-
-
-@torch.no_grad()
-def refined_probs(
-    prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
-) -> Tensor:
-    """What the pixels of every position tell of it: p(k | y, s), averaged over them.
-
-    Args:
-        as in `pixel_labels`; "cpp" and "triton" take positions of whole pixels, at most MOST_PIXELS.
-
-    Returns:
-        [B, K, h, w] in the dtype of the prior; each position's sum over k is 1.
-    """
-    positions, pixels = prior.shape[2:], colour.shape[2:]
-    whole = all(n > 0 and m % n == 0 for n, m in zip(positions, pixels, strict=True))
-    whole = whole and pixels.numel() <= MOST_PIXELS * positions.numel()
-    if not whole and backend not in ("auto", "reference"):
-        raise ValueError(
-            f"backend {backend!r} takes positions of whole pixels, at most {MOST_PIXELS}, not {list(positions)} of "
-            f"{list(pixels)}"
-        )
-    chosen = choose("refined_probs", backend, prior.device.type, prior.dtype)
-    if chosen == "reference" or prior.numel() == 0 or not whole:
-        return reference.refined_probs(prior, colour, around, residual, log_scale)
-    return kernel("refined_probs", chosen).forward(prior, colour, around, residual, log_scale)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .similarity import fold_projection
+from .folding import fold_projection
 
 
 def softplus(x: Tensor) -> Tensor:
