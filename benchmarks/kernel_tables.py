@@ -7,15 +7,14 @@ import csv
 import sys
 from collections import defaultdict
 
-from infoseg_fast.bench.cpu import RESULTS
-from infoseg_fast.bench.providers import chosen_cases
+from infoseg_fast.bench.providers import RESULTS, chosen_cases
 
 
 def main() -> None:
     with open(sys.argv[1], newline="") as file:
         cases = defaultdict(dict)
         for row in csv.DictReader(file):
-            cases[row["op"], row["case"]][row["provider"]] = row
+            cases[row["op"], row["case"]][row["provider"]] = row  # the last mode has the gradients
     goals = {(case.op, case.name): case.speedup for case in chosen_cases("cpu", ())}
 
     print("| op | case | op, ms | best PyTorch, ms | ratio | goal | times the floor, ms | extra MB, PyTorch's |")

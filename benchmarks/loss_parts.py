@@ -23,7 +23,7 @@ from infoseg_fast.reference import fold_projection, fold_projection_gradient
 
 def step_of(case: Case, provider: str):
     tensors, keywords = providers.arguments(case, cpu.CPU)
-    return cpu.full_step(case, providers.providers(case, keywords)[provider], tensors)
+    return providers.steps(case, providers.providers(case, keywords)[provider], tensors)["forward + backward"]
 
 
 def parts(case: Case) -> dict:

@@ -17,11 +17,11 @@ def test_op(benchmark, case, provider):
     if provider not in found:
         pytest.skip("this case has no such provider")
     exact, exact_keywords = providers.arguments(case, cpu.CPU, torch.float64)
-    step = cpu.full_step(case, found[provider], tensors)
-    truth = cpu.full_step(case, providers.providers(case, exact_keywords)["eager"], exact)()
+    mode, step = list(providers.steps(case, found[provider], tensors).items())[-1]
+    truth = providers.steps(case, providers.providers(case, exact_keywords)["eager"], exact)[mode]()
     benchmark.group = f"{case.op}, {case.name}"
     benchmark.extra_info["error"] = max(providers.relative_errors(step(), truth))
     benchmark.extra_info["extra_mb"] = cpu.extra_memory(step)
     benchmark(step)
-    floor = cpu.floor_ms(case, cpu.machine_rates())
+    floor = cpu.floor_ms(case, mode, cpu.machine_rates())
     benchmark.extra_info["share_of_floor"] = floor / (1e3 * benchmark.stats.stats.median)

@@ -23,7 +23,7 @@ def main() -> None:
     print("| op | case | one thread, ms | two, ms | speed-up |\n|---|---|---|---|---|")
     for case in providers.chosen_cases("cpu", ()):
         tensors, keywords = providers.arguments(case, cpu.CPU)
-        step = cpu.full_step(case, providers.providers(case, keywords)["infoseg_fast"], tensors)
+        *_, step = providers.steps(case, providers.providers(case, keywords)["infoseg_fast"], tensors).values()
         times = {1: [], 2: []}
         for _ in range(rounds):
             for threads, taken in times.items():

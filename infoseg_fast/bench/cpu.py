@@ -11,7 +11,7 @@ import platform
 import random
 import statistics
 import time
-import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,28 +19,15 @@ import torch
 from ..env import commit
 from ..ops import OPS
 from ..ops.record import Case
-from .providers import Step, arguments, chosen_cases, described, differentiated, providers, relative_errors, steps
+from . import providers
+from .providers import MEASURED, SHOWN, Step
 from .tables import aligned, write_csv
 
 CPU = torch.device("cpu")
-RESULTS = ("value", "features", "global_features", "weight", "bias")  # of the ops of features: value and gradients
-COLUMNS = (
-    "op", "case", "provider", "mode", "shape", "dtype", "device", "threads", "median_ms", "p20_ms", "p80_ms",
-    "ratio_to_op", "floor_ms", "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb", "torch",
-    "machine", "commit",
-)  # fmt: skip
-SHOWN = (
-    "op", "case", "provider", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms", "share_of_floor", "error",
-    "extra_mb",
-)  # fmt: skip
+COLUMNS = (*MEASURED, "device", "threads", "torch", "machine", "commit")
 
 
-def full_step(case: Case, provider, tensors: list[torch.Tensor]) -> Step:
-    """The step that is timed on a CPU: with the backward pass if the case has gradients."""
-    return list(steps(case, provider, tensors).values())[-1]
-
-
-def timed(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
+def timed(steps: dict, repeats: int) -> dict:
     """Milliseconds of each step. Every round has a new order, because a step leaves its data in the caches.
 
     With one thread this is processor time, without the waits for other programs.
@@ -69,9 +56,9 @@ def machine_rates() -> tuple[float, float]:
     return 2 * 1024**3 / median["product"], 2 * source.numel() * 4 / median["copy"]
 
 
-def floor_ms(case: Case, rates: tuple[float, float]) -> float:
-    """Lower bound of the time of `full_step`, from the `machine_rates`."""
-    op, phases = OPS[case.op], ("forward", "backward") if differentiated(case) else ("forward",)
+def floor_ms(case: Case, mode: str, rates: tuple[float, float]) -> float:
+    """Lower bound of the time of a mode, from the `machine_rates`."""
+    op, phases = OPS[case.op], mode.split(" + ")
     operations, moved = (sum(count(case, phase) for phase in phases) for count in (op.operations, op.floor))
     return max(operations / rates[0], moved / rates[1])
 
@@ -101,51 +88,12 @@ def _status_bytes(key: str) -> int:
 
 
 def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
-    """The rows of one case. A provider that cannot be compiled here is left out with a warning."""
-    tensors, keywords = arguments(case, CPU)
-    exact, exact_keywords = arguments(case, CPU, torch.float64)
-    truth = full_step(case, providers(case, exact_keywords)["eager"], exact)()
-    torch.compiler.reset()  # the compiler gives up after eight cases of one function
-    run = {}
-    for name, provider in providers(case, keywords, compiled).items():
-        try:
-            run[name] = full_step(case, provider, tensors)
-            run[name]()
-        except Exception as error:  # the compiler has many ways to fail, and none concerns this table
-            if name != "compiled":
-                raise
-            run.pop(name, None)
-            warnings.warn(f"{case.name}: torch.compile failed: {str(error).splitlines()[0]}", stacklevel=2)
-    memory = {name: extra_memory(step) for name, step in run.items()}
-    errors = {name: relative_errors(step(), truth) for name, step in run.items()}
-    times = timed(run, repeats)
-    own, floor = statistics.median(times["infoseg_fast"]), floor_ms(case, rates)
-    rows = []
-    for name, t in times.items():
-        median, tenths = statistics.median(t), statistics.quantiles(t, n=10)
-        by_result = errors[name] if len(errors[name]) == len(RESULTS) else ()
-        rows.append(
-            described(case)
-            | {
-                "provider": name,
-                "mode": "forward + backward" if differentiated(case) else "forward",
-                "device": "cpu",
-                "threads": torch.get_num_threads(),
-                "median_ms": round(median, 3),
-                "p20_ms": round(tenths[1], 3),
-                "p80_ms": round(tenths[7], 3),
-                "ratio_to_op": round(median / own, 2),
-                "floor_ms": round(floor, 3),
-                "share_of_floor": round(floor / median, 3),
-                "error": f"{max(errors[name]):.1e}",
-                **{f"error_{result}": f"{e:.1e}" for result, e in zip(RESULTS, by_result, strict=False)},
-                "extra_mb": "" if memory[name] is None else round(memory[name], 2),
-                "torch": torch.__version__,
-                "machine": platform.machine(),
-                "commit": commit() or "",
-            }
-        )
-    return rows
+    """The rows of one case, with the columns `COLUMNS`."""
+    rows = providers.measure(
+        case, CPU, partial(timed, repeats=repeats), extra_memory, partial(floor_ms, rates=rates), compiled=compiled
+    )
+    versions = {"torch": torch.__version__, "machine": platform.machine(), "commit": commit() or ""}
+    return [row | {"device": "cpu", "threads": torch.get_num_threads()} | versions for row in rows]
 
 
 def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
@@ -153,9 +101,10 @@ def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -
     rates, threads = machine_rates(), torch.get_num_threads()
     print(f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, {threads} thread(s)")
     rows = []
-    for case in chosen_cases("cpu", names):
-        rows += measure(case, repeats, compiled, rates)
-        print(aligned([row for row in rows if (row["op"], row["case"]) == (case.op, case.name)], SHOWN), flush=True)
+    for case in providers.chosen_cases("cpu", names):
+        found = measure(case, repeats, compiled, rates)
+        print(aligned(found, SHOWN), flush=True)
+        rows += found
     if csv_file is not None:
         write_csv(csv_file, COLUMNS, rows)
     return rows

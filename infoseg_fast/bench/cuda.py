@@ -8,7 +8,6 @@ measured in the same run. After a time limit torch.compile is left out, and a li
 
 import statistics
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -16,18 +15,14 @@ import torch
 from ..env import commit, versions
 from ..ops import OPS
 from ..ops.record import Case
-from . import cuda_checks
-from .cpu import SHOWN
-from .providers import Step, arguments, chosen_cases, described, providers, relative_errors, steps
+from . import cuda_checks, providers
+from .providers import MEASURED, SHOWN, Step
 from .tables import aligned, write_csv
 
 MAX_COMPILE_SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED_CASES = 2  # the first cases only: max-autotune takes the longest
 FLUSH_BYTES = 2**28  # larger than any L2 cache
-COLUMNS = (
-    "op", "case", "provider", "mode", "shape", "dtype", "device", "median_ms", "p20_ms", "p80_ms", "ratio_to_op",
-    "floor_ms", "share_of_floor", "error", "extra_mb", "copy_gb_s", "torch", "triton", "commit",
-)  # fmt: skip
+COLUMNS = (*MEASURED, "device", "copy_gb_s", "torch", "triton", "commit")
 
 
 def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
@@ -64,48 +59,20 @@ def extra_memory(step: Step, device: torch.device) -> float:
     return max(peak - sum(x.nbytes for x in kept), 0) / 2**20
 
 
-def measure(case: Case, device: torch.device, repeats: int, compiled: bool, autotuned: bool, rate: float) -> list[dict]:
-    """The rows of one case. A competitor that fails is left out with a warning."""
-    tensors, keywords = arguments(case, device)
-    exact, exact_keywords = arguments(case, device, torch.float64)
-    truth = {mode: step() for mode, step in steps(case, providers(case, exact_keywords)["eager"], exact).items()}
-    del exact
-    rows, own = [], {}
-    torch.compiler.reset()  # the compiler gives up after eight cases of one function
-    for name, provider in providers(case, keywords, compiled, autotuned, "triton").items():
-        try:
-            found = steps(case, provider, tensors)
-            times = {mode: timed(step, repeats, device) for mode, step in found.items()}
-        except Exception as error:  # what PyTorch cannot compile or hold in memory does not concern this table
-            if name == "infoseg_fast":
-                raise
-            warnings.warn(f"{case.name}: {name} failed: {str(error).splitlines()[0]}", stacklevel=2)
-            continue
-        for mode, step in found.items():
-            median, tenths = statistics.median(times[mode]), statistics.quantiles(times[mode], n=10)
-            own.setdefault(mode, median)
-            floor = sum(OPS[case.op].floor(case, phase) for phase in mode.split(" + ")) / rate
-            rows.append(
-                described(case)
-                | {
-                    "provider": name,
-                    "mode": mode,
-                    "device": torch.cuda.get_device_name(device),
-                    "median_ms": round(median, 4),
-                    "p20_ms": round(tenths[1], 4),
-                    "p80_ms": round(tenths[7], 4),
-                    "ratio_to_op": round(median / own[mode], 2),
-                    "floor_ms": round(floor, 4),
-                    "share_of_floor": round(floor / median, 3),
-                    "error": f"{max(relative_errors(step(), truth[mode])):.1e}",
-                    "extra_mb": round(extra_memory(step, device), 2),
-                    "copy_gb_s": round(rate / 1e6, 1),
-                    "torch": torch.__version__,
-                    "triton": versions()["triton"],
-                    "commit": commit() or "",
-                }
-            )
-    return rows
+def measure(case: Case, device: torch.device, repeats: int, rate: float, **choice: bool) -> list[dict]:
+    """The rows of one case, with the columns `COLUMNS`. `rate` is the `copy_rate`, `choice` is for `providers`."""
+    rows = providers.measure(
+        case,
+        device,
+        lambda steps: {key: timed(step, repeats, device) for key, step in steps.items()},
+        lambda step: extra_memory(step, device),
+        lambda case, mode: sum(OPS[case.op].floor(case, phase) for phase in mode.split(" + ")) / rate,
+        backend="triton",
+        **choice,
+    )
+    installed = {"torch": torch.__version__, "triton": versions()["triton"], "commit": commit() or ""}
+    common = {"device": torch.cuda.get_device_name(device), "copy_gb_s": round(rate / 1e6, 1)}
+    return [row | common | installed for row in rows]
 
 
 def run(
@@ -127,12 +94,12 @@ def run(
     rate = copy_rate(device)
     print(f"copy {rate / 1e6:.0f} GB/s, torch {torch.__version__}, triton {versions()['triton']}", flush=True)
     rows = []
-    for i, case in enumerate(chosen_cases("cuda", names)):
+    for i, case in enumerate(providers.chosen_cases("cuda", names)):
         seconds = time.monotonic() - start
         compile_now = compiled and seconds < max_compile_seconds
         autotune = compile_now and i < AUTOTUNED_CASES and seconds < max_compile_seconds / 2
-        found = measure(case, device, repeats, compile_now, autotune, rate)
-        print(aligned(found, ("mode", *SHOWN)), flush=True)
+        found = measure(case, device, repeats, rate, compiled=compile_now, autotuned=autotune)
+        print(aligned(found, SHOWN), flush=True)
         if compiled and not compile_now:
             print(f"torch.compile left out: the limit of {max_compile_seconds:.0f} s is over", flush=True)
         rows += found

@@ -19,7 +19,7 @@ from .. import ops
 from ..ops import OPS
 from ..ops.dispatch import kernel
 from ..ops.record import Case
-from ..reference.refined_labels import refined_scores
+from ..reference.refined_labels import batch_scores
 from ..scores.metrics import ClusterMetrics
 from .providers import arguments, differentiated, upstream_of
 
@@ -31,14 +31,14 @@ MAX_DIFFERING_SHARE = 1e-3  # of integer results
 SMALL = {"B": 4, "C": 70, "D": 9, "K": 5, "h": 9, "w": 13, "size": (36, 52)}  # ragged in every direction
 COCO = {"B": 16, "C": 256, "D": 64, "K": 15, "h": 32, "w": 32, "size": (128, 128)}
 POTSDAM = {"B": 8, "C": 128, "D": 64, "K": 6, "h": 50, "w": 50, "size": (200, 200)}
-LOSSES = [
+LOSSES = [  # None: all other images
     {},
-    {"negatives": "same_position", "num_negatives": 3},
+    {"negatives": "same_position", "num_negatives": 2},
     {"negatives": "reassigned", "num_negatives": 1},
     {"negatives": "reassigned", "num_negatives": 2},
-    {"negatives": "same_position", "num_negatives": "all", "balance": 0.5},
+    {"negatives": "same_position", "num_negatives": None, "balance": 0.5},
     {"estimator": "infonce", "num_negatives": 1},
-    {"estimator": "infonce", "num_negatives": "all", "balance": 2.0},
+    {"estimator": "infonce", "num_negatives": None, "balance": 2.0},
 ]
 Check = tuple[str, Callable[[], None]]
 
@@ -53,7 +53,8 @@ def variants(op: str, shape: dict) -> list[Case]:
     The sizes of `shape` are upper bounds of C, the number of channels.
     """
     if op == "mutual_information_loss":  # every second one has a mask
-        found = [Case("", settings=how, masked=i % 2 == 1, op=op) for i, how in enumerate(LOSSES)]
+        losses = [{name: shape["B"] - 1 if x is None else x for name, x in how.items()} for how in LOSSES]
+        found = [Case("", settings=how, masked=i % 2 == 1, op=op) for i, how in enumerate(losses)]
     else:
         found = OPS[op].cases
     distinct = {(str(case.settings), case.masked, case.gradient): case for case in found}
@@ -140,7 +141,7 @@ def refinement(case: Case, device: torch.device) -> None:
     """`refined_labels` is the argmax of the scores, also with strided input."""
     x, keywords = arguments(case, device)
     (found,) = triton(case, x, keywords)
-    none_short(refined_scores(*(t.double() for t in x)), found, case.dtype)
+    none_short(batch_scores(*(t.double() for t in x)), found, case.dtype)
     assert torch.equal(triton(case, [t.mT.contiguous().mT if t.dim() > 1 else t for t in x], keywords)[0], found)
 
 
@@ -194,9 +195,10 @@ def tf32(device: torch.device, shape: dict) -> None:
         close(variants("mutual_information_loss", shape)[0], device, TF32_FLOOR)
 
 
-def calls(device: torch.device, shape: dict) -> list[tuple[Case, list[Tensor], dict]]:
-    """What `triton` takes: every op, and every variant of the loss."""
-    cases = [variants(op, shape)[0] for op in triton_ops()] + variants("mutual_information_loss", shape)[1:]
+def calls(device: torch.device, shape: dict, losses: bool = True) -> list[tuple[Case, list[Tensor], dict]]:
+    """Arguments of `triton` for every op and, with `losses`, for every variant of the loss."""
+    cases = [variants(op, shape)[0] for op in triton_ops()]
+    cases += variants("mutual_information_loss", shape)[1:] if losses else []
     return [(case, *arguments(case, device)) for case in cases]
 
 
@@ -207,18 +209,22 @@ def reruns(device: torch.device, shape: dict) -> None:
 
 
 def compiled(device: torch.device, shape: dict) -> None:
-    case = variants("class_moments", shape)[0]
-    x, keywords = arguments(case, device)
+    """One graph of all ops, with the gradients."""
+    made = [(case, OPS[case.op].function, *rest) for case, *rest in calls(device, shape, losses=False)]
 
-    def step(*x: Tensor) -> Tensor:
-        moments = ops.class_moments(*x, **keywords, backend="triton")
-        loss = ops.mutual_information_loss(*x, backend="triton") + moments.square().mean()
-        return loss + ops.assign(*x, backend="triton").square().mean()
+    def step() -> list[Tensor]:
+        found = [function(*x, **keywords, backend="triton") for _, function, x, keywords in made]
+        return [out for each in found for out in (each if isinstance(each, tuple) else [each])]
 
     backend = "inductor" if device.type == "cuda" else "aot_eager"
-    found = results(case, torch.compile(step, fullgraph=True, backend=backend), x, {})
-    for a, b in zip(found, results(case, step, x, {}), strict=True):
-        assert distance(a, b) < 1e-5
+    wanted = [x for case, _, tensors, _ in made if differentiated(case) for x in tensors]
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend=backend)):
+        found = function()
+        total = sum(x.square().mean() for x in found if x.requires_grad)
+        results.append([*found, *torch.autograd.grad(total, wanted)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b) or distance(a, b) < 1e-5
 
 
 def autocast(device: torch.device, shape: dict) -> None:

@@ -1,5 +1,7 @@
-"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and their errors."""
+"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and the rows of its table."""
 
+import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,6 +13,12 @@ from ..ops.record import Case
 from . import baselines
 
 Step = Callable[[], list[Tensor]]
+RESULTS = ("value", "features", "global_features", "weight", "bias")  # of the ops of features: value and gradients
+MEASURED = (
+    "op", "case", "provider", "mode", "shape", "dtype", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms",
+    "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb",
+)  # fmt: skip
+SHOWN = ("op", "case", "mode", "provider", *MEASURED[6:13], "extra_mb")
 
 
 def chosen_cases(use: str, names: Sequence[str]) -> list[Case]:
@@ -75,8 +83,9 @@ def steps(case: Case, provider: Callable, tensors: list[Tensor]) -> dict[str, St
 
 
 def upstream_of(value: Tensor) -> Tensor:
-    """An upstream gradient: 1 for a scalar. Equal numbers would give probabilities a gradient of 0."""
-    return torch.linspace(1, 2, value.numel(), device=value.device).to(value.dtype).view_as(value)
+    """An upstream gradient: 1 for a scalar, else normal numbers, the same each time."""
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) if value.dim() else torch.ones(())
+    return upstream.to(value.device, value.dtype)
 
 
 def relative_errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
@@ -90,11 +99,56 @@ def relative_errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
     ]
 
 
-def described(case: Case) -> dict[str, object]:
-    """The columns of a table row that the case gives."""
-    return {
-        "op": case.op,
-        "case": case.name,
-        "shape": f"B={case.B} C={case.C} D={case.D} K={case.K} {case.h}x{case.w} {case.size[0]}x{case.size[1]}",
-        "dtype": str(case.dtype).removeprefix("torch."),
-    }
+def measure(
+    case: Case,
+    device: torch.device,
+    timed: Callable[[dict], dict],
+    extra_memory: Callable[[Step], float | None],
+    floor_ms: Callable[[Case, str], float],
+    **choice,
+) -> list[dict]:
+    """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a warning.
+
+    Args:
+        timed: the times in ms of each of the steps, which are keyed by provider and mode.
+        extra_memory: peak MB of a step above its inputs and results, or None.
+        floor_ms: lower bound of the time of a mode.
+        choice: keywords of `providers`.
+    """
+    tensors, keywords = arguments(case, device)
+    exact, exact_keywords = arguments(case, device, torch.float64)
+    truth = {mode: step() for mode, step in steps(case, providers(case, exact_keywords)["eager"], exact).items()}
+    del exact, exact_keywords
+    torch.compiler.reset()  # the compiler gives up after eight cases of one function
+    found = {}
+    for name, provider in providers(case, keywords, **choice).items():
+        try:
+            made = steps(case, provider, tensors)
+            for step in made.values():
+                step()
+            found |= {(name, mode): step for mode, step in made.items()}
+        except Exception as error:  # what PyTorch cannot compile or hold in memory does not concern this table
+            if name == "infoseg_fast":
+                raise
+            warnings.warn(f"{case.name}: {name} failed: {str(error).splitlines()[0]}", stacklevel=2)
+    memory = {key: extra_memory(step) for key, step in found.items()}
+    times = timed(found)
+    rows = []
+    for (name, mode), step in found.items():
+        t, own = times[name, mode], statistics.median(times["infoseg_fast", mode])
+        median, tenths, floor = statistics.median(t), statistics.quantiles(t, n=10), floor_ms(case, mode)
+        errors, extra = relative_errors(step(), truth[mode]), memory[name, mode]
+        each = [f"{error:.1e}" for error in errors] if len(errors) == len(RESULTS) else [""] * len(RESULTS)
+        values = (
+            case.op, case.name, name, mode, shape_of(case), str(case.dtype).removeprefix("torch."), round(median, 4),
+            round(tenths[1], 4), round(tenths[7], 4), round(median / own, 2), round(floor, 4), round(floor / median, 3),
+            f"{max(errors):.1e}", *each,
+            "" if extra is None else round(extra, 2),
+        )  # fmt: skip
+        rows.append(dict(zip(MEASURED, values, strict=True)))
+    return rows
+
+
+def shape_of(case: Case) -> str:
+    (rows, columns), sizes = case.size, f"B={case.B} C={case.C} D={case.D} K={case.K}"
+    return f"{sizes} {case.h}x{case.w} {rows}x{columns}"

@@ -10,7 +10,7 @@ import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.ops.protocol import Needs
 
-from .test_local_global_similarity import ALL, FLOORS, SHAPES, distance, kernel_results, layouts, results, truth
+from .test_local_global_similarity import FLOORS, SHAPES, distance, kernel_results, layouts, results, truth
 
 
 def moments(*x, backend, Y):
@@ -72,16 +72,6 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *x: moments(*x, backend="triton", Y=Y), x, fast_mode=True)
 
 
-def test_reruns_give_the_same_bits_and_backward_runs_twice():
-    x = [t.requires_grad_() for t in inputs(B=2, C=70, K=15, size=(12, 12), dtype=torch.float32)]
-    Y, upstream = torch.randn(2, 5, 12, 12), torch.randn(15, 5)
-    out = moments(*x, backend="triton", Y=Y)
-    once = torch.autograd.grad(out, x, upstream, retain_graph=True)
-    again = torch.autograd.grad(out, x, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert torch.equal(moments(*x, backend="triton", Y=Y), out)
-
-
 @pytest.mark.parametrize("shape", [(0, 5, 3, (3, 4)), (2, 5, 3, (0, 4)), (2, 0, 3, (3, 4))], ids=str)
 def test_empty_inputs(shape):
     B, C, K, size = shape
@@ -95,18 +85,4 @@ def test_empty_inputs(shape):
         for backend in ("triton", "reference")
     )
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_opcheck_and_one_graph():
-    f, G, g0 = (torch.randn(s).requires_grad_() for s in ((3, 5, 3, 4), (3, 4, 5), (3, 4)))
-    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(3, 2, 3, 4), 1.5, True, "triton"))
-    x, Y, upstream = inputs(dtype=torch.float32), torch.randn(4, 2, 3, 4), torch.randn(3, 2)
-
-    def op(*x, backend):
-        return moments(*x, backend=backend, Y=Y)
-
-    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
-    pairs = zip(results(compiled, x, upstream, "triton"), results(op, x, upstream, "triton"), strict=True)
-    for a, b in pairs:
         torch.testing.assert_close(a, b)

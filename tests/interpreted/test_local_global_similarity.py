@@ -183,7 +183,7 @@ def test_float16_features_may_have_global_features_and_coefficients_beyond_float
         exact = truth(lambda z, tau=temperature: torch.softmax(tau * z, dim=1), f, G, torch.zeros(2, 3), grad)
         assert exact[2].abs().max() < 6e-8 or temperature > 1e-7  # below the smallest number of float16
         for a, b in zip(found, exact, strict=True):
-            assert distance(a, b) < 2e-3
+            assert distance(a, b.to(a.dtype)) < 2e-3  # gradients of features are subnormal in float16
 
 
 def test_offsets_beyond_32_bits(monkeypatch):
