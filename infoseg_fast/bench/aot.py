@@ -164,7 +164,9 @@ def as_markdown(found: list[Report]) -> str:
     ]
     variants = dict.fromkeys((r.kernel, r.variant) for r in found)
     for kernel, variant in variants:
-        of = sorted((r for r in found if r.variant == variant), key=lambda r: r.capability)
+        # Specialisations that differ in the dtype of their output alone share a line.
+        same = sorted((r for r in found if r.variant == variant), key=lambda r: (r.capability, r.registers))
+        of = {r.capability: r for r in same}.values()
         spills = sum(r.local for r in of)
         cells = (
             kernel,
