@@ -33,9 +33,10 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
 
 
-@pytest.mark.parametrize("only", ["class_moments_forward bf16", "loss_forward fp32 C=256 K=15", "refined_labels fp64"])
+@pytest.mark.parametrize("only", ["class_moments_forward bf16", "loss_forward bf16", "refined_labels fp64"])
 def test_a_sample_of_the_kernels_keeps_its_promises(only):
-    assert [r.faults for r in aot.reports(("aot",), [90], 1, only)] in ([[]], [[], []])
+    found = aot.reports(("aot",), [90], 1, only)
+    assert found and not any(r.faults for r in found)
 
 
 def test_every_kernel_and_dtype_is_compiled_and_documented():
