@@ -132,8 +132,9 @@ def test_the_ops_move_at_most_15_percent_more_than_their_floor():
     assert documented in DOCS.read_text(), "run python -m infoseg_fast.bench.roofline --docs docs/gpu_kernels.md"
     for r in found:
         if not r.op.startswith("segment"):  # these write a low-resolution volume, see kernels/segment.py
-            # The floor of class_moments omits V, which is kept for the backward pass: K / C of f. appearance_statistics
-            # reads y twice, since all of it must be read before the first product.
+            # The floor of class_moments omits V, which is kept for the backward pass: K / C of f.
+            # appearance_statistics reads y twice, since all of it must be read before the first
+            # product.
             more = (r.op == "class_moments" and r.C == 128) or r.op == "appearance_statistics"
             assert 1 <= r.ratio <= (1.2 if more else roofline.MAX_RATIO), r
 
