@@ -27,8 +27,7 @@ VALUE = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
 class LossKernel:
     """The kernels of `mutual_information_loss` (see `infoseg_fast.ops.protocol`).
 
-    What is saved is `share` [1 + K] of `loss_value` and, where there is something to keep for going back, one tensor more:
-    see `_Plan.keeps`.
+    `forward` saves `share` [1 + K] of `loss_value` and, where `_Plan.keeps` names one, a tensor more.
     """
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:

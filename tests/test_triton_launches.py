@@ -17,10 +17,12 @@ from infoseg_fast.bench import launch_cases as cases
 from infoseg_fast.bench.specialisation import Specialisation
 from infoseg_fast.kernels import configs, launch, similarity, tiles
 from infoseg_fast.ops import dispatch
+from infoseg_fast.ops.protocol import Needs
 from infoseg_fast.recipe.refinement import Colours, Refinement, refined_labels
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 UP = {"size": (128, 128), "num_classes": 27}
+NO_GRADIENTS = Needs(False, False, False)
 ONE_OF_EACH = [
     cases.Case("local_global_similarity", "similarity", device="cuda:1"),
     cases.Case("assign", "assign", device="cuda:1", K=200),
@@ -155,7 +157,7 @@ def test_offsets_do_not_fit_32_bits_and_need_not():
     with FakeTensorMode(), launch.recorded() as launches:
         f = torch.empty(40, 256, 512, 512, dtype=torch.float16, device="cuda")  # 2.7e9 elements
         G = torch.empty(40, 15, 256, device="cuda")
-        kernels.KERNELS["local_global_similarity"].forward(f, G, None)
+        kernels.KERNELS["local_global_similarity"].forward(f, G, None, NO_GRADIENTS)
     signature = dict(Specialisation.of(launches[0]).signature)
     assert f.numel() > 2**31
     assert {signature[f"stride_{x}"] for x in "bcyx"} == {"i64"}
@@ -190,7 +192,7 @@ def test_float32_products_are_as_precise_as_pytorch_is_told(set_to, expected):
 def test_a_pointer_that_is_not_aligned_is_not_said_to_be():
     with FakeTensorMode(), launch.recorded() as launches:
         f = torch.empty(1 + 2 * 16 * 4 * 4, device="cuda").narrow(0, 1, 512).view(2, 16, 4, 4)
-        kernels.KERNELS["local_global_similarity"].forward(f, torch.empty(2, 3, 16, device="cuda"), None)
+        kernels.KERNELS["local_global_similarity"].forward(f, torch.empty(2, 3, 16, device="cuda"), None, NO_GRADIENTS)
     found = Specialisation.of(launches[0])
     assert "features" not in found.aligned and {"G", "out"} <= set(found.aligned)
 
@@ -225,7 +227,7 @@ def stub(monkeypatch):
 def test_a_kernel_starts_on_the_device_of_its_tensors_which_need_not_be_the_current_one(stub):
     with FakeTensorMode():
         f, G = torch.empty(2, 64, 40, 40, device="cuda:1"), torch.empty(2, 3, 64, device="cuda:1")
-        kernels.KERNELS["assign"].forward(f, G, None, 1.5)
+        kernels.KERNELS["assign"].forward(f, G, None, 1.5, NO_GRADIENTS)
     ((device, grid, arguments),) = stub.started
     # Triton starts on the current stream of the current device, so the guard decides both.
     assert device == torch.device("cuda", 1) and stub.current == [torch.device("cuda", 0)]
@@ -237,7 +239,7 @@ def test_a_kernel_starts_on_the_device_of_its_tensors_which_need_not_be_the_curr
 def test_an_empty_grid_starts_nothing(stub):
     with FakeTensorMode():
         f, G = torch.empty(0, 64, 4, 4, device="cuda"), torch.empty(0, 3, 64, device="cuda")
-        kernels.KERNELS["assign"].forward(f, G, None, 1.0)
+        kernels.KERNELS["assign"].forward(f, G, None, 1.0, NO_GRADIENTS)
     assert stub.started == []
 
 
@@ -257,6 +259,7 @@ def test_the_ops_trace_on_fake_cuda_tensors(monkeypatch):
 
 def test_labels_at_the_pixels_are_one_launch_and_one_a_pass_of_what_lies_on_the_device(monkeypatch):
     monkeypatch.setattr("infoseg_fast.ops.dispatch._unsupported", lambda op, name, *kind: None)
+    monkeypatch.setattr("infoseg_fast.ops.dispatch.direct", lambda *tensors: True)
     with FakeTensorMode(), launch.recorded() as launches:
         probs, y, s, residual, log_scale = (
             torch.empty(shape, device="cuda") for shape in ((2, 4, 5, 6), (2, 3, 20, 24), (2, 3, 5, 6), (4, 3, 7), (4,))

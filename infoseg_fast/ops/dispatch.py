@@ -134,6 +134,16 @@ def _no_kernels_now() -> str | None:
     return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
 
 
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether compiled code may read these tensors: plain ones that nothing records, wraps or transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(x) in (Tensor, torch.nn.Parameter, type(None)) for x in tensors)
+        and _no_kernels_now() is None
+    )
+
+
 def first_derivatives_only(op: str) -> str:
     """The message of an error about what no kernel of `op` can do."""
     return (

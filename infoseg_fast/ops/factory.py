@@ -23,6 +23,7 @@ from . import dispatch
 from .protocol import Needs
 
 NAMESPACE = "infoseg_fast"
+_C = torch._C._functorch
 
 
 class Wiring:
@@ -81,7 +82,7 @@ class Wiring:
         """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it folds."""
         number = self.tensors + self.folds
         tensors, settings = arguments[:number], arguments[number:]
-        if not _ordinary(tensors):
+        if not dispatch.direct(*tensors):
             return self._call_custom(tensors, settings, backend)
         kernel = dispatch.kernel(self.name, backend)
         if self.differentiable and torch.is_grad_enabled():
@@ -145,7 +146,7 @@ class Wiring:
         return list(kernel.backward(grad.contiguous(), saved, *self._packed(arguments), self.needs(needs)))
 
     def _fake_backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
-        *arguments, needs, backend = arguments
+        *arguments, needs, _ = arguments
         found, like = [], arguments[0]
         for x, need in zip(arguments, needs, strict=False):
             like = like if x is None else x
@@ -167,15 +168,6 @@ class Wiring:
 
     def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(dispatch.first_derivatives_only(self.name))
-
-
-def _ordinary(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether these are plain tensors that nothing but autograd looks at."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(x) in (Tensor, torch.nn.Parameter, type(None)) for x in tensors)
-    )
 
 
 class _Function(torch.autograd.Function):
@@ -204,15 +196,13 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         wiring = ctx.wiring
-        if torch._C._are_functorch_transforms_active():
+        if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
             wiring._refuse()
-        create_graph = torch.is_grad_enabled()
         with torch.set_grad_enabled(False):
             gradients = _gradients(ctx, grad)
-        if create_graph:
-            gradients = _FirstDerivative.apply(
-                wiring.name, *(None if x is None else x.detach().requires_grad_() for x in gradients)
-            )
+        if torch.is_grad_enabled():  # with create_graph=True
+            inputs = *ctx.saved_tensors[: ctx.number], *ctx.saved_tensors[ctx.number : ctx.number + 3 * wiring.folds]
+            gradients = _FirstDerivative.apply(wiring.name, len(gradients), *gradients, grad, *inputs)
         return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
 
 
@@ -233,12 +223,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """Gradients, unchanged, whose derivative raises: a gradient penalty must not be lost in silence."""
+    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in silence.
+
+    The inputs of the op are arguments so that the graph leads from the gradients to them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, name: str, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, name: str, number: int, *gradients_and_inputs: Any) -> tuple[Tensor | None, ...]:
         ctx.name = name
-        return tuple(None if x is None else x.view_as(x) for x in gradients)
+        return tuple(None if x is None else x.view_as(x) for x in gradients_and_inputs[:number])
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

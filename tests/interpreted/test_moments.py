@@ -2,15 +2,19 @@
 
 import itertools
 
+import folded
 import pytest
 import torch
 from conftest import inputs
 
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS
-from infoseg_fast.ops import custom
+from infoseg_fast.ops import OPS
+from infoseg_fast.ops.protocol import Needs
 
 from .test_similarity import FLOORS, SHAPES, distance, layouts, results
+
+ALL = Needs(True, True, True)
 
 
 def moments(*x, backend, Y):
@@ -38,15 +42,15 @@ def test_values_and_gradients_are_the_references(dtype, shape):
 def test_every_layout_of_the_features_and_the_statistics(name, f):
     C, K = f.shape[1], 5
     G, g0, upstream = torch.randn(2, K, C), torch.randn(2, K), torch.randn(K, 4)
-    needs = custom.Needs(True, True, True)
     Y = torch.randn(2, 4, *f.shape[2:], 2)[..., 0]
-    kernel, reference = KERNELS["class_moments"], custom.REFERENCE["class_moments"]
-    found, V = kernel.forward(f, G, g0, Y, 1.3, True)
-    exact, exact_V = reference.forward(f.double(), G.double(), g0.double(), Y.double(), 1.3, True)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
-    assert torch.equal(kernel.forward(f, G, g0, Y, 1.3, False)[0], found)  # V kept or not
-    gradients = kernel.backward(upstream, V, Y, f, G, 1.3, needs)
-    expected = reference.backward(upstream.double(), exact_V, Y.double(), f.double(), G.double(), 1.3, needs)
+    kernel, arguments = KERNELS["class_moments"], (f, G, g0, Y, 1.3)
+    exact = f.double(), G.double(), g0.double(), Y.double(), 1.3
+    found, saved = kernel.forward(*arguments, ALL)
+    torch.testing.assert_close(found.double(), folded.value("class_moments", *exact), rtol=1e-5, atol=1e-4)
+    without, nothing = kernel.forward(*arguments, Needs(False, False, False))
+    assert torch.equal(without, found) and nothing == []
+    gradients = kernel.backward(upstream, saved, *arguments, ALL)
+    expected = folded.gradients("class_moments", upstream.double(), *exact)
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
     assert gradients.features.stride() == torch.empty_like(f).stride()
@@ -56,11 +60,12 @@ def test_every_layout_of_the_features_and_the_statistics(name, f):
 def test_every_subset_of_gradients(K):
     f, G, Y, grad = torch.randn(2, 70, 5, 8), torch.randn(2, K, 70), torch.randn(2, 3, 5, 8), torch.randn(K, 3)
     kernel = KERNELS["class_moments"]
-    V = kernel.forward(f, G, None, Y, 1.5, True)[1]
-    full = custom.REFERENCE["class_moments"].backward(grad, V, Y, f, G, 1.5, custom.Needs(True, True, True))
-    for needs in itertools.starmap(custom.Needs, itertools.product((False, True), repeat=3)):
+    arguments = f, G, None, Y, 1.5
+    saved = kernel.forward(*arguments, ALL)[1]
+    full = folded.gradients("class_moments", grad, *arguments)
+    for needs in itertools.starmap(Needs, itertools.product((False, True), repeat=3)):
         if any(needs):
-            for x, need, expected in zip(kernel.backward(grad, V, Y, f, G, 1.5, needs), needs, full, strict=True):
+            for x, need, expected in zip(kernel.backward(grad, saved, *arguments, needs), needs, full, strict=True):
                 assert need or x.numel() == 0
                 if need:
                     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
@@ -100,7 +105,8 @@ def test_empty_inputs(shape):
 
 def test_opcheck_and_one_graph():
     f, G, g0 = (torch.randn(s).requires_grad_() for s in ((3, 5, 3, 4), (3, 4, 5), (3, 4)))
-    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(3, 2, 3, 4), 1.5, True, "triton"))
+    arguments = f, G, g0, torch.randn(3, 2, 3, 4), 1.5, [True] * 3, "triton"
+    torch.library.opcheck(OPS["class_moments"].wiring.custom, arguments)
     x, Y, upstream = inputs(dtype=torch.float32), torch.randn(4, 2, 3, 4), torch.randn(3, 2)
 
     def op(*x, backend):

@@ -9,7 +9,7 @@ import torch
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS, mutual_information
 from infoseg_fast.kernels.launch import recorded
-from infoseg_fast.ops import custom
+from infoseg_fast.ops import OPS
 from infoseg_fast.ops.protocol import LossSettings, Needs
 from infoseg_fast.reference.mutual_information_loss import folded_loss, folded_loss_gradient
 
@@ -39,7 +39,7 @@ def run(x, valid, how, upstream=None, needs=EVERYTHING):
     f, G, g0 = x
     upstream = torch.tensor(1.0) if upstream is None else upstream
     loss, state = KERNEL.forward(f, G, g0, valid, how, needs)
-    return [loss, *KERNEL.backward(upstream, f, G, g0, valid, state, how, needs)]
+    return [loss, *KERNEL.backward(upstream, state, f, G, g0, valid, how, needs)]
 
 
 def truth(x, valid, how, upstream, dtype=torch.float64):
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_the_references(variant, dtype, masked):
 def launches_of(x, how):
     with recorded() as launches:
         loss, state = KERNEL.forward(*x, None, how, EVERYTHING)
-        KERNEL.backward(loss, *x, None, state, how, EVERYTHING)
+        KERNEL.backward(loss, state, *x, None, how, EVERYTHING)
     return launches
 
 
@@ -223,7 +223,7 @@ def test_through_the_public_function_with_projection_and_mask():
 def test_opcheck(variant):
     f, G, g0 = (t.requires_grad_() for t in folded(B=2, C=6, K=3, h=2, w=3))
     arguments = f, G, g0, None, 0.8, *variant, 0.5, True, True, True, "triton"
-    torch.library.opcheck(custom.mutual_information_loss, arguments)
+    torch.library.opcheck(OPS["mutual_information_loss"].wiring.custom, arguments)
 
 
 def test_float64_takes_the_reference():

@@ -7,7 +7,7 @@ from conftest import inputs
 
 import infoseg_fast as isf
 from infoseg_fast.kernels import segmentation
-from infoseg_fast.ops import custom
+from infoseg_fast.ops import OPS
 
 
 def upsampled(x, size, interpolate, temperature):
@@ -122,9 +122,10 @@ def test_on_the_cpu_a_target_out_of_range_raises():
 def test_opcheck():
     f, G, g0 = torch.randn(3, 5, 3, 4), torch.randn(3, 4, 5), torch.randn(3, 4)
     target = torch.randint(0, 3, (3, 9, 7), dtype=torch.uint8)
-    torch.library.opcheck(custom.segment, (f, G, g0, 1.5, 9, 7, "probs", "triton"))
+    torch.library.opcheck(OPS["segment"].wiring.custom, (f, G, g0, 1.5, [9, 7], "probs", "triton"))
     for wanted in (False, True):
-        torch.library.opcheck(custom.segment_and_count, (f, G, g0, target, 1.5, "probs", 3, 255, wanted, "triton"))
+        arguments = f, G, g0, target, 1.5, "probs", 3, 255, wanted, "triton"
+        torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
 
 
 def test_compiles_as_one_graph():

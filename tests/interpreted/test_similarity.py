@@ -2,6 +2,7 @@
 
 import itertools
 
+import folded
 import numpy as np
 import pytest
 import torch
@@ -11,9 +12,11 @@ from triton.runtime import interpreter
 import infoseg_fast as isf
 from infoseg_fast.bench import launch_cases as cases
 from infoseg_fast.kernels import KERNELS, similarity
-from infoseg_fast.ops import custom
+from infoseg_fast.ops import OPS as RECORDS
+from infoseg_fast.ops.protocol import Needs
 
 OPS = [isf.local_global_similarity, isf.assign]
+ALL = Needs(True, True, True)
 # (B, C, K, size): one program; ragged tiles of positions and channels; several chunks of classes and of channels.
 SHAPES = [(2, 5, 3, (3, 4)), (2, 70, 15, (11, 13)), (1, 40, 70, (9, 8))]
 
@@ -74,16 +77,12 @@ def test_every_layout_is_read_where_it_lies(name, f, monkeypatch):
     C, K = f.shape[1], 5
     G, g0, upstream = torch.randn(2, K, C), torch.randn(2, K), torch.randn(2, K, *f.shape[2:])
     for op in ("local_global_similarity", "assign"):
-        kernel, reference = KERNELS[op], custom.REFERENCE[op]
-        extra = (1.3,) if op == "assign" else ()
-        out = kernel.forward(f, G, g0, *extra)
-        expected = reference.forward(f.double(), G.double(), g0.double(), *extra)
-        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-        V = (out,) if op == "assign" else ()
-        found = kernel.backward(upstream, *V, f, G, *extra, custom.Needs(True, True, True))
-        exact = reference.backward(
-            upstream.double(), *(v.double() for v in V), f.double(), G.double(), *extra, custom.Needs(True, True, True)
-        )
+        kernel, extra = KERNELS[op], (1.3,) if op == "assign" else ()
+        arguments, exact_arguments = (f, G, g0, *extra), (f.double(), G.double(), g0.double(), *extra)
+        out, _ = kernel.forward(*arguments, ALL)
+        torch.testing.assert_close(out.double(), folded.value(op, *exact_arguments), rtol=1e-5, atol=1e-5)
+        found = kernel.backward(upstream, [out] if op == "assign" else [], *arguments, ALL)
+        exact = folded.gradients(op, upstream.double(), *exact_arguments)
         for a, b in zip(found, exact, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
         assert found.features.stride() == torch.empty_like(f).stride()
@@ -105,11 +104,11 @@ def test_gradcheck_with_and_without_a_projection(op):
 def test_every_subset_of_gradients(K):
     f, G, grad = torch.randn(2, 70, 5, 8), torch.randn(2, K, 70), torch.randn(2, K, 5, 8)
     kernel = KERNELS["assign"]
-    V = kernel.forward(f, G, None, 1.5)
-    full = custom.REFERENCE["assign"].backward(grad, V, f, G, 1.5, custom.Needs(True, True, True))
-    for needs in itertools.starmap(custom.Needs, itertools.product((False, True), repeat=3)):
+    V, _ = kernel.forward(f, G, None, 1.5, ALL)
+    full = folded.gradients("assign", grad, f, G, None, 1.5)
+    for needs in itertools.starmap(Needs, itertools.product((False, True), repeat=3)):
         if any(needs):
-            for x, need, expected in zip(kernel.backward(grad, V, f, G, 1.5, needs), needs, full, strict=True):
+            for x, need, expected in zip(kernel.backward(grad, [V], f, G, None, 1.5, needs), needs, full, strict=True):
                 assert need or x.numel() == 0
                 if need:
                     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
@@ -128,7 +127,7 @@ def test_reruns_give_the_same_bits_and_backward_runs_twice(op):
 
 def test_the_sum_over_splits_is_that_of_one_split(monkeypatch):
     f, G = torch.randn(2, 10, 15, 15, dtype=torch.float64), torch.randn(2, 4, 10, dtype=torch.float64)
-    grad, needs = torch.randn(2, 4, 15, 15, dtype=torch.float64), custom.Needs(True, True, True)
+    grad, needs = torch.randn(2, 4, 15, 15, dtype=torch.float64), ALL
     several = similarity.gradients(grad, None, 1.0, f, G, needs)
     monkeypatch.setattr(similarity, "PROGRAMS", 1)
     one = similarity.gradients(grad, None, 1.0, f, G, needs)
@@ -175,8 +174,9 @@ def test_autocast_gives_its_dtype():
 def test_opcheck():
     f, G, g0 = torch.randn(3, 5, 3, 4), torch.randn(3, 4, 5), torch.randn(3, 4)
     f, G, g0 = (x.requires_grad_() for x in (f, G, g0))
-    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "triton"))
-    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "triton"))
+    for op, arguments in (("local_global_similarity", (f, G, None)), ("assign", (f, G, g0, 1.5))):
+        needs = [x is not None for x in arguments[:3]]
+        torch.library.opcheck(RECORDS[op].wiring.custom, (*arguments, needs, "triton"))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -190,13 +190,13 @@ def test_compiles_as_one_graph(op):
 
 def test_float16_features_may_have_global_features_and_coefficients_beyond_float16():
     f, G = torch.randn(2, 8, 3, 4).half(), torch.randn(2, 3, 8) * 1e5
-    grad, needs = (torch.randn(2, 3, 3, 4) * 1e-3).half(), custom.Needs(True, True, True)
+    grad = (torch.randn(2, 3, 3, 4) * 1e-3).half()
     for temperature in (1e-7, 1e-4):
-        V = KERNELS["assign"].forward(f, G, None, temperature)
-        expected = custom.REFERENCE["assign"].forward(f, G, None, temperature)
-        torch.testing.assert_close(V, expected, rtol=2e-3, atol=2e-3)
-        found = KERNELS["assign"].backward(grad, V, f, G, temperature, needs)
-        exact = custom.REFERENCE["assign"].backward(grad, V, f, G, temperature, needs)
+        arguments = f, G, None, temperature
+        V, _ = KERNELS["assign"].forward(*arguments, ALL)
+        torch.testing.assert_close(V.float(), folded.value("assign", *arguments), rtol=2e-3, atol=2e-3)
+        found = KERNELS["assign"].backward(grad, [V], *arguments, ALL)
+        exact = folded.gradients("assign", grad, *arguments)
         assert exact.G.abs().max() < 6e-8 or temperature > 1e-7  # below float16's least number
         for a, b in zip(found, exact, strict=True):
             assert distance(a, b) < 2e-3
