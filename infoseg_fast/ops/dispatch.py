@@ -139,10 +139,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary tensors outside the compiler, with no mode that looks at operations."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    for x in tensors:
-        if type(x) not in _PLAIN:
-            return False
-    return True
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def direct(*tensors: Tensor | None) -> bool:
