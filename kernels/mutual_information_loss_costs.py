@@ -1,12 +1,12 @@
-"""What the launches of the mutual-information loss load, store and compute, for the cost model (`roofline`)."""
+"""Loads, stores and operations of the launches of the mutual-information loss, for the cost model."""
 
 import triton
 
-from .launch import Cost, Launch, product_operations
+from .launch import Cost, Launch, num_bytes, product_operations
 
 
 class _Sizes:
-    """The sizes and bytes that all of the launches have in common."""
+    """Sizes and bytes that the launches have in common."""
 
     def __init__(self, started: Launch):
         a, c = started.arguments, started.constexprs
@@ -14,12 +14,11 @@ class _Sizes:
         self.B, self.n, self.P, self.C, self.K = a["B"], a["n"], a["P"], c["C"], c["K"]
         self.tiles = triton.cdiv(self.P, c["BLOCK_P"])
         self.whole = c["BLOCK_C"] >= self.C
-        self.f = self.B * self.C * self.P * a["features"].element_size()
+        self.f, self.G, self.g0 = num_bytes(a["features"]), num_bytes(a["G"]), num_bytes(a["g0"])
         self.row = self.C * a["G"].element_size()  # of G
         self.bias = 0 if a["g0"] is None else 4
-        self.G = self.B * self.K * self.row
-        self.g0 = self.B * self.K * self.bias
-        self.valid = 0 if a["valid"] is None else self.B * self.P
+        self.valid = num_bytes(a["valid"])
+        self.lse = num_bytes(a.get("lse"))
         self.scores = self.B * self.K * self.P * 4  # K floats a position
         self.same_position = c["LOSS"] == "same_position"
 
@@ -27,12 +26,12 @@ class _Sizes:
         return product_operations(m, n, k, self.c["PRECISION"])
 
     def forming(self, images: int) -> int:
-        """Operations of the scores of a tile with so many images."""
+        """Operations of the scores of a tile with `images` images."""
         c = self.c
         return self.product(images * c["BLOCK_K"], c["BLOCK_P"], triton.cdiv(self.C, c["BLOCK_C"]) * c["BLOCK_C"])
 
     def own(self) -> tuple[int, int, int]:
-        """Images in the own block, rows of G that partners beyond it have, and their blocks."""
+        """Images in the own block, rows of G of the partners beyond it, and blocks of these partners."""
         own = min(self.c["OWN_IMAGES"], 1 + self.n)
         left = self.n + 1 - max(self.c["OWN_IMAGES"], 1) if self.c["MORE"] else 0
         return own, left * self.K, triton.cdiv(left, self.c["IMAGES"])
@@ -53,7 +52,7 @@ def forward_cost(started: Launch) -> Cost:
         + (more_rows * s.B * s.P * 4 if V else 0),
         stores=(s.scores if V and own else 0)
         + (0 if a["kept"] is None else own * s.scores)
-        + (0 if a["lse"] is None else s.B * s.P * 4)
+        + s.lse
         + started.programs * (3 + s.K) * 4,
         distinct_loads=s.f + s.G + s.g0 + s.valid + (s.scores if V and blocks else 0),
         operations=s.B
@@ -77,10 +76,9 @@ def image_cost(started: Launch) -> Cost:
     kept, pair = a["kept"] is not None, s.same_position and c["OWN_IMAGES"] == 2
     once = 4 + a["upstream"].element_size() + (s.K * 4 if c["BALANCE"] else 0)
     a_tile = s.B * s.tiles
-    lse = 0 if a["lse"] is None else s.B * s.P * 4
-    by_partners = 0 if a["by_partners"] is None else s.scores
+    by_partners = num_bytes(a["by_partners"])
 
-    loads = started.programs * once + chunks * (s.valid * (1 + pair) + lse + by_partners)
+    loads = started.programs * once + chunks * (s.valid * (1 + pair) + s.lse + by_partners)
     if s.whole:
         loads += started.programs * own * s.K * s.row + s.f
     elif c["NEED_G"]:
@@ -111,7 +109,7 @@ def image_cost(started: Launch) -> Cost:
         + (s.G if s.whole or not kept or c["NEED_F"] else 0)
         + (0 if kept else s.g0)
         + s.valid
-        + lse
+        + s.lse
         + by_partners
         + (own * s.scores if kept else 0)
         + (s.scores if blocks and c["NEED_F"] and s.same_position else 0),
@@ -127,8 +125,8 @@ def partner_cost(started: Launch) -> Cost:
     steps = min(s.n + c["IMAGES"] - 1, s.B)
     passes = image_blocks * steps / s.B  # over all positions
     once = 4 + a["upstream"].element_size()
-    a_position = (s.P if a["valid"] is not None else 0) + (0 if a["lse"] is None else s.P * 4)
-    loads = started.programs * once + chunks * steps * (image_blocks * a_position + s.tiles * s.g0)
+    per_image = (s.valid + s.lse) // s.B
+    loads = started.programs * once + chunks * steps * (image_blocks * per_image + s.tiles * s.g0)
     if s.whole:
         loads += round(passes * s.f) + a["splits"] * s.G
     else:
@@ -138,7 +136,7 @@ def partner_cost(started: Launch) -> Cost:
     return Cost(
         loads=loads + chunks * V,
         stores=V + (parts * s.C if c["NEED_G"] else 0) + (0 if a["dg0"] is None else parts),
-        distinct_loads=once + s.f + s.G + s.g0 + s.valid + (0 if a["lse"] is None else s.B * s.P * 4) + V,
+        distinct_loads=once + s.f + s.G + s.g0 + s.valid + s.lse + V,
         operations=s.tiles
         * image_blocks
         * steps

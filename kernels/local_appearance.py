@@ -1,8 +1,9 @@
-"""`local_appearance`: the logarithms of the channels' means, the roughness and the coherence of every cell of pixels.
+"""`local_appearance`: log channel means, roughness and coherence of every cell of pixels.
 
-`appearance_cells` reads the images once from DRAM, a row of pixels of a tile of cells after the other, and leaves the
-colour and the means of the structure tensor over each cell; `appearance_texture` averages those over 3 x 3 cells. A
-step of the brightness reaches to the pixel on the right and to the row below: those loads are in the L1 or L2 cache.
+`local_appearance_cells` reads the images from DRAM once, one row of pixels of a tile of cells after the other. It
+writes the channel means and the means of the structure tensor over each cell. The brightness differences need the pixel
+on the right and the row below, which the L1 or L2 cache serves. `local_appearance_texture` averages the structure
+tensor over 3 x 3 cells.
 """
 
 import math
@@ -14,49 +15,38 @@ import triton.language as tl
 from ..reference.local_appearance import DARK as DARK_INTENSITY
 from ..reference.local_appearance import FLAT as FLAT_TRACE
 from . import configs
-from .launch import Cost, Launch, kernel, launch
+from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .tiles import WIDEST, divided, strides
 
 DARK: tl.constexpr = tl.constexpr(DARK_INTENSITY)
 FLAT: tl.constexpr = tl.constexpr(FLAT_TRACE)
-MOST_COLUMNS = 32  # of pixels of a cell at once
+MAX_COLUMNS = 32  # columns of pixels of a cell that a program reads at once
 
 
 def _cells_cost(started: Launch) -> Cost:
     a = started.arguments
     images, out, tensor = a["images"], a["out"], a["tensor"]
     B, C, H, W = images.shape
-    rows = H + a["P"] // a["w"] - 1  # the row below a row of cells is read with it, but for the last
+    rows = H + a["P"] // a["w"] - 1  # each row of cells but the last reads the row below it too
     means = out.numel() // out.shape[1] * C
     return Cost(
         loads=B * C * rows * (2 * W - 1) * images.element_size(),
-        stores=means * out.element_size() + tensor.numel() * tensor.element_size(),
-        distinct_loads=images.numel() * images.element_size(),
+        stores=means * out.element_size() + num_bytes(tensor),
+        distinct_loads=num_bytes(images),
     )
 
 
-@kernel(products=False, wide_loads=True, cost=_cells_cost)
-def appearance_cells(
+@kernel(wide_loads=True, cost=_cells_cost)
+def local_appearance_cells(
     images,  # [B, C, H, W], any strides
-    out,  # [B, C + 2, P], of which this writes the first C
-    tensor,  # [B, 3, P]: trace, difference of the diagonal, twice the rest
-    P: tl.int32,
-    w: tl.int32,
-    H: tl.int32,
-    W: tl.int32,
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_y: tl.int64,
-    stride_x: tl.int64,
-    C: tl.constexpr,
-    CELL_H: tl.constexpr,
-    CELL_W: tl.constexpr,
-    ROWS: tl.constexpr,  # pixels of a row are neighbours in memory
-    ALIGN: tl.constexpr,  # what the place of a cell in memory divides by
-    BLOCK_C: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    out,  # [B, C + 2, P]; the first C are written
+    tensor,  # [B, 3, P]: trace, difference of the diagonal, twice the off-diagonal element
+    P: tl.int32, w: tl.int32, H: tl.int32, W: tl.int32, stride_b: tl.int64, stride_c: tl.int64, stride_y: tl.int64,
+    stride_x: tl.int64, C: tl.constexpr, CELL_H: tl.constexpr, CELL_W: tl.constexpr,
+    ROWS: tl.constexpr,  # the pixels of a row are adjacent in memory
+    ALIGN: tl.constexpr,  # divisor of the offset of a cell in memory
+    BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     BLOCK_P: tl.constexpr = BLOCK // BLOCK_X
     tiles = tl.cdiv(P, BLOCK_P)
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -82,7 +72,7 @@ def appearance_cells(
             inside = within & (y < H)[:, None]
             step = inside & (x + 1 < W)
             row = image + y.to(tl.int64)[:, None] * divided(stride_y, ALIGN) + columns
-            # The mean of the channels' logarithms is that of their product.
+            # The mean of the channels' logarithms is the logarithm of their product, divided by C.
             bright = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
             right = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
             for i in tl.static_range(C):
@@ -113,14 +103,13 @@ def appearance_cells(
 
 
 def _texture_cost(started: Launch) -> Cost:
-    tensor = started.arguments["tensor"]
-    read = tensor.numel() * tensor.element_size()
+    read = num_bytes(started.arguments["tensor"])
     return Cost(loads=9 * read, stores=read // 3 * 2, distinct_loads=read)
 
 
 @triton.jit
 def mean_of_nine(plane, y, x, h, w, inside):
-    """Of 3 x 3 positions of a plane [h, w]; beyond the border the last ones are repeated."""
+    """Mean over 3 x 3 positions of a plane [h, w]. Border positions are repeated."""
     total = tl.zeros(y.shape, tl.float32)
     for dy in tl.static_range(-1, 2):
         row = plane + tl.minimum(tl.maximum(y + dy, 0), h - 1) * w
@@ -129,10 +118,10 @@ def mean_of_nine(plane, y, x, h, w, inside):
     return total / 9
 
 
-@kernel(products=False, wide_loads=False, cost=_texture_cost)
-def appearance_texture(
-    tensor,  # [B, 3, P], of `appearance_cells`
-    out,  # [B, C + 2, P], of which this writes the last two
+@kernel(cost=_texture_cost)
+def local_appearance_texture(
+    tensor,  # [B, 3, P] of `local_appearance_cells`
+    out,  # [B, C + 2, P]; the last two are written
     P: tl.int32,
     h: tl.int32,
     w: tl.int32,
@@ -153,13 +142,8 @@ def appearance_texture(
     tl.store(to + P, tl.sqrt(difference * difference + twice_uv * twice_uv) / (trace + FLAT), mask=inside)
 
 
-class LocalAppearanceKernel:
-    """The kernel of `local_appearance`."""
-
-    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
-        from . import unsupported
-
-        return unsupported(device_type, dtype, (torch.float32,))
+class LocalAppearanceKernel(OpKernel, op="local_appearance"):
+    dtypes = (torch.float32,)
 
     def forward(self, images, size):
         B, C, H, W = images.shape
@@ -167,27 +151,21 @@ class LocalAppearanceKernel:
         P, cell_w = h * w, W // w
         out, tensor = images.new_empty(B, C + 2, h, w), images.new_empty(B, 3, h, w)
         key = configs.Key(images.element_size(), C, 0)
-        config = configs.rows("appearance_cells", key)[0]
-        block_x = min(triton.next_power_of_2(cell_w), MOST_COLUMNS)
+        config = configs.rows("local_appearance_cells", key)[0]
+        block_x = min(triton.next_power_of_2(cell_w), MAX_COLUMNS)
         rows = images.stride(3) == 1
+        align = math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1
         launch(
-            appearance_cells,
+            local_appearance_cells,
             (triton.cdiv(P, config.blocks["BLOCK"] // block_x) * B,),
             {"images": images, "out": out, "tensor": tensor, "P": P, "w": w, "H": H, "W": W, **strides(images)},
-            {
-                "C": C,
-                "CELL_H": H // h,
-                "CELL_W": cell_w,
-                "ROWS": rows,
-                "ALIGN": math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1,
-                "BLOCK_C": triton.next_power_of_2(C),
-                "BLOCK_X": block_x,
-            },
+            {"C": C, "CELL_H": H // h, "CELL_W": cell_w, "ROWS": rows, "ALIGN": align}
+            | {"BLOCK_C": triton.next_power_of_2(C), "BLOCK_X": block_x},
             config,
         )
-        config = configs.rows("appearance_texture", key)[0]
+        config = configs.rows("local_appearance_texture", key)[0]
         launch(
-            appearance_texture,
+            local_appearance_texture,
             (triton.cdiv(P, config.blocks["BLOCK"]) * B,),
             {"tensor": tensor, "out": out, "P": P, "h": h, "w": w},
             {"C": C},

@@ -1,15 +1,13 @@
-"""The cost model of every launch, against the loads, stores and products that the interpreter carries out."""
+"""The cost model of every launch, against the loads, stores and products that the interpreter executes."""
 
 import numpy as np
 import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from infoseg_fast.bench import launch_cases as cases
-from infoseg_fast.bench import roofline
+from infoseg_fast.bench import launches, roofline
 from infoseg_fast.kernels.launch import Launch
-
-UP = {"size": (10, 13)}
+from infoseg_fast.ops.record import Case
 
 
 def loss(negatives, number, **more):
@@ -17,38 +15,40 @@ def loss(negatives, number, **more):
     how = {"estimator": estimator, "num_negatives": number, "balance": float(number > 1)}
     how |= {} if estimator == "infonce" else {"negatives": negatives}
     sizes = {"B": 5, "C": 70, "K": 5, "h": 6, "w": 11}
-    return cases.Case("mutual_information_loss", f"{negatives} {number}", settings=how, **sizes | more)
+    return Case(f"{negatives} {number}", op="mutual_information_loss", settings=how, **sizes | more)
 
 
+def case(op, name, B, C, K, h, w, **more):
+    return Case(name, op=op, B=B, C=C, K=K, h=h, w=w, **more)
+
+
+THREE, HUNDRED = {"num_classes": 3}, {"num_classes": 100, "return_labels": True}
 # Ragged tiles on every axis, every way through the kernels, and every layout.
 CASES = [
-    cases.Case("local_global_similarity", "several tiles", B=3, C=70, K=5, h=11, w=13),
-    cases.Case("assign", "channels last", B=2, C=70, K=5, h=11, w=13, channels_last=True),
-    cases.Case("assign", "chunks of classes", B=2, C=70, K=40, h=7, w=11),
-    cases.Case("assign", "half", B=2, C=70, K=70, h=7, w=11, dtype=torch.float16),
-    cases.Case("assign", "no bias", B=2, C=3, K=3, h=5, w=5, bias=False),
-    cases.Case("local_global_similarity", "chunks of classes", B=1, C=9, K=40, h=7, w=11),
-    cases.Case("class_moments", "moments", B=3, C=70, K=5, h=11, w=13),
-    cases.Case("class_moments", "not kept", B=2, C=9, K=5, h=5, w=7, bias=False, settings={"keep": False}),
-    cases.Case("class_moments", "many statistics", B=2, C=70, K=5, h=7, w=11, settings={"statistics": 33}),
-    cases.Case("class_moments", "chunks of classes", B=2, C=70, K=70, h=7, w=11, dtype=torch.float16),
-    cases.Case("segment", "segment", B=2, C=20, K=5, h=11, w=13),
-    cases.Case("segment", "upsampled", B=2, C=20, K=5, h=5, w=7, settings={"size": (40, 30)}),
-    cases.Case("segment_and_count", "counted", B=2, C=9, K=5, h=5, w=7, settings=UP | {"num_classes": 3}),
-    cases.Case(
-        "segment_and_count", "and labels", B=2, C=9, K=40, h=5, w=7,
-        settings={"size": (40, 30), "num_classes": 100, "labels_wanted": True},
-    ),
-    cases.Case("local_appearance", "two tiles", B=2, C=3, h=48, w=44, settings={"size": (12, 11)}),
-    cases.Case("local_appearance", "channels last", B=1, C=4, h=7, w=80, channels_last=True, settings={"size": (1, 2)}),
-    cases.Case("appearance_statistics", "two tiles", B=2, C=3, h=15, w=20, masked=True, settings={"smooth": 1}),
-    cases.Case("appearance_statistics", "two blocks", B=1, C=9, h=3, w=2, dtype=torch.float64, settings={"smooth": 2}),
-    cases.Case("information_of_moments", "a matrix of 5 in 8", K=4, C=4),
-    cases.Case("information_of_moments", "no gradient", K=2, C=1, settings={"gradient_wanted": False}),
-    cases.Case("refined_labels", "two tiles", B=2, C=3, K=3, h=6, w=5, settings={"size": (24, 25)}),
-    cases.Case("refined_labels", "float64", B=1, C=5, K=2, h=2, w=3, dtype=torch.float64, settings={"size": (7, 9)}),
-    cases.Case("refined_probs", "two tiles", B=2, C=3, K=3, h=8, w=5, settings={"size": (32, 20)}),
-    cases.Case("refined_probs", "float64", B=1, C=5, K=2, h=2, w=3, dtype=torch.float64, settings={"size": (6, 15)}),
+    case("local_global_similarity", "several tiles", 3, 70, 5, 11, 13),
+    case("assign", "channels last", 2, 70, 5, 11, 13, channels_last=True),
+    case("assign", "chunks of classes", 2, 70, 40, 7, 11),
+    case("assign", "half", 2, 70, 70, 7, 11, dtype=torch.float16),
+    case("assign", "no bias", 2, 3, 3, 5, 5, bias=False),
+    case("local_global_similarity", "chunks of classes", 1, 9, 40, 7, 11),
+    case("class_moments", "moments", 3, 70, 5, 11, 13),
+    case("class_moments", "no gradient", 2, 9, 5, 5, 7, bias=False, gradient=False),
+    case("class_moments", "many statistics", 2, 70, 5, 7, 11, S=33),
+    case("class_moments", "chunks of classes", 2, 70, 70, 7, 11, dtype=torch.float16),
+    case("segment", "segment", 2, 20, 5, 11, 13, size=(11, 13)),
+    case("segment", "upsampled", 2, 20, 5, 5, 7, size=(40, 30)),
+    case("segment_and_count", "counted", 2, 9, 5, 5, 7, size=(10, 13), settings=THREE),
+    case("segment_and_count", "and labels", 2, 9, 40, 5, 7, size=(40, 30), settings=HUNDRED),
+    case("local_appearance", "two tiles", 2, 3, 0, 12, 11, size=(48, 44)),
+    case("local_appearance", "channels last", 1, 4, 0, 1, 2, size=(7, 80), channels_last=True),
+    case("appearance_statistics", "two tiles", 2, 3, 0, 15, 20, masked=True, settings={"smooth": 1}),
+    case("appearance_statistics", "two blocks", 1, 9, 0, 3, 2, dtype=torch.float64, settings={"smooth": 2}),
+    case("information_of_moments", "a matrix of 5 in 8", 1, 4, 4, 1, 1),
+    case("information_of_moments", "no gradient", 1, 1, 2, 1, 1, gradient=False),
+    case("refined_labels", "two tiles", 2, 3, 3, 6, 5, size=(24, 25)),
+    case("refined_labels", "float64", 1, 5, 2, 2, 3, dtype=torch.float64, size=(7, 9)),
+    case("refined_probs", "two tiles", 2, 3, 3, 8, 5, size=(32, 20)),
+    case("refined_probs", "float64", 1, 5, 2, 2, 3, dtype=torch.float64, size=(6, 15)),
     loss("same_position", 1, masked=True),
     loss("same_position", 1, C=20, bias=False),
     loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept
@@ -57,11 +57,11 @@ CASES = [
     loss("reassigned", 3, C=20, dtype=torch.bfloat16),
     loss("infonce", 4, masked=True),
     loss("infonce", 4, C=20, K=3, dtype=torch.bfloat16, bias=False),
-]  # fmt: skip
+]
 
 
 class Counted:
-    """What the interpreter did."""
+    """What the interpreter executed."""
 
     def __init__(self, monkeypatch):
         self.loads = self.stores = self.operations = self.atomics = 0
@@ -109,14 +109,14 @@ class Counted:
 def run(started: Launch) -> None:
     for x in started.arguments.values():
         if isinstance(x, torch.Tensor):
-            x.zero_()  # memory that nothing has written
+            x.zero_()  # it is uninitialised
     started.kernel.function[started.grid](**started.arguments, **started.constexprs, **started.config.options())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}, {case.name}")
 def test_every_launch_moves_and_computes_what_the_model_says(case, monkeypatch):
-    for phase, launches in cases.record(case, fake=False).items():
-        for started in launches:
+    for phase, recorded in launches.record(case, fake=False).items():
+        for started in recorded:
             counted = Counted(monkeypatch)
             run(started)
             cost = started.kernel.cost(started)
@@ -130,10 +130,10 @@ def test_every_launch_moves_and_computes_what_the_model_says(case, monkeypatch):
 
 
 def test_a_model_that_is_wrong_is_found(monkeypatch):
-    (started,) = cases.record(CASES[0], fake=False)["forward"]
+    (started,) = launches.record(CASES[0], fake=False)["forward"]
     counted = Counted(monkeypatch)
     run(started)
-    started.arguments["g0"] = None  # now the model leaves out the bias, which was read
+    started.arguments["g0"] = None  # now the model omits the bias, which was read
     assert started.kernel.cost(started).loads < counted.loads
 
 

@@ -1,9 +1,9 @@
-"""What the kernels of the mutual-information loss share: columns, scores, and what is done to scores in registers.
+"""Device functions of the loss kernels: columns, scores, and the terms of the loss in registers.
 
-A program owns a tile of positions of image b. Its scores q are [BLOCK_P, N]: the N = IMAGES * BLOCK_K columns are the
-K global features, padded to BLOCK_K, of IMAGES neighbouring partners; `by_image` views them as [BLOCK_P, IMAGES,
-BLOCK_K], so a softmax over the classes of each partner is a reduction over the last axis. Padded classes have score 0,
-since their global feature is read as 0, and are masked where it matters.
+A program owns a tile of positions of image b. Its scores q are [BLOCK_P, N]. The N = IMAGES * BLOCK_K columns are the K
+global features, padded to BLOCK_K, of IMAGES neighbouring partners. `by_image` views q as [BLOCK_P, IMAGES, BLOCK_K],
+so a softmax over the classes of each partner is a reduction over the last axis. Padded classes have score 0, since
+their global feature is read as 0, and are masked where it matters.
 """
 
 import triton
@@ -14,9 +14,9 @@ from .tiles import feature_offsets, product
 
 @triton.jit
 def partner_columns(b, first, B, last, K: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Rows of G [B * K, C] that are the columns of partners first .. first + IMAGES - 1 of image b, and which are live.
+    """Rows of G [B * K, C] of the columns of partners first .. first + IMAGES - 1 of image b, and a mask of live ones.
 
-    Partner j of image b is image (b + j) mod B, b itself for j = 0; those above `last` are dead. -> [N], [N]
+    Partner j of image b is image (b + j) mod B, b itself for j = 0. Partners above `last` are dead. -> [N], [N]
     """
     column = tl.arange(0, IMAGES * BLOCK_K)
     j, k = first + column // BLOCK_K, column % BLOCK_K
@@ -26,7 +26,7 @@ def partner_columns(b, first, B, last, K: tl.constexpr, IMAGES: tl.constexpr, BL
 
 @triton.jit
 def kept_row(b, n, K: tl.constexpr, OWN_IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Rows of the kept scores [B * own * K, P] that are the columns of image b's own block. -> [N]"""
+    """Rows of the kept scores [B * own * K, P] for the columns of image b's own block. -> [N]"""
     column = tl.arange(0, OWN_IMAGES * BLOCK_K)
     own = tl.minimum(OWN_IMAGES, 1 + n)
     return (b * own + column // BLOCK_K) * K + column % BLOCK_K
@@ -62,8 +62,8 @@ def scores(
 ):  # fmt: skip
     """q[p, r] = <f_p, G_r> + g0_r in float32 -> [BLOCK_P, N].
 
-    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are the tiles of all channels, where C <= BLOCK_C and the caller has use for
-    them; where they are None they are read here, in chunks of BLOCK_C channels.
+    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are tiles of all channels, which a caller may pass if C <= BLOCK_C. Without
+    them the channels are read here, in chunks of BLOCK_C.
     """
     q = tl.zeros((row.shape[0], p.shape[0]), tl.float32)
     if C <= BLOCK_C:
@@ -74,12 +74,12 @@ def scores(
             g = global_tile(G, row, live, 0, C, BLOCK_C)
         q = product(g, f, q, PRECISION)
     else:
-        # A number that the compiler knows would have it unroll the loop, and spill.
+        # The compiler would unroll a loop of known length, and spill.
         for first in range(0, channels, BLOCK_C):
             f_c = feature_tile(features, first, p, inside, stride_c, stride_y, stride_x, w, C, LAYOUT, ALIGN, BLOCK_C)
             g_c = global_tile(G, row, live, first, C, BLOCK_C)
             q = product(g_c, f_c.to(g_c.dtype), q, PRECISION)
-    # Formed as G f, since pipelined loads of f are wide only where f is not transposed on its way to the product.
+    # As G f: pipelined loads of f are wide only if f is not transposed before the product.
     q = tl.trans(q)
     if g0 is not None:
         q += tl.load(g0 + row, mask=live, other=0)[None, :]
@@ -93,12 +93,12 @@ def times_global(
 ):  # fmt: skip
     """accumulator + a G over columns [N], for channels first .. first + BLOCK - 1. a [BLOCK_P, N]
 
-    g is the tile of G where C <= BLOCK_C, as in `scores`; `image` is the columns' image, which matters if it is one.
+    g is the tile of G if C <= BLOCK_C, as in `scores`. `image` is the image of the columns, used if it is only one.
     """
     N: tl.constexpr = a.shape[1]
     if C <= BLOCK_C:
         return product(a, g, accumulator, PRECISION)
-    elif N > 64 and PRECISION != "ieee":  # columns of one image: as float32, all at once would not fit registers
+    elif N > 64 and PRECISION != "ieee":  # columns of one image: float32 columns do not fit the registers all at once
         for part in range(N // 64):
             k = part * 64 + tl.arange(0, 64)
             g_k = global_tile(G, image * K + k, k < K, first, C, BLOCK)
@@ -116,10 +116,10 @@ def position_tile(x, row, live, p, inside, P):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x) to float32's last bits at every x: 2 artanh(e / (2 + e)), as log(1 + e) would lose a small e."""
+    """log(1 + e^x) to the last bits of float32 at every x: 2 artanh(e / (2 + e)), since log(1 + e) loses a small e."""
     e = tl.exp(-tl.abs(x))
     s = e / (2 + e)
-    t = s * s  # at most 1 / 9: the first term left out is below 1e-9 of the sum
+    t = s * s  # at most 1 / 9: the first omitted term is below 1e-9 of the sum
     series = 1 + t * (1 / 3 + t * (1 / 5 + t * (1 / 7 + t * (1 / 9 + t * (1 / 11 + t * (1 / 13 + t * (1 / 15)))))))
     return tl.maximum(x, 0) + 2 * s * series
 
@@ -131,7 +131,7 @@ def sigmoid(x):
 
 @triton.jit
 def softmax(q, tau, K: tl.constexpr):
-    """Softmax of tau q over the last axis, 0 at its padded classes. q [..., BLOCK_K]"""
+    """Softmax of tau q over the last axis, 0 at padded classes. q [..., BLOCK_K]"""
     axis: tl.constexpr = len(q.shape) - 1
     x = q * tau
     if q.shape[axis] > K:
@@ -167,7 +167,7 @@ def own_coefficients(z, V, usage, tau, INFONCE: tl.constexpr, BALANCE: tl.conste
 
 @triton.jit
 def log_sum_exp(q, live):
-    """The largest of the live scores of each position and the sum of exp(score - largest). q [BLOCK_P, N]"""
+    """Maximum of the live scores of each position, and the sum of exp(score - maximum). q [BLOCK_P, N]"""
     q = tl.where(live[None, :], q, float("-inf"))
     top = tl.max(q, 1)
     return top, tl.sum(tl.exp(q - top[:, None]), 1)
@@ -175,7 +175,7 @@ def log_sum_exp(q, live):
 
 @triton.jit
 def at_same_position(w, V, tau, n):
-    """jsd of one partner: T- = sum_k V_k w_k, its gradient by w, and by the partner's z. w, V [BLOCK_P, BLOCK_K]"""
+    """jsd of one partner: T- = sum_k V_k w_k, its gradients by w and the partner's z. w, V [BLOCK_P, BLOCK_K]"""
     T = tl.sum(V * w, 1)
     by_w = (sigmoid(T) / n)[:, None] * V
     return T, by_w, by_w * (tau * (w - T[:, None]))
@@ -183,7 +183,7 @@ def at_same_position(w, V, tau, n):
 
 @triton.jit
 def partner_negatives(q, V, tau, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Scores by image, their weights R and T- = sum_k R_k q_k of each partner. V [BLOCK_P, N] where R is given."""
+    """Scores by image, their weights R, and T- = sum_k R_k q_k of each partner. R is V [BLOCK_P, N] if given."""
     q = by_image(q, IMAGES, BLOCK_K)
     R = by_image(V, IMAGES, BLOCK_K) if LOSS == "same_position" else softmax(q, tau, K)
     return q, R, tl.sum(R * q, 2)
@@ -193,9 +193,9 @@ def partner_negatives(q, V, tau, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl
 def partner_coefficients(
     q, V, lse, tau, n, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """The gradient by the scores of partners, times the number of valid positions, and that by tau z of the partner.
+    """Gradients by the scores with partners and by the partner's own scores, times the number of valid positions.
 
-    q [BLOCK_P, N], lse [BLOCK_P] -> [BLOCK_P, N] twice; the second matters with same_position only.
+    q [BLOCK_P, N], lse [BLOCK_P] -> [BLOCK_P, N] twice. The second is used with same_position only.
     """
     if LOSS == "infonce":
         a = tl.exp(q - lse[:, None])

@@ -1,16 +1,16 @@
-"""Going forward: the loss from one read of f (two, for jsd against several partners at the same position).
+"""Forward pass: the loss from one read of f (two reads for jsd with several partners at the same position).
 
-A program owns an image and every splits-th tile of its positions, and leaves the sums of its terms; a second kernel
-adds those in a fixed order. The first block of columns is the own image with the partners that fit beside it, the
-others follow block by block: with an online log-sum-exp (infonce) or a softplus for each partner (jsd) nothing of the
-size of the scores is stored. What is kept for going back, `LossKernel` says.
+A program owns an image and every splits-th tile of its positions, and writes the sums of its terms. A second kernel
+adds them in a fixed order. The first block of columns is the own image with the partners that fit beside it; the others
+follow block by block. An online log-sum-exp (infonce) or a softplus per partner (jsd) avoids storing the scores. See
+`_Plan.keeps` for what is kept for the backward pass.
 """
 
 import triton.language as tl
 
 from .launch import kernel
-from .mutual_information_costs import forward_cost, value_cost
-from .mutual_information_tiles import (
+from .mutual_information_loss_costs import forward_cost, value_cost
+from .mutual_information_loss_tiles import (
     at_same_position,
     feature_tile,
     global_tile,
@@ -26,7 +26,7 @@ from .mutual_information_tiles import (
 )
 from .tiles import divided
 
-SUMS = tl.constexpr(3)  # of positive and of negative terms, and of valid positions; the K sums of V follow
+SUMS = tl.constexpr(3)  # positive terms, negative terms, valid positions; K sums of V follow
 
 
 @kernel(products=True, wide_loads=True, cost=forward_cost)
@@ -35,38 +35,21 @@ def loss_forward(
     G,  # [B, K, C]
     g0,  # [B, K] or None
     valid,  # [B, P] or None
-    V,  # [B, K, P] probabilities: written with the own block, else read; None unless same_position with MORE
-    lse,  # [B, P] log-sum-exp of all scores, written; None where it is not wanted
-    kept,  # [B, own, K, P] scores of the own block, written; None where they are not wanted
-    partials,  # [3 + K, parts] sums of each program, from column `part`
-    part: tl.int32,
-    parts: tl.int32,
-    splits: tl.int32,
-    B: tl.int32,
-    n: tl.int32,
-    P: tl.int32,
-    w: tl.int32,
+    V,  # [B, K, P] probabilities, written with the own block, else read; None unless same_position with MORE
+    lse,  # [B, P] log-sum-exp of all scores, written, or None
+    kept,  # [B, own, K, P] scores of the own block, written, or None
+    partials,  # [3 + K, parts] sums of the programs, from column `part`
+    part: tl.int32, parts: tl.int32, splits: tl.int32, B: tl.int32, n: tl.int32, P: tl.int32, w: tl.int32,
     channels: tl.int32,  # C
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_y: tl.int64,
-    stride_x: tl.int64,
-    tau: tl.float64,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ALIGN_P: tl.constexpr,
+    stride_b: tl.int64, stride_c: tl.int64, stride_y: tl.int64, stride_x: tl.int64, tau: tl.float64,
+    C: tl.constexpr, K: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, ALIGN_P: tl.constexpr,
     PRECISION: tl.constexpr,
     LOSS: tl.constexpr,  # "infonce", "reassigned" or "same_position"
-    OWN_IMAGES: tl.constexpr,  # columns of the first block, 0: there is none
-    MORE: tl.constexpr,  # whether partners follow it
-    BALANCE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IMAGES: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    OWN_IMAGES: tl.constexpr,  # images of the first block; 0: there is none
+    MORE: tl.constexpr,  # whether partners follow the first block
+    BALANCE: tl.constexpr, BLOCK_K: tl.constexpr, IMAGES: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
     b = tl.program_id(0) % B
@@ -76,7 +59,7 @@ def loss_forward(
     negative = tl.zeros((BLOCK_P,), tl.float32)
     count = tl.zeros((BLOCK_P,), tl.float32)
     usage = tl.zeros((BLOCK_K,), tl.float32)
-    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
@@ -166,20 +149,14 @@ def loss_forward(
     tl.store(to + (k + SUMS) * parts, usage, mask=k < K)
 
 
-@kernel(products=False, wide_loads=False, cost=value_cost)
+@kernel(cost=value_cost)
 def loss_value(
     partials,  # [3 + K, parts]
     loss,  # []
-    share,  # [1 + K]: 1 / M of the M valid positions (0 of none), then M times the gradient of the balance term by V
-    parts: tl.int32,
-    n: tl.int32,
-    balance: tl.float64,
-    K: tl.constexpr,
-    LOSS: tl.constexpr,
-    BALANCE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    share,  # [1 + K]: 1 / M of M valid positions (0 if M = 0), then M times the gradient of the balance term by V
+    parts: tl.int32, n: tl.int32, balance: tl.float64, K: tl.constexpr, LOSS: tl.constexpr, BALANCE: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     k = tl.arange(0, BLOCK_K)
     part = tl.arange(0, BLOCK)
     positive = tl.zeros((BLOCK,), tl.float64)
@@ -201,7 +178,7 @@ def loss_value(
         value += tl.sum(negative) / (M * n)
     if BALANCE:
         mean = (usage / M).to(tl.float32)
-        # The clamp keeps the slope of x log x finite where a class is not used at all, as in the reference.
+        # The clamp keeps the slope of x log x finite for an unused class, as in the reference.
         tiny: tl.constexpr = 1.17549435e-38
         log = tl.log(tl.where(mean < tiny, tiny, mean))
         used = tl.where(k < K, mean * log, 0)

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from conftest import inputs
 
 import infoseg_fast as isf
-from infoseg_fast.kernels import segmentation
-from infoseg_fast.ops import OPS
+from infoseg_fast.kernels import segment
 
 
 def upsampled(x, size, interpolate, temperature):
@@ -105,9 +104,9 @@ def test_targets_out_of_range_are_counted_aside(K, num_classes):
     target = torch.randint(0, num_classes, (2, 40, 40), dtype=torch.uint8)
     target[0, 3, 4:9], target[1, 39, 39], target[1, 0] = num_classes, 254, 255
     counts, outside = torch.zeros(K, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    segmentation.upsample(volume, None, target, counts, outside, (40, 40), 255)
+    segment.upsample(volume, None, target, counts, outside, (40, 40), 255)
     assert outside == 6 and counts.sum() == 2 * 1600 - 6 - 40
-    segmentation.upsample(volume, None, target, counts, outside, (40, 40), 255)  # they add
+    segment.upsample(volume, None, target, counts, outside, (40, 40), 255)  # they add
     assert outside == 12 and counts.sum() == 2 * (2 * 1600 - 6 - 40)
 
 
@@ -117,25 +116,3 @@ def test_on_the_cpu_a_target_out_of_range_raises():
     target[1, 2, 3] = 7
     with pytest.raises(ValueError, match="target holds 7 at flat index 38; 0 to 2 are accepted"):
         isf.segment_and_count(f, H, target, W, b, num_classes=3, backend="triton")
-
-
-def test_opcheck():
-    f, G, g0 = torch.randn(3, 5, 3, 4), torch.randn(3, 4, 5), torch.randn(3, 4)
-    target = torch.randint(0, 3, (3, 9, 7), dtype=torch.uint8)
-    torch.library.opcheck(OPS["segment"].wiring.custom, (f, G, g0, 1.5, [9, 7], "probs", "triton"))
-    for wanted in (False, True):
-        arguments = f, G, g0, target, 1.5, "probs", 3, 255, wanted, "triton"
-        torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
-
-
-def test_compiles_as_one_graph():
-    f, H, W, b = inputs(dtype=torch.float32)
-    target = torch.randint(0, 3, (4, 9, 9), dtype=torch.uint8)
-
-    def both(f, H, W, b):
-        labels = isf.segment(f, H, W, b, size=(9, 9), backend="triton")
-        return labels, isf.segment_and_count(f, H, target, W, b, num_classes=3, backend="triton")
-
-    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
-    for a, b_ in zip(compiled(f, H, W, b), both(f, H, W, b), strict=True):
-        assert torch.equal(a, b_)

@@ -1,9 +1,9 @@
-"""`information_of_moments`: a small symmetric positive definite matrix a class, in float64, one program each.
+"""`information_of_moments`: log-determinants of small symmetric positive definite matrices, one program per class.
 
-The matrix Q is held as one tile and swept by each of its pivots in turn: with d the pivot, q_ij - q_ip q_pj / d
-everywhere else, q_ip / d in its row and column, and -1 / d in its place. In the end the tile is -Q^-1, and the product
-of the pivots is det Q; none is small, since Q is a covariance to which r^2 is added. The classes' terms are added in a
-fixed order by a second launch.
+The matrix Q of a class is one tile in float64. It is swept by each of its pivots in turn: with d the pivot p, element
+q_ij becomes q_ij - q_ip q_pj / d, row and column p become q_ip / d, and the pivot itself becomes -1 / d. At the end the
+tile is -Q^-1, and the product of the pivots is det Q. No pivot is small, since Q is a covariance plus r^2. A second
+launch adds the terms of the classes in a fixed order.
 """
 
 import math
@@ -13,37 +13,28 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .launch import Cost, Launch, kernel, launch
+from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .reduction import sum_rows
 
 
 def _cost(started: Launch) -> Cost:
     a, n = started.arguments, started.constexprs["N"]
-
-    def size(*names: str) -> int:
-        present = [x for x in map(a.get, names) if x is not None]
-        return sum(x.numel() * x.element_size() for x in present)
-
-    each = a["K"] * a["moments"].element_size() + a["total"].element_size()
+    element = a["K"] * a["moments"].element_size() + a["total"].element_size()
     return Cost(
-        loads=n * n * each,  # both halves of the matrices
-        stores=size("terms", "gradient"),
-        distinct_loads=size("moments", "total"),
+        loads=n * n * element,  # both halves of the matrices
+        stores=num_bytes(a["terms"], a["gradient"]),
+        distinct_loads=num_bytes(a["moments"], a["total"]),
     )
 
 
-@kernel(products=False, wide_loads=False, cost=_cost)
-def class_information(
+@kernel(cost=_cost)
+def information_of_moments(
     moments,  # [K, S] with S = N (N + 1) / 2
     total,  # [S]
-    terms,  # [K + 1] float64: what each class adds, then all positions
-    gradient,  # [K, S], or None where it is not wanted
-    K: tl.int32,
-    resolution: tl.float64,
-    N: tl.constexpr,
-    TINY: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    terms,  # [K + 1] float64: the term of each class, then of all positions
+    gradient,  # [K, S] or None
+    K: tl.int32, resolution: tl.float64, N: tl.constexpr, TINY: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     k = tl.program_id(0)
     S: tl.constexpr = N * (N + 1) // 2
     i = tl.arange(0, BLOCK_N)[:, None]
@@ -57,7 +48,7 @@ def class_information(
         M = tl.load(total + s, mask=inside, other=0).to(tl.float64)
     corner = (i == 0) & (j == 0)
     size = tl.sum(tl.sum(tl.where(corner, M, 0.0), axis=1), axis=0)
-    # A class without positions has all moments 0. Not the larger of the two: NaN stays.
+    # A class without positions has all moments 0. tl.maximum would lose NaN.
     pi = tl.where(size < TINY, TINY, size)
     floor = resolution * resolution
     Q = M / pi + tl.where((i == j) & (i > 0), floor, 0.0)
@@ -74,22 +65,17 @@ def class_information(
     tl.store(terms + k, tl.where(k < K, -size * half, half))
     if gradient is not None:
         trace = tl.sum(tl.sum(tl.where((i == j) & (i > 0) & inside, -Q, 0.0), axis=1), axis=0)
-        # A product off the diagonal stands for two elements of M.
+        # A moment off the diagonal is two elements of M.
         by_M = tl.where(i == j, Q / 2, Q) + tl.where(corner, (N - floor * trace) / 2 - half, 0.0)
-        at = k * S + s  # beyond the end for the matrix of all positions
+        at = k * S + s  # of the matrix of all positions beyond the end
         tl.store(gradient + at, by_M.to(gradient.dtype.element_ty), mask=inside & (i <= j) & (at < K * S))
 
 
-class InformationOfMomentsKernel:
-    """The kernel of `information_of_moments`, which forms the gradient with the value."""
-
-    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
-        from . import unsupported
-
-        return unsupported(device_type, dtype, (torch.float32, torch.float64))
+class InformationOfMomentsKernel(OpKernel, op="information_of_moments"):
+    dtypes = (torch.float32, torch.float64)
 
     def fake_saved(self, moments, total, resolution, needs):
-        return [moments.new_empty(moments.shape)] if needs[0] else []
+        return [torch.empty_like(moments, memory_format=torch.contiguous_format)] if any(needs) else []
 
     def forward(self, moments, total, resolution, needs):
         moments, total = moments.contiguous(), total.contiguous()
@@ -98,21 +84,15 @@ class InformationOfMomentsKernel:
         terms, value = moments.new_empty(K + 1, dtype=torch.float64), moments.new_empty(())
         saved = self.fake_saved(moments, total, resolution, needs)
         launch(
-            class_information,
+            information_of_moments,
             (K + 1,),
-            {
-                "moments": moments,
-                "total": total,
-                "terms": terms,
-                "gradient": saved[0] if saved else None,
-                "K": K,
-                "resolution": resolution,
-            },
+            {"moments": moments, "total": total, "terms": terms, "gradient": saved[0] if saved else None}
+            | {"K": K, "resolution": resolution},
             {"N": n, "TINY": torch.finfo(moments.dtype).tiny, "BLOCK_N": triton.next_power_of_2(n)},
-            configs.rows("class_information", configs.Key(moments.element_size(), n, K))[0],
+            configs.rows("information_of_moments", configs.Key(moments.element_size(), n, K))[0],
         )
         sum_rows(terms, value)
         return value, saved
 
     def backward(self, grad, saved, moments, total, resolution, needs):
-        return [grad * saved[0]]
+        return (grad * saved[0],)

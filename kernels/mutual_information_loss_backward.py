@@ -1,23 +1,21 @@
-"""Going back: df, dG and dg0 of the loss, from what identity 3 of the method says of the scores' gradients.
+"""Backward pass: df, dG and dg0 of the loss from the gradient by the scores (identity 3 of the method).
 
 `loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. From one read
-of f it forms the coefficients of the scores with the own image and with the partners that fit beside it, multiplies
-them out to df, and sums its part of those images' dG in registers. Where partners are left it adds them to df block by
-block.
+of f it computes the coefficients of the scores with the own image and the partners beside it, multiplies them out to
+df, and sums its part of the dG of these images in registers. It adds the other partners to df block by block.
 
-`loss_partner_gradient`: a program owns the columns of some images, and runs over the positions of all images that have
-one of them for a partner: the part of dG that is left, and with same_position what being a partner does to the image's
-own scores.
+`loss_partner_gradient`: a program owns the columns of some images and runs over the positions of all images that have
+one of them as a partner. It gives the rest of dG and, with same_position, the gradient by the partner's own scores.
 
-Coefficients are those of a sum; df and the parts of dG are scaled by upstream / M as they are written, and
+Coefficients are those of a sum. df and the parts of dG are multiplied by upstream / M when they are written, and
 `reduction.sum_partials` adds the parts in a fixed order.
 """
 
 import triton.language as tl
 
 from .launch import kernel
-from .mutual_information_costs import image_cost, partner_cost
-from .mutual_information_tiles import (
+from .mutual_information_loss_costs import image_cost, partner_cost
+from .mutual_information_loss_tiles import (
     at_same_position,
     feature_tile,
     global_tile,
@@ -42,49 +40,26 @@ def loss_image_gradient(
     g0,  # [B, K] or None
     valid,  # [B, P] or None
     V,  # [B, K, P] probabilities; None unless same_position with MORE
-    by_partners,  # [B, K, P] the gradient by z of being a partner; as V
+    by_partners,  # [B, K, P] gradient by z of the terms in which the image is a partner; None as V
     lse,  # [B, P]; None unless infonce with MORE
-    kept,  # [B, own, K, P] scores of the own block; None: they are formed anew
+    kept,  # [B, own, K, P] scores of the own block; None: they are computed again
     share,  # [1 + K]: 1 / M, then the gradient of the balance term by V
     upstream,  # []
     df,  # as features, or None
     dG,  # [own * splits, B, K, C] or None: own = min(OWN_IMAGES, 1 + n)
     dg0,  # [own * splits, B, K] or None
-    splits: tl.int32,
-    B: tl.int32,
-    n: tl.int32,
-    P: tl.int32,
-    w: tl.int32,
+    splits: tl.int32, B: tl.int32, n: tl.int32, P: tl.int32, w: tl.int32,
     channels: tl.int32,  # C
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_y: tl.int64,
-    stride_x: tl.int64,
-    df_stride_b: tl.int64,
-    df_stride_c: tl.int64,
-    df_stride_y: tl.int64,
-    df_stride_x: tl.int64,
-    tau: tl.float64,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    DF_LAYOUT: tl.constexpr,
-    DF_ALIGN: tl.constexpr,
-    ALIGN_P: tl.constexpr,
-    PRECISION: tl.constexpr,
-    LOSS: tl.constexpr,
-    OWN_IMAGES: tl.constexpr,
-    MORE: tl.constexpr,
-    BALANCE: tl.constexpr,
-    NEED_F: tl.constexpr,
-    NEED_G: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    stride_b: tl.int64, stride_c: tl.int64, stride_y: tl.int64, stride_x: tl.int64, df_stride_b: tl.int64,
+    df_stride_c: tl.int64, df_stride_y: tl.int64, df_stride_x: tl.int64, tau: tl.float64, C: tl.constexpr,
+    K: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, DF_LAYOUT: tl.constexpr, DF_ALIGN: tl.constexpr,
+    ALIGN_P: tl.constexpr, PRECISION: tl.constexpr, LOSS: tl.constexpr, OWN_IMAGES: tl.constexpr,
+    MORE: tl.constexpr, BALANCE: tl.constexpr, NEED_F: tl.constexpr, NEED_G: tl.constexpr, BLOCK_K: tl.constexpr,
     IMAGES: tl.constexpr,
-    BLOCK_C: tl.constexpr,  # channels of the scores at a time
-    BLOCK_D: tl.constexpr,  # channels of the gradients: BLOCK_C where that is all of them
+    BLOCK_C: tl.constexpr,  # channels of a product of scores
+    BLOCK_D: tl.constexpr,  # channels of the gradients; BLOCK_C if that is all channels
     BLOCK_P: tl.constexpr,
-):
+):  # fmt: skip
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
     chunks: tl.constexpr = (C + BLOCK_D - 1) // BLOCK_D if C > 0 else 1
@@ -103,7 +78,7 @@ def loss_image_gradient(
         own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, OWN_IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((OWN_IMAGES * BLOCK_K,), tl.float32)
-    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
@@ -135,7 +110,7 @@ def loss_image_gradient(
             own_a += tl.exp(z - top[:, None])
         own_a = tl.where(ok[:, None], own_a, 0)
         if LOSS == "same_position":
-            # A position that does not count may still be the partner of one that does.
+            # An invalid position may be the partner of a valid one.
             if OWN_IMAGES == 1:
                 own_a += position_tile(by_partners, own, own_live, p, inside, P)
             else:
@@ -234,31 +209,14 @@ def loss_partner_gradient(
     dG,  # [splits, B, K, C] or None
     dg0,  # [splits, B, K] or None
     splits: tl.int32,
-    first_partner: tl.int32,  # the partners before it are done elsewhere
-    B: tl.int32,
-    n: tl.int32,
-    P: tl.int32,
-    w: tl.int32,
+    first_partner: tl.int32,  # `loss_image_gradient` handles the partners before it
+    B: tl.int32, n: tl.int32, P: tl.int32, w: tl.int32,
     channels: tl.int32,  # C
-    stride_b: tl.int64,
-    stride_c: tl.int64,
-    stride_y: tl.int64,
-    stride_x: tl.int64,
-    tau: tl.float64,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ALIGN_P: tl.constexpr,
-    PRECISION: tl.constexpr,
-    LOSS: tl.constexpr,
-    NEED_G: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IMAGES: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    stride_b: tl.int64, stride_c: tl.int64, stride_y: tl.int64, stride_x: tl.int64, tau: tl.float64,
+    C: tl.constexpr, K: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, ALIGN_P: tl.constexpr,
+    PRECISION: tl.constexpr, LOSS: tl.constexpr, NEED_G: tl.constexpr, BLOCK_K: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     P = divided(P, ALIGN_P)
     tau = tl.cast(tau, tl.float32)
     scale = tl.load(share) * tl.load(upstream).to(tl.float32)
@@ -266,7 +224,7 @@ def loss_partner_gradient(
     chunk = tl.program_id(0) % chunks
     split = tl.program_id(0) // chunks % splits
     first_image = tl.program_id(0) // chunks // splits * IMAGES
-    # The columns of images first_image .. first_image + IMAGES - 1; those from B on are dead.
+    # Columns of images first_image .. first_image + IMAGES - 1; images from B on are dead.
     row, live = partner_columns(first_image, 0, 2 * B, B - 1 - first_image, K, IMAGES, BLOCK_K)
     column_image = first_image + tl.arange(0, IMAGES * BLOCK_K) // BLOCK_K
     g = None
@@ -274,7 +232,7 @@ def loss_partner_gradient(
         g = global_tile(G, row, live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((IMAGES * BLOCK_K,), tl.float32)
-    # What does not change from tile to tile would be held in registers, operands split for tf32x3 too, and spill.
+    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
