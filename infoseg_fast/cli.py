@@ -129,7 +129,9 @@ def add_settings(command: argparse.ArgumentParser, data: str) -> None:
     for field in dataclasses.fields(Settings):
         how = dict(field.metadata)
         help = data if field.name == "data" else how["help"]
-        by_recipe = [f"{defaults[name][field.name]} ({name} recipe)" for name in BUILT_IN if field.name in defaults[name]]
+        by_recipe = [
+            f"{defaults[name][field.name]} ({name} recipe)" for name in BUILT_IN if field.name in defaults[name]
+        ]
         if by_recipe:
             help += f" (default: {', '.join(by_recipe)})"
         elif field.default not in (None, ""):

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +130,9 @@ class Settings:
         minimum=0,
         maximum=MAX_RADIUS,
     )
-    refine: bool | None = setting("labels", None, "refine labels at the pixels by the colours of each class", switch=True)
+    refine: bool | None = setting(
+        "labels", None, "refine labels at the pixels by the colours of each class", switch=True
+    )
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)

@@ -162,5 +162,3 @@ def finish(
     report.write(run, segmenter, eval_set if eval_set.has_labels else train_set, device)
     print(f"report: {run.report}")
     return scores
-
-
