@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import cuda_library, extension
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix.cu knows it by.
+# What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix/confusion_matrix.cu knows it by.
 CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 
 
@@ -76,7 +76,7 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
     if module is not None:
         arrays = [_readable(labels).numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
-        module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
+        module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
         return None
     added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
     if outside:

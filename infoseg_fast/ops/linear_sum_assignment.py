@@ -10,7 +10,7 @@ from ..errors import BackendUnavailableError
 from . import dispatch
 
 BACKENDS = ("auto", "reference", "cpp", "cuda")
-# What the CUDA kernels read as it is, by the number that csrc/linear_sum_assignment.cu knows it by.
+# The dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment/linear_sum_assignment.cu.
 CUDA_TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
 CUDA_STATUS = {
     1: "cost matrix contains invalid numeric entries: {line} {place}{where} holds one",
