@@ -93,6 +93,7 @@ def ninja_file(compiler: list[str], version: str, output: Path) -> str:
         "rule compile",
         # The comment makes a new version of the compiler a new command: ninja then compiles everything again.
         f"  command = {shlex.join(compiler)} -MMD -MF $out.d {flags} $flags -c $in -o $out # {version}",
+        "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

@@ -38,7 +38,8 @@ static inline void log_row(float* x, int64_t n, float offset, float scale) {
 
 // Means of `columns` cells of kCell numbers each. With kCell = 0, of `cell` numbers.
 template <int64_t kCell>
-static inline void pool_row(const float* __restrict from, float* __restrict to, int64_t columns, int64_t cell, float share) {
+static inline void pool_row(const float* __restrict from, float* __restrict to, int64_t columns, int64_t cell,
+                            float share) {
   const int64_t n = kCell ? kCell : cell;
   for (int64_t x = 0; x < columns; ++x) {
     float sum = 0;
@@ -184,14 +185,20 @@ void local_appearance(const AppearanceArguments& a) {
   parallel_for_floats(a.threads, body);
 }
 
-// The adjoint of the mean over 2 radius + 1 positions in each direction that repeats the border, for planes [h, w]: every
-// number is added to its neighbours, and to the border for neighbours beyond it.
+// The adjoint of the mean over 2 radius + 1 positions in each direction that repeats the border, for planes [h, w]:
+// every number is added to its neighbours, and to the border for neighbours beyond it.
 struct AdjointMean {
   const int64_t h, w, r, pitch;
   float *rows, *wide, *tall;
 
   AdjointMean(const StatisticsArguments& a, float* scratch)
-      : h(a.h), w(a.w), r(a.radius), pitch(w + 2 * r), rows(scratch), wide(rows + 2 * r + h * pitch), tall(wide + h * pitch) {
+      : h(a.h),
+        w(a.w),
+        r(a.radius),
+        pitch(w + 2 * r),
+        rows(scratch),
+        wide(rows + 2 * r + h * pitch),
+        tall(wide + h * pitch) {
     zero_row(rows, 2 * r + h * pitch);
   }
 

@@ -96,8 +96,7 @@ struct PairedGlobals {
       product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs, for_df + b * pairs * G.C + c,
                                                    G.C, scratch, kTile, nullptr, block, kTile, next.take(pairs));
       for (int64_t r = 0; r < n; ++r) {
-        uint16_t* to =
-            static_cast<uint16_t*>(df.map.data) + df.offset(b, tile * kTile) + (c + r) * df.map.stride_c;
+        uint16_t* to = static_cast<uint16_t*>(df.map.data) + df.offset(b, tile * kTile) + (c + r) * df.map.stride_c;
         for (int64_t t = 0; t < kTile; t += 32)
           _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(block + r * kTile + t + 16),
                                                                    _mm512_loadu_ps(block + r * kTile + t)));
@@ -115,7 +114,8 @@ struct PairedGlobals {
                             (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
                                                          _mm512_loadu_ps(coefficients + r * kTile + t)));
     const RowBlocks blocks = RowBlocks::of(count);
-    const float* from = reinterpret_cast<const float*>(static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile));
+    const float* from =
+        reinterpret_cast<const float*>(static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile));
     const int64_t C = f.map.C, stride = f.map.stride_c / 2;
     for (int64_t c = 0; c < C; c += kChannels) {
       const int64_t n = C - c < kChannels ? C - c : kChannels;

@@ -29,7 +29,8 @@ static inline void read_argument(PyObject* from, T*& to) {
 static inline void read_argument(PyObject* from, double& to) { to = PyFloat_AsDouble(from); }
 static inline void read_argument(PyObject* from, float& to) { to = static_cast<float>(PyFloat_AsDouble(from)); }
 static inline void read_argument(PyObject* from, FeatureMap& to) {
-  if (!PyTuple_Check(from) || PyTuple_GET_SIZE(from) != 10) throw py::type_error("a map must be a tuple of 10 integers");
+  if (!PyTuple_Check(from) || PyTuple_GET_SIZE(from) != 10)
+    throw py::type_error("a map must be a tuple of 10 integers");
   int64_t x[10];
   for (int i = 0; i < 10; ++i) x[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(from, i));
   to = {reinterpret_cast<void*>(x[0]), static_cast<DType>(x[1]), x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9]};
@@ -39,7 +40,7 @@ static inline void read_argument(PyObject* from, FeatureMap& to) {
 template <class Arguments, class T>
 struct Field {
   const char* text;
-  T Arguments::*member;
+  T Arguments::* member;
   bool required;
   PyObject* name;
 
@@ -55,18 +56,19 @@ struct Field {
 };
 
 template <class Arguments, class T>
-static Field<Arguments, T> field(const char* name, T Arguments::*member) {
+static Field<Arguments, T> field(const char* name, T Arguments::* member) {
   return {name, member, true, PyUnicode_InternFromString(name)};
 }
 
 // A field that keeps the member's default when it is not given.
 template <class Arguments, class T>
-static Field<Arguments, T> optional_field(const char* name, T Arguments::*member) {
+static Field<Arguments, T> optional_field(const char* name, T Arguments::* member) {
   return {name, member, false, PyUnicode_InternFromString(name)};
 }
 
 template <class Result, class Arguments, class... T>
-static void bind(py::module_& module, const char* name, Result (*run)(const Arguments&), Field<Arguments, T>... fields) {
+static void bind(py::module_& module, const char* name, Result (*run)(const Arguments&),
+                 Field<Arguments, T>... fields) {
   std::string doc = "Named arguments:";
   ((doc += std::string(" ") + fields.text), ...);
   const auto call = [=](const py::kwargs& keywords) {

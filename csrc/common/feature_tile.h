@@ -19,7 +19,7 @@ template <class A>
 struct FeatureTiles {
   FeatureMap map;
   int64_t P, tiles;
-  bool flat;        // position p lies at p * stride_w
+  bool flat;         // position p lies at p * stride_w
   bool accumulated;  // elements are of type A
 
   explicit FeatureTiles(const FeatureMap& f)
@@ -79,9 +79,7 @@ struct FeatureTiles {
 
   // Writes rows c0 .. c0+n_c of df from [n_c, kTile] numbers.
   void write(int64_t b, int64_t tile, int64_t c0, int64_t n_c, const A* from) const {
-    by_element<A>(map.dtype, map.data, [&](auto* data) {
-      write_tile(data + c0 * map.stride_c, b, tile, n_c, from);
-    });
+    by_element<A>(map.dtype, map.data, [&](auto* data) { write_tile(data + c0 * map.stride_c, b, tile, n_c, from); });
   }
 
  private:

@@ -38,8 +38,8 @@ struct GlobalFeatures {
     }
   }
 
-  // Scores of one tile by the classes of images c .. c + images - 1: out[k, 0..vectors*W). With `pack`, the tile is also
-  // copied there, its rows kPack apart.
+  // Scores of one tile by the classes of images c .. c + images - 1: out[k, 0..vectors*W). With `pack`, the tile is
+  // also copied there, its rows kPack apart.
   template <int kPack = kTile>
   void scores(int64_t c, int64_t images, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
               A* pack = nullptr) const {

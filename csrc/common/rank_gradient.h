@@ -12,8 +12,8 @@ namespace INFOSEG_ISA {
 // Channels in a transposed block of features: kTile x kChannels numbers and the coefficients fit in L1.
 constexpr int kChannels = 64;
 
-// Adds the share of one tile to the sums [count, padded C]. Its features are [positions, stride], with channels in whole
-// vectors.
+// Adds the share of one tile to the sums [count, padded C]. Its features are [positions, stride], with channels in
+// whole vectors.
 template <class A>
 static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
                                     const A* coefficients, int64_t count, A* sums, NextTile& next) {
@@ -44,8 +44,9 @@ static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, i
 constexpr int64_t kFewRows = 32;
 
 template <class A>
-constexpr int64_t kGradientScratch =
-    LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels ? LaneSums<A>::scratch_size(kFewRows) : kTile * kChannels;
+constexpr int64_t kGradientScratch = LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels
+                                         ? LaneSums<A>::scratch_size(kFewRows)
+                                         : kTile* kChannels;
 
 template <class A>
 struct GlobalGradient {
@@ -143,8 +144,8 @@ struct GlobalGradient {
   }
 };
 
-// Writes df of one tile: `start` (TileRows, or nullptr for zero) plus the product of the coefficients [count, kTile] and
-// as many rows of G. `block` is scratch of [kBlockRows, kTile].
+// Writes df of one tile: `start` (TileRows, or nullptr for zero) plus the product of the coefficients [count, kTile]
+// and as many rows of G. `block` is scratch of [kBlockRows, kTile].
 template <class A, class Start = std::nullptr_t>
 static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
                             int64_t count, A* block, NextTile& next, Start start = nullptr) {

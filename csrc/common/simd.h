@@ -102,11 +102,6 @@ INFOSEG_INLINE Vec<T> greater_of(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 template <class T>
-INFOSEG_INLINE Vec<T> lesser_of(Vec<T> a, Vec<T> b) {
-  return a < b ? a : b;
-}
-
-template <class T>
 INFOSEG_INLINE double sum_lanes(Vec<T> v) {
   double sum = 0;
   for (int i = 0; i < Lanes<T>::W; ++i) sum += static_cast<double>(v[i]);

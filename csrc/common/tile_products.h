@@ -1,5 +1,5 @@
-// The products of a tile of positions that the loss and the similarity kernel share: the scores by the global features of
-// an image's candidates, and from the gradient by the scores df, dG and dg0.
+// The products of a tile of positions that the loss and the similarity kernel share: the scores by the global features
+// of an image's candidates, and from the gradient by the scores df, dG and dg0.
 #pragma once
 
 #include "common/bf16_pairs.h"

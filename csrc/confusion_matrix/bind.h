@@ -29,7 +29,8 @@ static Labels labels_of(const py::array& array, const char* name) {
 
 // Adds to `counts` in place; on an error they are as before.
 static void count_labels(const py::array& pred, const py::array& target,
-                     py::array_t<std::int64_t, py::array::c_style>& counts, std::optional<std::int64_t> ignore_index, int threads) {
+                         py::array_t<std::int64_t, py::array::c_style>& counts,
+                         std::optional<std::int64_t> ignore_index, int threads) {
   if (pred.size() != target.size()) throw std::invalid_argument("pred and target differ in size");
   if (counts.ndim() != 2) throw std::invalid_argument("counts must have 2 dimensions");
   const Labels pred_labels = labels_of(pred, "pred"), target_labels = labels_of(target, "target");
@@ -38,8 +39,8 @@ static void count_labels(const py::array& pred, const py::array& target,
   OutOfRange bad;
   {
     py::gil_scoped_release release;
-    bad = count_confusion(pred_labels, target_labels, size, num_clusters, num_classes,
-                                   ignore_index.has_value(), ignore_index.value_or(0), threads, out);
+    bad = count_confusion(pred_labels, target_labels, size, num_clusters, num_classes, ignore_index.has_value(),
+                          ignore_index.value_or(0), threads, out);
   }
   if (bad.place >= 0) {
     throw std::invalid_argument(std::string(bad.in_target ? "target" : "pred") + " holds " + std::to_string(bad.value) +

@@ -1,5 +1,6 @@
 // Joint counts of predicted clusters and target classes on a GPU. Each block counts a share of the pixels in shared
-// memory and adds its counts to the result. Nothing waits for the host; values out of range have a counter of their own.
+// memory and adds its counts to the result. Nothing waits for the host; values out of range have a counter of their
+// own.
 //
 // Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a GPU.
 #include <cuda_runtime.h>

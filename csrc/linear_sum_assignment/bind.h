@@ -81,8 +81,8 @@ static py::tuple linear_sum_assignment(const py::array& cost, bool maximize, int
 }
 
 static void bind_linear_sum_assignment(py::module_& module) {
-  module.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost").noconvert(),
-             py::arg("maximize") = false, py::arg("threads") = 1);
+  module.def("linear_sum_assignment", &linear_sum_assignment, py::arg("cost").noconvert(), py::arg("maximize") = false,
+             py::arg("threads") = 1);
 }
 
 }  // namespace infoseg

@@ -60,8 +60,8 @@ struct Lanes {
   }
 };
 
-// A vector of lanes. Comparisons give vectors of all ones or zeros. With AVX-512 they give bits in a mask register, which
-// the compiler does not generate from vectors by itself.
+// A vector of lanes. Comparisons give vectors of all ones or zeros. With AVX-512 they give bits in a mask register,
+// which the compiler does not generate from vectors by itself.
 template <class T>
 struct WideLanes {
   static constexpr int kCount = kLanesBytes / sizeof(T);
@@ -294,9 +294,9 @@ bool augment(const Matching<T>& m, int32_t free_row) {
   }
 }
 
-// Initial prices of square problems, at which no reduced cost is negative and every column has a row with reduced cost 0.
-// The minimum of each row is subtracted first; otherwise one very large row would determine prices. About two thirds of
-// the rows of a random matrix get their column here.
+// Initial prices of square problems, at which no reduced cost is negative and every column has a row with reduced cost
+// 0. The minimum of each row is subtracted first; otherwise one very large row would determine prices. About two thirds
+// of the rows of a random matrix get their column here.
 template <class T>
 void lower_columns(const Matching<T>& m, int32_t row, T least_of_row) {
   using L = Lanes<T>;

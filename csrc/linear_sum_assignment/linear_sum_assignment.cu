@@ -1,6 +1,6 @@
-// Minimum-cost assignment of rows to columns on a GPU, batched. A problem of up to 32 columns is solved by one warp, one
-// of up to 2,048 columns by one block. Nothing is allocated and nothing waits for the host. `status`, on the device,
-// reports problems without an answer.
+// Minimum-cost assignment of rows to columns on a GPU, batched. A problem of up to 32 columns is solved by one warp,
+// one of up to 2,048 columns by one block. Nothing is allocated and nothing waits for the host. `status`, on the
+// device, reports problems without an answer.
 //
 // Method: shortest augmenting paths, a row at a time. Each thread has one or a few columns. In every step of a search a
 // reduction over the warp or the block finds the nearest column not yet reached. Sums have scipy's order and ties are
@@ -36,8 +36,8 @@ struct Batch {
   int32_t* status;       // [batch, 2]: Status and its row (after turning)
 };
 
-// Maps values of either type to unsigned integers of the same order, so that reductions over warps need one type of key.
-// Adding zero turns -0.0 into 0.0, which it equals but would precede.
+// Maps values of either type to unsigned integers of the same order, so that reductions over warps need one type of
+// key. Adding zero turns -0.0 into 0.0, which it equals but would precede.
 __device__ uint64_t key_of(double x) {
   const auto bits = static_cast<uint64_t>(__double_as_longlong(x + 0.0));
   return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
@@ -138,7 +138,8 @@ __device__ Answer solve_in_warp(const In* cost, const Batch& batch, int lane) {
   using N = Number<T>;
   const int rows = batch.rows, cols = batch.cols;
   const bool has_column = lane < cols;
-  const In* column = cost + (has_column ? lane * batch.col_stride : 0);  // reading column 0 twice changes no check below
+  const In* column =
+      cost + (has_column ? lane * batch.col_stride : 0);  // reading column 0 twice changes no check below
 
   unsigned invalid_row = rows;
   uint64_t least = ~uint64_t{0}, greatest = 0;
@@ -192,7 +193,8 @@ __device__ Answer solve_in_warp(const In* cost, const Batch& batch, int lane) {
       if (nearest.is_free()) sink = col;
     }
 
-    // Prices of the reached rows and columns. A reached row other than the first was reached through its matched column.
+    // Prices of the reached rows and columns. A reached row other than the first was reached through its matched
+    // column.
     const T distance_of_row = __shfl_sync(kAllLanes, distance, col_of < 0 ? 0 : col_of);
     if (lane == free_row)
       row_price += level;

@@ -1,6 +1,6 @@
-// jsd, same_position, with a few partners, through the assigned features S' (assigned_terms.h). For any n, an image takes
-// two products with its own K global features for the scores and S', and four more for the gradients. A pair takes C
-// multiplications for each of T-, dS' and df. The walk over the images of a tile computes
+// jsd, same_position, with a few partners, through the assigned features S' (assigned_terms.h). For any n, an image
+// takes two products with its own K global features for the scores and S', and four more for the gradients. A pair
+// takes C multiplications for each of T-, dS' and df. The walk over the images of a tile computes
 //   at image c:      scores, V_c, S'_c; T- and g of the pairs (c - n, c) .. (c - 1, c), and dS'_c. These complete the
 //                    gradient by c's scores, so dG_c and dg0_c follow
 //   at image c + n:  S' of the last partner is known, so df_c follows
@@ -176,8 +176,8 @@ struct AssignedFeatures {
     if (offsets) add_dg0(image.dz, K, groups, offsets);
     if (!to) return;
     if (loss.f.channel_rows())
-      add_channel_rows<A>(loss.f.at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz,
-                          K, to, next);
+      add_channel_rows<A>(loss.f.at(b, w.run.tile), loss.f.map.stride_w, positions, C, sums.padded, image.dz, K, to,
+                          next);
     else
       sums.template add<kRow>(w.t, b, {image.f, kRow}, positions, image.dz, w.transposed, next);
     sums.template add<kRow>(w.t, b, {w.dS, kRow}, positions, w.V, w.transposed, next);

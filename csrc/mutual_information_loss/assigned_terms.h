@@ -27,8 +27,9 @@ static inline Vec<A> pair_term(const Loss<A>& loss, A* T, Vec<A> s0, Vec<A> vali
   return select<A>(valid > Vec<A>{}, sp.of_x, Vec<A>{});
 }
 
-// At W positions of image c: adds to dz, the gradient by the scores, the part that comes through V. dV is the gradient by
-// V without the part of ds0. Adds V ds0 to the sums `dg0` [K, W] unless null. The K rows of V and dz lie kTile apart.
+// At W positions of image c: adds to dz, the gradient by the scores, the part that comes through V. dV is the gradient
+// by V without the part of ds0. Adds V ds0 to the sums `dg0` [K, W] unless null. The K rows of V and dz lie kTile
+// apart.
 template <class A>
 static inline void through_assignment(const GlobalFeatures<A>& G, int64_t c, const A* V, A* dV, int64_t dV_stride,
                                       Vec<A> ds0, A tau, A* dz, A* dg0) {

@@ -1,5 +1,5 @@
-// The parts that all ways to compute the loss share: valid positions, the positive term, the balance term, and the value
-// from the sums. The gradient by the scores takes their place.
+// The parts that all ways to compute the loss share: valid positions, the positive term, the balance term, and the
+// value from the sums. The gradient by the scores takes their place.
 #pragma once
 
 #include "common/softmax.h"
@@ -12,7 +12,6 @@ namespace INFOSEG_ISA {
 template <class A>
 struct Loss {
   static constexpr int W = Lanes<A>::W;
-  static constexpr int kGroups = kTile / W;  // runs of W positions in a tile
   using V_ = Vec<A>;
 
   const LossArguments& a;

@@ -51,8 +51,7 @@ struct OwnPosition {
       store<A>(q + r * kTile, select<A>(valid > V_{}, load<A>(q + r * kTile) * scale, V_{}));
     loss.own_gradient(q, T, broadcast<A>(-loss.share_pos), V, valid);
     for (int64_t k = 0; k < K; ++k)
-      store<A>(q + k * kTile,
-               load<A>(q + k * kTile) + select<A>(valid > V_{}, load<A>(own + k * W) * scale, V_{}));
+      store<A>(q + k * kTile, load<A>(q + k * kTile) + select<A>(valid > V_{}, load<A>(own + k * W) * scale, V_{}));
   }
 
   void reassigned(A* q, V_ valid, A* V, V_& positive, V_& negative) const {

@@ -15,7 +15,6 @@ namespace INFOSEG_ISA {
 template <class A>
 struct SamePosition {
   static constexpr int W = Lanes<A>::W;
-  static constexpr int kGroups = kTile / W;
   using V_ = Vec<A>;
 
   Loss<A>& loss;

@@ -33,8 +33,10 @@ INFOSEG_INLINE void scores_of(const float* from, int64_t stride, const Pick& at,
     for (int64_t i = 0; i < c; ++i, weights += 2 * c + 1) {
       Vec<float> r = broadcast<float>(weights[2 * c]);
       for (int64_t j = 0; j < 2 * c; ++j) {
-        if constexpr (kColours) r += seen[j] * weights[j];
-        else r += load<float>(scratch + j * W) * weights[j];
+        if constexpr (kColours)
+          r += seen[j] * weights[j];
+        else
+          r += load<float>(scratch + j * W) * weights[j];
       }
       squares += r * r;
     }

@@ -79,8 +79,8 @@ int main(int argc, char** argv) {
   }
   for (double q : {0.02, 0.1, 0.5}) {
     const double x = quantile(alone, q), y = quantile(both, q), z = quantile(busy, q);
-    std::printf("p%.0f: loss %.3f ms %.1f GFLOP/s, with gradients %.3f ms %.1f GFLOP/s, register loop %.3f ms\n", 100 * q,
-                x, giga / x * 1e3, y, 3 * giga / y * 1e3, z);
+    std::printf("p%.0f: loss %.3f ms %.1f GFLOP/s, with gradients %.3f ms %.1f GFLOP/s, register loop %.3f ms\n",
+                100 * q, x, giga / x * 1e3, y, 3 * giga / y * 1e3, z);
   }
   return keep == 0;
 }

@@ -359,8 +359,7 @@ static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layo
       for (int64_t u = 0; u < w; ++u) {
         for (int64_t i = 0; i < c; ++i) {
           double sum = 0;
-          for (int64_t j = 0; j < 6; ++j)
-            sum += images[place(m, b, i, (2 * v + j / 3) * columns + 3 * u + j % 3)];
+          for (int64_t j = 0; j < 6; ++j) sum += images[place(m, b, i, (2 * v + j / 3) * columns + 3 * u + j % 3)];
           const double found = y[(b * (c + 2) + i) * P + v * w + u];
           check(std::fabs(found - std::log(sum / 6 + 0.05)) < 1e-5, "colour", found, std::log(sum / 6 + 0.05));
         }
@@ -406,10 +405,12 @@ static void test_appearance(int64_t B, int64_t c, int64_t h, int64_t w, int layo
         const int64_t to = inside(q / w + o / side - radius, h) * w + inside(q % w + o % side - radius, w);
         for (int64_t i = 0, k = 0; i <= d; ++i)
           for (int64_t j = i; j <= d; ++j, ++k)
-            expected[k * P + to] += valid[b * P + q] * factor(i, q) * factor(j, q) / count / static_cast<double>(side * side);
+            expected[k * P + to] +=
+                valid[b * P + q] * factor(i, q) * factor(j, q) / count / static_cast<double>(side * side);
       }
     for (int64_t i = 0; i < S * P; ++i)
-      check(count < 2 || std::fabs(out[b * S * P + i] - expected[i]) < 1e-4, "statistic", out[b * S * P + i], expected[i]);
+      check(count < 2 || std::fabs(out[b * S * P + i] - expected[i]) < 1e-4, "statistic", out[b * S * P + i],
+            expected[i]);
   }
 }
 
@@ -446,7 +447,8 @@ static void test_segment(const Problem& p, int64_t rows, int64_t columns, int th
 }
 
 // Labels against scores in float64; a label whose score is within rounding of the greatest is right too.
-static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns, int threads) {
+static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
+                            int threads) {
   const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
   std::vector<Exact<float>> given;
   for (int64_t n : sizes) {
@@ -560,11 +562,10 @@ int main(int argc, char** argv) {
   const bool only_threads = argc > 1 && !std::strcmp(argv[1], "threads");
   test_threads();
   if (!only_threads) test_fork();  // the thread sanitizer does not follow a fork of threads
-  const Problem problems[] = {{4, 5, 3, 3, 5, 0, true, false},    {3, 17, 7, 8, 8, 0, true, true},
-                              {5, 33, 15, 9, 15, 1, true, true},  {4, 66, 9, 5, 13, 2, true, false},
-                              {3, 16, 2, 1, 1, 1, true, false},   {4, 12, 27, 8, 16, 0, true, true},
-                              {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false},
-                              {10, 18, 3, 5, 13, 1, true, true}};
+  const Problem problems[] = {
+      {4, 5, 3, 3, 5, 0, true, false},    {3, 17, 7, 8, 8, 0, true, true},   {5, 33, 15, 9, 15, 1, true, true},
+      {4, 66, 9, 5, 13, 2, true, false},  {3, 16, 2, 1, 1, 1, true, false},  {4, 12, 27, 8, 16, 0, true, true},
+      {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false}, {10, 18, 3, 5, 13, 1, true, true}};
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (!set_isa(isa)) continue;
     for (const Problem& p : problems) {

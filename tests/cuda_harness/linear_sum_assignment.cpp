@@ -1,4 +1,5 @@
-// csrc/linear_sum_assignment/linear_sum_assignment.cu as a CPU library with the same C interface: "device" pointers are the host's.
+// csrc/linear_sum_assignment/linear_sum_assignment.cu as a CPU library with the same C interface: "device" pointers are
+// the host's.
 #include "../../csrc/linear_sum_assignment/linear_sum_assignment.cu"
 
 namespace {
