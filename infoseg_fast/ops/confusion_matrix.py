@@ -10,7 +10,7 @@ from . import dispatch
 from .record import Case, Op
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix.cu.
+# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix/confusion_matrix.cu.
 CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 
 
@@ -87,7 +87,7 @@ def count_pairs(
         counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
         arrays = [_readable(labels).numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
-        module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
+        module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
         return counts, None
     counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
     if pred.device.type != "cpu" or not direct:
