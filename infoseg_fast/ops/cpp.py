@@ -43,7 +43,7 @@ class _Kernel:
 
 class _Similarity(_Kernel):
     def forward(self, features, G, g0, needs):
-        return _scores(features, G, g0), []
+        return _scores(features, G, g0, False, 1.0), []
 
     def backward(self, grad, saved, features, G, g0, needs):
         return _gradients(features, G, needs, grad=grad)
@@ -51,13 +51,13 @@ class _Similarity(_Kernel):
 
 class _Assign(_Kernel):
     def forward(self, features, G, g0, temperature, needs):
-        return _scores(features, G, g0, softmax=True, temperature=temperature), []
+        return _scores(features, G, g0, True, temperature), []
 
     def backward(self, grad, saved, features, G, g0, temperature, needs):
         return _gradients(features, G, needs, grad=grad, probs=saved[0], temperature=temperature)
 
 
-def _scores(features, G, g0, **how) -> Tensor:
+def _scores(features, G, g0, softmax, temperature) -> Tensor:
     B, _, h, w = features.shape
     out = features.new_empty(B, G.shape[1], h, w)
     extension.compiled().similarity_forward(
@@ -65,9 +65,10 @@ def _scores(features, G, g0, **how) -> Tensor:
         G=G.data_ptr(),
         g0=_pointer(g0),
         K=G.shape[1],
+        softmax=softmax,
+        temperature=temperature,
         threads=torch.get_num_threads(),
         out=out.data_ptr(),
-        **how,
     )
     return out
 
