@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*)
+SOURCES := $(wildcard csrc/* csrc/*/*)
 export MPLBACKEND := Agg
 
 .PHONY: setup demo test test-gpu bench lint clean

@@ -3,6 +3,12 @@
 Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
 """
 
+from importlib.util import find_spec as _find_spec
+from pathlib import Path as _Path
+
+if _find_spec(f"{__name__}.kernels") is None:  # a checkout: kernels/ lies beside the package, not in it
+    __path__.append(str(_Path(__file__).resolve().parent.parent))
+
 from .errors import BackendUnavailableError, DataError
 from .model import InfoSegNet
 from .ops import assign, class_moments, local_global_similarity, mutual_information_loss, segment, segment_and_count

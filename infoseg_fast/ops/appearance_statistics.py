@@ -12,7 +12,6 @@ from .inputs import DATA_SETS, DOUBLE, FLOAT
 from .record import Case, Op
 
 
-@torch.no_grad()
 def appearance_statistics(
     appearance: Tensor, mask: Tensor | None = None, smooth: int = 0, *, backend: str = "auto"
 ) -> Tensor:
@@ -33,10 +32,11 @@ def appearance_statistics(
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run here.
     """
-    backend = dispatch.select("appearance_statistics", backend, appearance)
-    if backend == "reference" or appearance.numel() == 0:
-        return reference.appearance_statistics(appearance.detach(), mask, smooth)
-    return WIRING(backend, appearance.detach(), mask, smooth)
+    y = appearance.detach()
+    backend = dispatch.select("appearance_statistics", backend, y)
+    if backend == "reference" or y.numel() == 0:
+        return reference.appearance_statistics(y, mask, smooth)
+    return WIRING(backend, y, mask, smooth)
 
 
 def products_of(channels: int) -> int:

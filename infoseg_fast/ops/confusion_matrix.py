@@ -6,10 +6,11 @@ from torch import Tensor
 
 from .. import cuda_library, extension, reference
 from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
+from . import dispatch
 from .record import Case, Op
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix.cu.
+# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix/confusion_matrix.cu.
 CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 
 
@@ -53,41 +54,47 @@ def confusion_matrix(
     pred, target = torch.as_tensor(pred), torch.as_tensor(target)
     checked_counts_arguments(pred, "pred", num_clusters, "num_clusters")
     checked_counts_arguments(target, "target", num_classes, "num_classes")
-    counts = torch.zeros((num_clusters, num_classes), dtype=torch.int64, device=target.device)
-    outside = add_confusion(counts, pred, target, ignore_index)
+    counts, outside = count_pairs(pred, target, num_clusters, num_classes, ignore_index)
     if outside is not None and check and outside:
         raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
     return counts.numpy() if numpy else counts
 
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Add the joint counts to `counts`, int64 [num_clusters, num_classes], on the labels' device.
+    """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
+    added, outside = count_pairs(pred, target, *counts.shape, ignore_index)
+    counts += added
+    return outside
 
-    On the CPU a value out of range raises and leaves `counts` unchanged. Elsewhere nothing waits for
-    the device, and the number of positions with such values is returned, a tensor with one entry.
+
+def count_pairs(
+    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The joint counts of two label maps, and how many positions have a value out of range.
+
+    On the CPU such a value raises, and the number is None. Elsewhere, and where PyTorch records or
+    transforms the call, nothing waits for the device.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
     if pred.device != target.device:
         raise ValueError(f"pred and target must be on one device, not {pred.device} and {target.device}")
-    if pred.device.type != "cpu":
-        if pred.is_cuda and cuda_library.unavailable() is None:
-            added, outside = launch(cuda_library.run, pred, target, *counts.shape, ignore_index)
-        else:
-            added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
-        counts += added
-        return outside
-    module = extension.compiled()
+    direct = dispatch.direct(pred, target)
+    if pred.is_cuda and direct and cuda_library.unavailable() is None:
+        return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
+    module = extension.compiled() if pred.device.type == "cpu" and direct else None
     if module is not None:
+        counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
         arrays = [_readable(labels).numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
-        module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
-        return None
-    added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
+        module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
+        return counts, None
+    counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
+    if pred.device.type != "cpu" or not direct:
+        return counts, outside
     if outside:
-        raise_out_of_range(pred, target, *counts.shape, ignore_index)
-    counts += added
-    return None
+        raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
+    return counts, None
 
 
 def _readable(labels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ logger = logging.getLogger("infoseg_fast")
 MODULES = {"cpp": "infoseg_fast.ops.cpp", "triton": "infoseg_fast.kernels"}
 NAMES = ("auto", "reference", *MODULES)
 # What "auto" tries, in this order, by the device of the tensors.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
 
 
@@ -132,6 +133,18 @@ def _no_kernels_now() -> str | None:
     if forward_ad._current_level >= 0:
         return "in forward-mode automatic differentiation"
     return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors outside the compiler, with no mode that looks at operations."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return _PLAIN.issuperset(map(type, tensors))
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether compiled code may read these tensors: plain ones in a call that nothing records or transforms."""
+    return plain(*tensors) and _no_kernels_now() is None
 
 
 def first_derivatives_only(op: str) -> str:

@@ -23,6 +23,7 @@ from . import dispatch
 from .protocol import Needs
 
 NAMESPACE = "infoseg_fast"
+_C = torch._C._functorch
 
 
 class Wiring:
@@ -56,6 +57,7 @@ class Wiring:
         self.name, self.schema, self.fake = name, schema, fake
         self.differentiable, self.folds, self.saves_output = differentiable, folds, saves_output
         self.settings = settings
+        self._no_gradients = self.needs(False) if differentiable else ()
         kinds = [argument.split()[0] for argument in schema.split(", ")]
         self.tensors = sum(kind.startswith("Tensor") for kind in kinds)  # among the kernel's arguments
         if differentiable:
@@ -81,17 +83,16 @@ class Wiring:
         """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it folds."""
         number = self.tensors + self.folds
         tensors, settings = arguments[:number], arguments[number:]
-        if not _ordinary(tensors):
+        if not dispatch.plain(*tensors):
             return self._call_custom(tensors, settings, backend)
         kernel = dispatch.kernel(self.name, backend)
-        if self.differentiable and torch.is_grad_enabled():
-            ends = self.differentiable + self.folds
-            if any(x is not None and x.requires_grad for x in tensors[:ends]):
-                return _Function.apply(self, kernel, settings, *tensors)
-        inputs = self._folded(tensors)
-        if self.differentiable:
-            return kernel.forward(*inputs, *settings, self.needs(False))[0]
-        return kernel.forward(*inputs, *settings)
+        if not self.differentiable:
+            return kernel.forward(*self._folded(tensors), *settings)
+        if torch.is_grad_enabled():
+            for x in tensors[: self.differentiable + self.folds]:
+                if x is not None and x.requires_grad:
+                    return _Function.apply(self, kernel, settings, *tensors)
+        return kernel.forward(*self._folded(tensors), *settings, self._no_gradients)[0]
 
     def _folded(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
         """The kernel's tensors."""
@@ -145,7 +146,7 @@ class Wiring:
         return list(kernel.backward(grad.contiguous(), saved, *self._packed(arguments), self.needs(needs)))
 
     def _fake_backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
-        *arguments, needs, backend = arguments
+        *arguments, needs, _ = arguments
         found, like = [], arguments[0]
         for x, need in zip(arguments, needs, strict=False):
             like = like if x is None else x
@@ -167,15 +168,6 @@ class Wiring:
 
     def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(dispatch.first_derivatives_only(self.name))
-
-
-def _ordinary(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether these are plain tensors that nothing but autograd looks at."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(x) in (Tensor, torch.nn.Parameter, type(None)) for x in tensors)
-    )
 
 
 class _Function(torch.autograd.Function):
@@ -204,41 +196,46 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         wiring = ctx.wiring
-        if torch._C._are_functorch_transforms_active():
-            wiring._refuse()
-        create_graph = torch.is_grad_enabled()
-        with torch.set_grad_enabled(False):
-            gradients = _gradients(ctx, grad)
-        if create_graph:
-            gradients = _FirstDerivative.apply(
-                wiring.name, *(None if x is None else x.detach().requires_grad_() for x in gradients)
-            )
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            gradients = _gradients(ctx, grad, saved)
+        else:  # create_graph=True
+            with torch.no_grad():
+                gradients = _gradients(ctx, grad, saved)
+            inputs = saved[: ctx.number + 3 * wiring.folds]
+            gradients = _FirstDerivative.apply(wiring.name, len(gradients), *gradients, grad, *inputs)
         return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """Gradients by the op's differentiable tensors, None for each that is not wanted."""
-    wiring, wanted = ctx.wiring, ctx.needs_input_grad[3:]
-    inputs, kept = ctx.saved_tensors[: ctx.number], ctx.saved_tensors[ctx.number :]
-    folded, saved = (kept[:3], kept[3:]) if wiring.folds else ((), kept)
+    wiring, kernel, number = ctx.wiring, ctx.kernel, ctx.number
+    if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
+        wiring._refuse()
     formed, ctx.formed = ctx.formed, None
     if formed:
-        found = ctx.kernel.hand_over(grad, formed)
+        found = kernel.hand_over(grad, formed)
     else:
-        found = ctx.kernel.backward(grad.contiguous(), list(saved), *inputs, *ctx.settings, ctx.needs)
+        saved = list(tensors[number + 3 * wiring.folds :])
+        found = kernel.backward(grad.contiguous(), saved, *tensors[:number], *ctx.settings, ctx.needs)
     if not wiring.folds:
         return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
+    wanted = ctx.needs_input_grad
     df, dG, dg0 = found
-    return df if wanted[0] else None, *fold_projection_gradient(dG, dg0, *folded, wanted[1:4])
+    projected = fold_projection_gradient(dG, dg0, *tensors[number : number + 3], wanted[4:7])
+    return df if wanted[3] else None, *projected
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """Gradients, unchanged, whose derivative raises: a gradient penalty must not be lost in silence."""
+    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in silence.
+
+    The inputs of the op are arguments so that the graph leads from the gradients to them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, name: str, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, name: str, number: int, *gradients_and_inputs: Any) -> tuple[Tensor | None, ...]:
         ctx.name = name
-        return tuple(None if x is None else x.view_as(x) for x in gradients)
+        return tuple(None if x is None else x.view_as(x) for x in gradients_and_inputs[:number])
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

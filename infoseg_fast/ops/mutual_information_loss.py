@@ -84,7 +84,7 @@ def mutual_information_loss(
         temperature=temperature,
         estimator=estimator,
         negatives=negatives,
-        num_negatives=checks.num_negatives(num_negatives, len(features)),
+        num_negatives=checks.num_negatives(num_negatives, features.shape[0]),
         balance=checks.real("balance", balance, positive=False),
     )
     valid = checks.validity_mask(mask, features)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.confusion_matrix import raise_out_of_range
 from . import checks, dispatch
-from .confusion_matrix import add_confusion, checked_counts_arguments
+from .confusion_matrix import checked_counts_arguments, count_pairs
 from .factory import Wiring
 from .inputs import (
     AOT,
@@ -67,8 +67,10 @@ def segment_and_count(
         As `segment`; ValueError also for a target value of at least num_classes that is not
         `ignore_index` (on CUDA only with `check`).
     """
-    if not isinstance(target, Tensor) or target.dim() != 3 or len(target) != len(features):
-        raise ValueError(f"target must be [B, H_img, W_img] with B = {len(features)}, not {checks.described(target)}")
+    if not isinstance(target, Tensor) or target.dim() != 3 or target.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"target must be [B, H_img, W_img] with B = {features.shape[0]}, not {checks.described(target)}"
+        )
     checked_counts_arguments(target, "target", num_classes, "num_classes")
     # Targets of bytes are counted row by row while they are segmented, and no label map is formed.
     fused = _fused_backend(backend, features, target)
@@ -102,8 +104,7 @@ def segment_and_count(
             interpolate=interpolate,
             backend=backend,
         )
-        counts = torch.zeros(global_features.shape[1], num_classes, dtype=torch.int64, device=target.device)
-        found = add_confusion(counts, labels, target, ignore_index)
+        counts, found = count_pairs(labels, target, global_features.shape[1], num_classes, ignore_index)
         outside = counts.new_zeros(()) if found is None else found
     if check and target.is_cuda and outside:
         raise_out_of_range(torch.zeros_like(target), target, *counts.shape, ignore_index)

@@ -21,7 +21,7 @@ def candidate_images(B: int, num_negatives: int, device: torch.device) -> Tensor
 
 def candidate_similarity(features: Tensor, G: Tensor, g0: Tensor | None, num_negatives: int) -> Tensor:
     """q[b,j,k,p] = <L[b,p], H[(b + j) mod B, k]> for j = 0 .. n -> [B, 1 + n, K, P]."""
-    image = candidate_images(len(features), num_negatives, features.device)
+    image = candidate_images(features.shape[0], num_negatives, features.device)
     q = torch.einsum("bjkc,bcp->bjkp", G[image], features.to(G.dtype).flatten(2))
     return q if g0 is None else q + g0[image][..., None]
 
@@ -91,7 +91,7 @@ def folded_loss(
     V = torch.softmax(temperature * z, dim=1)  # [B, K, P]
     T_pos = (V * z).sum(dim=1)  # <L, S> = sum_k V_k z_k [B, P]
     if estimator == "jsd":
-        partners = candidate_images(len(features), num_negatives, features.device)[:, 1:]
+        partners = candidate_images(features.shape[0], num_negatives, features.device)[:, 1:]
         R = V[partners] if negatives == "same_position" else torch.softmax(temperature * w, dim=2)  # [B, n, K, P]
         T_neg = (R * w).sum(dim=2)  # [B, n, P]
         # Mask after the softplus: sp(0) is not 0.
@@ -119,7 +119,7 @@ def folded_loss_gradient(
 
     What kernels compute, step by step: the coefficient dq of every similarity, then df, dG and dg0 as its products.
     """
-    B, tau = len(features), temperature
+    B, tau = features.shape[0], temperature
     f = features.to(G.dtype).flatten(2)
     image = candidate_images(B, num_negatives, features.device)
     q = candidate_similarity(features, G, g0, num_negatives)
