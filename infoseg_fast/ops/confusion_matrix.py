@@ -2,26 +2,56 @@
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .. import cuda_library, extension
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What the CUDA kernel reads as it is, by the number that csrc/confusion_matrix.cu knows it by.
-CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
+# The dtypes that the kernels read; the values are their numbers in csrc/confusion_matrix.cu.
+KERNEL_DTYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
+# The kernel dtype that holds every value of another dtype (uint64: every value up to 2^63 - 1).
+WIDER = {
+    torch.bool: torch.uint8,
+    torch.int8: torch.int16,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
 
 
-def checked_counts_arguments(labels: Tensor, name: str, number: int, number_name: str) -> None:
-    """Raise unless `labels` has an integer dtype and `number` is a positive number of values."""
-    if labels.dtype not in INTEGERS:
-        raise TypeError(f"{name} must have an integer dtype, not {str(labels.dtype).removeprefix('torch.')}")
+def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: str) -> Tensor:
+    """Labels as a tensor of a dtype that the kernels read, without a copy where possible.
+
+    Args:
+        labels: tensor, numpy array or nested list of any integer or bool dtype; arrays may have any byte order and
+            strides and may be read-only.
+        name: the argument's name in error messages.
+        number: number of label values. number_name: its name in error messages.
+
+    Raises:
+        TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number of at least 1.
+    """
     if not isinstance(number, (int, np.integer)) or number < 1:
         raise ValueError(f"{number_name} must be a whole number of at least 1, not {number!r}")
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        if array.size == 0 and not hasattr(labels, "dtype"):
+            array = array.astype(np.int64)  # numpy makes an empty list float64
+        if array.dtype.kind not in "iub":
+            raise TypeError(f"{name} must have an integer or bool dtype, not {array.dtype}")
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        labels = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    if labels.dtype in KERNEL_DTYPES:
+        return labels
+    if labels.dtype not in WIDER:
+        raise TypeError(f"{name} must have an integer or bool dtype, not {str(labels.dtype).removeprefix('torch.')}")
+    # A uint64 value beyond int64 becomes negative: out of range, as it should be.
+    return labels.to(WIDER[labels.dtype])
 
 
 def confusion_matrix(
-    pred: Tensor | np.ndarray,
-    target: Tensor | np.ndarray,
+    pred: ArrayLike | Tensor,
+    target: ArrayLike | Tensor,
     num_clusters: int,
     num_classes: int,
     ignore_index: int | None = 255,
@@ -31,23 +61,25 @@ def confusion_matrix(
     """Count the positions of every pair of predicted cluster and target class.
 
     Args:
-        pred: clusters 0 .. num_clusters - 1, any shape, integer dtype; tensor or numpy array.
-        target: classes 0 .. num_classes - 1 of the same shape, integer dtype.
+        pred: clusters 0 .. num_clusters - 1, any shape; tensor, numpy array or nested list of any integer or bool
+            dtype.
+        target: classes 0 .. num_classes - 1 of the same shape, in the same forms.
         num_clusters, num_classes: rows and columns of the result.
         ignore_index: positions with this target are left out, whatever `pred` is there; None leaves out none.
         check: on CUDA, raise for a value out of range. That waits for the GPU; without it such positions are left out.
 
     Returns:
-        int64 [num_clusters, num_classes]: a numpy array when both are, else a tensor on their device.
+        int64 [num_clusters, num_classes]: a tensor on the labels' device if one of them is a tensor, else a numpy
+        array.
 
     Raises:
-        TypeError: a dtype is not an integer one. ValueError: shapes differ, or a value is out of range (the text says
-        which value, and its flat index; on CUDA only with `check`).
+        TypeError: a dtype is no integer or bool dtype.
+        ValueError: shapes differ, or a value is out of range (the text gives the value and its flat index; on CUDA
+            only with `check`).
     """
-    numpy = isinstance(pred, np.ndarray) and isinstance(target, np.ndarray)
-    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    checked_counts_arguments(pred, "pred", num_clusters, "num_clusters")
-    checked_counts_arguments(target, "target", num_classes, "num_classes")
+    numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
+    pred = as_labels(pred, "pred", num_clusters, "num_clusters")
+    target = as_labels(target, "target", num_classes, "num_classes")
     counts = torch.zeros((num_clusters, num_classes), dtype=torch.int64, device=target.device)
     outside = add_confusion(counts, pred, target, ignore_index)
     if outside is not None and check and outside:
@@ -74,7 +106,7 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
         return outside
     module = extension.compiled()
     if module is not None:
-        arrays = [_readable(labels).numpy() for labels in (pred, target)]
+        arrays = [labels.contiguous().numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
         module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
         return None
@@ -83,11 +115,6 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
         raise_out_of_range(pred, target, *counts.shape, ignore_index)
     counts += added
     return None
-
-
-def _readable(labels: Tensor) -> Tensor:
-    """The same labels, contiguous and of a dtype that the extension reads."""
-    return (labels.short() if labels.dtype == torch.int8 else labels).detach().contiguous()
 
 
 def counts_and_outside(
@@ -112,11 +139,11 @@ def launch(
     run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
     """As `counts_and_outside`, by `run(function name, device, *arguments)`."""
-    pred, target = _readable(pred), _readable(target)
+    pred, target = pred.contiguous(), target.contiguous()
     bins = torch.zeros(num_clusters * num_classes + 1, dtype=torch.int64, device=pred.device)
     run(
-        "infoseg_count_confusion", pred.device, pred.data_ptr(), CUDA_TYPES[pred.dtype], target.data_ptr(),
-        CUDA_TYPES[target.dtype], pred.numel(), num_clusters, num_classes, int(ignore_index is not None),
+        "infoseg_count_confusion", pred.device, pred.data_ptr(), KERNEL_DTYPES[pred.dtype], target.data_ptr(),
+        KERNEL_DTYPES[target.dtype], pred.numel(), num_clusters, num_classes, int(ignore_index is not None),
         ignore_index or 0, bins.data_ptr(),
     )  # fmt: skip
     return bins[:-1].view(num_clusters, num_classes), bins[-1]

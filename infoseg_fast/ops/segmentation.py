@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import reference
 from . import checks, custom, eager
-from .confusion_matrix import add_confusion, checked_counts_arguments, raise_out_of_range
+from .confusion_matrix import add_confusion, as_labels, raise_out_of_range
 from .dispatch import choose, choose_fused_count, kernel
 
 INTERPOLATIONS = ("probs", "logits")
@@ -94,7 +94,7 @@ def segment_and_count(
     """
     if not isinstance(target, Tensor) or target.dim() != 3 or len(target) != len(features):
         raise ValueError(f"target must be [B, H_img, W_img] with B = {len(features)}, not {checks.described(target)}")
-    checked_counts_arguments(target, "target", num_classes, "num_classes")
+    target = as_labels(target, "target", num_classes, "num_classes")
     # Bytes against bytes are counted row by row as they are segmented, and no label map is formed.
     fused = target.dtype == torch.uint8 and target.device == features.device
     fused = choose_fused_count(backend, features.device.type, features.dtype) if fused else None

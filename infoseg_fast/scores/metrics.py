@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.confusion_matrix import add_confusion, checked_counts_arguments
+from ..ops.confusion_matrix import add_confusion, as_labels
 from .bootstrap import PoissonBootstrap, accuracies_of
 from .matching import match_clusters
 
@@ -76,9 +76,8 @@ class ClusterMetrics:
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Count one label map [H, W] or several [B, H, W]; `pred` and `target` as in `confusion_matrix`."""
-        pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-        checked_counts_arguments(pred, "pred", self.num_clusters, "num_clusters")
-        checked_counts_arguments(target, "target", self.num_classes, "num_classes")
+        pred = as_labels(pred, "pred", self.num_clusters, "num_clusters")
+        target = as_labels(target, "target", self.num_classes, "num_classes")
         if self._bootstrap is None:
             self._to(target.device)
             self._add_labels(self._counts, pred, target)
