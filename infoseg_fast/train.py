@@ -296,7 +296,7 @@ class Run:
                     self.logged = Mean(self.device)
                     if due and eval_set is not None:
                         self.scores = evaluate(self.segmenter(), eval_set, self.device)
-                        row |= {name: self.scores[name] for name in SCORES}
+                        row |= {name: self.scores[name] for name in SCORES if self.scores[name] is not None}
                     with open(out / METRICS, "a") as file:
                         file.write(json.dumps(row) + "\n")
                     for name, value in row.items():
