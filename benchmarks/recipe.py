@@ -3,9 +3,7 @@
     python benchmarks/recipe.py landcover landcover-4 DIR --seeds 0 1 2 --csv trials.csv
     python benchmarks/recipe.py texture-mosaics landcover --set appearance=0 --set balance=0.5
 
-A set is what `infoseg train --data` takes, or one that is made here: `texture-mosaics`, `tissue-sections`,
-`landscapes` (see the files of these names), or one of drawn_sets.py, drawn_scenes.py or drawn_views.py;
-`drawn-sets`, `drawn-scenes` and `drawn-views` stand for all of theirs.
+A set is what `infoseg train --data` takes, or the name of a drawn set of benchmarks/sets.
 The landcover sets are scored on all tiles, since their eval split is small, others on the eval split.
 `--set NAME=VALUE` changes a setting of `infoseg train` (0 or 1 for a switch); what is not set is the default recipe.
 `--baselines` scores what needs no network first.
@@ -14,20 +12,14 @@ The landcover sets are scored on all tiles, since their eval split is small, oth
 import argparse
 import csv
 import dataclasses
-import itertools
 import tempfile
 import time
 from pathlib import Path
 from statistics import mean, pstdev
 
-import drawn_scenes
-import drawn_sets
-import drawn_views
-import landscapes
 import numpy as np
-import texture_mosaics
-import tissue_sections
 import torch
+from sets import SETS
 
 from infoseg_fast import load
 from infoseg_fast.config import TrainConfig
@@ -44,25 +36,10 @@ COLUMNS = (
     "cluster_shares", "seconds",
 )  # fmt: skip
 
-COLLECTIONS = {  # names that stand for several
-    "drawn-sets": drawn_sets.SETS,
-    "drawn-scenes": drawn_scenes.SCENES,
-    "drawn-views": drawn_views.VIEWS,
-}
-MADE = {
-    maker.NAME: maker
-    for maker in (landscapes, texture_mosaics, tissue_sections, *itertools.chain(*COLLECTIONS.values()))
-}
-
-
-def expanded(names: list[str]) -> list[str]:
-    """The sets that are named, those of a collection in its place."""
-    return [one for name in names for one in ([s.NAME for s in COLLECTIONS[name]] if name in COLLECTIONS else [name])]
-
 
 def opened(data: str, folder: str) -> tuple[str, str]:
     """A set as `--data` takes it, made in the folder if need be, and the split that it is scored on."""
-    source = str(MADE[data].write(Path(folder) / "data")) if data in MADE else data
+    source = str(SETS[data].write(Path(folder) / "data")) if data in SETS else data
     return source, "all" if data in NAMES else "eval"
 
 
@@ -141,7 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = parsed(args.settings)
-    for data in expanded(args.data):
+    for data in args.data:
         told = description(data, args.baselines)
         print(f"{Path(data).name}: " + ", ".join(f"{name} {x:.3f}" for name, x in told.items()), flush=True)
         rows = []

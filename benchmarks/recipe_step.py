@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_folder import write_folder
+from sets.image_folder import write_folder
 
 from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.config import TrainConfig

@@ -1,4 +1,4 @@
-"""`confusion_matrix`: exact counts of every integer dtype, on every instruction set, and values out of range."""
+"""`confusion_matrix`: exact counts for every dtype and instruction set, and values out of range."""
 
 import itertools
 
@@ -20,7 +20,7 @@ needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
-    """Every instruction set this CPU has, one after the other."""
+    """Each instruction set that this CPU has."""
     module = extension.compiled()
     if module is None or not module.set_confusion_instruction_set(request.param):
         pytest.skip(f"no {request.param} kernels here")
@@ -29,7 +29,7 @@ def instruction_set(request):
 
 
 def by_definition(pred, target, num_clusters, num_classes, ignore_index):
-    """Masked np.bincount, what the function replaces."""
+    """Masked np.bincount, which the function replaces."""
     pred, target = pred.ravel().astype(np.int64), target.ravel().astype(np.int64)
     counted = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
     cells = pred[counted] * num_classes + target[counted]
@@ -91,7 +91,7 @@ def test_threads_count_the_same():
 
 
 def without_the_extension(pred, target, *arguments):
-    """The counts as made where there is no extension, and on a GPU where nothing waits."""
+    """The counts of the path without the extension, which a GPU takes too."""
     return confusion.counts_and_outside(torch.as_tensor(pred), torch.as_tensor(target), *arguments)
 
 

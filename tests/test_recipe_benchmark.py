@@ -11,6 +11,10 @@ import torch
 
 from infoseg_fast.data import open_set
 
+SETS = [
+    "landscapes", "texture-mosaics", "tissue-sections", "radar", "noisy-colours", "unequal-classes", "uneven-light",
+    "grains",
+]  # fmt: skip
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -21,20 +25,12 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "landscapes", "texture-mosaics", "tissue-sections", "radar", "fluorescence", "slices", "shapes",
-        "noisy-colours", "unequal-classes", "uneven-light", "grains", "weaves", "streets", "fields", "phase-contrast",
-        "leaves", "roofs", "thin-sections", "thermal", "reef", "welds", "chest-films", "cast-iron", "sonar", "concrete",
-        "dermatoscopy", "plates", "circuit-boards", "sea-ice",
-    ],
-)  # fmt: skip
-def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
+@pytest.mark.parametrize("name", SETS)
+def test_a_drawn_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
     if name == "texture-mosaics":
         pytest.importorskip("skimage")
-    maker = script("recipe").MADE[name]
-    first, again = (maker.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
+    drawn = script("sets").SETS[name]
+    first, again = (drawn.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
     train, held_out = open_set(str(first), "train"), open_set(str(first), "eval")
     held_out.check_labels()
     assert (len(train), len(held_out)) == (12, 3)
@@ -46,13 +42,8 @@ def test_a_made_set_is_one_that_data_takes_and_the_same_each_time(name, script, 
     assert labels.tolist() == list(range(train.num_classes))
 
 
-def test_a_collection_s_name_stands_for_its_sets_and_others_for_themselves(script):
-    recipe = script("recipe")
-    names = recipe.expanded(["drawn-scenes", "landcover", "drawn-sets"])
-    assert names[:2] == ["fields", "phase-contrast"] and names[8:10] == ["landcover", "radar"] and len(names) == 19
-    assert recipe.expanded(["drawn-views"])[::7] == ["chest-films", "sea-ice"]
-    assert len(recipe.MADE) == 3 + sum(map(len, recipe.COLLECTIONS.values()))  # no two sets of one name
-    assert set(names) - {"landcover"} < set(recipe.MADE)
+def test_every_drawn_set_is_tested(script):
+    assert list(script("sets").SETS) == SETS
 
 
 def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch, capsys, tmp_path):
@@ -72,7 +63,7 @@ def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch,
         "--csv",
     ]
     monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments, str(tmp_path / "trials.csv")])
-    monkeypatch.setitem(recipe.MADE, "landscapes", Few(recipe.MADE["landscapes"]))
+    monkeypatch.setitem(recipe.SETS, "landscapes", Few(recipe.SETS["landscapes"]))
     threads = torch.get_num_threads()
     recipe.main()
     torch.set_num_threads(threads)
@@ -83,13 +74,13 @@ def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch,
 
 
 class Few:
-    """A maker of sets that makes a small one."""
+    """A drawn set with few images."""
 
-    def __init__(self, module) -> None:
-        self.module = module
+    def __init__(self, drawn) -> None:
+        self.drawn = drawn
 
     def write(self, root: Path) -> Path:
-        return self.module.write(root, train=33, evaluation=2, side=32)
+        return self.drawn.write(root, train=33, evaluation=2, side=32)
 
 
 @pytest.mark.parametrize("name", ["data_throughput", "loss_parts", "scoring_ratios", "thread_scaling", "train_step"])

@@ -23,13 +23,14 @@ def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: s
     """Labels as a tensor of a dtype that the kernels read, without a copy where possible.
 
     Args:
-        labels: tensor, numpy array or nested list of any integer or bool dtype; arrays may have any byte order and
-            strides and may be read-only.
+        labels: tensor, numpy array or nested list of any integer or bool dtype; arrays may have any
+            byte order and strides and may be read-only.
         name: the argument's name in error messages.
         number: number of label values. number_name: its name in error messages.
 
     Raises:
-        TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number of at least 1.
+        TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number
+            of at least 1.
     """
     if not isinstance(number, (int, np.integer)) or number < 1:
         raise ValueError(f"{number_name} must be a whole number of at least 1, not {number!r}")
@@ -61,21 +62,23 @@ def confusion_matrix(
     """Count the positions of every pair of predicted cluster and target class.
 
     Args:
-        pred: clusters 0 .. num_clusters - 1, any shape; tensor, numpy array or nested list of any integer or bool
-            dtype.
+        pred: clusters 0 .. num_clusters - 1, any shape; tensor, numpy array or nested list of any
+            integer or bool dtype.
         target: classes 0 .. num_classes - 1 of the same shape, in the same forms.
         num_clusters, num_classes: rows and columns of the result.
-        ignore_index: positions with this target are left out, whatever `pred` is there; None leaves out none.
-        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such positions are left out.
+        ignore_index: positions with this target are left out, whatever `pred` is there; None leaves
+            out none.
+        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such
+            positions are left out.
 
     Returns:
-        int64 [num_clusters, num_classes]: a tensor on the labels' device if one of them is a tensor, else a numpy
-        array.
+        int64 [num_clusters, num_classes]: a tensor on the labels' device if one of them is a
+        tensor, else a numpy array.
 
     Raises:
         TypeError: a dtype is no integer or bool dtype.
-        ValueError: shapes differ, or a value is out of range (the text gives the value and its flat index; on CUDA
-            only with `check`).
+        ValueError: shapes differ, or a value is out of range (the text gives the value and its flat
+            index; on CUDA only with `check`).
     """
     numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
     pred = as_labels(pred, "pred", num_clusters, "num_clusters")
@@ -90,8 +93,9 @@ def confusion_matrix(
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
     """Add the joint counts to `counts`, int64 [num_clusters, num_classes], on the labels' device.
 
-    On the CPU a value out of range raises and leaves `counts` as it was. Elsewhere nothing waits for the device, and
-    the number of positions with such values is returned, a tensor with one entry.
+    On the CPU a value out of range raises and leaves `counts` as it was. Elsewhere nothing waits
+    for the device, and the number of positions with such values is returned, a tensor with one
+    entry.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
@@ -120,9 +124,11 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
 def counts_and_outside(
     pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Joint counts of the positions in range, and the number of the others (ignored ones not among them).
+    """Joint counts of the positions in range, and the number of the others (ignored ones not among
+    them).
 
-    Every position falls into some bin, so no result decides a size and the host never waits (torch.bincount would).
+    Every position falls into some bin, so no result decides a size and the host never waits
+    (torch.bincount would).
     """
     pred, target = pred.flatten().long(), target.flatten().long()
     cells = num_clusters * num_classes

@@ -1,7 +1,7 @@
-"""Baselines that need no network: the constant predictor, k-means, and a mixture of normal distributions.
+"""Baselines without a network: constant predictor, k-means, mixture of normal distributions.
 
-They are fitted to pixels of the train split without labels and scored as a network is (`evaluate.score`): the same
-images, pixels and matching of clusters to classes.
+They are fitted to pixels of the train split without labels and scored as a network is
+(`evaluate.score`): the same images, pixels and matching of clusters to classes.
 """
 
 import importlib
@@ -47,7 +47,8 @@ def baseline(
         The scores (see `evaluate.score`) and the names of the classes.
 
     Raises:
-        DataError: the data is unusable or has no labels, or scikit-learn or scikit-image is not installed.
+        DataError: the data is unusable or has no labels, or scikit-learn or scikit-image is not
+            installed.
     """
     images = open_set(data, split)
     if not images.has_labels:
@@ -70,7 +71,11 @@ def predict_constant(pixels: Tensor) -> Tensor:
 
 
 def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> PixelMap:
-    """Fit `number` clusters to random pixels; returns a map of pixels [B, c, H, W] to labels [B, H, W]."""
+    """Fit `number` clusters to random pixels of the images.
+
+    Returns:
+        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
+    """
     features: PixelMap = {"kmeans": raw_channels, "mixture": blurred_channels}.get(method) or Gabor()
     learn = required("sklearn.mixture" if method == "mixture" else "sklearn.cluster", "scikit-learn")
     points = sampled_features(features, images, samples, seed)
@@ -139,7 +144,7 @@ def blurred_channels(pixels: Tensor) -> Tensor:
 
 
 class Gabor:
-    """The channels, and energies of Gabor filters of the grey image, each averaged over the filter's width.
+    """Channels and Gabor energies of the grey image, each averaged over its filter's width.
 
     For f frequencies and o orientations: [B, c, H, W] -> [B, c + f * o, H, W].
     """

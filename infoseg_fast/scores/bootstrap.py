@@ -12,16 +12,17 @@ MAX_EXACT = 2**53  # float64 holds every whole number up to this one
 class PoissonBootstrap:
     """Count matrices of bootstrap replicates: each replicate counts every image Poisson(1) times.
 
-    A bootstrap sample draws N of N images with replacement, so it contains an image Binomial(N, 1/N)
-    times. For large N this is Poisson(1), which does not depend on N: one pass over a stream is enough,
-    and memory does not grow with N. The same seed and order of images give the same replicates, however
-    the images are grouped into calls.
+    A bootstrap sample draws N of N images with replacement, so it contains an image Binomial(N,
+    1/N) times. For large N this is Poisson(1), which does not depend on N: one pass over a stream
+    is enough, and memory does not grow with N. The same seed and order of images give the same
+    replicates, however the images are grouped into calls.
 
     Args:
         replicates: number of matrices.
         num_clusters, num_classes: size of each matrix.
         seed: seed of the weights.
-        stream: number of the stream; processes that count different images of one set need different ones.
+        stream: number of the stream; processes that count different images of one set need
+            different ones.
     """
 
     def __init__(self, replicates: int, num_clusters: int, num_classes: int, seed: int = 0, stream: int = 0) -> None:
@@ -38,8 +39,9 @@ class PoissonBootstrap:
         if self.counts.device != counts.device:
             with torch.inference_mode(False):
                 self.counts = self.counts.to(counts.device)
-        # A product in float64 is a hundred times faster than in int64, and exact while every sum stays below 2^53.
-        # On other devices the check would wait; one call there counts far fewer pixels than 2^53.
+        # A product in float64 is a hundred times faster than in int64, and exact while every sum
+        # stays below 2^53. On other devices the check would wait; one call there counts far fewer
+        # pixels than 2^53.
         if counts.device.type != "cpu" or int(flat.sum()) * int(weights.max()) < MAX_EXACT:
             added = (weights.T.double() @ flat.double()).long()
         else:
@@ -48,9 +50,10 @@ class PoissonBootstrap:
 
 
 def accuracies_of(counts: Tensor, method: str) -> np.ndarray:
-    """Pixel accuracy of each matrix of [replicates, clusters, classes], each with a matching of its own.
+    """Pixel accuracy of each matrix of [replicates, clusters, classes] with its own matching.
 
-    One call matches all matrices (`match_clusters` describes the methods). NaN for a matrix without counts.
+    One call matches all matrices (`match_clusters` describes the methods). NaN for a matrix without
+    counts.
     """
     matrices = counts.cpu().numpy()
     if method == "hungarian":

@@ -37,7 +37,7 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
     """Segment every image at its native size and score the labels; returns what `score` returns."""
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
-        # The segmenter scales the images, as it does for prediction.
+        # The segmenter scales the images, as in prediction.
         return segmenter.count(pixels.to(device), target.to(device), images.num_targets).cpu()
 
     return score(count, segmenter.num_clusters, images, progress)
@@ -49,12 +49,12 @@ def score(
     """Scores of a labelling function, with one matching of clusters to classes for the whole set.
 
     Args:
-        count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint counts, int64
-            [num_clusters, images.num_targets]; it leaves out targets of 255.
+        count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
+            counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
 
     Returns:
-        The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A set with a
-        protocol adds "protocol": what must be reported beside the scores.
+        The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
+        set with a protocol adds "protocol": what must be reported beside the scores.
 
     Raises:
         DataError: the set has no labels.
@@ -93,14 +93,14 @@ def without_nan(value: Any) -> Any:
 
 
 def add_training(scores: dict, loss_mask: str, checkpoint: str) -> None:
-    """Add the loss mask and the choice of the checkpoint to the scores' protocol, if they have one."""
+    """Add the loss mask and the rule that chose the checkpoint to the scores' protocol, if any."""
     if "protocol" in scores:
         rule = "last step" if checkpoint == LAST else "lowest training loss"
         scores["protocol"] |= {"loss_mask": loss_mask, "epoch_rule": f"{rule} (no label chose it)"}
 
 
 def as_text(scores: dict, classes: list[str] | None = None) -> str:
-    """The scores as lines of text, with the accuracy of the constant predictor beside the accuracy."""
+    """The scores as lines of text, with the constant predictor beside the accuracy."""
     if not scores["num_pixels"]:
         return "no pixel has ground truth: no scores"
     lines = [

@@ -40,8 +40,8 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
     Args:
         counts: integers [clusters, classes], as `confusion_matrix` returns.
         method: "hungarian" matches at most one cluster to a class and one class to a cluster.
-            "many_to_one" gives each cluster its most frequent class; it gives higher scores, so report it
-            under this name.
+            "many_to_one" gives each cluster its most frequent class; it gives higher scores, so
+            report it under this name.
 
     Raises:
         ValueError: `counts` has another shape or dtype, or `method` is unknown.

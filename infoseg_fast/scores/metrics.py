@@ -11,7 +11,7 @@ from .matching import match_clusters
 
 
 def normalized_mutual_information(counts: np.ndarray) -> float:
-    """I(cluster; class) / mean of the two entropies, from joint counts; 0 where both entropies are 0."""
+    """I(cluster; class) / mean of both entropies, from joint counts; 0 if both entropies are 0."""
     joint = counts / counts.sum()
 
     def entropy(p: np.ndarray) -> float:
@@ -23,19 +23,19 @@ def normalized_mutual_information(counts: np.ndarray) -> float:
 
 
 class ClusterMetrics:
-    """Scores of a segmentation into unnamed clusters, over any number of images, in constant memory.
+    """Scores of a segmentation into unnamed clusters over any number of images.
 
-    Counts are int64 sums over all positions. Clusters are matched to classes once, over all
-    positions. On a GPU, `update` does not wait for the device: it counts labels out of range
-    separately, and `compute` raises if there were any. A metric may be made, reset and updated under
-    `torch.inference_mode()` and used outside it.
+    Memory does not depend on the number of images. Counts are int64 sums over all positions.
+    Clusters are matched to classes once, over all positions. On a GPU, `update` does not wait for
+    the device: it counts labels out of range separately, and `compute` raises if there were any. A
+    metric may be made, reset and updated under `torch.inference_mode()` and used outside it.
 
     Args:
         num_clusters, num_classes: rows and columns of the counts.
         ignore_index: target value to leave out; None counts all.
         method: matching of clusters to classes, see `match_clusters`.
-        bootstrap: number of replicates of a Poisson bootstrap over images, from which `compute` gives
-            a confidence interval of the accuracy (1,000 is usual); 0 disables it.
+        bootstrap: number of replicates of a Poisson bootstrap over images, from which `compute`
+            gives a confidence interval of the accuracy (1,000 is usual); 0 disables it.
         seed: seed of the bootstrap's weights.
     """
 
@@ -65,7 +65,7 @@ class ClusterMetrics:
             self._bootstrap = PoissonBootstrap(
                 self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
             )
-        # The sums over all processes at the last `sync`. `_parts` holds what this process counted since.
+        # The sums over all processes at the last `sync`; `_parts` are this process's counts since.
         self._summed = [torch.zeros_like(part) for part in self._parts()]
 
     def _parts(self) -> list[Tensor]:
@@ -76,11 +76,11 @@ class ClusterMetrics:
 
     @property
     def counts(self) -> Tensor:
-        """All counts, int64 [num_clusters, num_classes] on the CPU; after `sync`, those of all processes."""
+        """All counts, int64 [num_clusters, num_classes] on the CPU; of all processes after `sync`."""
         return self._total(0)
 
     def update(self, pred: ArrayLike | Tensor, target: ArrayLike | Tensor) -> None:
-        """Count one label map [H, W] or several [B, H, W]; `pred` and `target` as in `confusion_matrix`."""
+        """Count one label map [H, W] or several [B, H, W] in any form `confusion_matrix` takes."""
         pred = as_labels(pred, "pred", self.num_clusters, "num_clusters")
         target = as_labels(target, "target", self.num_classes, "num_classes")
         if self._bootstrap is None:
@@ -100,8 +100,8 @@ class ClusterMetrics:
         Args:
             counts: int64 [num_clusters, num_classes], or one such matrix for each image, [images,
                 num_clusters, num_classes]. The bootstrap takes one matrix for one image.
-            outside: number of pixels out of range that the counts leave out (`segment_and_count` with
-                `return_outside`); `compute` raises if there were any.
+            outside: number of pixels out of range that the counts leave out (`segment_and_count`
+                with `return_outside`); `compute` raises if there were any.
         """
         counts = torch.as_tensor(counts)
         expected = (self.num_clusters, self.num_classes)
@@ -149,11 +149,13 @@ class ClusterMetrics:
             nmi: normalised mutual information (by the arithmetic mean of the entropies).
             majority_accuracy: accuracy of the constant predictor.
             class_shares: share of each class in the target.
-            iou: intersection over union of each class, NaN for one in neither target nor prediction.
+            iou: intersection over union of each class, NaN for one in neither target nor
+                prediction.
             mapping: class of each cluster, -1 for none.
             num_pixels: counted positions.
             confusion: counts, [clusters, classes], as lists.
-            accuracy_interval: with a bootstrap, (low, high): the middle 95 % of the replicates' accuracies.
+            accuracy_interval: with a bootstrap, (low, high): the middle 95 % of the replicates'
+                accuracies.
 
         Raises:
             ValueError: on a GPU, labels were out of range (on the CPU `update` raises).
