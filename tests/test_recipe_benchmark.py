@@ -1,4 +1,4 @@
-"""The sets that `benchmarks/recipe.py` makes, and the script itself, still run."""
+"""The drawn sets and the scripts of benchmarks/."""
 
 import importlib
 import subprocess
@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch):
-    """A function that imports a file of benchmarks/ as it is when run from there."""
+    """A function that imports a module of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
@@ -29,7 +29,7 @@ def script(monkeypatch):
 def test_a_drawn_set_is_one_that_data_takes_and_the_same_each_time(name, script, tmp_path):
     if name == "texture-mosaics":
         pytest.importorskip("skimage")
-    drawn = script("sets").SETS[name]
+    drawn = script("sets").DRAWN_SETS[name]
     first, again = (drawn.write(tmp_path / part, train=12, evaluation=3) for part in ("first", "again"))
     train, held_out = open_set(str(first), "train"), open_set(str(first), "eval")
     held_out.check_labels()
@@ -43,34 +43,24 @@ def test_a_drawn_set_is_one_that_data_takes_and_the_same_each_time(name, script,
 
 
 def test_every_drawn_set_is_tested(script):
-    assert list(script("sets").SETS) == SETS
+    assert list(script("sets").DRAWN_SETS) == SETS
 
 
-def test_the_recipe_s_table_is_made_of_trials_with_settings(script, monkeypatch, capsys, tmp_path):
-    recipe = script("recipe")
-    arguments = [
-        "landscapes",
-        "--seeds",
-        "0",
-        "--threads",
-        "1",
-        "--set",
-        "steps=2",
-        "--set",
-        "starts=2",
-        "--set",
-        "width=4",
-        "--csv",
-    ]
-    monkeypatch.setattr(sys, "argv", ["recipe.py", *arguments, str(tmp_path / "trials.csv")])
-    monkeypatch.setitem(recipe.SETS, "landscapes", Few(recipe.SETS["landscapes"]))
+def test_the_table_of_runs_is_continued_from_its_csv(script, monkeypatch, capsys, tmp_path):
+    real, csv = script("recipe.real"), tmp_path / "real.csv"
+    command = f"real.py landscapes --seeds 0 --threads 1 --set steps=2 --without over-clustering --csv {csv}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    monkeypatch.setitem(real.DRAWN_SETS, "landscapes", Few(real.DRAWN_SETS["landscapes"]))
     threads = torch.get_num_threads()
-    recipe.main()
+    real.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("landscapes ") and "accuracy" in printed
+    header, row = csv.read_text().splitlines()
+    assert header.split(",") == list(real.COLUMNS) and row.startswith("landscapes,default steps=2 overcluster=1,0,")
+    monkeypatch.setattr(real, "score_run", None)  # a finished run is not repeated
+    real.main()
     torch.set_num_threads(threads)
-    assert "landscapes: pixel accuracy" in capsys.readouterr().out
-    header, row = (tmp_path / "trials.csv").read_text().splitlines()
-    assert header.split(",") == list(recipe.COLUMNS)
-    assert row.startswith("landscapes,steps=2 starts=2 width=4,0,")
+    assert capsys.readouterr().out == printed and csv.read_text().splitlines() == [header, row]
 
 
 class Few:
@@ -88,8 +78,8 @@ def test_a_timing_script_finds_all_it_imports(name, script):
     assert script(name).__doc__
 
 
-def test_the_script_that_times_a_step_of_the_recipe_runs():
-    """On its own, since it sets how this process keeps memory."""
+def test_the_script_that_times_the_parts_of_a_recipe_runs():
+    """In a process of its own, since the script sets how the process keeps memory."""
     command = [sys.executable, str(BENCHMARKS / "recipe_step.py"), "--rounds", "1", "--images", "2", "--side", "16"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.count("| 0 |") == printed.count("| 1 |") == 4 and "of 128 crops: choice" in printed
+    assert printed.count("| 0 |") == printed.count("| 1 |") == 3 and "a labelling, from 128 crops" in printed

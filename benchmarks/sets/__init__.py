@@ -8,7 +8,7 @@ from .single_difficulties import GRAINS, NOISY_COLOURS, RADAR, UNEQUAL_CLASSES, 
 from .texture_mosaics import TEXTURE_MOSAICS
 from .tissue_sections import TISSUE_SECTIONS
 
-SETS: dict[str, DrawnSet] = {
+DRAWN_SETS: dict[str, DrawnSet] = {
     drawn.name: drawn
     for drawn in (
         LANDSCAPES, TEXTURE_MOSAICS, TISSUE_SECTIONS, RADAR, NOISY_COLOURS, UNEQUAL_CLASSES, UNEVEN_LIGHT, GRAINS,
