@@ -161,9 +161,10 @@ def run_bench(args) -> None:
     from .allocator import keep_freed_memory
     from .bench import cpu as bench
     from .bench import cuda as bench_cuda
+    from .bench.providers import chosen_cases
 
     keep_freed_memory()
-    cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
+    cases = chosen_cases(args.device, ())
     known = {case.op for case in cases} | {case.name for case in cases}
     for name in args.ops:
         if name not in known:

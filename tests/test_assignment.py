@@ -267,7 +267,7 @@ def test_backends_by_name(monkeypatch):
     monkeypatch.setattr(assignment, "_solve", None)
     monkeypatch.setattr(extension, "compiled", lambda: None)
     monkeypatch.setattr(extension, "unavailable", lambda: "not built")
-    dispatch._log_once.cache_clear()
+    dispatch.log_once.cache_clear()
     assert isf.linear_sum_assignment(np.eye(2))[1].tolist() == [1, 0]
     with pytest.raises(isf.BackendUnavailableError, match="not built"):
         isf.linear_sum_assignment(np.eye(2), backend="cpp")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast.ops.confusion_matrix import counts_and_outside
+from infoseg_fast.reference.confusion_matrix import counts_and_outside
 from infoseg_fast.scores import metrics as metrics_module
 from infoseg_fast.scores.bootstrap import PoissonBootstrap, accuracies_of
 

@@ -11,7 +11,7 @@ from conftest import inputs
 import infoseg_fast as isf
 from infoseg_fast import extension, reference
 from infoseg_fast.bench import cpu as bench
-from infoseg_fast.ops import cpp, custom
+from infoseg_fast.ops import OPS, cpp
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 NAMES = ("portable", "avx2", "avx512", "avx512bf16")
@@ -333,14 +333,20 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
     G, g0 = reference.fold_projection(H, W, b)
     G, g0, f = (t.detach().requires_grad_() for t in (G, g0, f))
     for how in (("jsd", "same_position", 1), ("jsd", "same_position", 4), ("infonce", "same_position", 4)):
-        torch.library.opcheck(custom.mutual_information_loss, (f, G, g0, None, 0.8, *how, 0.5, True, True, True, "cpp"))
-    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "cpp"))
-    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5, True, "cpp"))
-    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "cpp"))
+        arguments = f, G, g0, None, 0.8, *how, 0.5, [True] * 3, "cpp"
+        torch.library.opcheck(OPS["mutual_information_loss"].wiring.custom, arguments)
+    for op, arguments in (
+        ("assign", (f, G, g0, 1.5)),
+        ("class_moments", (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5)),
+        ("local_global_similarity", (f, G, None)),
+    ):
+        needs = [x is not None for x in arguments[:3]]
+        torch.library.opcheck(OPS[op].wiring.custom, (*arguments, needs, "cpp"))
     target = torch.randint(0, 3, (5, 9, 7), dtype=torch.uint8)
     detached = f.detach(), G.detach(), g0.detach()
-    torch.library.opcheck(custom.segment, (*detached, 1.5, 9, 7, "probs", "cpp"))
-    torch.library.opcheck(custom.segment_and_count, (*detached, target, 1.5, "probs", 3, None, True, "cpp"))
+    torch.library.opcheck(OPS["segment"].wiring.custom, (*detached, 1.5, [9, 7], "probs", "cpp"))
+    arguments = *detached, target, 1.5, "probs", 3, None, True, "cpp"
+    torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)

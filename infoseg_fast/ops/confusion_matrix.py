@@ -1,11 +1,14 @@
-"""Joint counts of predicted clusters and target classes."""
+"""`confusion_matrix`: joint counts of predicted clusters and target classes."""
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .. import cuda_library, extension
+from .. import cuda_library, extension, reference
+from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
+from . import dispatch
+from .record import Case, Op
 
 # The dtypes that the kernels read; the values are their numbers in csrc/confusion_matrix.cu.
 KERNEL_DTYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
@@ -77,74 +80,59 @@ def confusion_matrix(
 
     Raises:
         TypeError: a dtype is no integer or bool dtype.
-        ValueError: shapes differ, or a value is out of range (the text gives the value and its flat
+        ValueError: shapes differ, or a value is out of range (the text names the value and its flat
             index; on CUDA only with `check`).
     """
     numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
     pred = as_labels(pred, "pred", num_clusters, "num_clusters")
     target = as_labels(target, "target", num_classes, "num_classes")
-    counts = torch.zeros((num_clusters, num_classes), dtype=torch.int64, device=target.device)
-    outside = add_confusion(counts, pred, target, ignore_index)
+    counts, outside = count_pairs(pred, target, num_clusters, num_classes, ignore_index)
     if outside is not None and check and outside:
         raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
     return counts.numpy() if numpy else counts
 
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Add the joint counts to `counts`, int64 [num_clusters, num_classes], on the labels' device.
+    """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
+    added, outside = count_pairs(pred, target, *counts.shape, ignore_index)
+    counts += added
+    return outside
 
-    On the CPU a value out of range raises and leaves `counts` as it was. Elsewhere nothing waits
-    for the device, and the number of positions with such values is returned, a tensor with one
-    entry.
+
+def count_pairs(
+    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The joint counts of two label maps, and how many positions have a value out of range.
+
+    On the CPU such a value raises, and the number is None. Elsewhere, and where PyTorch records or
+    transforms the call, nothing waits for the device.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
     if pred.device != target.device:
         raise ValueError(f"pred and target must be on one device, not {pred.device} and {target.device}")
-    if pred.device.type != "cpu":
-        if pred.is_cuda and cuda_library.unavailable() is None:
-            added, outside = launch(cuda_library.run, pred, target, *counts.shape, ignore_index)
-        else:
-            added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
-        counts += added
-        return outside
-    module = extension.compiled()
+    direct = dispatch.direct(pred, target)
+    if pred.is_cuda and direct and cuda_library.unavailable() is None:
+        return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
+    module = extension.compiled() if pred.device.type == "cpu" and direct else None
     if module is not None:
+        counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
         arrays = [labels.contiguous().numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
         module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
-        return None
-    added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
+        return counts, None
+    counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
+    if pred.device.type != "cpu" or not direct:
+        return counts, outside
     if outside:
-        raise_out_of_range(pred, target, *counts.shape, ignore_index)
-    counts += added
-    return None
-
-
-def counts_and_outside(
-    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
-) -> tuple[Tensor, Tensor]:
-    """Joint counts of the positions in range, and the number of the others (ignored ones not among
-    them).
-
-    Every position falls into some bin, so no result decides a size and the host never waits
-    (torch.bincount would).
-    """
-    pred, target = pred.flatten().long(), target.flatten().long()
-    cells = num_clusters * num_classes
-    inside = (pred >= 0) & (pred < num_clusters) & (target >= 0) & (target < num_classes)
-    cell = torch.where(inside, pred * num_classes + target, cells)
-    if ignore_index is not None:
-        cell = torch.where(target == ignore_index, cells + 1, cell)
-    bins = torch.zeros(cells + 2, dtype=torch.int64, device=pred.device)
-    bins.scatter_add_(0, cell, torch.ones_like(cell))
-    return bins[:cells].view(num_clusters, num_classes), bins[cells]
+        raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
+    return counts, None
 
 
 def launch(
     run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """As `counts_and_outside`, by `run(function name, device, *arguments)`."""
+    """`counts_and_outside`, computed by `run(function name, device, *arguments)`."""
     pred, target = pred.contiguous(), target.contiguous()
     bins = torch.zeros(num_clusters * num_classes + 1, dtype=torch.int64, device=pred.device)
     run(
@@ -155,16 +143,20 @@ def launch(
     return bins[:-1].view(num_clusters, num_classes), bins[-1]
 
 
-def raise_out_of_range(
-    pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
-) -> None:
-    """Raise the ValueError about the first value out of range: the extension's own, in its words."""
-    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
-    bad_target = counted & ((target < 0) | (target >= num_classes))
-    bad = (bad_target | (counted & ((pred < 0) | (pred >= num_clusters)))).flatten()
-    place = int(bad.to(torch.uint8).argmax())
-    in_target = bool(bad_target.flatten()[place])
-    name, labels, number = ("target", target, num_classes) if in_target else ("pred", pred, num_clusters)
-    raise ValueError(
-        f"{name} holds {int(labels.flatten()[place])} at flat index {place}; 0 to {number - 1} are accepted"
-    )
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, int]]:
+    generator, num_classes = torch.Generator().manual_seed(7), case.settings["num_classes"]
+    pred, target = (torch.randint(0, n, (case.B, *case.size), generator=generator) for n in (case.K, num_classes))
+    maps = [x.to(device, torch.uint8) for x in (pred, target)]
+    return maps, {"num_clusters": case.K, "num_classes": num_classes}
+
+
+OP = Op(
+    name="confusion_matrix",
+    function=confusion_matrix,
+    reference=reference.confusion_matrix,
+    arguments=_arguments,
+    floor=lambda case, phase: 2 * case.pixels,
+    operations=lambda case, phase: 0,
+    backends=("cpp", "cuda"),
+    cases=(Case("counts 128x128", uses=("cpu",), B=16, settings={"num_classes": 27}),),
+)

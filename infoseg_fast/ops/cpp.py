@@ -1,4 +1,4 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.dispatch`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.protocol`).
 
 The extension knows no torch: it gets data pointers, sizes and strides. Threads follow `torch.get_num_threads()`.
 """
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..reference.appearance import DARK, FLAT
-from ..reference.refinement import FLOOR
+from ..reference.local_appearance import DARK, FLAT
+from ..reference.refined_labels import FLOOR
+from .protocol import Needs, empty_gradients
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
@@ -43,7 +44,8 @@ class _Kernel:
 class _Similarity(_Kernel):
     softmax = False
 
-    def forward(self, features, G, g0, temperature=1.0):
+    def forward(self, features, G, g0, *rest):
+        *temperature, _ = rest
         B, _, h, w = features.shape
         out = features.new_empty(B, G.shape[1], h, w)
         extension.compiled().similarity_forward(
@@ -55,29 +57,32 @@ class _Similarity(_Kernel):
             torch.get_num_threads(),
             out.data_ptr(),
             self.softmax,
-            temperature,
+            *(temperature or (1.0,)),
             _NO_MAP,
             0,
         )
-        return out
+        return out, []
 
-    def backward(self, grad, features, G, needs):
+    def backward(self, grad, saved, features, G, g0, needs):
         return _gradients(grad, None, None, 1.0, features, G, needs)
 
 
 class _Assign(_Similarity):
     softmax = True
 
-    def backward(self, grad, probs, features, G, temperature, needs):
-        return _gradients(grad, probs, None, temperature, features, G, needs)
+    def backward(self, grad, saved, features, G, g0, temperature, needs):
+        return _gradients(grad, saved[0], None, temperature, features, G, needs)
 
 
 class _ClassMoments(_Kernel):
-    def forward(self, features, G, g0, statistics, temperature, keep):
+    def fake_saved(self, features, G, g0, statistics, temperature, needs):
         B, _, h, w = features.shape
+        return [features.new_empty(B, G.shape[1], h, w)] if any(needs) else []
+
+    def forward(self, features, G, g0, statistics, temperature, needs):
         K = G.shape[1]
         moments = G.new_empty(K, statistics.shape[1])
-        probs = features.new_empty((B, K, h, w) if keep else 0)
+        saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
         extension.compiled().similarity_forward(
             _DTYPES[features.dtype],
             _map(features),
@@ -85,21 +90,21 @@ class _ClassMoments(_Kernel):
             _pointer(g0),
             K,
             torch.get_num_threads(),
-            _pointer(probs) if keep else 0,
+            _pointer(saved[0]) if saved else 0,
             True,
             temperature,
             _map(statistics),
             moments.data_ptr(),
         )
-        return moments, probs
+        return moments, saved
 
-    def backward(self, grad, probs, statistics, features, G, temperature, needs):
-        return _gradients(grad, probs, statistics, temperature, features, G, needs)
+    def backward(self, grad, saved, features, G, g0, statistics, temperature, needs):
+        return _gradients(grad, saved[0], statistics, temperature, features, G, needs)
 
 
 def _gradients(grad, probs, statistics, temperature, features, G, needs):
     """From the gradient by the scores, with `probs` by them, or with statistics too by their moments."""
-    df, dG, dg0 = _empty_gradients(features, G, needs)
+    df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
         _DTYPES[features.dtype],
         _map(features),
@@ -169,27 +174,29 @@ class _Loss(_Kernel):
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
-        state = self.fake_state(features, G, g0, valid, settings, needs)
-        loss = self._run(features, G, g0, valid, settings, state or _empty_gradients(features, G, (False,) * 3))
-        return G.new_full((), loss), state
+        saved = self.fake_saved(features, G, g0, valid, settings, needs)
+        loss = self._run(
+            features, G, g0, valid, settings, saved or empty_gradients(features, G, Needs(False, False, False))
+        )
+        return G.new_full((), loss), saved
 
-    def fake_state(self, features, G, g0, valid, settings, needs):
+    def fake_saved(self, features, G, g0, valid, settings, needs):
         if not any(needs) or features.dtype == torch.float16:
             return []
-        return list(_empty_gradients(features, G, needs))
+        return list(empty_gradients(features, G, needs))
 
-    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
-        if state:
-            return [x * grad_loss for x in state]
-        gradients = _empty_gradients(features, G, needs)
+    def backward(self, grad_loss, saved, features, G, g0, valid, settings, needs):
+        if saved:
+            return [x * grad_loss for x in saved]
+        gradients = empty_gradients(features, G, needs)
         self._run(features, G, g0, valid, settings, gradients, grad_loss.item())
         return gradients
 
-    def hand_over(self, grad_loss, state):
+    def hand_over(self, grad_loss, saved):
         if grad_loss.item() != 1:
-            for x in state:
+            for x in saved:
                 x.mul_(grad_loss)
-        return state
+        return saved
 
     def _run(self, features, G, g0, valid, settings, gradients, upstream=1.0) -> float:
         """The loss; writes the gradients of `upstream` times it."""
@@ -248,9 +255,12 @@ class _InformationOfMoments(_Kernel):
         only = None if dtype in (torch.float32, torch.float64) else f"it takes float32 and float64, not {dtype}"
         return super().unsupported(device_type, dtype) or only
 
-    def forward(self, moments, total, resolution, gradient_wanted):
-        moments, total = moments.contiguous(), total.to(moments.dtype).contiguous()
-        gradient = torch.empty_like(moments) if gradient_wanted else None
+    def fake_saved(self, moments, total, resolution, needs):
+        return [moments.new_empty(moments.shape)] if needs[0] else []
+
+    def forward(self, moments, total, resolution, needs):
+        moments, total = moments.contiguous(), total.contiguous()
+        saved = self.fake_saved(moments, total, resolution, needs)
         K, S = moments.shape
         value = extension.compiled().information_of_moments(
             _DTYPES[moments.dtype],
@@ -259,9 +269,12 @@ class _InformationOfMoments(_Kernel):
             K,
             (math.isqrt(8 * S + 1) - 1) // 2,
             resolution,
-            _pointer(gradient),
+            _pointer(saved[0] if saved else None),
         )
-        return moments.new_full((), value), gradient
+        return moments.new_full((), value), saved
+
+    def backward(self, grad, saved, moments, total, resolution, needs):
+        return [grad * saved[0]]
 
 
 class _RefinedLabels(_Float32):
@@ -293,15 +306,7 @@ class _RefinedProbs(_Float32):
         return probs
 
 
-def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(features) if needs[0] else features.new_empty(0),
-        torch.empty_like(G) if needs[1] else G.new_empty(0),
-        G.new_empty(G.shape[:2]) if needs[2] else G.new_empty(0),
-    )
-
-
-# op name -> kernel, as infoseg_fast.ops.dispatch describes.
+# op name -> kernel, as infoseg_fast.ops.protocol describes.
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),
