@@ -1,6 +1,5 @@
 """Refinement at the pixels: the densities of the classes' colours, and the labels that they give."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_folder
@@ -12,7 +11,6 @@ from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
     RESOLUTION,
-    Colours,
     Refinement,
     colour_moments,
     colours_of,

@@ -90,7 +90,8 @@ def test_the_appearance_gets_the_strides_of_the_images_and_no_copy(channels_last
 
 def test_equal_code_is_compiled_once():
     """Batch and image sizes, the radius of a mean and, for pixels, the number of classes do not matter."""
-    assert compiled("assign", B=64) == compiled("assign", B=128, h=64) != compiled("assign", K=14)
+    forward = compiled("assign", B=64)["forward"]
+    assert forward == compiled("assign", B=128, h=64)["forward"] != compiled("assign", K=14)["forward"]
     smoothed = compiled("appearance_statistics", C=5, h=64, settings={"smooth": 3})
     assert smoothed == compiled("appearance_statistics", C=5)
     for op in ("refined_labels", "refined_probs"):

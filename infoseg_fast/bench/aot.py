@@ -164,7 +164,9 @@ def as_markdown(found: list[Report]) -> str:
     ]
     variants = dict.fromkeys((r.kernel, r.variant) for r in found)
     for kernel, variant in variants:
-        of = sorted((r for r in found if r.variant == variant), key=lambda r: r.capability)
+        # Specialisations that differ in the dtype of their output alone share a line.
+        same = sorted((r for r in found if r.variant == variant), key=lambda r: (r.capability, r.registers))
+        of = {r.capability: r for r in same}.values()
         spills = sum(r.local for r in of)
         cells = (
             kernel,
@@ -202,7 +204,8 @@ def main(argv: list[str] | None = None) -> int:
     for r in broken:
         print(f"sm_{r.capability} {r.variant}: {'; '.join(r.faults)}", file=sys.stderr)
     if arguments.docs is not None:
-        tables.write(arguments.docs, "aot", as_markdown(found))
+        documented = {s.described() for s in _specialisations(("aot",))}
+        tables.write(arguments.docs, "aot", as_markdown([r for r in found if r.variant in documented]))
     if not arguments.json:
         print(f"{len(found)} compilations, {len(broken)} with a fault")
     return int(bool(broken))

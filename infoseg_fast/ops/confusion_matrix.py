@@ -1,5 +1,7 @@
 """`confusion_matrix`: joint counts of predicted clusters and target classes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -10,7 +12,8 @@ from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
 from . import dispatch
 from .record import Case, Op
 
-# The dtypes that the kernels read; the values are their numbers in csrc/confusion_matrix.cu.
+# The dtypes that the kernels read; the values are their numbers in
+# csrc/confusion_matrix/confusion_matrix.cu.
 KERNEL_DTYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
 # The kernel dtype that holds every value of another dtype (uint64: every value up to 2^63 - 1).
 WIDER = {
@@ -94,7 +97,7 @@ def confusion_matrix(
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
     """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
-    added, outside = count_pairs(pred, target, *counts.shape, ignore_index)
+    added, outside = count_pairs(pred, target, counts.shape[0], counts.shape[1], ignore_index)
     counts += added
     return outside
 
@@ -119,7 +122,7 @@ def count_pairs(
         counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
         arrays = [labels.contiguous().numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
-        module.count_confusion(*arrays, counts.numpy(), ignore_index, threads)
+        module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
         return counts, None
     counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
     if pred.device.type != "cpu" or not direct:
@@ -130,7 +133,12 @@ def count_pairs(
 
 
 def launch(
-    run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+    run: Callable[..., object],
+    pred: Tensor,
+    target: Tensor,
+    num_clusters: int,
+    num_classes: int,
+    ignore_index: int | None,
 ) -> tuple[Tensor, Tensor]:
     """`counts_and_outside`, computed by `run(function name, device, *arguments)`."""
     pred, target = pred.contiguous(), target.contiguous()

@@ -10,7 +10,7 @@ from . import dispatch
 from .record import Case, Op
 
 BACKENDS = ("auto", "reference", "cpp", "cuda")
-# Dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment.cu.
+# Dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment/linear_sum_assignment.cu.
 CUDA_TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
 CUDA_STATUS = {
     1: "cost matrix contains invalid numeric entries: {line} {place}{where} holds one",
