@@ -1,12 +1,12 @@
-"""Errors that are the user's to mend, and the one that says a backend cannot run."""
+"""The package's exceptions."""
 
 
 class DataError(ValueError):
-    """Something on disk or on the command line is not as it must be. Its text is one line that names it.
+    """A file or an option is invalid. The text is one line that names it.
 
     The command line prints the text and exits with status 2.
     """
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run; the text says why, and which others can."""
+    """A backend requested by name cannot run. The text says why, and which backends can."""

@@ -129,7 +129,7 @@ def run_steps(
                 }
                 if evaluates and eval_set.has_labels:
                     scores = evaluate(segmenter_after(step), eval_set, device)
-                    row |= {name: scores[name] for name in LOGGED_SCORES}
+                    row |= {name: scores[name] for name in LOGGED_SCORES if scores[name] is not None}
                 run.append_metrics(row)
                 for name, value in row.items():
                     board.add_scalar(name, value, step)
