@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .data.base import to_float
-from .data.folder import image_files, stem_of
-from .data.images import IGNORE, read_header, read_image, to_channels
+from .data.base import to_channels, to_float
+from .data.images import IGNORE, describe, read_image
+from .data.names import image_files, stem_of
 from .errors import DataError
 from .palette import as_rgb, coloured, overlaid
 from .segmenter import Segmenter
@@ -72,9 +72,9 @@ def predict(
     segmenter.raw_scale = 1.0
     found = targets(sources, out)
     for path in found:
-        header = read_header(path)
-        if header.channels not in (1, channels):
-            raise DataError(f"image {path} has {header.channels} channels; the run was trained on {channels}")
+        header = describe(path)
+        if header.bands not in (1, channels):
+            raise DataError(f"image {path} has {header.bands} channels; the run was trained on {channels}")
     table = np.arange(256, dtype=np.uint8)
     number = segmenter.num_clusters
     if match:
@@ -82,7 +82,7 @@ def predict(
         table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
         number = int(mapping.max()) + 1
     for path, target in tqdm(found.items(), desc="predicting", unit="image", disable=None):
-        pixels = to_float(to_channels(read_image(path), channels))
+        pixels = to_float(to_channels(read_image(path).pixels, channels))
         labels = table[segmenter.segment(pixels[None].to(device))[0].cpu().numpy()]
         write_png(target, labels)
         if overlay:

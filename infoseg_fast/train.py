@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from . import augment, checkpoint, report
 from .config import AUTO, TrainConfig
-from .data import ImageSet, open_set
+from .data import ImageSet, for_training, open_set
 from .data.base import InMemory
 from .data.crops import Batch, CropSampler, channel_statistics, crop_loader, held_in_memory, steps_per_epoch
-from .data.images import WHITE
+from .data.base import WHITE
 from .errors import DataError
 from .model import STRIDE, padded, padded_side
 from .recipe.appearance import RESOLUTION, appearance_statistics, local_appearance
@@ -450,7 +450,7 @@ def pick_device(name: str) -> torch.device:
 
 def _open_sets(config: TrainConfig) -> tuple[ImageSet, ImageSet | None, dict]:
     """The train split, the eval split if it has labels, and what tells this data from other; completes the settings."""
-    train_set = open_set(config.data, "train", num_classes=config.classes, scale=config.scale)
+    train_set = for_training(open_set(config.data, "train", num_classes=config.classes, scale=config.scale))
     eval_set = open_set(config.data, "eval", num_classes=config.classes, scale=config.scale)
     config.classes = config.classes or eval_set.num_classes
     if config.classes is None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
 from .base import ImageSet, InMemory, to_float
+from .scenes import SceneCrops
 
 IN_MEMORY_BYTES = 256 * 2**20  # sets up to this size are decoded once
 MAX_WORKERS = 4
@@ -84,8 +85,10 @@ def held_in_memory(images: ImageSet) -> ImageSet:
     """The set decoded once, when it is small enough; else the set itself."""
     if isinstance(images, InMemory) or images.in_process or images.num_bytes > IN_MEMORY_BYTES:
         return images
+    if isinstance(images, SceneCrops):
+        return images.over(held_in_memory(images.source))
     with ThreadPoolExecutor() as pool:
-        return InMemory(images, list(pool.map(images.image, range(len(images)))))
+        return InMemory(images, list(pool.map(images.scaled, range(len(images)))))
 
 
 def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False) -> DataLoader:

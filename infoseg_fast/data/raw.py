@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .images import first_line
+from .reader import first_line
 
 
 @dataclass
