@@ -241,7 +241,8 @@ class FolderSet(FileSet):
         if missing and (split == "eval" if labels else (root / "labels").is_dir()):
             todo = "list the labelled stems in eval.txt" if labels else "remove the folder or fill it"
             raise DataError(
-                f"{root / 'labels'} has no label for {missing[0]} ({len(missing)} of {len(stems)} images lack one); {todo}"
+                f"{root / 'labels'} has no label for {missing[0]} ({len(missing)} of {len(stems)} images lack one); "
+                f"{todo}"
             )
         self.split = split
         files = [(stem, images[stem], labels.get(stem)) for stem in stems]

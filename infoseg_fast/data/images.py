@@ -116,7 +116,7 @@ def read_with(
         place = None
         if georeference and described.georeferenced and raster.available():
             place = reader.georeference()
-        return Image(pixels, valid, place)
+        return Image(np.ascontiguousarray(pixels), valid, place)
 
     return _with_reader(Path(path), "image", read)
 
@@ -169,7 +169,7 @@ def _validated(
     if options.alpha == "mask" and described.alpha:
         invalid |= pixels[-1] == 0
     if options.bands is not None:
-        pixels = np.ascontiguousarray(pixels[[band - 1 for band in options.bands]])
+        pixels = pixels[[band - 1 for band in options.bands]]
     elif options.alpha == "mask" and described.alpha:
         pixels = pixels[:-1]
     for value in (described.nodata, options.nodata):

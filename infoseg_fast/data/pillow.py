@@ -3,6 +3,7 @@
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ MODES = {
 WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # of an image whose transparency is a colour
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the colour type of a PNG
 _limit_lock = threading.Lock()
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged files: what cannot be read is a DataError
 
 
 class NotForPillowError(Exception):
