@@ -511,3 +511,43 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, name, data):
     path = tmp_path / f"x.{name}"
     path.write_bytes(content[:keep])
     assert_reads_or_refuses(path)
+
+
+# What damaged files once did: hang, or fill the memory
+
+
+def patched(path: Path, tag: int, value: int) -> None:
+    """Overwrite the value of a tag of the first page of a little-endian TIFF file."""
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].tags[tag].valueoffset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 4] = value.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def test_pages_in_a_circle(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint8")[0])
+    content = bytearray(path.read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    end = first + 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    content[end : end + 4] = content[4:8]
+    path.write_bytes(content)
+    try:
+        assert page_count(path) == 1  # where tifffile itself ends the chain
+    except DataError as error:
+        assert "circle" in str(error)
+
+
+def test_a_width_beyond_the_blocks_of_the_file(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint8")[0], tile=(16, 16), compression="deflate")
+    patched(path, 256, 16_711_730)
+    refused(lambda: describe(path), "x.tif", "12 of 3133452 blocks")
+
+
+def test_a_block_beyond_the_end_of_the_file(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint8")[0], rowsperstrip=ROWS, compression="deflate")
+    patched(path, 279, 2**31 - 1)
+    refused(lambda: read_image(path), "x.tif", "ends before")

@@ -65,7 +65,11 @@ class TiffReader(Reader):
         self._key = (os.fspath(path), os.stat(path).st_mtime_ns)
         self._pages: list[tifffile.TiffPage] = []
         self._masks: dict[int, tifffile.TiffPage] = {}
+        offsets: set[int] = set()
         for page in self._file.pages:
+            if page.offset in offsets:
+                raise DataError("its pages form a circle (damaged)")
+            offsets.add(page.offset)
             if page.subfiletype & MASK:
                 if not page.subfiletype & REDUCED and self._pages:
                     self._masks[len(self._pages) - 1] = page
@@ -109,6 +113,9 @@ class TiffReader(Reader):
             bits = f"{header.bitspersample}-bit samples of format {header.sampleformat}"
             raise DataError(f"a page of shape {header.shape} with {bits} is not accepted")
         separate, _, height, width, samples = header.shaped
+        blocks = separate * int(np.prod(grid_of(header)[2:]))
+        if len(header.dataoffsets) < blocks and not header.is_contiguous:
+            raise DataError(f"{len(header.dataoffsets)} of {blocks} blocks (damaged)")
         bands, dtype, note = separate * samples, accepted_dtype(header.dtype), ""
         if header.photometric == PALETTE:
             bands, dtype = 3, palette_of(header).dtype
@@ -176,9 +183,7 @@ class TiffReader(Reader):
     def _blocks_of(self, header: tifffile.TiffPage, rows: slice, columns: slice) -> np.ndarray:
         """[separate, rows, columns, samples] from the strips or tiles that the part touches."""
         separate, _, height, width, samples = header.shaped
-        tall = min(header.tilelength if header.is_tiled else header.rowsperstrip, 2**31)
-        wide = header.tilewidth if header.is_tiled else width
-        down, across = -(-height // tall), -(-width // wide)
+        tall, wide, down, across = grid_of(header)
         tag = header.tags.get(GDAL_NODATA)
         nodata = (0 if tag is None else number_in(tag.value)) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
@@ -211,6 +216,14 @@ class TiffReader(Reader):
             return found[0]
 
         return _blocks.get((*self._key, header.offset, header.parent.filehandle.name, index), decode)
+
+
+def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
+    """(rows, columns) of a block, and how many blocks a plane has in each direction."""
+    _, _, height, width, _ = header.shaped
+    tall = header.tilelength if header.is_tiled else min(header.rowsperstrip, height)
+    wide = header.tilewidth if header.is_tiled else width
+    return tall, wide, -(-height // tall), -(-width // wide)
 
 
 def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
