@@ -40,7 +40,7 @@ def write_prepared(out: Path, images: int) -> None:
     stems = [f"{PARTS[held]}/{i:012d}" for i, held in enumerate(held_out)]
     raw = Raw([None] * images, stems, [PARTS[h] for h in held_out], [True] * images, held_out, 1, 512, {})
     index, groups = prepare.plan(PROTOCOL, raw, [tuple(size) for size in sizes.tolist()])
-    manifest = prepare.describe(PROTOCOL, Options(), raw, index) | {"shards": []}
+    manifest = prepare.manifest_of(PROTOCOL, Options(), raw, index) | {"shards": []}
     (out / prepare.SHARDS).mkdir(parents=True)
     for shard, group in enumerate(groups):
         place = index[group.start : group.stop]
