@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class DataInfo:
     scale: float = 1.0
     raw_scale: float = 1.0
     noise_share: float = 0.0
-    reading: ReadOptions = ReadOptions()
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def state(self) -> dict[str, Any]:
         """Lists, numbers and text, for a checkpoint."""
