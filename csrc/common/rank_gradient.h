@@ -43,10 +43,12 @@ static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, i
 // The largest number of coefficient rows whose sums by lane stay in the caches.
 constexpr int64_t kFewRows = 32;
 
+// Numbers of scratch for the share of a tile.
 template <class A>
-constexpr int64_t kGradientScratch = LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels
-                                         ? LaneSums<A>::scratch_size(kFewRows)
-                                         : kTile* kChannels;
+constexpr int64_t kLaneScratch = LaneSums<A>::scratch_size(kFewRows);
+constexpr int64_t kTransposedSize = int64_t{kTile} * kChannels;
+template <class A>
+constexpr int64_t kGradientScratch = kLaneScratch<A> > kTransposedSize ? kLaneScratch<A> : kTransposedSize;
 
 template <class A>
 struct GlobalGradient {

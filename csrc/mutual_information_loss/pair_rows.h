@@ -108,11 +108,11 @@ static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const 
   by_tiles(tiles, [&](auto count, int64_t first) {
     by_vectors(vectors, [&](auto wide, int v) {
       constexpr int kTiles = decltype(count)::kValue, kVectors = decltype(wide)::kValue;
-      const auto block = first    ? masked ? weighted_sum_block<A, kTiles, kVectors, true, true>
-                                           : weighted_sum_block<A, kTiles, kVectors, true, false>
-                            : masked ? weighted_sum_block<A, kTiles, kVectors, false, true>
-                                  : weighted_sum_block<A, kTiles, kVectors, false, false>;
-      block(rows, x + first, weights + first, column + v * W, out);
+      const auto stored = masked ? weighted_sum_block<A, kTiles, kVectors, false, true>
+                                 : weighted_sum_block<A, kTiles, kVectors, false, false>;
+      const auto added = masked ? weighted_sum_block<A, kTiles, kVectors, true, true>
+                                : weighted_sum_block<A, kTiles, kVectors, true, false>;
+      (first ? added : stored)(rows, x + first, weights + first, column + v * W, out);
     });
   });
 }
