@@ -1,4 +1,4 @@
-"""The C++ kernels: against float64 truth on every instruction set, dtype and layout, and what their threads promise."""
+"""The C++ kernels against float64 on every instruction set, dtype and layout, and their threads."""
 
 import multiprocessing
 
@@ -18,7 +18,8 @@ NAMES = ("portable", "avx2", "avx512", "avx512bf16")
 BEST = extension.compiled().best_instruction_set() if extension.compiled() else "portable"
 ISAS = NAMES[: NAMES.index(BEST) + 1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation dtype.
+# Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation
+# dtype.
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 
 
@@ -47,7 +48,8 @@ def laid_out(x, layout):
     return x
 
 
-# B, C, D (0: no projection), K, h, w, layout, mask: whole tiles, ragged ones, more classes than positions.
+# B, C, D (0: no projection), K, h, w, layout, mask: whole tiles, ragged ones, more classes than
+# positions.
 SHAPES = [
     (5, 21, 33, 3, 9, 11, "contiguous", False),
     (5, 21, 33, 7, 9, 11, "channels_last", True),
@@ -85,7 +87,8 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         x, exact, mask = arguments(shape, dtype)
         stated = statement.loss(*exact, mask=mask, **how)
         found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
-        # bfloat16 products take global features rounded to bfloat16 where the CPU has instructions for them.
+        # bfloat16 products take global features rounded to bfloat16 where the CPU has instructions
+        # for them.
         rtol = {torch.float64: 1e-12, torch.bfloat16: 1e-3}.get(dtype, 1e-5)
         torch.testing.assert_close(found.double(), stated, rtol=rtol, atol=1e-6)
         (-1.7 * found).backward()
@@ -97,8 +100,8 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
 
 
-# B, partners, C, K, h, w, layout, mask: runs of one image and more, partners up to the whole batch, through all three
-# kernels.
+# B, partners, C, K, h, w, layout, mask: runs of one image and more, partners up to the whole batch,
+# through all three kernels.
 PARTNERS = [
     (2, 1, 16, 4, 3, 5, "channels_last", False),
     (3, 2, 32, 15, 9, 8, "channels_last", True),
@@ -180,7 +183,8 @@ def test_moments_and_their_gradients_are_true(isa, shape, dtype):
         upstream = torch.randn_like(found)
         found.backward(upstream)
         stated.backward(upstream.double())
-        # Not rounded to the features' dtype; a product of bfloat16 pairs rounds the global features.
+        # Not rounded to the features' dtype; a product of bfloat16 pairs rounds the global
+        # features.
         rtol = {torch.float64: 1e-13, torch.bfloat16: 5e-3}.get(dtype, 5e-6)
         assert (found.double() - stated).norm() <= rtol * stated.norm()
         for a, b in zip(x, exact, strict=True):
@@ -433,7 +437,10 @@ def test_many_classes_and_few_positions(isa):
 
 
 def _train(backend, steps=100, disturbed=None):
-    """Losses of a training run and its labels. With a seed, every step changes the weights by about one rounding."""
+    """Losses and labels of a training run.
+
+    With a seed, every step changes the weights by about one rounding.
+    """
     torch.manual_seed(3)
     net = torch.nn.Conv2d(3, 16, 5, padding=2)
     head, projection = torch.nn.Linear(16, 4 * 24), torch.nn.Conv2d(16, 24, 1)

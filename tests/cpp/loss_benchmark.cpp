@@ -1,6 +1,6 @@
-// Times the loss kernels without Python: loss_benchmark [repeats] [B C K P n] [megabytes] prints milliseconds and
-// GFLOP/s. The last number is memory touched between two runs, as other layers of a network would: it empties the
-// caches.
+// Times the loss kernels without Python: loss_benchmark [repeats] [B C K P n] [megabytes] prints
+// milliseconds and GFLOP/s. The last number is memory touched between two runs, as other layers of
+// a network would: it empties the caches.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -11,7 +11,8 @@
 
 using namespace infoseg;
 
-// A loop of multiplications and additions that never leaves the registers: what the core can do at the moment.
+// A loop of multiplications and additions that never leaves the registers: what the core can do at
+// the moment.
 static double busy_loop() {
   typedef float V __attribute__((vector_size(16)));
   V x[12];

@@ -1,5 +1,6 @@
-// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are
-// compared with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
+// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it
+// must have. Values are compared with plain loops in float64, gradients with differences of the
+// loss. Exits 1 and says what differs.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -446,7 +447,8 @@ static void test_segment(const Problem& p, int64_t rows, int64_t columns, int th
   check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
 }
 
-// Labels against scores in float64; a label whose score is within rounding of the greatest is right too.
+// Labels against scores in float64; a label whose score is within rounding of the greatest is right
+// too.
 static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
                             int threads) {
   const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
