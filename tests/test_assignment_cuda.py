@@ -73,7 +73,7 @@ def test_batches_with_any_strides(fibers, shape):
 
 @needs_compiler
 @pytest.mark.parametrize("size", [6, 45])
-def test_failures_are_told_for_their_own_problem_only(fibers, size):
+def test_failures_are_reported_for_their_own_problem_only(fibers, size):
     costs = torch.rand(4, size, size + 1, dtype=torch.float64)
     costs[1, 2, 3] = costs[1, 4, 0] = float("nan")
     costs[3, 5] = float("inf")

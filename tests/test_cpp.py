@@ -207,7 +207,7 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
                 how = {"temperature": 1.3, "interpolate": interpolate, "backend": "cpp"}
                 labels = isf.segment(*x, size=size, **how)
                 chosen = large.gather(1, labels.long()[:, None])[:, 0]
-                # A near tie may go either way.
+                # Near ties may differ.
                 torch.testing.assert_close(
                     chosen, large.amax(1), rtol=0, atol=2e-5 if dtype != torch.float64 else 1e-12
                 )
@@ -269,7 +269,7 @@ def test_every_subset_of_gradients_of_the_moments(needed):
     expected = torch.autograd.grad(isf.class_moments(*every, statistics=Y, backend="reference"), every, upstream)
     some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
     found = isf.class_moments(*some, statistics=Y, backend="cpp")
-    for _ in range(2):  # going back twice gives the same gradient twice
+    for _ in range(2):  # a second backward pass gives the same gradient
         found.backward(upstream, retain_graph=True)
     for t, gradient in zip(some, expected, strict=True):
         if t.requires_grad:
@@ -287,7 +287,7 @@ def test_moments_over_many_positions_are_summed_in_float64():
 
 
 @pytest.mark.parametrize("how", LOSSES)
-def test_going_back_twice_gives_the_same_gradient_twice(how):
+def test_a_second_backward_pass_gives_the_same_gradient(how):
     x = inputs(B=5, C=21, K=7, size=(5, 6), requires_grad=True)
     middle = x[0] * 1.0
     loss = isf.mutual_information_loss(middle, *x[1:], backend="cpp", **how)

@@ -40,7 +40,7 @@ static double noise() {
   return (seed >> 8) / 8388608.0 - 1.0;
 }
 
-// Memory of exactly n numbers: a sanitizer sees the first one beyond.
+// Memory of exactly n numbers: a sanitizer reports an access to the next one.
 template <class T>
 using Exact = std::unique_ptr<T[]>;
 template <class T>
@@ -188,7 +188,7 @@ static void test_loss(const Problem& p, const LossSettings& s, int threads) {
   check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)),
         "the same bits of dG again");
   if (sizeof(T) == 4) return;
-  // Along one random direction in everything at once.
+  // The derivative along one random direction of all inputs.
   double slope = 0;
   Data<T> low(p), high(p);
   const double step = 1e-5;
@@ -285,7 +285,7 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
   const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-3;
   for (int64_t i = 0; i < p.K * S; ++i)
     check(std::fabs(moments[i] - expected[i]) < tolerance, "moment", moments[i], expected[i]);
-  // Going back, as with the gradient by the probabilities written out.
+  // The backward pass equals the one with the gradient by the probabilities written out.
   std::vector<Exact<T>> found;
   const Exact<T> grad = exact<T>(p.B * p.K * p.P());
   for (int64_t b = 0; b < p.B; ++b)
