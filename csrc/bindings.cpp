@@ -1,5 +1,6 @@
-// The Python module infoseg_fast._C. The bindings are headers of this one source, since pybind11's own headers take
-// most of the time to compile. The code behind them knows neither Python nor torch.
+// The Python module infoseg_fast._C. The bindings are headers of this one source, since pybind11's
+// own headers take most of the time to compile. The code behind them knows neither Python nor
+// torch.
 #include "appearance/bind.h"
 #include "common/bind_cpu.h"
 #include "confusion_matrix/bind.h"

@@ -20,7 +20,7 @@ FLAGS = {
 
 
 def best_flags() -> list[str]:
-    """Flags of the widest instruction set of this CPU. Its kernels alone are compiled, under the name "portable"."""
+    """Flags of the widest instruction set of this CPU, compiled under the name "portable"."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         return FLAGS["portable"]
     has = Path("/proc/cpuinfo").read_text()

@@ -8,9 +8,10 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Calls `use(k, score)` with the scores of W pixels for each class. `from` holds the prior of K classes and the
-// surroundings at the output's row and the input's columns, `stride` apart; `at` interpolates between columns. y holds
-// the colours, W apart. `kColours` is c, or 0 for any c: then `scratch` has room for 2 c vectors.
+// Calls `use(k, score)` with the scores of W pixels for each class. `from` holds the prior of K
+// classes and the surroundings at the output's row and the input's columns, `stride` apart; `at`
+// interpolates between columns. y holds the colours, W apart. `kColours` is c, or 0 for any c: then
+// `scratch` has room for 2 c vectors.
 template <int kColours, class Pick, class Use>
 INFOSEG_INLINE void scores_of(const float* from, int64_t stride, const Pick& at, const float* y, float* scratch,
                               const RefinementArguments& a, const Use& use) {
@@ -60,8 +61,8 @@ struct Rows {
         stride((a.w + W - 1) / W * W + 2 * W),
         scratch_size((a.K + a.c) * stride + 3 * a.c * W) {}
 
-  // Scores of one row, W pixels at a time: calls `use(k, score)` for every class, then `end(g, n)`, where n of the
-  // pixels from g W on are inside the row. `scratch` has scratch_size numbers.
+  // Scores of one row, W pixels at a time: calls `use(k, score)` for every class, then `end(g, n)`,
+  // where n of the pixels from g W on are inside the row. `scratch` has scratch_size numbers.
   template <class Use, class End>
   inline __attribute__((always_inline)) void scores(int64_t b, int64_t line, float* scratch, const Use& use,
                                                     const End& end) const {
@@ -121,7 +122,8 @@ static void probs_with(const RefinementArguments& a) {
   constexpr int W = Lanes<float>::W;
   const int64_t K = a.K, h = a.h, w = a.w, high = a.rows / h, wide = a.columns / w;
   const Rows<kColours> rows(a);
-  // Scratch of a thread: the scores of W pixels, and for every class and pixel of a row the sum over a position's rows.
+  // Scratch of a thread: the scores of W pixels, and for every class and pixel of a row the sum
+  // over a position's rows.
   const int64_t padded = rows.columns.groups * W, of_thread = rows.scratch_size + K * W + K * padded;
   const Buffer<float> scratch(a.threads * of_thread);
   auto body = [&](int t) {

@@ -1,6 +1,7 @@
-// Labels and probabilities at the pixels by Bayes' rule, for refined_labels and refined_probs: the prior is upsampled
-// from the positions, and the likelihood of each class comes from the pixel's colour given the colours around it
-// (infoseg_fast/reference/refinement.py has the equations). Float32 only, as images are.
+// Labels and probabilities at the pixels by Bayes' rule, for refined_labels and refined_probs: the
+// prior is upsampled from the positions, and the likelihood of each class comes from the pixel's
+// colour given the colours around it (infoseg_fast/reference/refinement.py has the equations).
+// Float32 only, as images are.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ struct RefinementArguments {
 // The class with the highest score at every pixel.
 INFOSEG_KERNEL(void, refined_labels, RefinementArguments)
 
-// The softmax of the scores, averaged over the pixels of every position: h divides rows and w divides columns.
+// The softmax of the scores, averaged over the pixels of every position: h divides rows and w
+// divides columns.
 INFOSEG_KERNEL(void, refined_probs, RefinementArguments)
 
 }  // namespace infoseg

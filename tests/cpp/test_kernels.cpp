@@ -1,5 +1,6 @@
-// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are
-// compared with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
+// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it
+// must have. Values are compared with plain loops in float64, gradients with differences of the
+// loss. Exits 1 and says what differs.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -39,7 +40,7 @@ static double noise() {
   return (seed >> 8) / 8388608.0 - 1.0;
 }
 
-// Memory of exactly n numbers: a sanitizer sees the first one beyond.
+// Memory of exactly n numbers: a sanitizer reports an access to the next one.
 template <class T>
 using Exact = std::unique_ptr<T[]>;
 template <class T>
@@ -187,7 +188,7 @@ static void test_loss(const Problem& p, const LossSettings& s, int threads) {
   check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)),
         "the same bits of dG again");
   if (sizeof(T) == 4) return;
-  // Along one random direction in everything at once.
+  // The derivative along one random direction of all inputs.
   double slope = 0;
   Data<T> low(p), high(p);
   const double step = 1e-5;
@@ -284,7 +285,7 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
   const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-3;
   for (int64_t i = 0; i < p.K * S; ++i)
     check(std::fabs(moments[i] - expected[i]) < tolerance, "moment", moments[i], expected[i]);
-  // Going back, as with the gradient by the probabilities written out.
+  // The backward pass equals the one with the gradient by the probabilities written out.
   std::vector<Exact<T>> found;
   const Exact<T> grad = exact<T>(p.B * p.K * p.P());
   for (int64_t b = 0; b < p.B; ++b)
@@ -446,7 +447,8 @@ static void test_segment(const Problem& p, int64_t rows, int64_t columns, int th
   check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
 }
 
-// Labels against scores in float64; a label whose score is within rounding of the greatest is right too.
+// Labels against scores in float64; a label whose score is within rounding of the greatest is right
+// too.
 static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
                             int threads) {
   const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
