@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .checkpoint import LAST, write_atomically
-from .data.base import ImageSet, to_float
+from .data.base import ImageSet
 from .palette import as_rgb, coloured, palette
 from .run_folder import RunFolder
 from .segmenter import Segmenter
@@ -131,7 +131,7 @@ def examples(
     """By stem, images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
     found = {}
     for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
-        pixels = to_float(images.native_image(index))
+        pixels = segmenter.labelling.data.scaling.to_float(images.native_image(index))
         labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
         pictures = [as_rgb(pixels.numpy())]
         if scores:

@@ -17,7 +17,6 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from ..data import ImageSet, open_set
-from ..data.base import to_float
 from ..errors import DataError
 from ..model import grey
 from ..ops.confusion_matrix import confusion_matrix
@@ -57,7 +56,9 @@ def baseline(
     number = num_clusters or images.num_classes or 0
     if not 2 <= number <= 256 or samples < number:
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
-    labels = predict_constant if method == "constant" else fit(method, open_set(data, "train"), number, samples, seed)
+    train_set = open_set(data, "train")
+    images.scaling = train_set.scaling
+    labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
         return torch.as_tensor(confusion_matrix(labels(pixels), target, number, images.num_targets))
@@ -115,7 +116,7 @@ def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: i
     parts = []
     for index in chosen:
         pixels, valid = fit_pixels(images, int(index))
-        points = features(to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+        points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
         parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
     return np.concatenate(parts)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..checkpoint import LAST
 from ..data import prepared
-from ..data.base import ImageSet, to_float
+from ..data.base import ImageSet
 from ..errors import DataError
 from ..segmenter import Segmenter
 from .metrics import ClusterMetrics
@@ -40,6 +40,7 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         # The segmenter scales the images, as in prediction.
         return segmenter.count(pixels.to(device), target.to(device), images.num_targets).cpu()
 
+    images.scaling = segmenter.labelling.data.scaling
     return score(count, segmenter.num_clusters, images, progress)
 
 
@@ -65,7 +66,7 @@ def score(
     counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)
 
     def read(chosen: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = to_float(np.stack([images.native_image(index) for index in chosen]))
+        pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
         return pixels, torch.from_numpy(np.stack([images.target(index) for index in chosen]))
 
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="evaluating", disable=not progress) as bar:
