@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
@@ -32,7 +33,7 @@ PREPARE_OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
