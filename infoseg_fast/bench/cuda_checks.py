@@ -211,10 +211,10 @@ def reruns(device: torch.device, shape: dict) -> None:
 
 def compiled(device: torch.device, shape: dict) -> None:
     """One graph of all ops, with the gradients."""
-    made = [(case, OPS[case.op].function, *rest) for case, *rest in calls(device, shape, losses=False)]
+    made: list[Any] = [(case, OPS[case.op].function, *rest) for case, *rest in calls(device, shape, losses=False)]
 
     def step() -> list[Tensor]:
-        found: list[Any] = [function(*x, **keywords, backend="triton") for _, function, x, keywords in made]
+        found = [function(*x, **keywords, backend="triton") for _, function, x, keywords in made]
         return [out for each in found for out in (each if isinstance(each, tuple) else [each])]
 
     backend = "inductor" if device.type == "cuda" else "aot_eager"
