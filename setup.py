@@ -1,15 +1,17 @@
-"""Build of the compiled extension and the CUDA library. Needs neither torch nor a GPU, and never makes the installation
-fail.
+"""Build of the C++ extension `infoseg_fast._C` and the CUDA library `infoseg_fast/_cuda.so`.
 
-Every csrc/*.cpp is compiled into `infoseg_fast._C`. The suffix of a source's name says for which instruction set it is
-compiled; sources without one run on every x86-64 (or other) CPU and choose among the others at run time. Ninja builds
-them in parallel and again only when a header they include has changed.
+The build needs neither torch nor a GPU. A failure to compile never makes the installation fail.
 
-Every csrc/*.cu is compiled by nvcc into `infoseg_fast/_cuda.so`, a library with a C interface that holds the CUDA
-runtime and is loaded when first used. INFOSEG_BUILD_CUDA says when: "auto" (the default) where there is an nvcc, "0"
-never, "1" always, and then a failure is told as loudly as the extension's.
+csrc/*/kernel.cpp is compiled once for each instruction set, with its flags and with INFOSEG_ISA defined as its name;
+every other csrc/**/*.cpp is compiled once. Ninja runs the compiler. Objects stay in build/ of the checkout, so that a
+second build compiles only what has changed: a source, a header that it includes, the compiler, a flag or the Python
+version. CXX names the compiler, and CXXFLAGS adds flags.
 
-What was built, and why something was not, goes to `infoseg_fast/_build.json`, which `infoseg env` reads.
+nvcc compiles every csrc/**/*.cu into a library with a C interface. The library holds the CUDA runtime and is loaded
+when first used. INFOSEG_BUILD_CUDA=auto (the default) builds it where there is an nvcc, 0 never, 1 always: then a
+failure is reported as loudly as the extension's. INFOSEG_BUILD_CPP=0 leaves out the extension.
+
+`infoseg_fast/_build.json` records what was built, and why something was not. `infoseg env` reads it.
 """
 
 import hashlib
@@ -27,24 +29,32 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cpp"))
-CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.cu"))
+OBJECTS = ROOT / "build" / f"csrc-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cpp"))
+CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cu"))
 
 CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
-# Longest suffix first: the first one that fits a source's name gives its flags.
-INSTRUCTION_SETS = {
-    "_avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
-    "_avx512": AVX512_FLAGS,
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-}
-# Compute capabilities; later GPUs take the last one's PTX.
+INSTRUCTION_SETS = {"avx512": AVX512_FLAGS, "avx2": ["-mavx2", "-mfma", "-mf16c"], "portable": []}
+# The loss alone gains from instructions on pairs of bfloat16.
+MORE_INSTRUCTION_SETS = {"csrc/mutual_information_loss/kernel.cpp": {"avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"]}}
+# Compute capabilities; later GPUs take the PTX of the last one.
 CUDA_TARGETS = (80, 86, 89, 90, 100, 120)
 NVCC_FLAGS = ["-O3", "-std=c++17", "--threads=0", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 class BuildError(Exception):
-    """Why the extension was not built, in one line."""
+    """Why a library was not built, in one line."""
+
+
+def warn(message: str) -> None:
+    print(f"\n{'*' * 100}\ninfoseg-fast: {message}\n{'*' * 100}\n", file=sys.stderr)
+
+
+def first_error(output: str) -> str:
+    lines = output.splitlines()
+    errors = [line for line in lines if "error" in line.lower() or "unsupported" in line.lower()] or lines
+    return errors[0].strip() if errors else "without a message"
 
 
 def find_compiler() -> list[str]:
@@ -54,54 +64,53 @@ def find_compiler() -> list[str]:
     raise BuildError("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
 
 
-def flags_of(source: str) -> list[str]:
-    stem = Path(source).stem
-    for suffix, flags in INSTRUCTION_SETS.items():
-        if stem.endswith(suffix):
-            return flags
-    return []
+def version_of(command: list[str]) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+def compilations() -> list[tuple[str, str, list[str]]]:
+    """(source, object, flags) of every compilation, those that take longest first."""
+    found = []
+    for source in SOURCES:
+        name = source.removeprefix("csrc/").removesuffix(".cpp").replace("/", "-")
+        if not source.endswith("/kernel.cpp"):
+            found.append((source, f"{name}.o", []))
+            continue
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        sets = INSTRUCTION_SETS | MORE_INSTRUCTION_SETS.get(source, {}) if x86 else {"portable": []}
+        found += [(source, f"{name}-{isa}.o", [*flags, f"-DINFOSEG_ISA={isa}"]) for isa, flags in sets.items()]
+    return sorted(found, key=lambda one: "mutual_information" not in one[0])
 
 
-def ninja_file(compiler: list[str], sources: list[str], objects: Path, output: Path) -> str:
+def ninja_file(compiler: list[str], version: str, output: Path) -> str:
     import pybind11
 
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
-    cxx, common = shlex.join(compiler), shlex.join([*CXX_FLAGS, *includes])
+    flags = shlex.join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *includes])
     escape = str.maketrans({"$": "$$", " ": "$ ", ":": "$:"})
     lines = [
         "ninja_required_version = 1.5",
         "rule compile",
-        f"  command = {cxx} -MMD -MF $out.d {common} $flags -c $in -o $out",
+        # The comment makes a new version of the compiler a new command: ninja then compiles everything again.
+        f"  command = {shlex.join(compiler)} -MMD -MF $out.d {flags} $flags -c $in -o $out # {version}",
+        "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {cxx} -shared -pthread $in -o $out",
+        f"  command = {shlex.join(compiler)} -shared -pthread $in -o $out",
     ]
-    built = []
-    for source in sources:
-        target = str(objects / (Path(source).stem + ".o")).translate(escape)
-        built.append(target)
-        lines += [f"build {target}: compile {str(ROOT / source).translate(escape)}"]
-        lines += [f"  flags = {shlex.join(flags_of(source))}"]
-    lines += [f"build {str(output).translate(escape)}: link {' '.join(built)}"]
-    return "\n".join(lines) + "\n"
+    for source, name, own in compilations():
+        lines += [f"build {name}: compile {str(ROOT / source).translate(escape)}", f"  flags = {shlex.join(own)}"]
+    names = " ".join(name for _, name, _ in compilations())
+    return "\n".join([*lines, f"build {str(output).translate(escape)}: link {names}"]) + "\n"
 
 
 def find_nvcc() -> str:
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    for candidate in (
-        os.environ.get("CUDACXX"),
-        *[home and os.path.join(home, "bin", "nvcc") for home in homes],
-        "nvcc",
-    ):
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    paths = [f"{home}/bin/nvcc" for home in homes]
+    for candidate in (os.environ.get("CUDACXX"), *paths, "nvcc", "/usr/local/cuda/bin/nvcc"):
         if candidate and (found := shutil.which(candidate)):
             return found
-    if found := shutil.which("/usr/local/cuda/bin/nvcc"):
-        return found
     raise BuildError("no nvcc was found (looked for $CUDACXX, $CUDA_HOME/bin, the PATH and /usr/local/cuda)")
 
 
@@ -117,7 +126,7 @@ def cuda_targets(nvcc: str) -> list[str]:
 
 
 class NinjaBuild(build_ext):
-    """Compiles with ninja; on failure says why, loudly, and goes on without the extension."""
+    """Builds both libraries. When one fails, says why and continues without it."""
 
     def run(self) -> None:
         self.status = {"cpp": {"built": False, "reason": "the build did not reach it"}}
@@ -125,6 +134,9 @@ class NinjaBuild(build_ext):
         package = self.get_finalized_command("build_py").get_package_dir("infoseg_fast")
         folder = ROOT / package if self.inplace or self.editable_mode else Path(self.build_lib, "infoseg_fast")
         folder.mkdir(parents=True, exist_ok=True)
+        if not self.status["cpp"]["built"]:
+            for stale in folder.glob("_C.*.so"):
+                stale.unlink()
         self.status["cuda"] = self.build_cuda(folder.resolve() / "_cuda.so")
         (folder / "_build.json").write_text(json.dumps(self.status, indent=1) + "\n")
 
@@ -133,14 +145,25 @@ class NinjaBuild(build_ext):
             if os.environ.get("INFOSEG_BUILD_CPP", "1") == "0":
                 raise BuildError("it was switched off at build time (INFOSEG_BUILD_CPP=0)")
             self.status["cpp"] = self.compile(Path(self.get_ext_fullpath(ext.name)).resolve())
-        except BuildError as error:
+        except (BuildError, OSError) as error:
             self.status["cpp"] = {"built": False, "reason": str(error)}
-            print(
-                f"\n{'*' * 100}\ninfoseg-fast: the C++ extension was NOT built: {error}.\n"
-                "The package works without it, on its slower PyTorch references. "
-                f"`infoseg env` repeats this.\n{'*' * 100}\n",
-                file=sys.stderr,
+            warn(
+                f"the C++ extension was NOT built: {error}.\nThe package works without it, on its slower PyTorch "
+                "references. `infoseg env` repeats this."
             )
+
+    def compile(self, output: Path) -> dict:
+        compiler = find_compiler()
+        version = (version_of(compiler).splitlines() or ["unknown"])[0]
+        for folder in (OBJECTS, output.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        (OBJECTS / "build.ninja").write_text(ninja_file(compiler, version, output))
+        command = [sys.executable, "-m", "ninja", "-C", str(OBJECTS)]
+        ninja = subprocess.run(command, capture_output=True, text=True, check=False)
+        sys.stdout.write(ninja.stdout)
+        if ninja.returncode:
+            raise BuildError(f"{shlex.join(compiler)} failed: {first_error(ninja.stdout + ninja.stderr)}")
+        return {"built": True, "reason": None, "compiler": version}
 
     def build_cuda(self, output: Path) -> dict:
         wanted = os.environ.get("INFOSEG_BUILD_CUDA", "auto")
@@ -148,52 +171,30 @@ class NinjaBuild(build_ext):
             if wanted == "0":
                 raise BuildError("it was switched off at build time (INFOSEG_BUILD_CUDA=0)")
             nvcc = find_nvcc()
-            version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+            version = version_of([nvcc])
             command = [nvcc, *NVCC_FLAGS, *cuda_targets(nvcc), "-shared", *[str(ROOT / s) for s in CUDA_SOURCES]]
-            # Compiling takes seconds: not again for the same sources, command and compiler.
+            # The same sources, command and compiler are not compiled again.
             contents = b"".join((ROOT / source).read_bytes() for source in CUDA_SOURCES)
             stamp = hashlib.sha256(json.dumps([command, version]).encode() + contents).hexdigest()
-            record = Path(self.build_temp).resolve() / "cuda.sha256"
-            if not (output.exists() and record.exists() and record.read_text() == stamp):
-                done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True, check=False)
+            kept, record = OBJECTS / "_cuda.so", OBJECTS / "cuda.sha256"
+            if not (kept.exists() and record.exists() and record.read_text() == stamp):
+                OBJECTS.mkdir(parents=True, exist_ok=True)
+                done = subprocess.run([*command, "-o", str(kept)], capture_output=True, text=True, check=False)
                 if done.returncode:
-                    lines = (done.stdout + done.stderr).splitlines()
-                    told = [line for line in lines if "error" in line.lower() or "unsupported" in line.lower()] or lines
-                    raise BuildError(f"{nvcc} failed: {told[0].strip() if told else 'without a message'}")
-                record.parent.mkdir(parents=True, exist_ok=True)
+                    raise BuildError(f"{nvcc} failed: {first_error(done.stdout + done.stderr)}")
                 record.write_text(stamp)
+            shutil.copyfile(kept, output)
             release = [line.strip() for line in version.splitlines() if "release" in line]
             return {"built": True, "reason": None, "compiler": release[0] if release else nvcc}
-        except BuildError as error:
+        except (BuildError, OSError) as error:
             output.unlink(missing_ok=True)
             if wanted == "1":
-                print(
-                    f"\n{'*' * 100}\ninfoseg-fast: the CUDA library was NOT built: {error}.\n{'*' * 100}\n",
-                    file=sys.stderr,
-                )
+                warn(f"the CUDA library was NOT built: {error}.")
             return {"built": False, "reason": str(error)}
-
-    def compile(self, output: Path) -> dict:
-        compiler = find_compiler()
-        sources = [source for source in SOURCES if is_x86() or not flags_of(source)]
-        objects = Path(self.build_temp).resolve() / "csrc"
-        objects.mkdir(parents=True, exist_ok=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        (objects / "build.ninja").write_text(ninja_file(compiler, sources, objects, output))
-        ninja = subprocess.run(
-            [sys.executable, "-m", "ninja", "-C", str(objects)], capture_output=True, text=True, check=False
-        )
-        sys.stdout.write(ninja.stdout)
-        if ninja.returncode:
-            messages = [line for line in (ninja.stdout + ninja.stderr).splitlines() if "error" in line.lower()]
-            cause = messages[0].strip() if messages else (ninja.stderr.strip() or "ninja failed")
-            raise BuildError(f"{shlex.join(compiler)} failed: {cause}")
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
-        return {"built": True, "reason": None, "compiler": (version.stdout.splitlines() or ["unknown"])[0]}
 
 
 setup(
-    # The layout keeps the Triton kernels at the top level; they are installed inside the package.
+    # The Triton kernels lie at the top level of the checkout and are installed inside the package.
     packages=[
         "infoseg_fast",
         "infoseg_fast.bench",
@@ -205,7 +206,7 @@ setup(
         "infoseg_fast.scores",
     ],
     package_dir={"infoseg_fast": "infoseg_fast", "infoseg_fast.kernels": "kernels"},
-    package_data={"infoseg_fast": ["_build.json"]},
+    package_data={"infoseg_fast": ["_build.json", "py.typed"]},
     ext_modules=[Extension("infoseg_fast._C", SOURCES, optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,29 +1,25 @@
-"""What parts of the default recipe cost: the appearance term and the finer network in a training step, the refinement
-in labels and its passes, and what a checkpoint needs besides.
+"""The cost of the parts of the default recipe: in a training step, in labels, and in a checkpoint.
 
     python benchmarks/recipe_step.py [--images 32] [--side 64] [--classes 6] [--rounds 150]
 
-With and without each in turns, processor time of one thread, medians. The images are random: the cost does not
-depend on them.
+Variants with and without a part run in turns. Printed: medians of processor time of one thread. The images are random,
+since the cost does not depend on them.
 """
 
 import argparse
+import dataclasses
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from image_folder import write_folder
 
 from infoseg_fast.allocator import keep_freed_memory
-from infoseg_fast.config import TrainConfig
-from infoseg_fast.data import open_set
-from infoseg_fast.data.crops import Batch
-from infoseg_fast.train import FIRST, Run
+from infoseg_fast.config import Settings
+from infoseg_fast.recipe import DataInfo, Recipe, recipe_class
+from infoseg_fast.recipe.sample import SAMPLE_CROPS, Sample
+from infoseg_fast.segmenter import Segmenter
 
 
 def main() -> None:
@@ -35,57 +31,49 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (args.images, args.side, args.side, 3), np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        labels = np.zeros((args.side, args.side), np.uint8)
-        data = write_folder(Path(folder) / "data", [(image, labels) for image in pixels], args.images, ["any"])
-        images = open_set(str(data), "train", num_classes=args.classes)
+    x = torch.rand(args.images, 3, args.side, args.side)
+    data = DataInfo(3, args.classes, None, [0.5] * 3, [0.3] * 3)
+    sample = Sample(lambda: [(x, None)] * -(-SAMPLE_CROPS // args.images))
 
-        def run(**settings) -> Run:
-            config = TrainConfig(data=str(data), classes=args.classes, crop=args.side, **settings)
-            config.complete()
-            made = Run(config, images, torch.device("cpu"), None)
-            for learner in made.learners():
-                learner.model.train()
-            return made
+    def recipe(**given: object) -> Recipe:
+        settings = Settings.create({"data": "random", "classes": args.classes, **given})
+        return recipe_class(settings.recipe)(settings, data)
 
-        batch = Batch(torch.from_numpy(pixels).movedim(3, 1).contiguous(), None)
-
-        def step(run: Run) -> None:
-            run.train_step(batch)
-            run.step += 1
-
-        print("| a step, smooth | without the term, ms | with, ms | its share |\n|---|---|---|---|")
+    print("| a training step | smooth | without, ms | with, ms | share of the part |\n|---|---|---|---|---|")
+    for part, without, everywhere in (
+        ("appearance term", {"appearance": 0.0}, {"overcluster": 1.0}),
+        ("over-clustered network", {"overcluster": 1.0}, {}),
+    ):
         for smooth in (0, 1):
-            runs = [run(smooth=smooth, appearance=weight, overcluster=1.0) for weight in (0.0, 10.0)]
-            show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
-        print("| a step, smooth | one network, ms | with the finer one, ms | its share |\n|---|---|---|---|")
-        for smooth in (0, 1):
-            runs = [run(smooth=smooth, overcluster=times) for times in (1.0, 3.0)]
-            show(smooth, *in_turns([partial(step, made) for made in runs], args.rounds))
-        # Of random images --passes auto makes none.
-        print("| labels, smooth | without refinement, ms | with, ms | its share |\n|---|---|---|---|")
-        for smooth in (0, 1):
-            segmenters = [run(smooth=smooth, refine=refine).segmenter() for refine in (False, True)]
-            x = batch.images.float() / 255
-            show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
-        print("| labels, smooth | without passes, ms | with 2, ms | their share |\n|---|---|---|---|")
-        for smooth in (0, 1):
-            segmenters = [run(smooth=smooth, passes=passes).segmenter() for passes in (0, 2)]
-            show(smooth, *in_turns([partial(segmenter.segment, x) for segmenter in segmenters], args.rounds))
-        made, alone = run(smooth=0), run(smooth=0, overcluster=1.0)
-        batches = -(-FIRST // args.images)
-        for one in (made, alone):
-            one.first_crops = [batch] * batches
-            one.seen = one.statistics_of(one.first_crops)
+            steps = [Step(recipe(smooth=smooth, **everywhere | how), x) for how in (without, {})]
+            show(part, smooth, *in_turns(steps, args.rounds))
+    print("| labels | smooth | without, ms | with, ms | share of the part |\n|---|---|---|---|---|")
+    for smooth in (0, 1):
+        labelling = recipe(smooth=smooth).labelling(sample)
+        plain = dataclasses.replace(labelling, refinement=None)
+        show(
+            "refinement",
+            smooth,
+            *in_turns([partial(Segmenter(one).segment, x) for one in (plain, labelling)], args.rounds),
+        )
+    made = recipe(smooth=0)
+    (milliseconds,) = in_turns([partial(made.labelling, sample)], 20)
+    print(f"a labelling, from {len(sample.batches) * args.images} crops: {milliseconds:.0f} ms")
 
-        def choice() -> None:
-            made.chosen = None
-            made.choice()
 
-        times = in_turns([choice, alone.refinement], 20)
-        print(f"of {args.images * batches} crops: choice {times[0]:.0f} ms, refinement {times[1]:.0f} ms")
+class Step:
+    """A training step on the same images each time."""
+
+    def __init__(self, recipe: Recipe, images: torch.Tensor) -> None:
+        self.recipe, self.images, self.number = recipe.train(), images, 0
+        self.optimizer = torch.optim.AdamW([p for p in recipe.parameters() if p.requires_grad], lr=3e-3)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recipe.loss(self.number, self.images, None).backward()
+        self.optimizer.step()
+        self.recipe.after_step(self.number)
+        self.number += 1
 
 
 def in_turns(calls: list[Callable], rounds: int) -> list[float]:
@@ -99,8 +87,9 @@ def in_turns(calls: list[Callable], rounds: int) -> list[float]:
     return [statistics.median(taken[10:]) for taken in times]
 
 
-def show(smooth: int, without: float, with_it: float) -> None:
-    print(f"| {smooth} | {without:.2f} | {with_it:.2f} | {(with_it - without) / with_it:.3f} |", flush=True)
+def show(part: str, smooth: int, without: float, with_it: float) -> None:
+    share = (with_it - without) / with_it
+    print(f"| {part} | {smooth} | {without:.2f} | {with_it:.2f} | {share:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

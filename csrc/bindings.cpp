@@ -1,24 +1,22 @@
-// The Python module infoseg_fast._C. Each subject binds its own functions in bind_<subject>.cpp; everything behind
-// them takes pointers, sizes and strides, and knows neither Python nor torch.
-#include <pybind11/pybind11.h>
-
-void bind_appearance(pybind11::module_& module);
-void bind_confusion_matrix(pybind11::module_& module);
-void bind_linear_sum_assignment(pybind11::module_& module);
-void bind_cpu(pybind11::module_& module);
-void bind_mutual_information(pybind11::module_& module);
-void bind_refinement(pybind11::module_& module);
-void bind_similarity(pybind11::module_& module);
-void bind_segmentation(pybind11::module_& module);
+// The Python module infoseg_fast._C. The bindings are headers of this one source, since pybind11's own headers take
+// most of the time to compile. The code behind them knows neither Python nor torch.
+#include "appearance/bind.h"
+#include "common/bind_cpu.h"
+#include "confusion_matrix/bind.h"
+#include "linear_sum_assignment/bind.h"
+#include "mutual_information_loss/bind.h"
+#include "refinement/bind.h"
+#include "segment/bind.h"
+#include "similarity/bind.h"
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of infoseg_fast for CPUs.";
-  bind_appearance(module);
-  bind_confusion_matrix(module);
-  bind_linear_sum_assignment(module);
-  bind_cpu(module);
-  bind_mutual_information(module);
-  bind_refinement(module);
-  bind_similarity(module);
-  bind_segmentation(module);
+  infoseg::bind_appearance(module);
+  infoseg::bind_confusion_matrix(module);
+  infoseg::bind_cpu(module);
+  infoseg::bind_linear_sum_assignment(module);
+  infoseg::bind_mutual_information_loss(module);
+  infoseg::bind_refinement(module);
+  infoseg::bind_segment(module);
+  infoseg::bind_similarity(module);
 }

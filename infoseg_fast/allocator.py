@@ -1,20 +1,19 @@
-"""What the C library does with memory that a program has freed."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 import os
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_HEAP_BLOCK = 32 << 20  # glibc takes larger ones from the system each time, whatever it is told
+LARGEST_HEAP_BLOCK = 32 << 20  # bytes; glibc always maps larger blocks by themselves
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory it frees for what it allocates next; returns whether the C library can.
+    """Make this process keep freed memory for its next allocations. Returns whether the C library can.
 
-    A training step frees and allocates the same tens of megabytes again and again. As it comes, glibc hands what is
-    free at the heap's end back to the system, step after step in some processes and never in others; every page must
-    then be faulted in and cleared anew, for which threads wait on one another (docs/cpu_kernels.md, Threads). A user's
-    own MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is left as it is.
+    A training step frees and allocates the same tens of megabytes again and again. By default glibc returns free memory
+    at the end of the heap to the system. The system must then clear every page anew, and threads wait for one another
+    (docs/cpu_kernels.md, Threads). Does nothing where MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is set.
     """
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")):
         return False

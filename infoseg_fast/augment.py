@@ -1,34 +1,44 @@
-"""Augmentation of whole batches on the device they are on; every draw comes from the generator given."""
+"""Augmentation of whole batches on the device they are on. Every draw follows from the seed and the step."""
 
 import torch
 from torch import Tensor
 
+from .config import Settings
 
-def flip_and_rotate(
-    images: Tensor, valid: Tensor | None, generator: torch.Generator, flip: bool, rotate: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Mirror and turn each square image [B, c, n, n] at random, and `valid` [B, n, n] with it.
+SEED_FACTOR = 1_000_003  # keeps the draws of two seeds apart for as many steps
 
-    `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters; together they give all 8 symmetries of a square.
+
+def augmented(images: Tensor, mask: Tensor | None, settings: Settings, step: int) -> tuple[Tensor, Tensor | None]:
+    """Square crops [B, c, n, n] in [0, 1], changed at random, and their mask, bool [B, n, n], moved with them.
+
+    Args:
+        settings: `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters; together they give the 8
+            symmetries of a square. `jitter` is the greatest relative change of brightness, contrast and colour.
+            The draws follow from `seed` and from `step`.
     """
+    generator = torch.Generator().manual_seed(settings.seed * SEED_FACTOR + step)
+    images, mask = _flipped_and_rotated(images, mask, generator, settings.flip, settings.rotate)
+    return _jittered(images, settings.jitter, generator), mask
+
+
+def _flipped_and_rotated(
+    images: Tensor, mask: Tensor | None, generator: torch.Generator, flip: bool, rotate: bool
+) -> tuple[Tensor, Tensor | None]:
     if not flip and not rotate:
-        return images, valid
+        return images, mask
     draws = torch.randint(0, 2, (4, len(images), 1, 1, 1), generator=generator).bool().to(images.device)
-    x = images if valid is None else torch.cat([images, valid[:, None].to(images.dtype)], dim=1)
+    x = images if mask is None else torch.cat([images, mask[:, None].to(images.dtype)], dim=1)
     if flip:
         x = torch.where(draws[0], x.flip(3), x)
         x = torch.where(draws[1], x.flip(2), x)
     if rotate:
         x = torch.where(draws[2], x.flip(2, 3), x)
         x = torch.where(draws[3], x.rot90(1, (2, 3)), x)
-    return (x, None) if valid is None else (x[:, :-1], x[:, -1] > 0.5)
+    return (x, None) if mask is None else (x[:, :-1], x[:, -1] > 0.5)
 
 
-def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Change brightness, contrast and (of the first three channels) colour of each image [B, c, n, n] in [0, 1].
-
-    `strength` is the greatest relative change. A fourth channel (infrared) is left as it is.
-    """
+def _jittered(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast and the colour of the first three channels change. A fourth channel does not."""
     if strength == 0:
         return images
     colour, rest = images[:, :3], images[:, 3:]

@@ -1,10 +1,11 @@
-"""Checkpoints that are whole at every moment: the last, the one before, and the one of lowest training loss."""
+"""Files that are whole at every moment, and the three checkpoints of a run made of them."""
 
 import contextlib
 import io
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,15 +14,11 @@ from .errors import DataError
 logger = logging.getLogger("infoseg_fast")
 
 LAST, PREVIOUS, BEST_LOSS = "last", "previous", "best_loss"
-CHECKPOINTS = (LAST, BEST_LOSS)  # what a user may ask for
-
-
-def path_of(run: Path, name: str) -> Path:
-    return run / "checkpoints" / f"{name}.pt"
+CHECKPOINTS = (LAST, BEST_LOSS)  # names that a user may give
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that under its name there is the old content or the new, never a part, even after a power cut."""
+    """Write a file. Its name has the old content or the new at every moment, even after a power cut."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         with open(scratch, "wb") as file:
@@ -40,21 +37,44 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def save(run: Path, state: dict, is_best: bool) -> None:
-    """Make `state` the last checkpoint, what was last the previous one, and with `is_best` also the best."""
-    path_of(run, LAST).parent.mkdir(exist_ok=True)
+def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
+    """Make `state` the last checkpoint in the folder, the last one the previous, and with `is_best` also the best."""
+    folder.mkdir(exist_ok=True)
+    last = _path(folder, LAST)
     # Serialised in memory first, so that a full disk is met by write_atomically, which leaves no part behind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    if path_of(run, LAST).is_file():
-        _link(path_of(run, LAST), path_of(run, PREVIOUS))
-    write_atomically(path_of(run, LAST), buffer.getvalue())
+    if last.is_file():
+        _link(last, _path(folder, PREVIOUS))
+    write_atomically(last, buffer.getvalue())
     if is_best:
-        _link(path_of(run, LAST), path_of(run, BEST_LOSS))
+        _link(last, _path(folder, BEST_LOSS))
+
+
+def load(folder: Path, name: str) -> dict[str, Any] | None:
+    """The state of a checkpoint, on the CPU; None where there is none yet.
+
+    A damaged last checkpoint is replaced by the previous one, with a warning.
+    """
+    path, previous = _path(folder, name), _path(folder, PREVIOUS)
+    if not path.is_file():
+        return None
+    try:
+        return _read(path)
+    except DataError as error:
+        if name != LAST or not previous.is_file():
+            raise
+        state = _read(previous)
+        logger.warning("%s; using the one before, of step %d", error, state["step"])
+        return state
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.pt"
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give the file `source` a second name, replacing what `target` was in one step."""
+    """Give the file `source` a second name. It replaces `target` in one step."""
     scratch = target.with_name(f".{target.name}.link")
     scratch.unlink(missing_ok=True)
     try:
@@ -65,25 +85,7 @@ def _link(source: Path, target: Path) -> None:
     os.replace(scratch, target)
 
 
-def load(run: Path, name: str = LAST) -> dict | None:
-    """The state of a checkpoint, on the CPU; None when the run has none yet.
-
-    A last checkpoint that is damaged is passed over for the one before, and that is said.
-    """
-    if not path_of(run, name).is_file():
-        return None
-    try:
-        return _read(path_of(run, name))
-    except DataError as error:
-        previous = path_of(run, PREVIOUS)
-        if name != LAST or not previous.is_file():
-            raise
-        state = _read(previous)
-        logger.warning("%s; using the one before, of step %d", error, state["step"])
-        return state
-
-
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage as RuntimeError, EOFError, UnpicklingError and others

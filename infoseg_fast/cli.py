@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import TrainConfig, option
+from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
+from .recipe import BUILT_IN, recipe_class
 
 PROGRAM = "infoseg"
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says of it.
@@ -55,21 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
     train = add("train", run_train, "Train on unlabelled images; evaluate and report where there are labels.")
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    train.add_argument("--resume", action="store_true", help="go on with the run at its last checkpoint")
-    for field in dataclasses.fields(TrainConfig):
-        how = dict(field.metadata)
-        help = data if field.name == "data" else how.pop("help")
-        if field.default not in (None, "") and not how.get("choices"):
-            help += f" (default: {field.default})"
-        how.pop("help", None)
-        if how.pop("switch", False):
-            how["action"] = argparse.BooleanOptionalAction
-        elif not how.get("choices"):
-            how["metavar"] = {"data": "NAME|DIR", "crop": "PX"}.get(
-                field.name, "X" if how.get("type") is float else "N"
-            )
-        # Absent when not given, so that a resumed run knows what is asked anew.
-        train.add_argument(option(field.name), default=argparse.SUPPRESS, help=help, **how)
+    train.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
+    add_settings(train, data)
 
     bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
     bench.add_argument("ops", nargs="*", metavar="OP", help="an op or a case's name; all by default")
@@ -95,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         "--match", action="store_true", help="write classes (by the run's last evaluation) instead of clusters"
     )
     predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
+    export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    export.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
+
     baseline = add("baseline", run_baseline, "Score a method that learns no network on the same images and pixels.")
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
@@ -128,12 +122,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_settings(command: argparse.ArgumentParser, data: str) -> None:
+    """An option for each field of `Settings`, in its group, with its default."""
+    defaults = {name: recipe_class(name).defaults for name in BUILT_IN}
+    groups = {name: command.add_argument_group(name) for name in GROUPS}
+    for field in dataclasses.fields(Settings):
+        how = dict(field.metadata)
+        help = data if field.name == "data" else how["help"]
+        by_recipe = {name: defaults[name][field.name] for name in BUILT_IN if field.name in defaults[name]}
+        if by_recipe:
+            help += f" (default: {', '.join(f'{value} ({name} recipe)' for name, value in by_recipe.items())})"
+        elif field.default not in (None, ""):
+            help += f" (default: {field.default})"
+        argument = {key: how[key] for key in ("type", "choices", "metavar") if key in how}
+        if how.get("switch"):
+            argument = {"action": argparse.BooleanOptionalAction}
+        elif not argument.keys() & {"choices", "metavar"}:
+            argument["metavar"] = "X" if argument.get("type") is float else "N"
+        # Absent where it is not given, so that a resumed run knows what was given anew.
+        groups[how["group"]].add_argument(option(field.name), default=argparse.SUPPRESS, help=help, **argument)
+
+
 def run_train(arguments: argparse.Namespace) -> None:
     from .allocator import keep_freed_memory
     from .train import train
 
     keep_freed_memory()
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(arguments, f.name)}
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)}
     train(given, arguments.out, arguments.resume)
 
 
@@ -144,9 +159,10 @@ def run_bench(args) -> None:
     from .allocator import keep_freed_memory
     from .bench import cpu as bench
     from .bench import cuda as bench_cuda
+    from .bench.providers import chosen_cases
 
     keep_freed_memory()
-    cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
+    cases = chosen_cases(args.device, ())
     known = {case.op for case in cases} | {case.name for case in cases}
     for name in args.ops:
         if name not in known:
@@ -165,43 +181,46 @@ def run_bench(args) -> None:
 
 
 def run_eval(arguments: argparse.Namespace) -> None:
-    from .checkpoint import load as load_state
     from .data import open_set
-    from .run_folder import loss_mask_of
+    from .run_folder import RunFolder
     from .scores.evaluate import add_training, as_text, evaluate
-    from .segmenter import load, record_evaluation
-    from .train import pick_device
+    from .segmenter import load_with_step
 
     device = pick_device(arguments.device)
-    segmenter = load(arguments.run, arguments.checkpoint, device)
+    segmenter, step = load_with_step(arguments.run, arguments.checkpoint, device)
     images = open_set(arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=segmenter.scale)
-    check_channels(segmenter, images.channels, images.name)
+    expected = segmenter.labelling.data.channels
+    if images.channels != expected:
+        raise DataError(
+            f"--data {images.name} has images of {images.channels} channels; the run was trained on {expected}"
+        )
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
-    add_training(scores, loss_mask_of(arguments.run), arguments.checkpoint)
-    step = load_state(arguments.run, arguments.checkpoint)["step"]
-    record_evaluation(arguments.run, arguments.checkpoint, step, arguments.split, scores)
+    run = RunFolder(arguments.run)
+    add_training(scores, run.read_config()["config"]["loss_mask"], arguments.checkpoint)
+    run.record_evaluation(arguments.checkpoint, step, arguments.split, scores)
     if arguments.json:
-        print(json.dumps(scores))
+        print(json.dumps(scores, allow_nan=False))
     else:
         print(f"checkpoint {arguments.checkpoint} of step {step}, {arguments.split} split of {images.name}:")
         print(as_text(scores, images.classes))
 
 
-def check_channels(segmenter, channels: int, name: str) -> None:
-    expected = segmenter.model.mean.numel()
-    if channels != expected:
-        raise DataError(f"--data {name} has images of {channels} channels; the run was trained on {expected}")
-
-
 def run_predict(arguments: argparse.Namespace) -> None:
     from .predict import predict
     from .segmenter import load
-    from .train import pick_device
 
     device = pick_device(arguments.device)
     segmenter = load(arguments.run, arguments.checkpoint, device)
     number = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
     print(f"{number} label maps written to {arguments.out}")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    from .export import export
+    from .segmenter import load
+
+    export(load(arguments.run, arguments.checkpoint), arguments.format, arguments.out)
+    print(f"{arguments.format} model written to {arguments.out}: images [B, c, H, W] in [0, 1] to labels [B, H, W]")
 
 
 def run_prepare(arguments: argparse.Namespace) -> None:

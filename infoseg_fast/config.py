@@ -1,41 +1,51 @@
-"""What a training run is told: every setting, its default and its meaning, once, for the command line and the RUN."""
+"""The settings of a training run: each with its default, its bounds and its help, in one place."""
 
 import dataclasses
+import logging
+import math
+import operator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+
+from .data import ImageSet
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
-from .recipe.appearance import RESOLUTION
-from .recipe.refinement import MAX_PASSES, PASSES
-from .segmenter import MAX_SMOOTH
+from .recipe import COMMON_DEFAULTS, recipe_class
+from .recipe.smoothing import AUTO, MAX_RADIUS
 
-AUTO = "auto"
-# Settings that a recipe fixes unless the user gives them. "paper" is the objective of the InfoSeg paper, whose text
-# leaves the negatives, the temperature, the sizes and the optimiser's settings open; "default" is what trials on real
-# images chose (docs/recipe.md).
-RECIPES = {
-    "default": {
-        "estimator": "infonce", "num_negatives": "all", "balance": 4.0, "appearance": 10.0, "smooth": AUTO,
-        "width": 16, "depth": 0, "dim": 32, "batch_size": 32, "lr": 3e-3, "average": 0.99,
-        "resolution": 0.08, "overcluster": 3.0, "refine": True, "passes": AUTO,
-    },
-    "paper": {
-        "estimator": "jsd", "num_negatives": 1, "balance": 0.0, "appearance": 0.0, "smooth": 0,
-        "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-        "resolution": RESOLUTION, "overcluster": 1.0, "refine": False, "passes": 0,
-    },
-}  # fmt: skip
+logger = logging.getLogger("infoseg_fast")
+
 DEFAULT_STEPS = 800
+DEFAULT_CROP = 128  # pixels
 LOSS_MASKS = ("none", "gt")
+GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
+# Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
+BOUNDS = (
+    ("minimum", "at least", operator.ge),
+    ("above", "above", operator.gt),
+    ("below", "below", operator.lt),
+    ("maximum", "at most", operator.le),
+)
+# What a resumed run may change: how long it runs and how it is watched, not what it computes.
+CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
 
 
-def setting(default, help: str, **argument):
-    """A field with what the command line says of it and takes for it."""
-    return field(default=default, metadata={"help": help, **argument})
+def setting(group: str, default: Any, help: str, **how: Any) -> Any:
+    """A field of `Settings`.
+
+    Args:
+        group: the group of options that `infoseg train --help` lists it in.
+        help: one sentence for the command line. The default is added to it.
+        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number. `type`, `choices`
+            and `metavar` go to argparse. `switch=True` makes a pair of options --name and --no-name.
+    """
+    return field(default=default, metadata={"group": group, "help": help, **how})
 
 
-def count_or_all(text: str) -> int | str:
+def number_or_all(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
@@ -43,154 +53,206 @@ def number_or_auto(text: str) -> int | str:
     return text if text == AUTO else int(text)
 
 
-@dataclass
-class TrainConfig:
-    """Settings of a run. None means: decided from the data or the recipe, and then recorded."""
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run. None: the recipe or the data decide, and the run records the value (`resolve`)."""
 
-    data: str = setting("", "a set's name or a folder with images/")
-    classes: int | None = setting(None, "number of classes K (default: as many as the ground truth has)", type=int)
-    steps: int | None = setting(None, f"training steps (default: {DEFAULT_STEPS})", type=int)
-    epochs: int | None = setting(None, "passes over the images, instead of --steps", type=int)
-    batch_size: int | None = setting(None, "images B of a step (default: the recipe's)", type=int)
-    seed: int = setting(0, "seed of everything random", type=int)
-    starts: int = setting(
-        1,
-        "initial networks, of which the one is trained whose classes are worth most after 100 steps, or where there is "
-        "no second network, whose loss is lowest",
-        type=int,
-    )
-    overcluster: float | None = setting(
-        None,
-        "a second network has X times the classes, which are taken together at the end; labels are of those that tell "
-        "more; 1: none (default: the recipe's)",
-        type=float,
+    data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
+    classes: int | None = setting(
+        "data", None, "number of classes K (default: as in the ground truth)", type=int, minimum=2, maximum=256
     )
     crop: int | None = setting(
+        "data",
         None,
-        "side of the training crops in pixels (default: a benchmark's own, else 128, or the shortest side if less)",
+        f"side of the training crops (default: a benchmark's own, else {DEFAULT_CROP}, or the shortest side if less)",
         type=int,
+        minimum=4,
+        metavar="PX",
     )
-    scale: float = setting(1.0, "factor by which images are resized when read", type=float)
-    inputs: str = setting("rgb", "the images as they are, their grey, or with Sobel gradients too", choices=INPUTS)
+    scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
+    flip: bool = setting("data", True, "mirror crops at random", switch=True)
+    rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
+    jitter: float = setting(
+        "data", 0.0, "greatest relative change of brightness, contrast and colour", type=float, minimum=0
+    )
     loss_mask: str = setting(
-        "none", "gt leaves pixels without ground truth out of the loss, which is a use of labels", choices=LOSS_MASKS
+        "data", "none", "gt: pixels without ground truth leave the loss. This uses labels", choices=LOSS_MASKS
     )
-    width: int | None = setting(None, "channels of the network's first block (default: the recipe's)", type=int)
+
+    width: int | None = setting("network", None, "channels of the network's first block", type=int, minimum=1)
     depth: int | None = setting(
+        "network",
         None,
-        "residual blocks of block C: a local feature sees 7 + 16 N pixels a side (default: the recipe's)",
+        "residual blocks of block C. A local feature sees 7 + 16 N pixels a side",
         type=int,
+        minimum=0,
+        maximum=MAX_DEPTH,
     )
-    dim: int | None = setting(None, "embedding dimension D (default: the recipe's)", type=int)
-    recipe: str = setting("default", "the objective's settings", choices=tuple(RECIPES))
-    estimator: str | None = setting(None, "of the mutual information (default: the recipe's)", choices=ESTIMATORS)
-    negatives: str | None = setting(None, "of the jsd estimator (default: same_position)", choices=NEGATIVES)
+    dim: int | None = setting("network", None, "embedding dimension D", type=int, minimum=1)
+    inputs: str = setting(
+        "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS
+    )
+
+    recipe: str = setting(
+        "objective", "default", "objective with its settings: default, paper, or a class of your own", metavar="RECIPE"
+    )
+    estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
+    negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
     num_negatives: int | str | None = setting(
-        None, "other images an image is compared with, or all (default: the recipe's)", type=count_or_all
+        "objective", None, "other images that an image is compared with, or all", type=number_or_all, minimum=1
     )
-    balance: float | None = setting(None, "weight of the class-usage term (default: the recipe's)", type=float)
+    temperature: float = setting("objective", 1.0, "tau, the factor of the similarities", type=float, above=0)
+    balance: float | None = setting("objective", None, "weight of the class-usage term", type=float, minimum=0)
     appearance: float | None = setting(
-        None, "weight of what the classes tell of colour and texture (default: the recipe's)", type=float
-    )
-    resolution: float | None = setting(
+        "objective",
         None,
-        f"smallest difference of appearance that counts in the end, in standard deviations; {RESOLUTION} until step "
-        "500, from there to step 550 it changes (default: the recipe's)",
+        "weight of the appearance term: information of the class about colour and texture. 0 disables it",
         type=float,
+        minimum=0,
+    )
+    overcluster: float | None = setting(
+        "objective",
+        None,
+        "number of over-clusters per class. 1 disables the over-clustered network",
+        type=float,
+        minimum=1,
+    )
+    batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
+    lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
+    weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
+    warmup: int = setting("objective", 100, "steps over which the learning rate rises", type=int, minimum=0)
+
+    average: float | None = setting(
+        "labels",
+        None,
+        "decay of the averaged weights that make labels: a mean over about 1 / (1 - X) steps. 0 disables averaging",
+        type=float,
+        minimum=0,
+        below=1,
     )
     smooth: int | str | None = setting(
+        "labels",
         None,
-        "probabilities are averaged over 2 N + 1 positions each way; auto: N = 1 for images that are grainy at the "
-        "scale of a position, else 0 (default: the recipe's)",
+        "probabilities are averaged over 2 N + 1 positions a side. auto: N = 1 for noisy images, else 0",
         type=number_or_auto,
+        minimum=0,
+        maximum=MAX_RADIUS,
     )
     refine: bool | None = setting(
-        None,
-        "labels follow the pixels' colours, by what the pixels of each class look like (default: the recipe's)",
-        switch=True,
+        "labels", None, "refine labels at the pixels by the colours of each class", switch=True
     )
-    passes: int | None = setting(
-        None,
-        f"how often what the pixels around tell becomes part of what --refine begins with; auto: {PASSES} times where "
-        "the pixels' colours tell classes apart, else 0 (default: the recipe's)",
-        type=number_or_auto,
-    )
-    temperature: float = setting(1.0, "tau, which multiplies the similarities", type=float)
-    lr: float | None = setting(None, "learning rate of AdamW (default: the recipe's)", type=float)
-    weight_decay: float = setting(1e-2, "weight decay of AdamW", type=float)
-    warmup: int = setting(100, "steps over which the learning rate rises", type=int)
-    average: float | None = setting(
-        None,
-        "labels are made by weights averaged over about 1 / (1 - X) steps; 0: by the last ones (default: the recipe's)",
-        type=float,
-    )
-    flip: bool = setting(True, "random flips", switch=True)
-    rotate: bool = setting(True, "random quarter turns", switch=True)
-    jitter: float = setting(0.0, "greatest relative change of brightness, contrast and colour", type=float)
-    log_every: int = setting(50, "steps between lines of metrics.jsonl", type=int)
-    eval_every: int = setting(500, "steps between evaluations, if there are labels (0: only at the end)", type=int)
-    checkpoint_every: int = setting(250, "steps between checkpoints", type=int)
-    device: str = setting("auto", "where to train", choices=("auto", "cpu", "cuda"))
-    workers: int | None = setting(None, "processes that read images (default: by the set's size)", type=int)
 
-    def complete(self) -> None:
-        """Fill in what the recipe decides, and check every number."""
-        for name, value in ({"negatives": NEGATIVES[0]} | RECIPES[self.recipe]).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+    steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
+    epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
+    seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0)
+    log_every: int = setting("run", 50, "steps between lines of metrics.jsonl", type=int, minimum=1)
+    eval_every: int = setting(
+        "run", 500, "steps between evaluations where there are labels. 0: only at the end", type=int, minimum=0
+    )
+    checkpoint_every: int = setting("run", 250, "steps between checkpoints", type=int, minimum=1)
+    device: str = setting("run", "auto", "device that trains", choices=("auto", "cpu", "cuda"))
+    workers: int | None = setting(
+        "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
+    )
+
+    @classmethod
+    def create(cls, given: dict) -> "Settings":
+        """Settings from those that the user gave. The recipe decides the others that it has a default for.
+
+        Raises:
+            DataError: a setting is out of its bounds, or contradicts another.
+        """
+        if not given.get("data"):
+            raise DataError("--data is missing: give the name of a set or a folder with images/")
+        settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
+        if settings.steps is None and settings.epochs is None:
+            settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)
+        settings._check()
+        return settings
+
+    def changed(self, given: dict) -> "Settings":
+        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded ones."""
+        for name, value in given.items():
+            if name not in CHANGEABLE and getattr(self, name) != value:
+                raise DataError(
+                    f"--resume: the run was started with {option(name)} {getattr(self, name)}, not {value}; "
+                    "resume it with its own settings, or start a new run in another --out"
+                )
+        replaced = {"epochs": {"steps": None}, "steps": {"epochs": None}}
+        cleared = {k: v for name in given if name in replaced for k, v in replaced[name].items() if k not in given}
+        settings = dataclasses.replace(self, **given | cleared)
+        settings._check()
+        return settings
+
+    def resolve(self, train_set: ImageSet, labelled_set: ImageSet) -> "Settings":
+        """The settings with everything that the data decides.
+
+        Raises:
+            DataError: the data and the settings do not fit.
+        """
+        classes = self.classes or labelled_set.num_classes
+        if classes is None:
+            raise DataError(
+                f"--classes is required: {self.data} has neither labels for its eval split nor a classes.txt"
+            )
+        if not 2 <= classes <= 256:
+            raise DataError(f"--classes must be from 2 to 256, not {classes} (as {self.data} has it)")
+        if self.loss_mask == "gt" and not train_set.has_labels:
+            raise DataError(f"--loss-mask gt needs a label for every training image of {self.data}; leave it out")
+        crop = self.crop or train_set.crop_side or min(DEFAULT_CROP, train_set.shortest_side)
+        small = train_set.num_smaller(crop)
+        if small:
+            logger.warning(
+                "%d of %d training images are smaller than the crop of %d px: they are padded, and padding does not "
+                "count",
+                small,
+                len(train_set),
+                crop,
+            )
+        least = self.least_batch
+        if len(train_set) < least:
+            raise DataError(
+                f"{self.data} has {len(train_set)} training images; negatives need a batch of {least} at least"
+            )
+        steps = self.steps or self.epochs * steps_per_epoch(len(train_set), self.batch_size, least)
+        return dataclasses.replace(self, classes=classes, crop=crop, steps=steps)
+
+    @property
+    def least_batch(self) -> int:
+        """The fewest images that a batch must hold for its negatives."""
+        return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+
+    def _check(self) -> None:
+        """Raise DataError for a setting out of its bounds."""
         if self.steps is not None and self.epochs is not None:
-            raise DataError("--steps and --epochs are two ways to say one thing; give one of them")
-        if self.steps is None and self.epochs is None:
-            self.steps = DEFAULT_STEPS
-        least = {
-            "classes": 2, "steps": 1, "epochs": 1, "batch_size": 2, "seed": 0, "starts": 1, "overcluster": 1,
-            "crop": 4, "width": 1, "depth": 0, "dim": 1, "balance": 0, "appearance": 0, "smooth": 0, "passes": 0,
-            "weight_decay": 0, "warmup": 0, "average": 0, "jitter": 0, "log_every": 1, "eval_every": 0,
-            "checkpoint_every": 1, "workers": 0,
-        }  # fmt: skip
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value not in (None, AUTO) and not bound <= value < float("inf"):
-                raise DataError(f"{option(name)} must be at least {bound}, not {value}")
-        for name in ("scale", "temperature", "lr", "resolution"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise DataError(f"{option(name)} must be above 0, not {getattr(self, name)}")
-        for name, most in (("depth", MAX_DEPTH), ("smooth", MAX_SMOOTH), ("passes", MAX_PASSES)):
-            if getattr(self, name) != AUTO and getattr(self, name) > most:
-                raise DataError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
-        if self.average >= 1:
-            raise DataError(f"--average must be below 1, not {self.average}")
-        if self.classes is not None and self.classes > 256:
-            raise DataError(f"--classes must be from 2 to 256, not {self.classes}")
-        n = self.num_negatives
-        if n != "all" and not 1 <= n < self.batch_size:
+            raise DataError("--steps and --epochs exclude each other; give one of them")
+        for one in dataclasses.fields(self):
+            value, how = getattr(self, one.name), one.metadata
+            if value is None or isinstance(value, (str, bool)):
+                continue
+            broken = [
+                f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])
+            ]
+            if broken or not math.isfinite(value):
+                raise DataError(f"{option(one.name)} must be {' and '.join(broken) or 'finite'}, not {value}")
+        if isinstance(self.num_negatives, int) and self.num_negatives >= self.batch_size:
             most = self.batch_size - 1
-            raise DataError(f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {n}")
+            raise DataError(
+                f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
+            )
+
+
+def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
+    """Batches in a pass over `size` images. A last batch of fewer than `least` images is dropped."""
+    return size // batch_size + (size % batch_size >= least)
 
 
 def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# What a resumed run may change: how long it goes on and how it is watched, not what it computes.
-CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
-# What runs from before a setting existed were trained with, where that is not the recipe's.
-FORMERLY = {"resolution": RESOLUTION, "passes": 0}
-
-
-def resumed(stored: dict, given: dict) -> TrainConfig:
-    """The configuration of a run on disk, with what was `given` anew; only CHANGEABLE settings may differ."""
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**FORMERLY | {name: value for name, value in stored.items() if name in known})
-    for name, value in given.items():
-        if name not in CHANGEABLE and getattr(config, name) != value:
-            raise DataError(
-                f"--resume: the run was started with {option(name)} {getattr(config, name)}, not {value}; "
-                "resume it with its own settings, or start a new run in another --out"
-            )
-        setattr(config, name, value)
-    if "epochs" in given:
-        config.steps = None
-    elif "steps" in given:
-        config.epochs = None
-    return config
+def pick_device(name: str) -> torch.device:
+    """The device for "auto", "cpu" or "cuda"."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

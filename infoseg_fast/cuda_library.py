@@ -1,7 +1,7 @@
-"""The only door to the CUDA library `infoseg_fast/_cuda.so`: a C interface, loaded by ctypes on first use.
+"""Loads the CUDA library `infoseg_fast/_cuda.so` on first use. It has a C interface, called by ctypes.
 
-It holds the CUDA runtime it was built with, so it needs neither a CUDA toolkit nor a certain PyTorch, and loads on a
-machine without a GPU too.
+The library holds its own CUDA runtime. It needs no CUDA toolkit and no particular PyTorch version, and it loads on a
+machine without a GPU too. Every other module reaches the library through this one.
 """
 
 import ctypes
@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def unavailable() -> str | None:
-    """Why the library cannot be used; None when it can. Asks PyTorch for a GPU, so not to be called at import."""
+    """Why the library cannot be used; None when it can. Asks PyTorch for a GPU, so no module calls it at import."""
     reason = _load()[1]
     if reason is None and not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
@@ -59,13 +59,17 @@ def unavailable() -> str | None:
 
 @functools.cache
 def _not_ready() -> str | None:
-    """Why the library's own CUDA runtime cannot run, such as a driver older than it; None when it can."""
+    """Why the library's CUDA runtime cannot run, for example an older driver; None when it can."""
     error = library().infoseg_cuda_ready()
     return f"its CUDA runtime reports: {library().infoseg_cuda_error(error).decode()}" if error else None
 
 
 def run(name: str, device: torch.device, *arguments) -> None:
-    """Call a function that ends with a stream and returns a cudaError_t, on the device's current stream."""
+    """Call a library function on the device's current stream, which is its last argument.
+
+    Raises:
+        RuntimeError: the function returned a CUDA error.
+    """
     with torch.cuda.device(device):
         error = getattr(library(), name)(*arguments, torch.cuda.current_stream(device).cuda_stream)
     if error:

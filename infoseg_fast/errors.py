@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the one that says a backend cannot run."""
+"""The package's exceptions."""
 
 
 def printable(text: object) -> str:
@@ -8,7 +8,7 @@ def printable(text: object) -> str:
 
 
 class DataError(ValueError):
-    """A file or an option is not as it must be. The text is one line that names it.
+    """A file or an option is invalid. The text is one line that names it.
 
     The command line prints the text and exits with status 2.
     """
@@ -18,4 +18,4 @@ class DataError(ValueError):
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run; the text says why, and which others can."""
+    """A backend requested by name cannot run. The text says why, and which backends can."""

@@ -1,4 +1,7 @@
-"""The only door to the compiled extension `infoseg_fast._C`, imported on first use; the package imports without it."""
+"""Loads the compiled extension `infoseg_fast._C` on first use. The package imports without it.
+
+Every other module reaches the extension through this one.
+"""
 
 import functools
 import importlib
@@ -18,18 +21,15 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def _build_reason() -> str | None:
-    """Why the build left the extension out, from the record that setup.py wrote."""
-    try:
-        reason = json.loads(BUILD_RECORD.read_text())["cpp"]["reason"]
-    except FileNotFoundError:
+    """Why the build left the extension out, from the record that setup.py wrote; None when it does not say."""
+    if not BUILD_RECORD.exists():
         return "the C++ extension has not been built (run `pip install .` in the checkout)"
-    except (OSError, ValueError, KeyError):
-        return None
+    reason = build_record().get("cpp", {}).get("reason")
     return f"the C++ extension was not built: {reason}" if reason else None
 
 
 def compiled() -> ModuleType | None:
-    """The extension module, or None when it cannot be imported (`unavailable()` says why)."""
+    """The extension module, or None when it cannot be imported. `unavailable()` says why."""
     return _load()[0]
 
 
@@ -39,7 +39,7 @@ def unavailable() -> str | None:
 
 
 def build_record() -> dict:
-    """What setup.py recorded about the build; empty when there is no readable record."""
+    """What setup.py recorded about the build, by library ("cpp", "cuda"). Empty without a readable record."""
     try:
         return json.loads(BUILD_RECORD.read_text())
     except (OSError, ValueError):

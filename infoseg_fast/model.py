@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .reference.tracing import recorded
+
 INPUTS = ("rgb", "grey", "sobel")  # the images as they are; their grey; the images and two Sobel maps of their grey
 # As IIC had them: OpenCV's weights of red, green and blue, which it applied to images in the order blue, green, red.
 GREY = (0.114, 0.587, 0.299)
@@ -168,7 +170,7 @@ class InfoSegNet(nn.Module):
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
         if self.mean.numel() not in (1, images.shape[1]):
             raise ValueError(f"images must have {self.mean.numel()} channels, not {images.shape[1]}")
-        if 0 in images.shape[2:]:
+        if not recorded() and 0 in images.shape[2:]:
             raise ValueError(f"images must have at least one pixel, not {list(images.shape)}")
         mean, std = self.mean[:, None, None], self.std[:, None, None]
         if self.inputs == "rgb":
@@ -189,7 +191,7 @@ class InfoSegNet(nn.Module):
 
     def global_features(self, pooled: Tensor) -> Tensor:
         """H [B, K, D] from the spatial mean of block D [B, channels]."""
-        return self.global_projection(pooled).view(len(pooled), self.num_classes, self.dim)
+        return self.global_projection(pooled).unflatten(1, (self.num_classes, self.dim))
 
 
 def grey(images: Tensor) -> Tensor:
@@ -205,11 +207,32 @@ def sobel(grey_images: Tensor) -> Tensor:
 
 
 def padded(images: Tensor) -> Tensor:
-    """[B, c, H, W] with the last row and column repeated until the network can take them."""
-    bottom, right = (padded_side(n) - n for n in images.shape[2:])
+    """[B, c, H, W] with the last row and column repeated, to the size that the network takes."""
+    rows, columns = images.shape[2:]
+    if recorded():  # a recorded graph must not compare sizes
+        y, x = (torch.arange(padded_side(n), device=images.device).clamp(max=n - 1) for n in (rows, columns))
+        return images[:, :, y][:, :, :, x]
+    bottom, right = (padded_side(n) - n for n in (rows, columns))
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
 def padded_side(n: int) -> int:
     """The side in pixels that the network sees for an image of side n."""
-    return max(MIN_SIDE, -(-n // STRIDE) * STRIDE)
+    side = -(-n // STRIDE) * STRIDE
+    if isinstance(side, Tensor):  # of torch.jit.trace
+        return side.clamp(min=MIN_SIDE)
+    return torch.sym_max(side, MIN_SIDE)
+
+
+def position_size(images: Tensor) -> tuple[int, int]:
+    """Size (h, w) of the features of images [B, c, H, W]."""
+    return padded_side(images.shape[2]) // STRIDE, padded_side(images.shape[3]) // STRIDE
+
+
+def position_mask(mask: Tensor | None, images: Tensor) -> Tensor | None:
+    """The positions [B, h, w] whose pixels all count in `mask`, bool [B, H, W]. Padded pixels do not count."""
+    if mask is None:
+        return None
+    h, w = position_size(images)
+    below, right_of = STRIDE * h - mask.shape[1], STRIDE * w - mask.shape[2]
+    return F.max_pool2d(F.pad((~mask).float(), (0, right_of, 0, below), value=1.0), STRIDE) == 0

@@ -67,9 +67,9 @@ def predict(
         raise DataError(
             "--match: no evaluation has matched this checkpoint's clusters to classes; run infoseg eval first"
         )
-    channels = segmenter.model.mean.numel()
-    segmenter.scale *= segmenter.raw_scale
-    segmenter.raw_scale = 1.0
+    data = segmenter.labelling.data
+    channels = data.channels
+    segmenter.scale = data.scale * data.raw_scale
     found = targets(sources, out)
     for path in found:
         header = describe(path)

@@ -3,22 +3,19 @@
 import base64
 import html
 import io
-import json
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoint import write_atomically
-from .data.base import ImageSet, to_float
+from .checkpoint import LAST, write_atomically
+from .data.base import ImageSet
 from .palette import as_rgb, coloured, palette
-from .run_folder import CONFIG, METRICS
-from .segmenter import EVALUATION, Segmenter
+from .run_folder import RunFolder
+from .segmenter import Segmenter
 
-REPORT, PICTURE = "report.html", "examples.png"
-EXAMPLES = 12
+EXAMPLES = 12  # images
 EXAMPLE_SIDE = 512  # pixels; larger images are shown smaller
 
 STYLE = """
@@ -34,23 +31,24 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.device) -> None:
-    """Write `run`/report.html from its metrics.jsonl and last evaluation, with examples from `images`.
+def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.device) -> None:
+    """Write the report of a run from its metrics and last evaluation, with examples from `images`.
 
-    The examples alone are written to `run`/examples.png too.
+    The examples alone are written to examples.png too.
     """
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    config = json.loads((run / CONFIG).read_text())
-    scores = json.loads((run / EVALUATION).read_text()).get("last") if (run / EVALUATION).is_file() else None
+    rows, config, scores = run.read_metrics(), run.read_config(), run.evaluation(LAST)
+    name = html.escape(run.path.resolve().name)
+    in_use = rows[-1].get("classes_in_use")
     sections = [
-        f"<h1>{html.escape(run.resolve().name)}</h1>",
+        f"<h1>{name}</h1>",
         f"<p>{rows[-1]['step']} steps on {html.escape(images.name)}; K = {segmenter.num_clusters}; "
-        f"last training loss {rows[-1]['loss']:.4f}; "
-        f"effective number of classes in use {rows[-1]['classes_in_use']:.2f}.</p>",
+        f"last training loss {rows[-1]['loss']:.4f}"
+        + (f"; effective number of classes in use {in_use:.2f}" if in_use else "")
+        + ".</p>",
         "<h2>Curves</h2>",
         f'<img class="curves" alt="curves" src="{curves(rows)}">',
     ]
-    if scores is not None:
+    if scores is not None and scores["num_pixels"]:
         sections += [
             f"<h2>Scores on the {scores['split']} split</h2>",
             score_table(scores),
@@ -60,11 +58,11 @@ def write(run: Path, segmenter: Segmenter, images: ImageSet, device: torch.devic
     sections += [example_figures(shown, scores), "<h2>Settings</h2>", settings_table(config)]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>infoseg: {html.escape(run.resolve().name)}</title><style>{STYLE}</style></head>"
+        f"<title>infoseg: {name}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
-    write_atomically(run / PICTURE, png(contact_sheet(list(shown.values()))))
-    write_atomically(run / REPORT, page.encode())
+    write_atomically(run.examples, png(contact_sheet(list(shown.values()))))
+    write_atomically(run.report, page.encode())
 
 
 def curves(rows: list[dict]) -> str:
@@ -72,18 +70,22 @@ def curves(rows: list[dict]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    labels = {"loss": "training loss", "classes_in_use": "classes in use"}
+    shown = [name for name in labels if name in rows[-1]]
     scored = [row for row in rows if "pixel_accuracy" in row]
-    figure, axes = pyplot.subplots(1, 3 if scored else 2, figsize=(12 if scored else 8, 3.2), layout="constrained")
-    for axis, name, label in zip(axes, ("loss", "classes_in_use"), ("training loss", "classes in use"), strict=False):
+    number = len(shown) + bool(scored)
+    figure, axes = pyplot.subplots(1, number, figsize=(4 * number, 3.2), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=False):
         axis.plot([row["step"] for row in rows], [row[name] for row in rows], color="#4477aa")
-        axis.set(xlabel="step", title=label)
+        axis.set(xlabel="step", title=labels[name])
     if scored:
+        axis = axes[0, -1]
         for name, label in (("pixel_accuracy", "accuracy"), ("mean_iou", "mean IoU"), ("nmi", "NMI")):
-            axes[2].plot([row["step"] for row in scored], [row[name] for row in scored], marker=".", label=label)
+            axis.plot([row["step"] for row in scored], [row[name] for row in scored], marker=".", label=label)
         constant = scored[-1]["majority_accuracy"]
-        axes[2].axhline(constant, color="grey", linestyle=":", label="constant predictor")
-        axes[2].set(xlabel="step", title="eval split", ylim=(0, 1))
-        axes[2].legend(fontsize=8)
+        axis.axhline(constant, color="grey", linestyle=":", label="constant predictor")
+        axis.set(xlabel="step", title="eval split", ylim=(0, 1))
+        axis.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)
@@ -105,10 +107,11 @@ def score_table(scores: dict) -> str:
 def class_table(scores: dict, images: ImageSet) -> str:
     lines = []
     for cls, (share, iou) in enumerate(zip(scores["class_shares"], scores["iou"], strict=True)):
+        shown = "-" if iou is None else f"{iou:.3f}"
         clusters = ", ".join(str(i) for i, mapped in enumerate(scores["mapping"]) if mapped == cls)
         lines.append(
             f"<tr><td>{swatch(cls, images.num_classes)}{html.escape(class_name(images, cls))}</td>"
-            f'<td class="number">{share:.3f}</td><td class="number">{iou:.3f}</td><td>{clusters or "none"}</td></tr>'
+            f'<td class="number">{share:.3f}</td><td class="number">{shown}</td><td>{clusters or "none"}</td></tr>'
         )
     head = "<tr><th>class</th><th>share</th><th>IoU</th><th>cluster</th></tr>"
     return f"<table>{head}{''.join(lines)}</table>"
@@ -128,7 +131,7 @@ def examples(
     """By stem, images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
     found = {}
     for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
-        pixels = to_float(images.native_image(index))
+        pixels = images.scaling.to_float(images.native_image(index))
         labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
         pictures = [as_rgb(pixels.numpy())]
         if scores:

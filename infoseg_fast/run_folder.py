@@ -1,75 +1,165 @@
-"""The RUN folder: the settings in it, and its log; a run's checkpoints are in `checkpoint`."""
+"""`RunFolder`: the only reader and writer of the files of a RUN."""
 
+from __future__ import annotations
+
+import contextlib
 import dataclasses
+import fcntl
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
+from typing import IO, Any
 
-from .checkpoint import write_atomically
-from .config import TrainConfig, resumed
+from . import checkpoint
+from .checkpoint import LAST, write_atomically
+from .config import Settings
 from .env import environment
 from .errors import DataError
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"
+logger = logging.getLogger("infoseg_fast")
+
+LAYOUT = 1  # version of the files. A RUN of another version is refused by name.
 
 
-def settings_of(given: dict, out: Path, resume: bool) -> tuple[TrainConfig, dict | None]:
-    """The settings of the run, and the description of its data if it exists."""
-    exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
-    if exists and not resume:
-        raise DataError(f"--out {out} exists; give --resume to go on with it, or another folder")
-    config, dataset = TrainConfig(**given), None
-    if exists:
+class RunFolder:
+    """A RUN: config.json, metrics.jsonl, evaluation.json, checkpoints/, tensorboard/, report.html, examples.png.
+
+    As a context manager it releases the lock that `open` and `write_config` take: one process trains in a RUN.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.json", self.path / "metrics.jsonl"
+        self.evaluations, self.checkpoints = self.path / "evaluation.json", self.path / "checkpoints"
+        self.report, self.examples = self.path / "report.html", self.path / "examples.png"
+        self.tensorboard = self.path / "tensorboard"
+        self._lock: IO | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def open(self, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
+        """The settings of the run, and the fingerprint of its data if the run exists.
+
+        Args:
+            given: settings that the user gave.
+            resume: whether the run may exist.
+
+        Raises:
+            DataError: the run exists without `resume`, is of another layout, is in use, or has other settings.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            if resume:
+                print(f"{self.path} does not exist yet: a new run begins")
+            return Settings.create(given), None
+        if not resume:
+            raise DataError(f"--out {self.path} exists; give --resume to continue it, or another folder")
+        record = self.read_config()
+        self._take_lock()
+        return Settings(**record["config"]).changed(given), record["data"]
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of config.json: "layout", "config", "data", "environment"."""
         try:
-            stored = json.loads((out / CONFIG).read_text())
-            config, dataset = resumed(stored["config"], given), stored["dataset"]
-        except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"--resume: {out} is not a run (no readable {CONFIG})") from error
-    elif resume:
-        print(f"{out} does not exist yet: a new run begins")
-    if not config.data:
-        raise DataError("--data is missing: a set's name or a folder with images/")
-    config.complete()
-    return config, dataset
+            record = json.loads(self.config.read_text())
+            layout = record.get("layout")
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.path} is not a run (no readable {self.config.name})") from error
+        if layout != LAYOUT:
+            raise DataError(
+                f"{self.path} has layout {layout or 'of an unreleased version'}; this version reads layout {LAYOUT}. "
+                "Train it again"
+            )
+        return record
 
-
-def write_settings(config: TrainConfig, dataset: dict, out: Path) -> None:
-    """Record the settings; a new run's folder appears under its name with them inside."""
-    record = {"config": dataclasses.asdict(config), "dataset": dataset, "environment": environment()}
-    text = (json.dumps(record, indent=1) + "\n").encode()
-    if (out / CONFIG).is_file():
-        write_atomically(out / CONFIG, text)
-        return
-    scratch = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        write_atomically(scratch / CONFIG, text)
-        os.rename(scratch, out)
-    except OSError as error:
-        raise DataError(f"--out {out} cannot be made: {error.strerror}") from error
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop what metrics.jsonl says of steps after the checkpoint, and a line that a kill left torn."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = []
-    for line in lines:
+    def write_config(self, settings: Settings, fingerprint: dict[str, Any]) -> None:
+        """Record the settings. The folder of a new run appears with them inside."""
+        record = {
+            "layout": LAYOUT,
+            "config": dataclasses.asdict(settings),
+            "data": fingerprint,
+            "environment": environment(),
+        }
+        text = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+        if self.config.is_file():
+            write_atomically(self.config, text)
+            return
+        scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    if kept != lines:
-        write_atomically(path, "".join(kept).encode())
+            scratch.mkdir(parents=True)
+            write_atomically(scratch / self.config.name, text)
+            os.rename(scratch, self.path)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise DataError(f"--out {self.path} cannot be made: {error.strerror}") from error
+        self._take_lock()
 
+    def _take_lock(self) -> None:
+        """Hold the folder until the process ends. A crash releases it."""
+        try:
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{self.path} is in use: another process trains in it") from error
+        except OSError as error:
+            logger.warning("%s has no lock, since its file system has none: %s", self.path, error.strerror)
 
-def loss_mask_of(run: Path) -> str:
-    """The setting that a run was trained with."""
-    try:
-        return json.loads((run / CONFIG).read_text())["config"].get("loss_mask", "none")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{run / CONFIG} cannot be read ({error})") from error
+    def save(self, state: dict[str, Any], is_best: bool) -> None:
+        """Write the last checkpoint, and with `is_best` also the best one."""
+        checkpoint.save(self.checkpoints, state | {"layout": LAYOUT}, is_best)
+
+    def load(self, name: str = LAST) -> dict[str, Any] | None:
+        """The state of a checkpoint; None where there is none yet."""
+        state = checkpoint.load(self.checkpoints, name)
+        if state is not None and state.get("layout") != LAYOUT:
+            raise DataError(
+                f"checkpoint {name} of {self.path} has layout {state.get('layout') or 'of an unreleased version'}; "
+                f"this version reads layout {LAYOUT}. Train it again"
+            )
+        return state
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines of steps after `step`, and a line that a kill left torn."""
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
+        kept = []
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError):
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        if kept != lines:
+            write_atomically(self.metrics, "".join(kept).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
+        """The scores last found for a checkpoint; None where there are none, or those of another step."""
+        found = self._evaluations().get(name)
+        return found if found and step in (None, found["step"]) else None
+
+    def record_evaluation(self, name: str, step: int, split: str, scores: dict[str, Any]) -> None:
+        """Keep the scores of a checkpoint beside those of the others."""
+        record = self._evaluations() | {name: {"step": step, "split": split} | scores}
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.evaluations, text.encode())
+
+    def _evaluations(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.evaluations.read_text())
+        except (OSError, ValueError):
+            return {}

@@ -12,8 +12,8 @@ from infoseg_fast import cuda_library
 
 ROOT = Path(__file__).resolve().parent.parent
 HARNESS = ROOT / "tests" / "cuda_harness"
-ASSIGNMENT = ROOT / "csrc" / "linear_sum_assignment.cu"
-CONFUSION = ROOT / "csrc" / "confusion_matrix.cu"
+ASSIGNMENT = ROOT / "csrc" / "linear_sum_assignment" / "linear_sum_assignment.cu"
+CONFUSION = ROOT / "csrc" / "confusion_matrix" / "confusion_matrix.cu"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 
 needs_compiler = pytest.mark.skipif(

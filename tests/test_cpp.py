@@ -11,7 +11,8 @@ from conftest import inputs
 import infoseg_fast as isf
 from infoseg_fast import extension, reference
 from infoseg_fast.bench import cpu as bench
-from infoseg_fast.ops import cpp, custom
+from infoseg_fast.bench import providers
+from infoseg_fast.ops import OPS, cpp
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 NAMES = ("portable", "avx2", "avx512", "avx512bf16")
@@ -212,17 +213,24 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
                 assert torch.equal(counts, isf.confusion_matrix(labels, target, x[1].shape[1], 4, ignore_index=2))
 
 
-@pytest.mark.parametrize("case", [c for c in bench.CASES if c.op == "loss"], ids=lambda case: case.name)
+CASES = OPS["mutual_information_loss"].cases_for("cpu")
+
+
+def step_of(case, function, dtype=None):
+    """A forward and backward pass; `function` changes the provider."""
+    x, keywords = providers.arguments(case, "cpu", dtype)
+    return providers.steps(case, function(providers.providers(case, keywords)), x)["forward + backward"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
     """Of the loss and of each gradient, against float64, at the shapes that are timed."""
-    exact, mask = bench.inputs(case, torch.float64)
-    x, _ = bench.inputs(case)
-    ways = bench.providers(case, compiled=False)
-    truth = bench.step_of(case, ways["eager"], exact, mask)()
+    truth = step_of(case, lambda found: found["eager"], torch.float64)()
     found, eager = (
-        bench.relative_errors(bench.step_of(case, ways[way], x, mask)(), truth) for way in ("infoseg_fast", "eager")
+        providers.relative_errors(step_of(case, lambda found, way=way: found[way])(), truth)
+        for way in ("infoseg_fast", "eager")
     )
-    for name, ours, theirs in zip(bench.RESULTS, found, eager, strict=True):
+    for name, ours, theirs in zip(providers.RESULTS, found, eager, strict=True):
         assert ours <= 2 * theirs + torch.finfo(torch.float32).eps, (name, ours, theirs)
 
 
@@ -230,15 +238,11 @@ def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
 @pytest.mark.parametrize("name", ["jsd", "jsd n=3", "jsd reassigned", "infonce all", "jsd all"])
 def test_a_step_needs_little_memory_beside_its_gradients(name, upstream):
     """At most 4 B K (1 + n) P numbers above inputs and gradients, and no term in B * B * P."""
-    case = next(c for c in bench.CASES if c.name == name)
-    x, _ = bench.inputs(case)
-    step = bench.step_of(
-        case, lambda *x, **how: upstream * bench.providers(case, False)["infoseg_fast"](*x, **how), x, None
-    )
-    extra = bench.extra_memory(step)
+    case = next(case for case in CASES if case.name == name)
+    extra = bench.extra_memory(step_of(case, lambda found: lambda *x: upstream * found["infoseg_fast"](*x)))
     if extra is None:
         pytest.skip("no peak memory to be had here")
-    scores = case.B * case.K * (1 + min(case.partners, 3)) * case.side**2
+    scores = case.B * case.K * (1 + min(case.negatives, 3)) * case.h * case.w
     assert extra * 2**20 <= 4 * 4 * scores
 
 
@@ -333,14 +337,20 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
     G, g0 = reference.fold_projection(H, W, b)
     G, g0, f = (t.detach().requires_grad_() for t in (G, g0, f))
     for how in (("jsd", "same_position", 1), ("jsd", "same_position", 4), ("infonce", "same_position", 4)):
-        torch.library.opcheck(custom.mutual_information_loss, (f, G, g0, None, 0.8, *how, 0.5, True, True, True, "cpp"))
-    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "cpp"))
-    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5, True, "cpp"))
-    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "cpp"))
+        arguments = f, G, g0, None, 0.8, *how, 0.5, [True] * 3, "cpp"
+        torch.library.opcheck(OPS["mutual_information_loss"].wiring.custom, arguments)
+    for op, arguments in (
+        ("assign", (f, G, g0, 1.5)),
+        ("class_moments", (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5)),
+        ("local_global_similarity", (f, G, None)),
+    ):
+        needs = [x is not None for x in arguments[:3]]
+        torch.library.opcheck(OPS[op].wiring.custom, (*arguments, needs, "cpp"))
     target = torch.randint(0, 3, (5, 9, 7), dtype=torch.uint8)
     detached = f.detach(), G.detach(), g0.detach()
-    torch.library.opcheck(custom.segment, (*detached, 1.5, 9, 7, "probs", "cpp"))
-    torch.library.opcheck(custom.segment_and_count, (*detached, target, 1.5, "probs", 3, None, True, "cpp"))
+    torch.library.opcheck(OPS["segment"].wiring.custom, (*detached, 1.5, [9, 7], "probs", "cpp"))
+    arguments = *detached, target, 1.5, "probs", 3, None, True, "cpp"
+    torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
@@ -433,20 +443,20 @@ def test_many_classes_and_few_positions(isa):
 
 
 def _train(backend, steps=100, disturbed=None):
-    """Losses of a training run and what it segments; a seed disturbs the first weights by a rounding."""
+    """Losses of a training run and its labels. With a seed, every step changes the weights by about one rounding."""
     torch.manual_seed(3)
     net = torch.nn.Conv2d(3, 16, 5, padding=2)
     head, projection = torch.nn.Linear(16, 4 * 24), torch.nn.Conv2d(16, 24, 1)
-    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters(), *projection.parameters()], lr=3e-3)
-    if disturbed is not None:
-        noise = torch.Generator().manual_seed(disturbed)
-        with torch.no_grad():
-            for x in (*net.parameters(), *head.parameters(), *projection.parameters()):
-                x *= 1 + 1e-7 * torch.randn(x.shape, generator=noise)
+    weights = [*net.parameters(), *head.parameters(), *projection.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=3e-3)
+    noise = None if disturbed is None else torch.Generator().manual_seed(disturbed)
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(24, 3, 12, 12, generator=generator)
     losses = []
     for _ in range(steps):
+        with torch.no_grad():
+            for x in weights if noise else ():
+                x *= 1 + 1e-7 * torch.randn(x.shape, generator=noise)
         f = torch.relu(net(images[torch.randperm(24, generator=generator)[:6]]))
         H = head(f.mean(dim=(2, 3))).view(6, 4, 24)
         loss = isf.mutual_information_loss(
@@ -472,9 +482,9 @@ def _train(backend, steps=100, disturbed=None):
 def test_100_training_steps_give_the_references_losses_and_segmentation():
     (found, labels), (expected, expected_labels) = _train("cpp"), _train("reference")
     assert found[0] - found[-1] > 0.01  # it learns something
-    # How far a last bit carries: the reference against itself.
+    # The effect of rounding in every step: the reference against itself.
     found, expected = torch.tensor(found), torch.tensor(expected)
     runs = torch.tensor([_train("reference", disturbed=seed)[0] for seed in range(3)])
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
-    assert ((found - expected).abs() <= 4 * growth + 1e-6).all()
+    assert ((found - expected).abs() <= 8 * growth + 1e-6).all()
     assert (labels == expected_labels).float().mean() > 0.995

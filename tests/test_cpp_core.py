@@ -1,4 +1,4 @@
-"""The C++ core by itself, without Python, under the sanitizers."""
+"""The C++ core without Python, under the sanitizers."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-SUBJECTS = ("mutual_information", "similarity", "segmentation", "appearance", "refinement")
+KERNELS = ("mutual_information_loss", "similarity", "segment", "appearance", "refinement")
 FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -20,7 +20,7 @@ FLAGS = {
 
 
 def best_flags() -> list[str]:
-    """Flags of the widest instruction set here: its kernels are compiled alone, under the name "portable"."""
+    """Flags of the widest instruction set of this CPU. Its kernels alone are compiled, under the name "portable"."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         return FLAGS["portable"]
     has = Path("/proc/cpuinfo").read_text()
@@ -28,7 +28,7 @@ def best_flags() -> list[str]:
 
 
 def require(sanitizer: str, folder: Path) -> None:
-    """Skip where the compiler cannot make even an empty program with it, and only there."""
+    """Skip only where the compiler cannot build an empty program with this sanitizer."""
     source = folder / "empty.cpp"
     source.write_text("int main() { return 0; }\n")
     command = [COMPILER, f"-fsanitize={sanitizer}", source, "-o", folder / "empty"]
@@ -39,16 +39,15 @@ def require(sanitizer: str, folder: Path) -> None:
 
 def build(folder: Path, sanitizer: str) -> Path:
     common = [COMPILER, "-O1", "-g1", "-std=c++17", "-fno-math-errno", f"-fsanitize={sanitizer}", "-pthread"]
-    common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", "-DINFOSEG_NO_HALVES", f"-I{ROOT / 'csrc'}"]
-    sources = [(ROOT / "csrc" / f"{s}_portable.cpp", best_flags()) for s in SUBJECTS]
-    sources += [
-        (ROOT / "csrc" / f"{s}.cpp", []) for s in (*SUBJECTS, "appearance_information", "cpu", "threads", "scratch")
-    ]
+    common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", f"-I{ROOT / 'csrc'}"]
+    one_set = [*best_flags(), "-DINFOSEG_ISA=portable"]
+    sources = [(ROOT / "csrc" / kernel / "kernel.cpp", one_set) for kernel in KERNELS]
+    sources += [(ROOT / "csrc" / "common" / f"{name}.cpp", []) for name in ("cpu", "threads", "scratch")]
     sources += [(ROOT / "tests" / "cpp" / "test_kernels.cpp", [])]
 
     def compile_one(source: tuple[Path, list[str]]) -> str:
         path, flags = source
-        out = folder / f"{path.stem}.o"
+        out = folder / f"{path.parent.name}-{path.stem}.o"
         done = subprocess.run([*common, *flags, "-c", path, "-o", out], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return str(out)

@@ -1,13 +1,12 @@
-"""The default recipe averages probabilities where the images are grainy, and only there."""
-
-import json
+"""The default recipe averages probabilities where the images are noisy, and only there."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from infoseg_fast import load
 from infoseg_fast.data import open_set
-from infoseg_fast.recipe.smoothing import grain, smoothing_radius
+from infoseg_fast.recipe.smoothing import noise_share, smoothing_radius
 from infoseg_fast.train import train
 
 SMALL = {"steps": 2, "crop": 32, "width": 8, "dim": 16, "batch_size": 2, "eval_every": 0, "classes": 2}
@@ -37,37 +36,35 @@ def flat(rng):
     return np.full((64, 64, 3), 90, np.uint8)
 
 
-def test_noise_is_all_grain_and_smooth_images_and_small_objects_have_none(tmp_path):
-    assert grain(open_set(folder(tmp_path / "noise", noise), "train")) == pytest.approx(1, abs=0.1)
-    assert grain(open_set(folder(tmp_path / "flat", flat), "train")) == 0
-    assert grain(open_set(folder(tmp_path / "objects", objects, 20), "train")) < 0.02
+def test_noise_has_share_1_and_smooth_images_and_small_objects_have_none(tmp_path):
+    assert noise_share(open_set(folder(tmp_path / "noise", noise), "train")) == pytest.approx(1, abs=0.1)
+    assert noise_share(open_set(folder(tmp_path / "flat", flat), "train")) == 0
+    assert noise_share(open_set(folder(tmp_path / "objects", objects, 20), "train")) < 0.02
 
     def noisy(rng):
         return (objects(rng) + 0.3 * (noise(rng).astype(float) - 128)).astype(np.uint8)
 
-    assert 0.05 < grain(open_set(folder(tmp_path / "noisy", noisy, 20), "train")) < 0.5
+    assert 0.05 < noise_share(open_set(folder(tmp_path / "noisy", noisy, 20), "train")) < 0.5
 
 
 def test_the_shape_and_the_size_of_images_do_not_matter(tmp_path):
-    whole = grain(open_set(folder(tmp_path / "whole", noise), "train"))
-    cut = grain(open_set(folder(tmp_path / "cut", lambda rng: noise(rng)[:62, :39]), "train"))
+    whole = noise_share(open_set(folder(tmp_path / "whole", noise), "train"))
+    cut = noise_share(open_set(folder(tmp_path / "cut", lambda rng: noise(rng)[:62, :39]), "train"))
     assert cut == pytest.approx(whole, abs=0.1)
     tiny = folder(tmp_path / "tiny", lambda rng: rng.integers(0, 255, (3, 2, 3), np.uint8))
-    assert grain(open_set(tiny, "train")) == 0
+    assert noise_share(open_set(tiny, "train")) == 0
 
 
 @pytest.mark.parametrize(("make", "radius"), [(noise, 1), (objects, 0), (flat, 0)])
-def test_a_run_decides_once_and_records_it(tmp_path, make, radius):
-    data = folder(tmp_path / "data", make)
-    assert smoothing_radius(open_set(data, "train")) == radius
-    run = tmp_path / "run"
+def test_auto_averages_noisy_images_alone(tmp_path, make, radius):
+    share = noise_share(open_set(folder(tmp_path / "data", make), "train"))
+    assert smoothing_radius("auto", share) == radius
+    assert smoothing_radius(2, share) == 2
+
+
+def test_a_run_decides_once_and_keeps_it(tmp_path):
+    data, run = folder(tmp_path / "data", noise), tmp_path / "run"
     train(SMALL | {"data": data}, run)
-    assert json.loads((run / "config.json").read_text())["config"]["smooth"] == radius
+    assert load(run).labelling.smooth == 1
     train({"steps": 3}, run, resume=True)
-    assert json.loads((run / "config.json").read_text())["config"]["smooth"] == radius
-
-
-def test_what_is_given_is_taken(tmp_path):
-    data = folder(tmp_path / "data", flat)
-    train(SMALL | {"data": data, "smooth": 2}, tmp_path / "run")
-    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["smooth"] == 2
+    assert load(run).labelling.smooth == 1

@@ -1,7 +1,6 @@
 """Training: it learns, it resumes to the same bits, and what is on disk is always whole."""
 
 import json
-import math
 import os
 import resource
 import signal
@@ -18,13 +17,12 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import checkpoint, extension
-from infoseg_fast.config import TrainConfig
-from infoseg_fast.data import open_set
+from infoseg_fast import extension
 from infoseg_fast.errors import DataError
+from infoseg_fast.model import position_mask
 from infoseg_fast.ops import dispatch
-from infoseg_fast.recipe.merging import told
-from infoseg_fast.train import Run, train, valid_positions
+from infoseg_fast.run_folder import RunFolder
+from infoseg_fast.train import train
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
 
@@ -38,7 +36,14 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def weights(run: Path, name: str = "last") -> dict:
-    return checkpoint.load(run, name)["model"]
+    content = RunFolder(run).load(name)
+    refinement = content["labelling"]["refinement"] or {}
+    numbers = {key: x for key, x in refinement.items() if isinstance(x, torch.Tensor)}
+    return content["recipe"] | content["labelling"]["weights"] | numbers
+
+
+def checkpoint_file(run: Path, name: str = "last") -> Path:
+    return run / "checkpoints" / f"{name}.pt"
 
 
 def same_weights(a: dict, b: dict) -> bool:
@@ -89,7 +94,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
             if references:
                 patch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
             if disturbed is not None:
-                patch.setattr("infoseg_fast.recipe.learner.InfoSegNet", disturbing(disturbed))
+                patch.setattr("infoseg_fast.recipe.network.InfoSegNet", disturbing(disturbed))
             train(how, tmp_path / name)
             labels = isf.load(tmp_path / name).segment(images)
         return torch.tensor([loss for _, loss in losses(tmp_path / name)], dtype=torch.float64), labels
@@ -116,68 +121,6 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     assert (labels == expected_labels).float().mean() > 0.995
 
 
-def started(printed: str) -> tuple[int, list[float]]:
-    """Which start a run took, from 0, and what it says of each."""
-    line = next(line for line in printed.splitlines() if line.startswith("start "))
-    return int(line.split()[1]) - 1, [float(x) for x in line.split(": ")[1].split()]
-
-
-def test_of_several_starts_the_one_of_lowest_loss_is_trained(data, tmp_path, monkeypatch, capsys):
-    """The starts differ, the first is that of a run with one, and the choice is the first's own loss, not chance."""
-    monkeypatch.setattr("infoseg_fast.train.TRIAL_STEPS", 6)
-    how = SMALL | {"data": data, "steps": 8, "log_every": 1, "overcluster": 1.0}
-    tried = {}
-    for seed in (0, 1, 2):
-        train(how | {"seed": seed, "starts": 3}, tmp_path / f"three{seed}")
-        start, found = started(capsys.readouterr().out)
-        assert found.index(min(found)) == start and len(set(found)) == 3
-        # The trial's loss is that of the run's own later steps.
-        assert np.mean([x for step, x in losses(tmp_path / f"three{seed}") if 3 < step <= 6]) == pytest.approx(
-            min(found), abs=1e-4
-        )
-        train(how | {"seed": seed}, tmp_path / f"one{seed}")
-        same = same_weights(weights(tmp_path / f"three{seed}"), weights(tmp_path / f"one{seed}"))
-        assert same == (start == 0)
-        tried[seed] = start
-    assert len(set(tried.values())) > 1
-
-
-def test_with_a_finer_network_the_start_whose_classes_are_worth_most_is_trained(data, tmp_path, monkeypatch, capsys):
-    """What the first start is worth is what a run of as many steps tells; a start's network is the run's own."""
-    monkeypatch.setattr("infoseg_fast.train.TRIAL_STEPS", 6)
-    how = SMALL | {"data": data, "steps": 6}
-    taken = set()
-    for seed in range(4):
-        one, three = tmp_path / f"one{seed}", tmp_path / f"three{seed}"
-        train(how | {"seed": seed}, one)
-        train(how | {"seed": seed, "starts": 3}, three)
-        start, worths = started(capsys.readouterr().out)
-        assert worths.index(max(worths)) == start and len(set(worths)) == 3
-        settings = TrainConfig(**json.loads((one / "config.json").read_text())["config"])
-        run = Run(settings, open_set(data, "train"), torch.device("cpu"), checkpoint.load(one))
-        own, finer = told(run.sums(run.learner)), told(run.sums(run.finer))
-        assert worths[0] == pytest.approx(own.worth(finer).item(), abs=1e-4)
-        first, second = (checkpoint.load(folder)["learners"] for folder in (one, three))
-        assert same_weights(first[0]["trained"], second[0]["trained"]) == (start == 0)
-        assert same_weights(first[1]["trained"], second[1]["trained"]), "the finer network has one start"
-        taken.add(start)
-    assert len(taken) > 1
-
-
-def test_a_start_whose_loss_is_not_finite_is_not_taken(data, tmp_path, monkeypatch, capsys):
-    trial = Run.trial
-
-    def spoilt(run, steps):
-        loss = trial(run, steps)
-        number.append(loss)
-        return loss if len(number) == 3 else math.inf  # the finer network, two starts
-
-    number = []
-    monkeypatch.setattr(Run, "trial", spoilt)
-    train(SMALL | {"data": data, "steps": 4, "starts": 2}, tmp_path / "run")
-    assert started(capsys.readouterr().out)[0] == 1
-
-
 def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     how = SMALL | {"data": data}
     train(how | {"steps": 14}, tmp_path / "whole")
@@ -185,8 +128,6 @@ def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     train({"steps": 14}, tmp_path / "parts", resume=True)
     assert losses(tmp_path / "parts")[-4:] == losses(tmp_path / "whole")[-4:]
     assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
-    refinements = [checkpoint.load(tmp_path / name)["prediction"]["refinement"] for name in ("parts", "whole")]
-    assert same_weights(*({name: torch.as_tensor(x) for name, x in one.items()} for one in refinements))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -280,23 +221,25 @@ def test_images_smaller_than_the_crop_are_padded_and_that_is_said(data, tmp_path
 
 
 def test_positions_with_any_padding_do_not_count():
-    valid = torch.zeros(1, 10, 8, dtype=torch.bool)
-    valid[:, :9, :4] = True
-    found = valid_positions(valid, (3, 2))
-    assert found.tolist() == [[[True, False], [True, False], [False, False]]]
+    valid = torch.zeros(1, 34, 8, dtype=torch.bool)
+    valid[:, :33, :4] = True
+    found = position_mask(valid, torch.rand(1, 3, 34, 8))
+    expected = torch.zeros(1, 9, 8, dtype=torch.bool)
+    expected[:, :8, 0] = True
+    assert torch.equal(found, expected)
 
 
 def test_a_checkpoint_cut_in_half_is_passed_over_and_that_is_said(data, tmp_path, caplog):
     how = SMALL | {"data": data, "steps": 8}
     train(how, tmp_path / "run")
-    last = checkpoint.path_of(tmp_path / "run", "last")
+    last = checkpoint_file(tmp_path / "run")
     expected = losses(tmp_path / "run")
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     train(how, tmp_path / "run", resume=True)
     assert any("damaged" in r.message and "step 4" in r.message for r in caplog.records)
     assert losses(tmp_path / "run") == expected
     for name in ("last", "previous"):
-        path = checkpoint.path_of(tmp_path / "run", name)
+        path = checkpoint_file(tmp_path / "run", name)
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="damaged"):
         train(how | {"steps": 12}, tmp_path / "run", resume=True)
@@ -307,7 +250,7 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
     how = SMALL | {"data": data, "steps": 4}
     run = tmp_path / "run"
     train(how, run)
-    saved, size = weights(run), checkpoint.path_of(run, "last").stat().st_size
+    saved, size = weights(run), checkpoint_file(run).stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
     try:
@@ -325,8 +268,9 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
     with pytest.raises(DataError, match=r"loss became .* by step"):
         train(SMALL | {"data": data, "steps": 40, "lr": 1e30, "warmup": 0}, tmp_path / "run")
-    state = checkpoint.load(tmp_path / "run")
-    assert state is None or all(value.isfinite().all() for value in state["model"].values())
+    assert not checkpoint_file(tmp_path / "run").exists() or all(
+        value.isfinite().all() for value in weights(tmp_path / "run").values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -368,7 +312,8 @@ def test_a_damaged_image_of_a_large_set_is_one_line_too(data, tmp_path, monkeypa
     monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
     path = Path(data, "images/im3.png")
     Path(data, "train.txt").write_text("".join(f"im{i}\n" for i in range(10)))
-    monkeypatch.setattr("infoseg_fast.train.channel_statistics", lambda images: ([0.5] * 3, [0.2] * 3))
+    monkeypatch.setattr("infoseg_fast.batches.channel_statistics", lambda images: ([0.5] * 3, [0.2] * 3))
+    monkeypatch.setattr("infoseg_fast.batches.noise_share", lambda images: 0.0)
     Path(data, "eval.txt").write_text("im0\n")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"im3\.png") as caught:
@@ -399,3 +344,44 @@ def test_a_folder_that_is_no_run_is_not_resumed(data, tmp_path):
     with pytest.raises(DataError, match="not a run"):
         train(SMALL | {"data": data, "steps": 4}, tmp_path / "run", resume=True)
     assert os.listdir(tmp_path / "run") == ["mine.txt"]
+
+
+def test_a_run_in_use_is_refused_and_a_crash_releases_it(data, tmp_path):
+    how = SMALL | {"data": data, "steps": 4}
+    train(how, tmp_path / "run")
+    with RunFolder(tmp_path / "run") as held:
+        held.open({"steps": 6}, resume=True)
+        with pytest.raises(DataError, match="in use: another process"):
+            train({"steps": 6}, tmp_path / "run", resume=True)
+    train({"steps": 6}, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run")[-1][0] == 6
+
+
+def test_a_run_of_another_layout_is_named(data, tmp_path):
+    run = tmp_path / "run"
+    train(SMALL | {"data": data, "steps": 4}, run)
+    content = torch.load(checkpoint_file(run), weights_only=True)
+    torch.save(content | {"layout": 7}, checkpoint_file(run))
+    with pytest.raises(DataError, match=r"checkpoint last of .* has layout 7; this version reads layout 1"):
+        isf.load(run)
+    record = json.loads((run / "config.json").read_text())
+    del record["layout"]
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="layout of an unreleased version"):
+        train({"steps": 6}, run, resume=True)
+
+
+def test_several_processes_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="one process"):
+        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labelling_is_made_at_most_once_per_step(data, tmp_path, monkeypatch):
+    from infoseg_fast.recipe.default import DefaultRecipe
+
+    made, labelling = [], DefaultRecipe.labelling
+    monkeypatch.setattr(DefaultRecipe, "labelling", lambda self, sample: made.append(1) or labelling(self, sample))
+    train(SMALL | {"data": data, "steps": 8, "eval_every": 4}, tmp_path / "run")  # checkpoints at 4 and 8 too
+    assert len(made) == 2

@@ -1,6 +1,7 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.dispatch`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.protocol`).
 
-The extension knows no torch: it gets data pointers, sizes and strides. Threads follow `torch.get_num_threads()`.
+The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a tensor that is not
+given or not wanted. The number of threads is `torch.get_num_threads()`.
 """
 
 import math
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..reference.appearance import DARK, FLAT
-from ..reference.refinement import FLOOR
+from ..reference.local_appearance import DARK, FLAT
+from ..reference.refined_labels import FLOOR
+from .protocol import Needs, empty_gradients
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
 _NEGATIVES = {"same_position": 0, "reassigned": 1}
-_NO_MAP = (0,) * 9
 
 
 def unavailable() -> str | None:
@@ -23,13 +24,13 @@ def unavailable() -> str | None:
     return extension.unavailable()
 
 
-def _map(x: Tensor) -> tuple[int, ...]:
-    """A [B, C, h, w] tensor as the extension takes it."""
-    return x.data_ptr(), *x.shape, *x.stride()
+def _map(x: Tensor | None) -> tuple[int, ...] | None:
+    """A [B, C, h, w] tensor of any strides as the extension takes it."""
+    return None if x is None else (x.data_ptr(), _DTYPES[x.dtype], *x.shape, *x.stride())
 
 
-def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 class _Kernel:
@@ -41,80 +42,86 @@ class _Kernel:
 
 
 class _Similarity(_Kernel):
-    softmax = False
+    def forward(self, features, G, g0, needs):
+        return _scores(features, G, g0, False, 1.0), []
 
-    def forward(self, features, G, g0, temperature=1.0):
-        B, _, h, w = features.shape
-        out = features.new_empty(B, G.shape[1], h, w)
-        extension.compiled().similarity_forward(
-            _DTYPES[features.dtype],
-            _map(features),
-            G.data_ptr(),
-            _pointer(g0),
-            G.shape[1],
-            torch.get_num_threads(),
-            out.data_ptr(),
-            self.softmax,
-            temperature,
-            _NO_MAP,
-            0,
-        )
-        return out
-
-    def backward(self, grad, features, G, needs):
-        return _gradients(grad, None, None, 1.0, features, G, needs)
+    def backward(self, grad, saved, features, G, g0, needs):
+        return _gradients(features, G, needs, grad=grad)
 
 
-class _Assign(_Similarity):
-    softmax = True
+class _Assign(_Kernel):
+    def forward(self, features, G, g0, temperature, needs):
+        return _scores(features, G, g0, True, temperature), []
 
-    def backward(self, grad, probs, features, G, temperature, needs):
-        return _gradients(grad, probs, None, temperature, features, G, needs)
+    def backward(self, grad, saved, features, G, g0, temperature, needs):
+        return _gradients(features, G, needs, grad=grad, probs=saved[0], temperature=temperature)
+
+
+def _scores(features, G, g0, softmax, temperature) -> Tensor:
+    B, _, h, w = features.shape
+    out = features.new_empty(B, G.shape[1], h, w)
+    extension.compiled().similarity_forward(
+        features=_map(features),
+        G=G.data_ptr(),
+        g0=_pointer(g0),
+        K=G.shape[1],
+        softmax=softmax,
+        temperature=temperature,
+        threads=torch.get_num_threads(),
+        out=out.data_ptr(),
+    )
+    return out
 
 
 class _ClassMoments(_Kernel):
-    def forward(self, features, G, g0, statistics, temperature, keep):
+    def fake_saved(self, features, G, g0, statistics, temperature, needs):
         B, _, h, w = features.shape
+        return [features.new_empty(B, G.shape[1], h, w)] if any(needs) else []
+
+    def forward(self, features, G, g0, statistics, temperature, needs):
         K = G.shape[1]
         moments = G.new_empty(K, statistics.shape[1])
-        probs = features.new_empty((B, K, h, w) if keep else 0)
+        saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
         extension.compiled().similarity_forward(
-            _DTYPES[features.dtype],
-            _map(features),
-            G.data_ptr(),
-            _pointer(g0),
-            K,
-            torch.get_num_threads(),
-            _pointer(probs) if keep else 0,
-            True,
-            temperature,
-            _map(statistics),
-            moments.data_ptr(),
+            features=_map(features),
+            G=G.data_ptr(),
+            g0=_pointer(g0),
+            statistics=_map(statistics),
+            K=K,
+            softmax=True,
+            temperature=temperature,
+            threads=torch.get_num_threads(),
+            out=saved[0].data_ptr() if saved else None,
+            moments=moments.data_ptr(),
         )
-        return moments, probs
+        return moments, saved
 
-    def backward(self, grad, probs, statistics, features, G, temperature, needs):
-        return _gradients(grad, probs, statistics, temperature, features, G, needs)
+    def backward(self, grad, saved, features, G, g0, statistics, temperature, needs):
+        return _gradients(
+            features, G, needs, grad_moments=grad, statistics=statistics, probs=saved[0], temperature=temperature
+        )
 
 
-def _gradients(grad, probs, statistics, temperature, features, G, needs):
-    """From the gradient by the scores, with `probs` by them, or with statistics too by their moments."""
-    df, dG, dg0 = _empty_gradients(features, G, needs)
+def _gradients(
+    features, G, needs, *, grad=None, grad_moments=None, statistics=None, probs=None, temperature=1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics` (`grad_moments`)."""
+    df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
-        _DTYPES[features.dtype],
-        _map(features),
-        G.data_ptr(),
-        G.shape[1],
-        torch.get_num_threads(),
-        _DTYPES[grad.dtype],
-        grad.data_ptr() if statistics is None else 0,
-        _pointer(probs),
-        temperature,
-        _NO_MAP if statistics is None else _map(statistics),
-        0 if statistics is None else grad.data_ptr(),
-        _map(df) if needs.features else _NO_MAP,
-        _pointer(dG) if needs.G else 0,
-        _pointer(dg0) if needs.g0 else 0,
+        features=_map(features),
+        G=G.data_ptr(),
+        statistics=_map(statistics),
+        probs=_pointer(probs),
+        grad_dtype=None if grad is None else _DTYPES[grad.dtype],
+        grad=_pointer(grad),
+        moments=_pointer(grad_moments),
+        K=G.shape[1],
+        softmax=probs is not None,
+        temperature=temperature,
+        threads=torch.get_num_threads(),
+        df=_map(df) if needs.features else None,
+        dG=dG.data_ptr() if needs.G else None,
+        dg0=dg0.data_ptr() if needs.g0 else None,
     )
     return df, dG, dg0
 
@@ -130,7 +137,7 @@ class _SegmentAndCount(_Kernel):
     def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):
         labels = torch.empty_like(target) if labels_wanted else None
         counts = features.new_zeros(G.shape[1], num_classes, dtype=torch.int64)
-        # A value that no byte has is ignored nowhere.
+        # A byte never holds a value outside 0 .. 255.
         ignored = ignore_index if ignore_index is not None and 0 <= ignore_index <= 255 else None
         place = _segment(features, G, g0, temperature, target.shape[1:], interpolate, labels, target, ignored, counts)
         if place >= 0:
@@ -142,77 +149,76 @@ class _SegmentAndCount(_Kernel):
 
 
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
-    """Labels and counts, each where its tensor is given; the place of a target value out of range, or -1."""
+    """Write the labels and the counts that are given. Returns the flat index of a target value out of range, or -1."""
     return extension.compiled().segment(
-        _DTYPES[features.dtype],
-        _map(features),
-        G.data_ptr(),
-        _pointer(g0),
-        G.shape[1],
-        temperature,
-        interpolate == "logits",
-        *size,
-        torch.get_num_threads(),
-        _pointer(labels),
-        _pointer(target),
-        0 if counts is None else counts.shape[1],
-        -1 if ignore_index is None else ignore_index,
-        _pointer(counts),
+        features=_map(features),
+        G=G.data_ptr(),
+        g0=_pointer(g0),
+        target=_pointer(target),
+        K=G.shape[1],
+        rows=size[0],
+        columns=size[1],
+        num_classes=None if counts is None else counts.shape[1],
+        temperature=temperature,
+        logits=interpolate == "logits",
+        ignore_index=ignore_index,
+        threads=torch.get_num_threads(),
+        labels=_pointer(labels),
+        counts=_pointer(counts),
     )
 
 
 class _Loss(_Kernel):
-    """Forms the gradient for upstream 1 going forward, while the features are in cache; going back it is handed over.
+    """The forward pass computes the gradient of the loss too, while the features are in cache.
 
-    Not in float16: small gradients would be lost before an upstream gradient that scales the loss could save them.
-    There they are formed going back, from nothing but the inputs.
+    The backward pass scales it. In float16 the backward pass computes the gradient from the inputs: without the
+    upstream factor that scales a loss, small gradients would become 0.
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
-        state = self.fake_state(features, G, g0, valid, settings, needs)
-        loss = self._run(features, G, g0, valid, settings, state or _empty_gradients(features, G, (False,) * 3))
-        return G.new_full((), loss), state
+        saved = self.fake_saved(features, G, g0, valid, settings, needs)
+        loss = self._run(
+            features, G, g0, valid, settings, saved or empty_gradients(features, G, Needs(False, False, False))
+        )
+        return G.new_full((), loss), saved
 
-    def fake_state(self, features, G, g0, valid, settings, needs):
+    def fake_saved(self, features, G, g0, valid, settings, needs):
         if not any(needs) or features.dtype == torch.float16:
             return []
-        return list(_empty_gradients(features, G, needs))
+        return list(empty_gradients(features, G, needs))
 
-    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
-        if state:
-            return [x * grad_loss for x in state]
-        gradients = _empty_gradients(features, G, needs)
+    def backward(self, grad_loss, saved, features, G, g0, valid, settings, needs):
+        if saved:
+            return [x * grad_loss for x in saved]
+        gradients = empty_gradients(features, G, needs)
         self._run(features, G, g0, valid, settings, gradients, grad_loss.item())
         return gradients
 
-    def hand_over(self, grad_loss, state):
+    def hand_over(self, grad_loss, saved):
         if grad_loss.item() != 1:
-            for x in state:
+            for x in saved:
                 x.mul_(grad_loss)
-        return state
+        return saved
 
     def _run(self, features, G, g0, valid, settings, gradients, upstream=1.0) -> float:
-        """The loss; writes the gradients of `upstream` times it."""
+        """The loss. Writes the gradients of `upstream` times the loss."""
         df, dG, dg0 = gradients
         return extension.compiled().mutual_information_loss(
-            _DTYPES[features.dtype],
-            _map(features),
-            G.data_ptr(),
-            _pointer(g0),
-            _pointer(valid),
-            G.shape[1],
-            (
-                settings.temperature,
-                _ESTIMATORS[settings.estimator],
-                _NEGATIVES[settings.negatives],
-                settings.num_negatives,
-                settings.balance,
-            ),
-            torch.get_num_threads(),
-            upstream,
-            _map(df) if df.numel() else _NO_MAP,
-            dG.data_ptr(),
-            dg0.data_ptr(),
+            features=_map(features),
+            G=G.data_ptr(),
+            g0=_pointer(g0),
+            valid=_pointer(valid),
+            K=G.shape[1],
+            temperature=settings.temperature,
+            estimator=_ESTIMATORS[settings.estimator],
+            negatives=_NEGATIVES[settings.negatives],
+            partners=settings.num_negatives,
+            balance=settings.balance,
+            threads=torch.get_num_threads(),
+            upstream=upstream,
+            df=_map(df) if df.numel() else None,
+            dG=dG.data_ptr(),
+            dg0=dg0.data_ptr(),
         )
 
 
@@ -224,10 +230,16 @@ class _Float32(_Kernel):
 
 class _LocalAppearance(_Float32):
     def forward(self, images, size):
-        B, c = images.shape[:2]
-        out = images.new_empty(B, c + 2, *size)
-        threads = torch.get_num_threads()
-        extension.compiled().local_appearance(_map(images), *size, DARK, FLAT, threads, out.data_ptr())
+        out = images.new_empty(len(images), images.shape[1] + 2, *size)
+        extension.compiled().local_appearance(
+            images=_map(images),
+            rows=size[0],
+            columns=size[1],
+            dark=DARK,
+            flat=FLAT,
+            threads=torch.get_num_threads(),
+            out=out.data_ptr(),
+        )
         return out
 
 
@@ -236,9 +248,16 @@ class _AppearanceStatistics(_Float32):
         y, valid = appearance.contiguous(), None if mask is None else mask.contiguous()
         B, d, h, w = y.shape
         out = y.new_empty(B, (d + 1) * (d + 2) // 2, h, w)
-        threads = torch.get_num_threads()
         extension.compiled().appearance_statistics(
-            y.data_ptr(), _pointer(valid), (B, d, h, w), smooth, threads, out.data_ptr()
+            y=y.data_ptr(),
+            valid=_pointer(valid),
+            B=B,
+            d=d,
+            h=h,
+            w=w,
+            radius=smooth,
+            threads=torch.get_num_threads(),
+            out=out.data_ptr(),
         )
         return out
 
@@ -248,60 +267,68 @@ class _InformationOfMoments(_Kernel):
         only = None if dtype in (torch.float32, torch.float64) else f"it takes float32 and float64, not {dtype}"
         return super().unsupported(device_type, dtype) or only
 
-    def forward(self, moments, total, resolution, gradient_wanted):
-        moments, total = moments.contiguous(), total.to(moments.dtype).contiguous()
-        gradient = torch.empty_like(moments) if gradient_wanted else None
+    def fake_saved(self, moments, total, resolution, needs):
+        return [moments.new_empty(moments.shape)] if needs[0] else []
+
+    def forward(self, moments, total, resolution, needs):
+        moments, total = moments.contiguous(), total.contiguous()
+        saved = self.fake_saved(moments, total, resolution, needs)
         K, S = moments.shape
         value = extension.compiled().information_of_moments(
-            _DTYPES[moments.dtype],
-            moments.data_ptr(),
-            total.data_ptr(),
-            K,
-            (math.isqrt(8 * S + 1) - 1) // 2,
-            resolution,
-            _pointer(gradient),
+            dtype=_DTYPES[moments.dtype],
+            moments=moments.data_ptr(),
+            total=total.data_ptr(),
+            K=K,
+            n=(math.isqrt(8 * S + 1) - 1) // 2,
+            resolution=resolution,
+            gradient=saved[0].data_ptr() if saved else None,
         )
-        return moments.new_full((), value), gradient
+        return moments.new_full((), value), saved
+
+    def backward(self, grad, saved, moments, total, resolution, needs):
+        return [grad * saved[0]]
 
 
 class _RefinedLabels(_Float32):
     def forward(self, prior, colour, around, residual, log_scale):
-        B, c, *size = colour.shape
-        arguments = [x.contiguous() for x in (prior, around, colour, residual, log_scale)]
-        labels = prior.new_empty(B, *size, dtype=torch.uint8)
-        extension.compiled().refined_labels(
-            *(x.data_ptr() for x in arguments),
-            (B, len(log_scale), c, *prior.shape[2:], *size),
-            FLOOR,
-            torch.get_num_threads(),
-            labels.data_ptr(),
-        )
+        labels = prior.new_empty(len(colour), *colour.shape[2:], dtype=torch.uint8)
+        run = extension.compiled().refined_labels
+        _refine(run, prior, colour, around, residual, log_scale, labels=labels.data_ptr())
         return labels
 
 
 class _RefinedProbs(_Float32):
     def forward(self, prior, colour, around, residual, log_scale):
-        arguments = [x.contiguous() for x in (prior, around, colour, residual, log_scale)]
-        probs = torch.empty_like(arguments[0])
-        extension.compiled().refined_probs(
-            *(x.data_ptr() for x in arguments),
-            (len(prior), len(log_scale), colour.shape[1], *prior.shape[2:], *colour.shape[2:]),
-            FLOOR,
-            torch.get_num_threads(),
-            probs.data_ptr(),
-        )
+        probs = prior.new_empty(prior.shape)
+        run = extension.compiled().refined_probs
+        _refine(run, prior, colour, around, residual, log_scale, probs=probs.data_ptr())
         return probs
 
 
-def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(features) if needs[0] else features.new_empty(0),
-        torch.empty_like(G) if needs[1] else G.new_empty(0),
-        G.new_empty(G.shape[:2]) if needs[2] else G.new_empty(0),
+def _refine(run, *tensors, **out):
+    """Call `run` on prior, colour, around, residual and log_scale, with the address of its output by name."""
+    prior, colour, around, residual, log_scale = [x.contiguous() for x in tensors]
+    B, K, h, w = prior.shape
+    run(
+        prior=prior.data_ptr(),
+        around=around.data_ptr(),
+        colour=colour.data_ptr(),
+        residual=residual.data_ptr(),
+        log_scale=log_scale.data_ptr(),
+        B=B,
+        K=K,
+        c=colour.shape[1],
+        h=h,
+        w=w,
+        rows=colour.shape[2],
+        columns=colour.shape[3],
+        floor=FLOOR,
+        threads=torch.get_num_threads(),
+        **out,
     )
 
 
-# op name -> kernel, as infoseg_fast.ops.dispatch describes.
+# op name -> kernel, as infoseg_fast.ops.protocol describes.
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),

@@ -1,31 +1,37 @@
-"""Weights averaged over the last steps: what labels are made of. A single step's weights scatter about their mean."""
+"""Averaged weights: labels are made from them, since the weights of a single step scatter around their mean."""
 
 import copy
-import itertools
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def averaged(model: nn.Module) -> nn.Module:
-    """A copy of the model, for `add_to_average`."""
-    return copy.deepcopy(model).requires_grad_(False)
+
+def average_of(model: Network) -> Network:
+    """A copy of the model in evaluation mode, for `update_average`."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def add_to_average(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
-    """Move every parameter and buffer of `average` towards the model's, of which `step` steps were added before.
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the parameters and buffers of `average` towards those of `model`.
 
-    The exponential mean that keeps the share `keep` of itself at every step, over about 1 / (1 - keep) steps; in the
-    beginning over the last tenth of those there were, (step + 10) / 9.
+    The exponential moving average over about 1 / (1 - decay) steps. The decay of the first steps is lower,
+    (step + 1) / (step + 10), so that the initial weights are forgotten.
+
+    Args:
+        decay: weight of the old average, below 1.
+        step: number of the step, from 0.
     """
-    pairs = [
-        pair
-        for own, other in ((average.parameters(), model.parameters()), (average.buffers(), model.buffers()))
-        for pair in zip(own, other, strict=True)
-    ]
-    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-    for own, other in itertools.filterfalse(lambda pair: pair[0].is_floating_point(), pairs):
-        own.copy_(other)
-    get_ema_multi_avg_fn(min(keep, (step + 1) / (step + 10)))(*map(list, zip(*numbers, strict=True)), None)
+    own, new = (list(x.parameters()) + list(x.buffers()) for x in (average, model))
+    averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for a, b in zip(own, new, strict=True):
+        if a.is_floating_point():
+            averaged[0].append(a)
+            averaged[1].append(b)
+        else:
+            a.copy_(b)  # counters
+    get_ema_multi_avg_fn(min(decay, (step + 1) / (step + 10)))(*averaged, None)

@@ -1,135 +1,142 @@
-"""Which classes of a network that has more than are wanted to take together.
+"""Merging of over-clusters: which classes of an over-clustered network form each of K groups.
 
-A network with three times the classes finds things that one with K divides wrongly or not at all: a rare class, a
-ground of two thirds of all pixels, each part of a class of several colours. What remains is to take its classes
-together, K groups of them. How good a partition is is told by three numbers, each as a share of what the classes have
-before any go together:
+A network with three times the classes finds things that a network of K classes divides wrongly or misses: a rare
+class, a background of two thirds of all pixels, the parts of a class of several colours. Its classes are then merged
+to K groups. A partition is scored by three criteria, each as a share of the value before any merge:
 
-- I(k; y), the appearance information (`infoseg_fast.recipe.appearance`): what the classes tell of what is seen.
-- I(k; k'), the mutual information of the classes of two positions of one image: what a class tells of which image it is
-  in. Classes that follow the light of an image or the taking of it tell much of this and little of what is seen.
-- -log P(k = k'): how little two positions of one image have in common. It is small where a ground is left whole.
+- appearance, I(k; y): the information of the class about the appearance (`recipe.appearance`). It counts for a
+  partition.
+- image, I(k; k'): the mutual information of the classes of two positions of one image. It counts against a partition:
+  classes that follow the light of an image have much of it.
+- diversity, -log P(k = k'): small where a background is one class. It counts against a partition.
 
-The first is wanted, the others are paid for. All three are functions of sums over images, and sums of classes that are
-taken together are their sums, so no image is looked at while partitions are compared.
+All three are functions of sums over images, and the sums of merged classes are sums of theirs. So no image is read
+while partitions are compared.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..reference.similarity import moments_of
+from ..reference.class_moments import moments_of
 from .appearance import RESOLUTION
 
-OF_ONE_IMAGE, DIFFERING = 0.175, 0.1  # the weights of what is paid for, see docs/recipe.md
-# By how much groups must be worth more than classes that a network was trained with. What differs by less is decided by
-# rounding: the same run on one thread and on two.
-CLEARLY = 0.006
-# A greedy merging is followed by moves that improve; of several greedy ones, by other weights, the best is taken.
-GREEDY = ((OF_ONE_IMAGE, DIFFERING), (0.0, 0.0), (0.4, 0.0), (0.2, 0.3))
-SWEEPS = 20  # over all classes at most; each move is an improvement
-TINY = 1e-12
+# (weight of image, weight of diversity). The first pair scores partitions. The others are further starts of the greedy
+# search, whose best result is taken.
+WEIGHTS = (0.175, 0.1)
+GREEDY_WEIGHTS = (WEIGHTS, (0.0, 0.0), (0.4, 0.0), (0.2, 0.3))
+MAX_SWEEPS = 20  # over all classes, of single moves
+EPSILON = 1e-12
 
 
-class Sums(NamedTuple):
-    """Of n classes: their moments [n, S] (sums of the probabilities times `appearance_statistics`), and `together`
-    [n, n], the sum over images of the products of the shares that two classes have of an image. Both float64."""
+class Statistics(NamedTuple):
+    """Sums of n classes over images, in float64.
+
+    Attributes:
+        moments: [n, S], sums of the probabilities times `appearance_statistics`.
+        joint: [n, n], sums over images of the products of two classes' shares of the image.
+    """
 
     moments: Tensor
-    together: Tensor
+    joint: Tensor
 
-    def grouped(self, groups: list[list[int]]) -> "Sums":
-        """Those of the classes that are the sums of groups of these."""
+    def merged(self, groups: list[list[int]]) -> Statistics:
+        """The statistics of groups of the classes."""
         member = self.moments.new_zeros(len(groups), len(self.moments))
         for row, group in zip(member, groups, strict=True):
             row[group] = 1
-        return Sums(member @ self.moments, member @ self.together @ member.T)
+        return Statistics(member @ self.moments, member @ self.joint @ member.T)
 
 
-def sums_of(probs: Tensor, statistics: Tensor, mask: Tensor | None = None) -> Sums:
-    """Those of images, which those of other images may be added to.
+def statistics_of(batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Statistics:
+    """The statistics of batches of images.
 
     Args:
-        probs: V [B, n, h, w] of the positions. statistics: [B, S, h, w], their `appearance_statistics`.
-        mask: bool [B, h, w], of the positions that count, as the statistics have it.
+        batches: probabilities [B, n, h, w], `appearance_statistics` [B, S, h, w], and mask, bool [B, h, w] of the
+            positions that count, or None.
     """
-    probs = probs.double()
-    moments = moments_of(probs, statistics.double())
-    if mask is not None:
-        probs = probs * mask[:, None]
-    inside = probs.sum(dim=(2, 3))
-    inside = inside / inside.sum(dim=1, keepdim=True).clamp_min(TINY)
-    return Sums(moments, inside.T @ inside)
+    moments, joint = [], []
+    for probs, statistics, mask in batches:
+        probs = probs.double()
+        moments.append(moments_of(probs, statistics.double()))
+        if mask is not None:
+            probs = probs * mask[:, None]
+        share = probs.sum(dim=(2, 3))
+        share = share / share.sum(dim=1, keepdim=True).clamp_min(EPSILON)
+        joint.append(share.T @ share)
+    return Statistics(sum(moments).cpu(), sum(joint).cpu())
 
 
-class Told(NamedTuple):
-    """What a partition is judged by: I(k; y), I(k; k') and -log P(k = k'), in nats; of many partitions, tensors."""
+class Criteria(NamedTuple):
+    """The three criteria of a partition, in nats. Of many partitions, tensors of one shape."""
 
     appearance: Tensor
     image: Tensor
-    differing: Tensor
+    diversity: Tensor
 
-    def worth(self, whole: "Told", weights: tuple[float, float] = GREEDY[0]) -> Tensor:
-        """The first less the others, as shares of what is told by `whole`, the classes before any go together."""
-        shares = [x / y.clamp_min(TINY) for x, y in zip(self, whole, strict=True)]
-        return shares[0] - weights[0] * shares[1] - weights[1] * shares[2]
+    def score(self, whole: Criteria, weights: tuple[float, float] = WEIGHTS) -> Tensor:
+        """The partition score: the first criterion less the weighted others, as shares of those of `whole`."""
+        share = [x / y.clamp_min(EPSILON) for x, y in zip(self, whole, strict=True)]
+        return share[0] - weights[0] * share[1] - weights[1] * share[2]
 
 
-def told(sums: Sums) -> Told:
-    """What classes tell."""
-    joint = sums.together / sums.together.sum()
+def criteria(statistics: Statistics) -> Criteria:
+    """The criteria of the classes."""
+    joint = statistics.joint / statistics.joint.sum()
     share = joint.sum(dim=1)
-    spread_out = _uncertainty(sums.moments.sum(dim=0))
-    return Told(
-        spread_out - _uncertainty(sums.moments).sum(),
+    entropy_of_all = _entropy(statistics.moments.sum(dim=0))
+    return Criteria(
+        entropy_of_all - _entropy(statistics.moments).sum(),
         _xlogx(joint).sum() - 2 * _xlogx(share).sum(),
-        -joint.diagonal().sum().clamp_min(TINY).log(),
+        -joint.diagonal().sum().clamp_min(EPSILON).log(),
     )
 
 
-def merged(sums: Sums, number: int) -> list[list[int]]:
-    """Groups of the classes, `number` of them, whose worth no move of one class to another group improves.
+def merge(statistics: Statistics, number: int) -> list[list[int]]:
+    """The groups of the classes, `number` of them, of the best score found.
 
-    Args:
-        sums: of n classes, n >= number.
+    No move of a single class to another group improves it.
 
     Returns:
-        Groups in ascending order of their first class; every class is in one.
+        Groups in ascending order of their first class. Every class is in one.
     """
-    whole, sums = told(sums), Sums(sums.moments, sums.together / sums.together.sum())
-    found = [_improved(sums, _greedy(sums, number, whole, weights), whole) for weights in GREEDY]
-    best = max(found, key=lambda groups: told(sums.grouped(groups)).worth(whole).item())
+    whole = criteria(statistics)
+    statistics = Statistics(statistics.moments, statistics.joint / statistics.joint.sum())
+    found = [_improved(statistics, _greedy(statistics, number, whole, w), whole) for w in GREEDY_WEIGHTS]
+    best = max(found, key=lambda groups: criteria(statistics.merged(groups)).score(whole).item())
     return sorted(sorted(group) for group in best)
 
 
-def _greedy(sums: Sums, number: int, whole: Told, weights: tuple[float, float]) -> list[list[int]]:
-    """Two classes at a time go together, those after which the worth is greatest."""
-    groups = [[k] for k in range(len(sums.moments))]
-    pairs = _Pairs(sums)
+def _greedy(statistics: Statistics, number: int, whole: Criteria, weights: tuple[float, float]) -> list[list[int]]:
+    """Merge two classes at a time, always the pair of the best score."""
+    groups = [[k] for k in range(len(statistics.moments))]
+    pairs = _Pairs(statistics)
     while len(groups) > number:
-        worth = pairs.told().worth(whole, weights)
-        worth.diagonal().fill_(-torch.inf)
-        i, j = sorted(divmod(int(worth.argmax()), len(groups)))
+        score = pairs.criteria().score(whole, weights)
+        score.diagonal().fill_(-torch.inf)
+        i, j = sorted(divmod(int(score.argmax()), len(groups)))
         groups[i] += groups.pop(j)
         pairs.merge(i, j)
     return groups
 
 
-def _improved(sums: Sums, groups: list[list[int]], whole: Told) -> list[list[int]]:
-    """Classes move to the group that suits them best, one at a time, as long as that is an improvement."""
+def _improved(statistics: Statistics, groups: list[list[int]], whole: Criteria) -> list[list[int]]:
+    """Move single classes to the group of the best score, as long as a move improves it."""
     groups = [list(group) for group in groups]
-    for _ in range(SWEEPS):
+    for _ in range(MAX_SWEEPS):
         moved = False
-        for k in range(len(sums.moments)):
+        for k in range(len(statistics.moments)):
             home = next(i for i, group in enumerate(groups) if k in group)
             if len(groups[home]) == 1:
                 continue
             groups[home].remove(k)
-            # The class on its own beside the groups: it goes where the worth is greatest.
-            worth = _joined(sums.grouped([*groups, [k]]), len(groups)).worth(whole)
-            best = int(worth.argmax())
-            best = best if worth[best] > worth[home] + TINY else home
+            score = _joined(statistics.merged([*groups, [k]])).score(whole)
+            best = int(score.argmax())
+            best = best if score[best] > score[home] + EPSILON else home
             groups[best].append(k)
             moved |= best != home
         if not moved:
@@ -137,15 +144,16 @@ def _improved(sums: Sums, groups: list[list[int]], whole: Told) -> list[list[int
     return groups
 
 
-def _joined(sums: Sums, k: int) -> Told:
-    """What is told when class k, the last, goes together with each of the others."""
-    now, joint, share = told(sums), sums.together, sums.together.sum(dim=1)
-    alone = _uncertainty(sums.moments)
+def _joined(statistics: Statistics) -> Criteria:
+    """The criteria after the last class joins each of the others."""
+    k = len(statistics.moments) - 1
+    joint, share = statistics.joint, statistics.joint.sum(dim=1)
+    entropy = _entropy(statistics.moments)
     rest, own = joint[:k, :k], joint[k, :k]
     columns = _joining(rest, own)
-    return _change(
-        now,
-        _uncertainty(sums.moments[:k] + sums.moments[k]) - alone[:k] - alone[k],
+    return _after_merge(
+        criteria(statistics),
+        _entropy(statistics.moments[:k] + statistics.moments[k]) - entropy[:k] - entropy[k],
         columns.sum(dim=1) - columns.diagonal(),
         (rest.diagonal(), joint[k, k], own),
         (share[:k], share[k]),
@@ -153,60 +161,65 @@ def _joined(sums: Sums, k: int) -> Told:
 
 
 class _Pairs:
-    """What is told when two classes go together, for all pairs: kept as classes go, since most of it stays."""
+    """The criteria after the merge of two classes, for all pairs. Terms that a merge leaves alone are kept."""
 
-    def __init__(self, sums: Sums) -> None:
-        self.moments, self.together = sums
-        self.pair = torch.stack([_uncertainty(self.moments + one) for one in self.moments])
-        self.columns = torch.stack([_joining(self.together, row).sum(dim=1) for row in self.together])
+    def __init__(self, statistics: Statistics) -> None:
+        self.moments, self.joint = statistics
+        self.entropy = torch.stack([_entropy(self.moments + one) for one in self.moments])
+        self.columns = torch.stack([_joining(self.joint, row).sum(dim=1) for row in self.joint])
 
-    def told(self) -> Told:
-        alone, joint, share = _uncertainty(self.moments), self.together, self.together.sum(dim=1)
+    def criteria(self) -> Criteria:
+        alone, joint, share = _entropy(self.moments), self.joint, self.joint.sum(dim=1)
         own = joint.diagonal()
-        # Columns of all classes; the two that are the pair's own go together as well.
-        first = _joining(own[:, None], joint)
-        return _change(
-            told(Sums(self.moments, joint)),
-            self.pair - alone[:, None] - alone,
+        first = _joining(own[:, None], joint)  # the columns of the pair itself, which merge too
+        return _after_merge(
+            criteria(Statistics(self.moments, joint)),
+            self.entropy - alone[:, None] - alone,
             self.columns - first - first.T,
             (own[:, None], own, joint),
             (share[:, None], share),
         )
 
     def merge(self, i: int, j: int) -> None:
-        """Classes i < j go together, as class i."""
+        """Merge classes i < j to class i."""
         keep = [k for k in range(len(self.moments)) if k != j]
-        gone = self._of_column(i) + self._of_column(j)
+        old = self._column(i) + self._column(j)
         self.moments = self.moments.index_add(0, torch.tensor([i]), self.moments[j : j + 1])[keep]
-        joint = self.together.index_add(0, torch.tensor([i]), self.together[j : j + 1])
-        self.together = joint.index_add(1, torch.tensor([i]), joint[:, j : j + 1])[keep][:, keep]
-        self.columns = (self.columns - gone)[keep][:, keep] + self._of_column(i)
-        row = _joining(self.together, self.together[i]).sum(dim=1)
+        joint = self.joint.index_add(0, torch.tensor([i]), self.joint[j : j + 1])
+        self.joint = joint.index_add(1, torch.tensor([i]), joint[:, j : j + 1])[keep][:, keep]
+        self.columns = (self.columns - old)[keep][:, keep] + self._column(i)
+        row = _joining(self.joint, self.joint[i]).sum(dim=1)
         self.columns[i], self.columns[:, i] = row, row
-        self.pair = self.pair[keep][:, keep]
-        pair = _uncertainty(self.moments + self.moments[i])
-        self.pair[i], self.pair[:, i] = pair, pair
+        self.entropy = self.entropy[keep][:, keep]
+        row = _entropy(self.moments + self.moments[i])
+        self.entropy[i], self.entropy[:, i] = row, row
 
-    def _of_column(self, c: int) -> Tensor:
-        """The part of `columns` that is column c's, for all pairs."""
-        x = self.together[:, c]
+    def _column(self, c: int) -> Tensor:
+        """The part of `columns` that column c has, for all pairs."""
+        x = self.joint[:, c]
         return _joining(x[:, None], x)
 
 
-def _change(now: Told, pair: Tensor, columns: Tensor, joint: tuple, share: tuple) -> Told:
-    """What is told after two classes a and b have gone together.
+def _after_merge(
+    now: Criteria,
+    entropy: Tensor,
+    columns: Tensor,
+    joint: tuple[Tensor, Tensor, Tensor],
+    share: tuple[Tensor, Tensor],
+) -> Criteria:
+    """The criteria after classes a and b merge.
 
     Args:
-        pair: the uncertainty of the two together, less that of each.
-        columns: sums over the other classes of the change of x log x of their `together` with them.
-        joint: `together` of a with a, b with b, a with b. share: those of a and b.
+        entropy: `_entropy` of the merged class less those of a and b.
+        columns: sums over the other classes of the change of x log x of `joint` with them.
+        joint: of a with a, b with b, a with b. share: of a and b.
     """
     (aa, bb, ab), (a, b) = joint, share
     corner = _xlogx(aa + bb + 2 * ab) - _xlogx(aa) - _xlogx(bb) - 2 * _xlogx(ab)
-    return Told(
-        now.appearance - pair,
+    return Criteria(
+        now.appearance - entropy,
         now.image + 2 * columns + corner - 2 * _joining(a, b),
-        -((-now.differing).exp() + 2 * ab).clamp_min(TINY).log(),
+        -((-now.diversity).exp() + 2 * ab).clamp_min(EPSILON).log(),
     )
 
 
@@ -215,19 +228,19 @@ def _xlogx(x: Tensor) -> Tensor:
 
 
 def _joining(x: Tensor, y: Tensor) -> Tensor:
-    """The change of x log x when x and y go together."""
+    """(x + y) log (x + y) - x log x - y log y."""
     return _xlogx(x + y) - _xlogx(x) - _xlogx(y)
 
 
-def _uncertainty(moments: Tensor) -> Tensor:
-    """pi_k 1/2 log det(S_k + r^2) of classes with these moments [.., S], as in the appearance information."""
+def _entropy(moments: Tensor) -> Tensor:
+    """pi_k 1/2 log det(S_k + r^2) of classes with these moments [.., S], as in `information_of_moments`."""
     size = moments.shape[-1]
     d = int(((8 * size + 1) ** 0.5 - 3) / 2)  # S = (d + 1) (d + 2) / 2
     share = moments[..., 0]
-    mean = moments[..., 1 : d + 1] / share[..., None].clamp_min(TINY)
+    mean = moments[..., 1 : d + 1] / share[..., None].clamp_min(EPSILON)
     row, column = torch.triu_indices(d, d)
     second = moments.new_zeros(*moments.shape[:-1], d, d)
     second[..., row, column] = second[..., column, row] = moments[..., d + 1 :]
-    covariance = second / share[..., None, None].clamp_min(TINY) - mean[..., :, None] * mean[..., None, :]
-    # What rounding takes below zero where a class is hardly anywhere.
+    covariance = second / share[..., None, None].clamp_min(EPSILON) - mean[..., :, None] * mean[..., None, :]
+    # A class with hardly any position can have a covariance that rounding makes indefinite.
     return share * 0.5 * torch.logdet(covariance + RESOLUTION**2 * torch.eye(d, dtype=moments.dtype)).nan_to_num()

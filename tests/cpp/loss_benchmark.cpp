@@ -7,8 +7,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "cpu.h"
-#include "mutual_information.h"
+#include "mutual_information_loss/mutual_information_loss.h"
 
 using namespace infoseg;
 
@@ -54,13 +53,13 @@ int main(int argc, char** argv) {
   const auto aligned = [](std::vector<float>& x) {
     return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(x.data()) + 63) / 64 * 64);
   };
-  a.features = {aligned(f), B, C, 1, P, C * P, P, P, 1};
+  a.features = {aligned(f), DType::f32, B, C, 1, P, C * P, P, P, 1};
   a.G = G.data();
   a.g0 = g0.data();
   a.K = K;
-  a.settings.partners = n;
+  a.partners = n;
   LossArguments with_gradient = a;
-  with_gradient.df = {aligned(df), B, C, 1, P, C * P, P, P, 1};
+  with_gradient.df = {aligned(df), DType::f32, B, C, 1, P, C * P, P, P, 1};
   with_gradient.dG = dG.data();
   with_gradient.dg0 = dg0.data();
   // With each partner's scores, or through the assigned features.
@@ -80,8 +79,8 @@ int main(int argc, char** argv) {
   }
   for (double q : {0.02, 0.1, 0.5}) {
     const double x = quantile(alone, q), y = quantile(both, q), z = quantile(busy, q);
-    std::printf("p%.0f: loss %.3f ms %.1f GFLOP/s, with gradients %.3f ms %.1f GFLOP/s, register loop %.3f ms\n", 100 * q,
-                x, giga / x * 1e3, y, 3 * giga / y * 1e3, z);
+    std::printf("p%.0f: loss %.3f ms %.1f GFLOP/s, with gradients %.3f ms %.1f GFLOP/s, register loop %.3f ms\n",
+                100 * q, x, giga / x * 1e3, y, 3 * giga / y * 1e3, z);
   }
   return keep == 0;
 }

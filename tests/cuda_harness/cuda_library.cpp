@@ -1,2 +1,2 @@
-// csrc/cuda_library.cu as a CPU library with the same C interface.
-#include "../../csrc/cuda_library.cu"
+// csrc/common/cuda_library.cu as a CPU library with the same C interface.
+#include "../../csrc/common/cuda_library.cu"

@@ -1,2 +1,0 @@
-#define INFOSEG_ISA avx2
-#include "appearance_kernel.h"

@@ -1,0 +1,164 @@
+// The three products on pairs of bfloat16 (AVX512-BF16). One instruction multiplies and adds two numbers in each lane,
+// so a product takes its steps in pairs. Sums are float32. Coefficients and global features are rounded to bfloat16.
+#pragma once
+
+#include "common/rank_gradient.h"
+
+namespace infoseg {
+namespace INFOSEG_ISA {
+
+// Whether this source is compiled for the bfloat16 loss, whose accumulation type is float.
+template <class A>
+constexpr bool kHasPairs = false;
+#if defined(__AVX512BF16__)
+template <>
+constexpr bool kHasPairs<float> = true;
+
+// A pair is stored as a float; only multiply_add uses its two numbers.
+INFOSEG_INLINE float pair_of(float low, float high) {
+  return float_of(narrow<bfloat16>(low).bits | static_cast<uint32_t>(narrow<bfloat16>(high).bits) << 16);
+}
+
+// 16 pairs of low[i] and high[i].
+INFOSEG_INLINE void store_pairs(float* to, __m512 low, __m512 high) {
+  const __m512i a = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+  const __m512i b = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16);
+  _mm512_storeu_si512(to, _mm512_or_si512(a, b));
+}
+
+// Global features in pairs: of channels for the scores, of an image's candidates for df.
+struct PairedGlobals {
+  const GlobalFeatures<float>& G;
+  int64_t steps, pairs;              // pairs of channels, pairs of candidates
+  Buffer<float> for_scores, for_df;  // [B + n][K][steps], [B][pairs][C]
+
+  PairedGlobals(const GlobalFeatures<float>& G, int64_t candidates, bool scores_wanted, bool df_wanted)
+      : G(G),
+        steps((G.C + 1) / 2),
+        pairs((candidates + 1) / 2),
+        for_scores(scores_wanted ? (G.B + G.partners) * G.K * steps : 0),
+        for_df(df_wanted ? G.B * pairs * G.C : 0) {
+    if (scores_wanted)
+      for (int64_t r = 0; r < (G.B + G.partners) * G.K; ++r) {
+        const float* from = G.rows + r * G.C;
+        for (int64_t s = 0; s < steps; ++s)
+          for_scores[r * steps + s] = pair_of(from[2 * s], 2 * s + 1 < G.C ? from[2 * s + 1] : 0.f);
+      }
+    if (df_wanted)
+      for (int64_t b = 0; b < G.B; ++b)
+        for (int64_t i = 0; i < pairs; ++i) {
+          const float* low = G.rows + (b * G.K + 2 * i) * G.C;
+          for (int64_t c = 0; c < G.C; ++c)
+            for_df[(b * pairs + i) * G.C + c] = pair_of(low[c], 2 * i + 1 < candidates ? low[G.C + c] : 0.f);
+        }
+  }
+
+  // The features of a tile in pairs of channels: [steps, kTile].
+  void read(const FeatureTiles<float>& f, int64_t b, int64_t tile, float* to) const {
+    const uint16_t* from = static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile);
+    alignas(64) uint16_t order[32];
+    for (int i = 0; i < 16; ++i)
+      order[2 * i] = static_cast<uint16_t>(i), order[2 * i + 1] = static_cast<uint16_t>(32 + i);
+    const __m512i first = _mm512_load_si512(order), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    for (int64_t s = 0; s < steps; ++s)
+      for (int half = 0; half < 2; ++half) {
+        const __m512i low = _mm512_loadu_si512(from + 2 * s * f.map.stride_c + 32 * half);
+        const __m512i high = 2 * s + 1 < f.map.C ? _mm512_loadu_si512(from + (2 * s + 1) * f.map.stride_c + 32 * half)
+                                                 : _mm512_setzero_si512();
+        _mm512_storeu_si512(to + s * kTile + 32 * half, _mm512_permutex2var_epi16(low, first, high));
+        _mm512_storeu_si512(to + s * kTile + 32 * half + 16, _mm512_permutex2var_epi16(low, second, high));
+      }
+  }
+
+  // As GlobalFeatures::scores, for a tile from read().
+  void scores(int64_t c, int64_t images, const float* f, float* out, NextTile& next) const {
+    const RowBlocks blocks = RowBlocks::of(images * G.K);
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
+      product_strip<float, kLeftRows, Out::store, 0, true>(
+          static_cast<int>(n), kTile / 16, steps, for_scores + (c * G.K + r) * steps, steps, f, kTile,
+          G.has_offset ? G.offsets + c * G.K + r : nullptr, out + r * kTile, kTile, next.take(steps));
+    }
+  }
+
+  // Writes df of one whole tile. `scratch` is for the coefficients in pairs, [pairs, kTile].
+  void write_df(const FeatureTiles<float>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count,
+                float* scratch, float* block, NextTile& next) const {
+    for (int64_t i = 0; i < pairs; ++i)
+      for (int64_t t = 0; t < kTile; t += 16) {
+        const float* low = coefficients + 2 * i * kTile + t;
+        store_pairs(scratch + i * kTile + t, _mm512_loadu_ps(low),
+                    2 * i + 1 < count ? _mm512_loadu_ps(low + kTile) : _mm512_setzero_ps());
+      }
+    const RowBlocks blocks = RowBlocks::of(df.map.C);
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
+      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs, for_df + b * pairs * G.C + c,
+                                                   G.C, scratch, kTile, nullptr, block, kTile, next.take(pairs));
+      for (int64_t r = 0; r < n; ++r) {
+        uint16_t* to = static_cast<uint16_t*>(df.map.data) + df.offset(b, tile * kTile) + (c + r) * df.map.stride_c;
+        for (int64_t t = 0; t < kTile; t += 32)
+          _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(block + r * kTile + t + 16),
+                                                                   _mm512_loadu_ps(block + r * kTile + t)));
+      }
+    }
+  }
+
+  // Adds the share of one whole tile to dG, in pairs of positions, which is how a row of bfloat16 lies in memory.
+  void add_dG(const FeatureTiles<float>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients,
+              int64_t count, float* sums, float* scratch, float* transposed, NextTile& next) const {
+    constexpr int kHalf = kTile / 2;
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t t = 0; t < kTile; t += 32)
+        _mm512_storeu_si512(scratch + r * kHalf + t / 2,
+                            (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
+                                                         _mm512_loadu_ps(coefficients + r * kTile + t)));
+    const RowBlocks blocks = RowBlocks::of(count);
+    const float* from =
+        reinterpret_cast<const float*>(static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile));
+    const int64_t C = f.map.C, stride = f.map.stride_c / 2;
+    for (int64_t c = 0; c < C; c += kChannels) {
+      const int64_t n = C - c < kChannels ? C - c : kChannels;
+      const int vectors = vectors_of<float>(n);
+      transpose<float>(transposed, kChannels, from + c * stride, stride, kHalf, n);
+      if (n % 16)
+        for (int64_t t = 0; t < kHalf; ++t)
+          for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
+      for (int64_t i = 0; i < blocks.count; ++i) {
+        const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
+        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf, 1,
+                                                       transposed, kChannels, nullptr, sums + r * padded + c, padded,
+                                                       next.take(kHalf));
+      }
+    }
+  }
+};
+#endif
+
+// Whether the products of a whole tile can work on pairs as they lie in memory.
+template <class A>
+static inline bool pairs_in(const FeatureTiles<A>& f, int64_t tile) {
+  return f.map.dtype == DType::bf16 && f.flat && f.map.stride_w == 1 && f.map.stride_c % 2 == 0 &&
+         f.size(tile) == kTile;
+}
+
+// PairedGlobals where the instruction set has pairs, else nothing.
+template <class A>
+struct PairsOf {
+  PairsOf(const GlobalFeatures<A>&, int64_t, bool, bool) {}
+};
+#if defined(__AVX512BF16__)
+template <>
+struct PairsOf<float> : PairedGlobals {
+  using PairedGlobals::PairedGlobals;
+};
+#endif
+
+// Numbers of scratch for the coefficients of one tile in pairs.
+template <class A>
+static inline int64_t pair_scratch(int64_t count) {
+  return kHasPairs<A> ? (count + 1) / 2 * kTile : 0;
+}
+
+}  // namespace INFOSEG_ISA
+}  // namespace infoseg

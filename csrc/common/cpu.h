@@ -1,0 +1,50 @@
+// The instruction set that the kernels run on, and the dispatch to it.
+//
+// Every kernel.cpp is compiled once for each instruction set, with INFOSEG_ISA defined as its name (setup.py). Its code
+// lies in the namespace of that name. Functions in headers are static: an inline function compiled for AVX-512 in one
+// source must not become the copy that the linker keeps for all sources. For the same reason a kernel.cpp calls no
+// inline function of the standard library.
+#pragma once
+
+// The sanitizers' build compiles one instruction set alone, under the name "portable".
+#if defined(__x86_64__) && !defined(INFOSEG_ONE_ISA)
+#define INFOSEG_X86 1
+#else
+#define INFOSEG_X86 0
+#endif
+
+namespace infoseg {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
+
+// The best instruction set that this CPU has.
+Isa best_isa();
+// The instruction set in use: the fastest on this CPU, or the one that set_isa() chose.
+Isa current_isa();
+// Chooses an instruction set. Returns false, and changes nothing, when this CPU lacks it.
+bool set_isa(Isa isa);
+const char* isa_name(Isa isa);
+
+}  // namespace infoseg
+
+// The function of this name that was compiled for the instruction set in use.
+#if INFOSEG_X86
+#define INFOSEG_COMPILED(name) \
+  (current_isa() >= Isa::avx512 ? avx512::name : current_isa() == Isa::avx2 ? avx2::name : portable::name)
+#else
+#define INFOSEG_COMPILED(name) portable::name
+#endif
+
+// Declares a kernel, a function of one struct, for each instruction set; kernel.cpp defines it. Also defines
+// infoseg::name, which calls the kernel for the instruction set in use.
+#define INFOSEG_KERNEL(Result, name, Arguments) \
+  namespace portable {                          \
+  Result name(const Arguments& a);              \
+  }                                             \
+  namespace avx2 {                              \
+  Result name(const Arguments& a);              \
+  }                                             \
+  namespace avx512 {                            \
+  Result name(const Arguments& a);              \
+  }                                             \
+  static inline Result name(const Arguments& a) { return INFOSEG_COMPILED(name)(a); }

@@ -1,2 +1,0 @@
-#define INFOSEG_ISA portable
-#include "refinement_kernel.h"

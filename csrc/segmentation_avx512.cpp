@@ -1,2 +1,0 @@
-#define INFOSEG_ISA avx512
-#include "segmentation_kernel.h"

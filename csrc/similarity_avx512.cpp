@@ -1,2 +1,0 @@
-#define INFOSEG_ISA avx512
-#include "similarity_kernel.h"

@@ -1,0 +1,117 @@
+"""`Labelling`: everything that turns an image into labels, frozen, and its form in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..ops import assign
+from ..reference import neighbourhood_mean
+from . import DataInfo, imported
+from .refinement import Refinement
+from .smoothing import MAX_RADIUS
+
+INFOSEG_NET = "infoseg_fast.model:InfoSegNet"
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """A network with what is done to its probabilities.
+
+    Attributes:
+        network: maps images [B, c, H, W] in [0, 1] to features [B, C, h, w] and global features [B, K, D], and has a
+            `local_projection`, a 1x1 convolution. It is in evaluation mode.
+        arguments: keyword arguments with which `builder` builds the network.
+        data: what the network expects of images, and the names of the classes.
+        builder: "module:function" that builds the network, imported again where a checkpoint is loaded.
+        temperature: tau.
+        smooth: probabilities are averaged over 2 smooth + 1 positions a side.
+        groups: the classes of the network that form each cluster. None: each class is a cluster.
+        refinement: densities of the colours of each cluster, for labels that follow edges of colour. None: labels are
+            the argmax of the upsampled probabilities.
+    """
+
+    network: nn.Module
+    arguments: dict[str, Any]
+    data: DataInfo
+    builder: str = INFOSEG_NET
+    temperature: float = 1.0
+    smooth: int = 0
+    groups: list[list[int]] | None = None
+    refinement: Refinement | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smooth <= MAX_RADIUS:
+            raise ValueError(f"smooth must be from 0 to {MAX_RADIUS}, not {self.smooth!r}")
+        if self.groups is not None:
+            number = self.network.num_classes
+            if sorted(k for group in self.groups for k in group) != list(range(number)):
+                raise ValueError(f"groups must have each of the {number} classes once, not {self.groups}")
+
+    @property
+    def num_clusters(self) -> int:
+        """K, the number of labels."""
+        return self.network.num_classes if self.groups is None else len(self.groups)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities [B, K, h, w] of images at the scale of the network."""
+        return self.assign(*self.network(images))
+
+    def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
+        """Probabilities [B, K, h, w] of the positions, grouped and smoothed."""
+        projection = self.network.local_projection
+        probs = assign(features, global_features, projection.weight, projection.bias, temperature=self.temperature)
+        return neighbourhood_mean(grouped(probs, self.groups), self.smooth)
+
+    def to(self, device: torch.device | str) -> Labelling:
+        """The labelling on a device."""
+        refinement = self.refinement and self.refinement.to(device)
+        return dataclasses.replace(self, network=self.network.to(device), refinement=refinement)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and text, on the CPU: what `from_state` takes."""
+        return {
+            "builder": self.builder,
+            "arguments": self.arguments,
+            "weights": {name: x.cpu() for name, x in self.network.state_dict().items()},
+            "data": dataclasses.asdict(self.data),
+            "temperature": self.temperature,
+            "smooth": self.smooth,
+            "groups": self.groups,
+            "refinement": self.refinement and self.refinement.to("cpu")._asdict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Labelling:
+        """The labelling of a checkpoint, on the CPU.
+
+        Raises:
+            DataError: the function that builds the network cannot be imported, or builds another network.
+        """
+        network = imported(state["builder"], "the builder of the checkpoint's network")(**state["arguments"])
+        try:
+            network.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise DataError(f"{state['builder']} builds another network than the checkpoint has: {error}") from error
+        return cls(
+            network.requires_grad_(False).eval(),
+            state["arguments"],
+            DataInfo(**state["data"]),
+            state["builder"],
+            state["temperature"],
+            state["smooth"],
+            state["groups"],
+            state["refinement"] and Refinement(**state["refinement"]),
+        )
+
+
+def grouped(probs: Tensor, groups: list[list[int]] | None) -> Tensor:
+    """Probabilities [B, n, h, w] of classes -> [B, K, h, w] of groups of classes: sums over each group."""
+    if groups is None:
+        return probs
+    return torch.stack([probs[:, group].sum(dim=1) for group in groups], dim=1)

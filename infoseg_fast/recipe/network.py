@@ -1,0 +1,82 @@
+"""`TrainedNetwork`: a network with its loss and its averaged weights, the part that recipes are made of."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import InfoSegNet, position_mask
+from ..ops import assign
+from .appearance import AppearanceTerm
+from .averaging import average_of, update_average
+from .loss import InfoSegLoss
+
+if TYPE_CHECKING:
+    from ..config import Settings
+    from . import DataInfo
+
+
+class TrainedNetwork(nn.Module):
+    """An `InfoSegNet` that is trained with the mutual information loss, and the appearance term if there is one.
+
+    Args:
+        settings: the resolved settings of the run.
+        data: what is known of the images.
+        num_classes: classes of this network.
+        appearance: the appearance term; None trains without it.
+    """
+
+    def __init__(
+        self, settings: Settings, data: DataInfo, num_classes: int, appearance: AppearanceTerm | None = None
+    ) -> None:
+        super().__init__()
+        self.temperature, self.decay, self.appearance = settings.temperature, settings.average, appearance
+        # The arguments that build the network again (`Labelling.state`).
+        self.arguments: dict[str, Any] = {
+            "in_channels": data.channels,
+            "num_classes": num_classes,
+            "width": settings.width,
+            "dim": settings.dim,
+            "inputs": settings.inputs,
+            "depth": settings.depth,
+        }
+        torch.manual_seed(settings.seed)
+        self.model = InfoSegNet(**self.arguments)
+        self.model.set_normalization(data.mean, data.std)
+        # The convolutions of a CPU are a third faster on channels-last maps.
+        self.model.to(memory_format=torch.channels_last)
+        self.average = average_of(self.model) if self.decay else None
+        self.criterion = InfoSegLoss(
+            settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
+        )
+        self._last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
+
+    def loss(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
+        features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
+        self._last = features.detach(), global_features.detach()
+        projection, mask = self.model.local_projection, position_mask(mask, images)
+        given = features, global_features, projection.weight, projection.bias
+        loss = self.criterion(*given, mask=mask)
+        return loss if self.appearance is None else loss - self.appearance(*given, images=images, mask=mask)
+
+    def after_step(self, step: int) -> None:
+        """Update the averaged weights."""
+        if self.average is not None:
+            update_average(self.average, self.model, self.decay, step)
+
+    def frozen(self) -> InfoSegNet:
+        """A copy of the network that makes labels: of the averaged weights, where there are any."""
+        return copy.deepcopy(self.model if self.average is None else self.average).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def classes_in_use(self) -> float:
+        """exp of the entropy of the mean assignment of the last batch: 1 for one class, K for K equal ones."""
+        if self._last is None:
+            return float("nan")
+        projection = self.model.local_projection
+        probs = assign(*self._last, projection.weight, projection.bias, temperature=self.temperature)
+        return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()

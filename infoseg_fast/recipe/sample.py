@@ -1,0 +1,46 @@
+"""`Sample`: the fixed training crops on which partitions and densities are judged."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..model import padded, position_mask, position_size
+from ..ops.appearance_statistics import appearance_statistics
+from ..ops.local_appearance import local_appearance
+
+SAMPLE_CROPS = 128  # rounded up to whole batches
+
+CropBatch = tuple[Tensor, Tensor | None]
+
+
+class Sample:
+    """Batches of crops without augmentation. They are read when they are first asked for, and once.
+
+    Args:
+        read: yields the batches: images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the
+            pixels that count, or None.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[CropBatch]]) -> None:
+        self._read = read
+        self._statistics: dict[int, list[Tensor]] = {}
+
+    @cached_property
+    def batches(self) -> list[CropBatch]:
+        """Images as the network sees them, with their padding, and the mask of their positions, bool [B, h, w]."""
+        return [(padded(images), position_mask(mask, images)) for images, mask in self._read()]
+
+    def statistics(self, smooth: int) -> list[Tensor]:
+        """`appearance_statistics` of every batch, each scaled over the whole sample; computed once."""
+        if smooth not in self._statistics:
+            seen = [local_appearance(images, position_size(images)) for images, _ in self.batches]
+            masks = [mask for _, mask in self.batches]
+            whole = None
+            if any(mask is not None for mask in masks):
+                everywhere = [torch.ones_like(x[:, 0], dtype=torch.bool) for x in seen]
+                whole = torch.cat([a if mask is None else mask for mask, a in zip(masks, everywhere, strict=True)])
+            found = appearance_statistics(torch.cat(seen), whole, smooth)
+            self._statistics[smooth] = list(found.split([len(x) for x in seen]))
+        return self._statistics[smooth]

@@ -1,0 +1,200 @@
+"""The default recipe: its parts, what each adds to labels, and its runs."""
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from conftest import write_folder
+
+import infoseg_fast as isf
+from infoseg_fast.config import Settings
+from infoseg_fast.errors import DataError
+from infoseg_fast.model import position_mask
+from infoseg_fast.ops.appearance_statistics import appearance_statistics
+from infoseg_fast.recipe import DataInfo, recipe_class
+from infoseg_fast.recipe import overclustering as module
+from infoseg_fast.recipe.labelling import Labelling, grouped
+from infoseg_fast.recipe.merging import criteria, merge, statistics_of
+from infoseg_fast.recipe.sample import Sample
+from infoseg_fast.run_folder import RunFolder
+from infoseg_fast.train import train
+
+SMALL = {
+    "crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 1, "checkpoint_every": 3, "eval_every": 0,
+    "classes": 3, "steps": 8,
+}  # fmt: skip
+
+
+@pytest.fixture
+def how(tmp_path) -> dict:
+    return SMALL | {"data": str(write_folder(tmp_path / "data", number=10, side=40))}
+
+
+def recipe(**given):
+    """A recipe of three classes, and a sample of images."""
+    torch.manual_seed(3)
+    settings = Settings.create({"data": "any", "classes": 3, "width": 8, "dim": 16, "crop": 32} | given)
+    made = recipe_class(settings.recipe)(settings, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3))
+    images = torch.rand(8, 3, 32, 32)
+    return made, Sample(lambda: iter([(images[:4], None), (images[4:], None)]))
+
+
+def content(run) -> dict:
+    return RunFolder(run).load()
+
+
+def same(a, b) -> bool:
+    """Whether two states hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(x, b[key]) for key, x in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def part(state: dict, name: str) -> dict:
+    """Of the parameters of a recipe those of one network."""
+    return {key: x for key, x in state["recipe"].items() if key.startswith(f"{name}.")}
+
+
+@pytest.mark.parametrize("gain", [-1e9, 1e9])
+def test_labels_are_of_the_network_of_the_better_score(gain, monkeypatch):
+    made, sample = recipe()
+    monkeypatch.setattr(module, "MIN_SCORE_GAIN", gain)
+    labelling = made.labelling(sample)
+    chosen = made.over_network if gain < 0 else made.network
+    assert same(labelling.network.state_dict(), chosen.average.state_dict())
+    assert labelling.num_clusters == 3 and labelling.refinement.residual.shape[0] == 3
+    if gain > 0:
+        assert labelling.groups is None
+        return
+    assert sorted(itertools.chain(*labelling.groups)) == list(range(9))
+    images = torch.rand(2, 3, 32, 32)
+    ungrouped = dataclasses.replace(labelling, groups=None).probabilities(images)
+    torch.testing.assert_close(labelling.probabilities(images), grouped(ungrouped, labelling.groups))
+
+
+def test_the_score_is_that_of_the_sample():
+    made, sample = recipe(smooth=0)
+    images = torch.cat([x for x, _ in sample.batches])
+    found = []
+    for network in (made.network, made.over_network):
+        probs = Labelling(network.frozen(), {}, made.data).probabilities(images)
+        products = appearance_statistics(isf.local_appearance(images, (8, 8)))
+        found.append(statistics_of([(probs, products, None)]))
+    own, over = found
+    groups, whole = merge(over, 3), criteria(over)
+    better = criteria(over.merged(groups)).score(whole) > criteria(own).score(whole) + module.MIN_SCORE_GAIN
+    assert made.labelling(sample).groups == (groups if better else None)
+
+
+def test_a_network_that_is_not_finite_makes_no_labels():
+    made, sample = recipe()
+    with torch.no_grad():
+        made.over_network.average.local_projection.weight.fill_(torch.nan)
+    assert made.labelling(sample).groups is None
+
+
+def test_batches_with_and_without_padding_share_one_scale():
+    """Where a batch has no mask every position counts. The statistics are those of all batches together."""
+    images = torch.rand(6, 3, 32, 32)
+    mask = torch.ones(3, 32, 32, dtype=torch.bool)
+    mask[:, 20:] = False
+    sample = Sample(lambda: iter([(images[:3], None), (images[3:], mask)]))
+    whole = torch.cat([torch.ones(3, 8, 8, dtype=torch.bool), position_mask(mask, images)])
+    expected = appearance_statistics(isf.local_appearance(images, (8, 8)), whole)
+    torch.testing.assert_close(torch.cat(sample.statistics(0)), expected)
+
+
+def test_a_sweep_over_the_sample_runs_once_for_each_network(monkeypatch):
+    made, sample = recipe()
+    calls = []
+    probabilities = Labelling.probabilities
+    monkeypatch.setattr(Labelling, "probabilities", lambda self, x: calls.append(1) or probabilities(self, x))
+    made.labelling(sample)
+    assert len(calls) == 2 * len(sample.batches)
+
+
+def test_a_labelling_is_frozen_while_training_goes_on():
+    made, sample = recipe()
+    labelling, images = made.labelling(sample), torch.rand(4, 3, 32, 32)
+    before = labelling.probabilities(images)
+    made.train().loss(0, images, None).backward()
+    with torch.no_grad():
+        for x in made.parameters():
+            x.add_(1.0)
+    made.after_step(0)
+    assert torch.equal(labelling.probabilities(images), before)
+
+
+def test_a_labelling_is_the_same_after_its_state():
+    made, sample = recipe()
+    labelling, images = made.labelling(sample), torch.rand(2, 3, 40, 36)
+    again = Labelling.from_state(copy.deepcopy(labelling.state()))
+    assert torch.equal(isf.Segmenter(again).segment(images), isf.Segmenter(labelling).segment(images))
+    with pytest.raises(DataError, match="cannot be imported"):
+        Labelling.from_state(labelling.state() | {"builder": "nowhere:Net"})
+    with pytest.raises(DataError, match="builds another network"):
+        Labelling.from_state(labelling.state() | {"arguments": labelling.arguments | {"width": 5}})
+
+
+def test_each_network_trains_as_it_does_alone(how, tmp_path):
+    train(how, tmp_path / "both")
+    train(how | {"overcluster": 1.0}, tmp_path / "alone")
+    train(how | {"classes": 9, "overcluster": 1.0}, tmp_path / "many")
+    both = content(tmp_path / "both")
+    assert same(part(content(tmp_path / "alone"), "network"), part(both, "network"))
+    many = {key.replace("network.", "over_network.", 1): x for key, x in content(tmp_path / "many")["recipe"].items()}
+    assert same(many, part(both, "over_network"))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
+    train(how, tmp_path / "whole")
+    train(how | {"steps": steps}, tmp_path / "parts")
+    train({"steps": 8}, tmp_path / "parts", resume=True)
+    whole, parts = content(tmp_path / "whole"), content(tmp_path / "parts")
+    for key in ("recipe", "optimizer", "labelling", "step"):
+        assert same(whole[key], parts[key]), key
+
+
+@pytest.mark.parametrize("settings", [{"recipe": "paper"}, {"appearance": 0.0}, {"overcluster": 1.1}])
+def test_without_appearance_or_over_clusters_there_is_one_network(settings):
+    assert recipe(**settings)[0].over_network is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [({"refine": False}, "refinement"), ({"recipe": "paper"}, "refinement"), ({"overcluster": 1.0}, "groups")],
+)
+def test_a_part_can_be_left_out(settings, missing):
+    made, sample = recipe(**settings)
+    assert getattr(made.labelling(sample), missing) is None
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_labels_are_made_by_the_averaged_weights(decay):
+    made, sample = recipe(average=decay, overcluster=1.0)
+    made.train().loss(0, torch.rand(4, 3, 32, 32), None).backward()
+    torch.optim.SGD([x for x in made.parameters() if x.requires_grad], lr=0.1).step()
+    made.after_step(0)
+    used = made.labelling(sample).network.state_dict()
+    assert same(used, (made.network.average if decay else made.network.model).state_dict())
+    assert same(used, made.network.model.state_dict()) == (not decay)
+
+
+def test_classes_in_use_are_between_one_and_all():
+    made, _ = recipe()
+    made.loss(0, torch.rand(4, 3, 32, 32), None)
+    assert 1 <= made.metrics()["classes_in_use"] <= 3
+
+
+@pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0], [1, 3]], [[0, 1, 2], [3]]])
+def test_groups_that_are_no_partition_are_refused(groups):
+    network = isf.InfoSegNet(3, num_classes=3, width=4, dim=8).eval()
+    with pytest.raises(ValueError, match="groups must have each of the 3 classes once"):
+        Labelling(network, {}, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3), groups=groups)

@@ -1,0 +1,80 @@
+"""The example of a recipe of one's own: it trains, resumes to the same bits, predicts and exports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+from PIL import Image
+
+import infoseg_fast as isf
+from infoseg_fast.errors import DataError
+from infoseg_fast.recipe import recipe_class
+from infoseg_fast.run_folder import RunFolder
+from infoseg_fast.train import train
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NAME = "own_recipe:NeighbourRecipe"
+
+
+@pytest.fixture
+def how(tmp_path, monkeypatch) -> dict:
+    monkeypatch.chdir(EXAMPLES)
+    data = str(write_folder(tmp_path / "data", number=8, side=40))
+    return {
+        "data": data, "recipe": NAME, "steps": 8, "crop": 32, "batch_size": 4, "checkpoint_every": 4, "log_every": 2,
+    }  # fmt: skip
+
+
+def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
+    train(how, tmp_path / "whole")
+    train(how | {"steps": 3}, tmp_path / "parts")
+    train({"steps": 8}, tmp_path / "parts", resume=True)
+    whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
+    a, b = whole.load()["recipe"], parts.load()["recipe"]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    rows = whole.read_metrics()
+    assert rows[-1]["loss"] < rows[0]["loss"] < 0, "the information grows"
+
+
+def test_its_command_trains_predicts_and_exports(how, tmp_path):
+    def call(*arguments):
+        command = [sys.executable, "-m", "infoseg_fast", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES, check=False)
+        assert done.returncode == 0, done.stderr
+
+    run = tmp_path / "run"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
+    call("train", "--out", run, *options)
+    call("predict", run, Path(how["data"], "images"), "--out", tmp_path / "labels")
+    call("export", run, "--format", "torchscript", "--out", tmp_path / "model.pt")
+    image = np.asarray(Image.open(Path(how["data"], "images/im0.png")))
+    pixels = torch.from_numpy(image).movedim(2, 0)[None].float() / 255
+    labels = torch.jit.load(tmp_path / "model.pt")(pixels)[0].numpy()
+    predicted = np.asarray(Image.open(tmp_path / "labels/im0.png"))
+    assert (labels == predicted).mean() > 0.9999
+    assert np.array_equal(predicted, isf.load(run).segment(pixels)[0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "default, paper or MODULE:CLASS"),
+        ("no_module:Recipe", "--recipe no_module:Recipe cannot be imported"),
+        ("own_recipe:Missing", "cannot be imported"),
+        ("pathlib:Path", "not a subclass"),
+    ],
+)
+def test_what_is_no_recipe_is_named(name, message, monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    with pytest.raises(DataError, match=message):
+        recipe_class(name)
+
+
+def test_the_example_is_short():
+    lines = (EXAMPLES / "own_recipe.py").read_text().splitlines()
+    code = lines[lines.index("class NeighbourRecipe(Recipe):") :]
+    assert len(code) <= 40
