@@ -551,3 +551,10 @@ def test_a_block_beyond_the_end_of_the_file(tmp_path):
     tifffile.imwrite(path, random_pixels("uint8")[0], rowsperstrip=ROWS, compression="deflate")
     patched(path, 279, 2**31 - 1)
     refused(lambda: read_image(path), "x.tif", "ends before")
+
+
+def test_a_width_that_the_compressed_bytes_cannot_hold(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint16")[0], rowsperstrip=5, compression="deflate")
+    patched(path, 256, 16_711_730)
+    refused(lambda: read_image(path), "x.tif", "cannot hold")

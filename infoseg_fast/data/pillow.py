@@ -1,4 +1,6 @@
-"""Formats that Pillow reads, with imagecodecs where Pillow would narrow the values: 16-bit PNG, and JPEG 2000."""
+"""Formats that Pillow reads, with imagecodecs where Pillow would narrow the values: 16-bit PNG, and
+JPEG 2000.
+"""
 
 import os
 import struct
@@ -50,7 +52,9 @@ class NotForPillowError(Exception):
 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
-    """Without Pillow's limit on the number of pixels; readers have their own (ReadOptions.max_bytes)."""
+    """Without Pillow's limit on the number of pixels; readers have their own
+    (ReadOptions.max_bytes).
+    """
     with _limit_lock:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
