@@ -3,8 +3,8 @@
     python benchmarks/data_throughput.py feed DIR [--images 51804]       # writes 6.6 GB to DIR once
     python benchmarks/data_throughput.py prepare DIR [--images 3000] [--workers 2]
 
-Pixels are synthetic, of COCO's sizes. Both wall-clock and processor times are printed; other processes disturb the
-latter less.
+Pixels are synthetic, of COCO's sizes. Both wall-clock and processor times are printed; other
+processes disturb the latter less.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def write_prepared(out: Path, images: int) -> None:
     stems = [f"{PARTS[held]}/{i:012d}" for i, held in enumerate(held_out)]
     raw = Raw([None] * images, stems, [PARTS[h] for h in held_out], [True] * images, held_out, 1, 512, {})
     index, groups = prepare.plan(PROTOCOL, raw, [tuple(size) for size in sizes.tolist()])
-    manifest = prepare.describe(PROTOCOL, Options(), raw, index) | {"shards": []}
+    manifest = prepare.manifest_of(PROTOCOL, Options(), raw, index) | {"shards": []}
     (out / prepare.SHARDS).mkdir(parents=True)
     for shard, group in enumerate(groups):
         place = index[group.start : group.stop]

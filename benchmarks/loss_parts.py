@@ -3,8 +3,8 @@
     python benchmarks/loss_parts.py [--rounds 80] [--only TEXT] [CASE ...]
 
 One thread, medians of wall-clock times, each part by itself. Cases are those of `infoseg bench
-mutual_information_loss`. To see inside a part: `perf record python benchmarks/loss_parts.py --only "at one place"
---rounds 2000`, then `perf report`.
+mutual_information_loss`. To see inside a part: `perf record python benchmarks/loss_parts.py --only
+"at one place" --rounds 2000`, then `perf report`.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [bootstrap] [rehearsal]
 
-Every figure is a ratio of medians; competitor and package run in turns in one process. One thread is measured in
-processor time, which other processes disturb little. Two threads are measured in wall-clock time, so the machine should
-be idle. lapx is compared if it is installed (`pip install lapx`).
+Every figure is a ratio of medians; competitor and package run in turns in one process. One thread
+is measured in processor time, which other processes disturb little. Two threads are measured in
+wall-clock time, so the machine should be idle. lapx is compared if it is installed (`pip install
+lapx`).
 """
 
 import argparse

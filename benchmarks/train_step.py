@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--width 16] [--images 16] [--side 128] [--threads 1 2] [--rounds 15]
 
-A second pool shares the cores with PyTorch's threads, which spin for a while after each of their own regions; the op
-alone does not show this. Medians of wall-clock times, measured in turns.
+A second pool shares the cores with PyTorch's threads, which spin for a while after each of their
+own regions; the op alone does not show this. Medians of wall-clock times, measured in turns.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Unsupervised semantic segmentation by mutual information maximisation, made fast.
 
-Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
+Ops for any training loop, and a training loop of its own (`infoseg --help`).
 """
 
 from importlib.util import find_spec as _find_spec

@@ -1,7 +1,7 @@
 """Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" of `infoseg_fast.ops.dispatch`.
 
-A module here is named as the op that owns it; the others hold what several ops share. Importing this module needs
-neither Triton nor a GPU driver: the first access to `KERNELS` imports Triton.
+A module here is named as the op that owns it; the others hold what several ops share. Importing
+this module needs neither Triton nor a GPU driver: the first access to `KERNELS` imports Triton.
 """
 
 import functools

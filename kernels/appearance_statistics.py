@@ -1,12 +1,13 @@
 """`appearance_statistics`: products of (1, y), y scaled to mean 0 and variance 1, through the adjoint of a mean.
 
-`appearance_statistics_sums` writes for each of a few runs of positions their number, and per channel the sum and the
-sum of squares about the mean of the run, in float64. Each program of `appearance_statistics_products` combines them in
-the same order to the mean m of all positions and the variance sum_i [q_i + n_i (m_i - m)^2] / N. All of y must be read
-before the second launch can begin; a launch for combining the sums would add time and save no bytes.
+`appearance_statistics_sums` writes for each of a few runs of positions their number, and per
+channel the sum and the sum of squares about the mean of the run, in float64. Each program of
+`appearance_statistics_products` combines them in the same order to the mean m of all positions and
+the variance sum_i [q_i + n_i (m_i - m)^2] / N. All of y must be read before the second launch can
+begin; a launch for combining the sums would add time and save no bytes.
 
-The weight of a position in the neighbourhood mean is separable and has a closed form at the border too (`taps`). So the
-adjoint is gathered: every output is written once, without atomics.
+The weight of a position in the neighbourhood mean is separable and has a closed form at the border
+too (`taps`). So the adjoint is gathered: every output is written once, without atomics.
 """
 
 from dataclasses import replace

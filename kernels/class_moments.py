@@ -1,9 +1,10 @@
 """`class_moments`: M[k, s] = sum_{b,p} V[b, k, p] Y[b, s, p]. V is stored only if a gradient is wanted.
 
-Forward: a program computes the probabilities of a tile of positions as `similarity_forward` does and multiplies them,
-in registers, with the tile's statistics. A second launch adds the products of all programs in a fixed order in float64.
-Backward: a program owns a chunk of channels, and without V it would need the scores of all channels; so the forward
-pass keeps V, K numbers a position. `similarity_backward` computes dV = dM Y a tile at a time.
+Forward: a program computes the probabilities of a tile of positions as `similarity_forward` does
+and multiplies them, in registers, with the tile's statistics. A second launch adds the products of
+all programs in a fixed order in float64. Backward: a program owns a chunk of channels, and without
+V it would need the scores of all channels; so the forward pass keeps V, K numbers a position.
+`similarity_backward` computes dV = dM Y a tile at a time.
 """
 
 from dataclasses import replace

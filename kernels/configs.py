@@ -1,8 +1,9 @@
 """Tile shapes: a table with a reason for each row, and optional tuning (`INFOSEG_AUTOTUNE=1`).
 
-By default a kernel takes the first row that fits, on every GPU: the order of sums depends on the tile shape, so results
-never change with the load of the machine. With `INFOSEG_AUTOTUNE=1` every fitting row is timed once for each GPU,
-kernel and shape. The fastest is kept in `~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
+By default a kernel takes the first row that fits, on every GPU: the order of sums depends on the
+tile shape, so results never change with the load of the machine. With `INFOSEG_AUTOTUNE=1` every
+fitting row is timed once for each GPU, kernel and shape. The fastest is kept in
+`~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
 """
 
 import functools
@@ -84,7 +85,8 @@ def _by_size(kernel: str, *rows: tuple) -> list[Row]:
 
 ANY = 1 << 30
 
-# The reasons are registers and spills of `python -m infoseg_fast.bench.aot`. Nothing was timed on a GPU.
+# The reasons are registers and spills of `python -m infoseg_fast.bench.aot`. Nothing was timed on a
+# GPU.
 TABLE: list[Row] = [
     *_by_dtype(
         "similarity_forward",

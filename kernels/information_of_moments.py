@@ -1,9 +1,10 @@
 """`information_of_moments`: log-determinants of small symmetric positive definite matrices, one program per class.
 
-The matrix Q of a class is one tile in float64. It is swept by each of its pivots in turn: with d the pivot p, element
-q_ij becomes q_ij - q_ip q_pj / d, row and column p become q_ip / d, and the pivot itself becomes -1 / d. At the end the
-tile is -Q^-1, and the product of the pivots is det Q. No pivot is small, since Q is a covariance plus r^2. A second
-launch adds the terms of the classes in a fixed order.
+The matrix Q of a class is one tile in float64. It is swept by each of its pivots in turn: with d
+the pivot p, element q_ij becomes q_ij - q_ip q_pj / d, row and column p become q_ip / d, and the
+pivot itself becomes -1 / d. At the end the tile is -Q^-1, and the product of the pivots is det Q.
+No pivot is small, since Q is a covariance plus r^2. A second launch adds the terms of the classes
+in a fixed order.
 """
 
 import math

@@ -1,7 +1,8 @@
 """How the host launches a kernel. Launches can be recorded instead of run.
 
-A recorded launch is exactly the launch that would run. The ahead-of-time compiler, the cost model (both in
-`infoseg_fast.bench`) and the tests read recorded launches of the ops on fake CUDA tensors, without a GPU.
+A recorded launch is exactly the launch that would run. The ahead-of-time compiler, the cost model
+(both in `infoseg_fast.bench`) and the tests read recorded launches of the ops on fake CUDA tensors,
+without a GPU.
 """
 
 import contextlib
@@ -52,9 +53,10 @@ class Cost:
 
     Attributes:
         loads, stores: bytes that the instructions ask for, without masked lanes.
-        distinct_loads: bytes of the loads, each address counted once. This is what DRAM must deliver when every
-            repeated load hits the L2 cache.
-        operations: floating-point operations of the matrix products, padding included (`product_operations`).
+        distinct_loads: bytes of the loads, each address counted once. This is what DRAM must
+            deliver when every repeated load hits the L2 cache.
+        operations: floating-point operations of the matrix products, padding included
+            (`product_operations`).
         atomics: upper bound of the number of additions to global memory.
     """
 
@@ -106,8 +108,9 @@ def kernel(
 ) -> Callable[..., Kernel]:
     """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a stated type.
 
-    Triton would compile another variant for numbers that are 1 or divisible by 16. Numbers here are not specialised:
-    a divisibility that matters is a constexpr. This keeps the variants few, so all can be compiled ahead of time.
+    Triton would compile another variant for numbers that are 1 or divisible by 16. Numbers here are
+    not specialised: a divisibility that matters is a constexpr. This keeps the variants few, so all
+    can be compiled ahead of time.
     """
 
     def decorate(function) -> Kernel:
@@ -156,7 +159,8 @@ def launch(
 ) -> None:
     """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid does nothing.
 
-    The block sizes of `config` are added to the constexprs. An argument of None is a pointer that the kernel skips.
+    The block sizes of `config` are added to the constexprs. An argument of None is a pointer that
+    the kernel skips.
     """
     if any(n == 0 for n in grid):
         return

@@ -1,9 +1,9 @@
 """`local_appearance`: log channel means, roughness and coherence of every cell of pixels.
 
-`local_appearance_cells` reads the images from DRAM once, one row of pixels of a tile of cells after the other. It
-writes the channel means and the means of the structure tensor over each cell. The brightness differences need the pixel
-on the right and the row below, which the L1 or L2 cache serves. `local_appearance_texture` averages the structure
-tensor over 3 x 3 cells.
+`local_appearance_cells` reads the images from DRAM once, one row of pixels of a tile of cells after
+the other. It writes the channel means and the means of the structure tensor over each cell. The
+brightness differences need the pixel on the right and the row below, which the L1 or L2 cache
+serves. `local_appearance_texture` averages the structure tensor over 3 x 3 cells.
 """
 
 import math

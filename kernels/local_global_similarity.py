@@ -1,9 +1,10 @@
 """`local_global_similarity` and `assign`: z = G f + g0, V = softmax(tau z), and their gradients.
 
-Forward: a program computes the [K, BLOCK_P] scores of a tile of positions on tensor cores, from one read of f, and
-writes the scores, their softmax or their argmax. Backward: a program owns a chunk of channels and a run of position
-tiles. It computes df from dz and G, and sums its part of dG in registers, from one read of f. A second launch adds the
-parts in a fixed order, so reruns give the same bits.
+Forward: a program computes the [K, BLOCK_P] scores of a tile of positions on tensor cores, from one
+read of f, and writes the scores, their softmax or their argmax. Backward: a program owns a chunk of
+channels and a run of position tiles. It computes df from dz and G, and sums its part of dG in
+registers, from one read of f. A second launch adds the parts in a fixed order, so reruns give the
+same bits.
 """
 
 from dataclasses import replace
@@ -32,8 +33,9 @@ from .tiles import (
 )
 
 PROGRAMS = 512  # keeps any GPU busy for several rounds; fixed, so that results do not depend on the GPU
-# Maximum K in one block of classes, by the bytes of an element. Larger K is processed in chunks of classes: tf32x3
-# holds every operand twice, and the scores and sums of more classes do not fit the registers.
+# Maximum K in one block of classes, by the bytes of an element. Larger K is processed in chunks of
+# classes: tf32x3 holds every operand twice, and the scores and sums of more classes do not fit the
+# registers.
 MAX_BLOCK_K = {2: 64, 4: 32, 8: 32}
 
 
@@ -164,7 +166,8 @@ def _backward_cost(started: Launch) -> Cost:
 def output_gradient(grad, statistics, b, k, p, S, P, K: tl.constexpr, dtype: tl.constexpr):
     """The gradient by the output for classes k and positions p.
 
-    It is grad [B, K, P] itself, or with statistics Y [B, S, P] the product of Y and the moments' gradient, grad [K, S].
+    It is grad [B, K, P] itself, or with statistics Y [B, S, P] the product of Y and the moments'
+    gradient, grad [K, S].
     """
     if statistics is None:
         at = b * K * P + k.to(tl.int64)[:, None] * P + p[None, :]

@@ -14,9 +14,11 @@ from .reduction import sum_partials
 from .tiles import block, layout, map_arguments, map_constexprs, precision, strides
 
 PROGRAMS = 512  # keeps any GPU busy; fixed, so that results do not depend on the GPU
-# Programs if each holds its own parts of dG in registers: every further program writes and reads one more part.
+# Programs if each holds its own parts of dG in registers: every further program writes and reads
+# one more part.
 PROGRAMS_WITH_PARTS = 128
-# Maximum columns of the block that holds the own image; the part of dG of more columns does not fit the registers.
+# Maximum columns of the block that holds the own image; the part of dG of more columns does not fit
+# the registers.
 MAX_OWN_COLUMNS = 64
 # Scores are saved if that adds at most this share to the bytes that a training step must move.
 MAX_KEPT_SHARE = 0.08
@@ -85,7 +87,8 @@ class _Plan:
         """What the forward pass keeps for the backward pass, besides `share`.
 
         - "lse": the log-sum-exp of all scores, [B, P];
-        - "V": the probabilities, [B, K, P], which hold the feature that a partner assigned to a position;
+        - "V": the probabilities, [B, K, P], which hold the feature that a partner assigned to a
+          position;
         - "scores": all (1 + n) K scores of a position, if they are few beside its channels;
         - "": nothing, scores are computed again.
         """
@@ -114,7 +117,8 @@ class _Plan:
 
         def run(config):
             splits = self._splits(config, self.B)
-            # With same_position and several partners, the first pass computes the probabilities of all images.
+            # With same_position and several partners, the first pass computes the probabilities of
+            # all images.
             two = self.keeps == "V"
             passes = [(1, False), (0, True)] if two else [(self.own_images, self.more)]
             state = self.G.new_empty(self.B, self.K, self.P) if two and kept is None else kept

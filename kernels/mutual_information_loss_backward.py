@@ -1,14 +1,16 @@
 """Backward pass: df, dG and dg0 of the loss from the gradient by the scores (identity 3 of the method).
 
-`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of positions. From one read
-of f it computes the coefficients of the scores with the own image and the partners beside it, multiplies them out to
-df, and sums its part of the dG of these images in registers. It adds the other partners to df block by block.
+`loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of
+positions. From one read of f it computes the coefficients of the scores with the own image and the
+partners beside it, multiplies them out to df, and sums its part of the dG of these images in
+registers. It adds the other partners to df block by block.
 
-`loss_partner_gradient`: a program owns the columns of some images and runs over the positions of all images that have
-one of them as a partner. It gives the rest of dG and, with same_position, the gradient by the partner's own scores.
+`loss_partner_gradient`: a program owns the columns of some images and runs over the positions of
+all images that have one of them as a partner. It gives the rest of dG and, with same_position, the
+gradient by the partner's own scores.
 
-Coefficients are those of a sum. df and the parts of dG are multiplied by upstream / M when they are written, and
-`reduction.sum_partials` adds the parts in a fixed order.
+Coefficients are those of a sum. df and the parts of dG are multiplied by upstream / M when they are
+written, and `reduction.sum_partials` adds the parts in a fixed order.
 """
 
 import triton.language as tl
@@ -78,7 +80,7 @@ def loss_image_gradient(
         own_g = global_tile(G, own, own_live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, OWN_IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((OWN_IMAGES * BLOCK_K,), tl.float32)
-    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
+    # disable_licm: loop-invariant operands, split for tf32x3, would stay in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P
@@ -232,7 +234,7 @@ def loss_partner_gradient(
         g = global_tile(G, row, live, 0, C, BLOCK_C)
     dG_sum = tl.zeros((BLOCK_D, IMAGES * BLOCK_K), tl.float32)
     dg0_sum = tl.zeros((IMAGES * BLOCK_K,), tl.float32)
-    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
+    # disable_licm: loop-invariant operands, split for tf32x3, would stay in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P

@@ -1,9 +1,9 @@
 """Tile shapes of the kernels of the mutual-information loss, with their reasons; see `configs`.
 
-The variant of a key is "PRECISION MODE LOSS". The kernels hold operands whole in registers, so the tile depends on how
-products are formed ("float16" is widened and multiplied as tf32) and on what else is live. MODE is "complete" if the
-own block holds all partners, "kept" if its scores were kept as well, "more" if partners follow. K of a key is padded to
-a power of two, at least 16.
+The variant of a key is "PRECISION MODE LOSS". The kernels hold operands whole in registers, so the
+tile depends on how products are formed ("float16" is widened and multiplied as tf32) and on what
+else is live. MODE is "complete" if the own block holds all partners, "kept" if its scores were kept
+as well, "more" if partners follow. K of a key is padded to a power of two, at least 16.
 """
 
 from .configs import ANY, TABLE, Config, Key, Row

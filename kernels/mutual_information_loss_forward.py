@@ -1,9 +1,10 @@
 """Forward pass: the loss from one read of f (two reads for jsd with several partners at the same position).
 
-A program owns an image and every splits-th tile of its positions, and writes the sums of its terms. A second kernel
-adds them in a fixed order. The first block of columns is the own image with the partners that fit beside it; the others
-follow block by block. An online log-sum-exp (infonce) or a softplus per partner (jsd) avoids storing the scores. See
-`_Plan.keeps` for what is kept for the backward pass.
+A program owns an image and every splits-th tile of its positions, and writes the sums of its terms.
+A second kernel adds them in a fixed order. The first block of columns is the own image with the
+partners that fit beside it; the others follow block by block. An online log-sum-exp (infonce) or a
+softplus per partner (jsd) avoids storing the scores. See `_Plan.keeps` for what is kept for the
+backward pass.
 """
 
 import triton.language as tl
@@ -59,7 +60,7 @@ def loss_forward(
     negative = tl.zeros((BLOCK_P,), tl.float32)
     count = tl.zeros((BLOCK_P,), tl.float32)
     usage = tl.zeros((BLOCK_K,), tl.float32)
-    # Without disable_licm, loop-invariant operands, split for tf32x3, are held in registers and spill.
+    # disable_licm: loop-invariant operands, split for tf32x3, would stay in registers and spill.
     for tile in tl.range(split, tl.cdiv(P, BLOCK_P), splits, disable_licm=True):
         p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = p < P

@@ -1,9 +1,10 @@
 """Device functions of the loss kernels: columns, scores, and the terms of the loss in registers.
 
-A program owns a tile of positions of image b. Its scores q are [BLOCK_P, N]. The N = IMAGES * BLOCK_K columns are the K
-global features, padded to BLOCK_K, of IMAGES neighbouring partners. `by_image` views q as [BLOCK_P, IMAGES, BLOCK_K],
-so a softmax over the classes of each partner is a reduction over the last axis. Padded classes have score 0, since
-their global feature is read as 0, and are masked where it matters.
+A program owns a tile of positions of image b. Its scores q are [BLOCK_P, N]. The N = IMAGES *
+BLOCK_K columns are the K global features, padded to BLOCK_K, of IMAGES neighbouring partners.
+`by_image` views q as [BLOCK_P, IMAGES, BLOCK_K], so a softmax over the classes of each partner is a
+reduction over the last axis. Padded classes have score 0, since their global feature is read as 0,
+and are masked where it matters.
 """
 
 import triton
@@ -16,7 +17,8 @@ from .tiles import feature_offsets, product
 def partner_columns(b, first, B, last, K: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
     """Rows of G [B * K, C] of the columns of partners first .. first + IMAGES - 1 of image b, and a mask of live ones.
 
-    Partner j of image b is image (b + j) mod B, b itself for j = 0. Partners above `last` are dead. -> [N], [N]
+    Partner j of image b is image (b + j) mod B, b itself for j = 0. Partners above `last` are dead.
+    -> [N], [N]
     """
     column = tl.arange(0, IMAGES * BLOCK_K)
     j, k = first + column // BLOCK_K, column % BLOCK_K
@@ -62,8 +64,8 @@ def scores(
 ):  # fmt: skip
     """q[p, r] = <f_p, G_r> + g0_r in float32 -> [BLOCK_P, N].
 
-    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are tiles of all channels, which a caller may pass if C <= BLOCK_C. Without
-    them the channels are read here, in chunks of BLOCK_C.
+    f [BLOCK_C, BLOCK_P] and g [N, BLOCK_C] are tiles of all channels, which a caller may pass if C
+    <= BLOCK_C. Without them the channels are read here, in chunks of BLOCK_C.
     """
     q = tl.zeros((row.shape[0], p.shape[0]), tl.float32)
     if C <= BLOCK_C:
@@ -93,7 +95,8 @@ def times_global(
 ):  # fmt: skip
     """accumulator + a G over columns [N], for channels first .. first + BLOCK - 1. a [BLOCK_P, N]
 
-    g is the tile of G if C <= BLOCK_C, as in `scores`. `image` is the image of the columns, used if it is only one.
+    g is the tile of G if C <= BLOCK_C, as in `scores`. `image` is the image of the columns, used if
+    it is only one.
     """
     N: tl.constexpr = a.shape[1]
     if C <= BLOCK_C:
@@ -155,7 +158,8 @@ def scores_of_partner(q, j, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
 def own_coefficients(z, V, usage, tau, INFONCE: tl.constexpr, BALANCE: tl.constexpr):
     """The gradient by z of the positive and the balance term, times the number of valid positions.
 
-    z, V [BLOCK_P, BLOCK_K]; usage [BLOCK_K] is the gradient of the balance term by V, times that number.
+    z, V [BLOCK_P, BLOCK_K]; usage [BLOCK_K] is the gradient of the balance term by V, times that
+    number.
     """
     T = tl.sum(V * z, 1)[:, None]
     slope = -1.0 if INFONCE else -sigmoid(-T)

@@ -87,7 +87,8 @@ def sum_rows(partials: Tensor, out: Tensor) -> None:
 def sum_partials(*pairs: tuple[Tensor, Tensor]) -> None:
     """out = the sum of partials over the parts, in one launch.
 
-    Takes one or two pairs of `partials` [parts, *out.shape] and `out`, all contiguous, with the same number of parts.
+    Takes one or two pairs of `partials` [parts, *out.shape] and `out`, all contiguous, with the
+    same number of parts.
     """
     (first, first_sum), (second, second_sum) = pairs if len(pairs) == 2 else (*pairs, (None, None))
     sizes = [0 if out is None else out.numel() for out in (first_sum, second_sum)]

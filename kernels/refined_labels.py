@@ -1,13 +1,14 @@
 """`refined_labels`: the class of each pixel by Bayes' rule, one byte a pixel.
 
-A program owns a run of pixels of an image and loops over the classes. The channels of its pixels and of their
-surroundings, upsampled, stay in registers. The prior is upsampled and the residuals are computed class by class, so no
-map of K values per pixel is in memory. Every program reads the matrices of all classes, K (2 c^2 + c + 1) numbers,
-which stay in the L1 cache.
+A program owns a run of pixels of an image and loops over the classes. The channels of its pixels
+and of their surroundings, upsampled, stay in registers. The prior is upsampled and the residuals
+are computed class by class, so no map of K values per pixel is in memory. Every program reads the
+matrices of all classes, K (2 c^2 + c + 1) numbers, which stay in the L1 cache.
 
-The arithmetic is the limit: c (2 c + 1) multiply-adds per pixel and class, without tensor cores. As one product [K,
-(c + 1) (2 c + 1)] with the products of each pixel's (y, s, 1) it could use tensor cores, but that squares the condition
-number: |R u|^2 from u u^T cancels, and tf32x3 has too few bits for it.
+The arithmetic is the limit: c (2 c + 1) multiply-adds per pixel and class, without tensor cores. As
+one product [K, (c + 1) (2 c + 1)] with the products of each pixel's (y, s, 1) it could use tensor
+cores, but that squares the condition number: |R u|^2 from u u^T cancels, and tf32x3 has too few
+bits for it.
 """
 
 import torch
@@ -30,7 +31,8 @@ def pixel_cost(started: Launch, passes: int, output: str) -> Cost:
     maps = passes * a["K"] + started.constexprs["C"]
     matrices = a["residual"].numel() + a["log_scale"].numel()
     small = a["prior"].numel() + a["around"].numel() + matrices
-    # The pixels of the last tile beyond the image are interpolated too, from positions within the maps.
+    # The pixels of the last tile beyond the image are interpolated too, from positions within the
+    # maps.
     per_program = 4 * maps * started.constexprs["BLOCK"] + passes * matrices
     itemsize = colour.element_size()
     return Cost(

@@ -1,7 +1,8 @@
 """`refined_probs`: the class probabilities of the pixels by Bayes' rule, averaged over each position.
 
-A program owns the pixels of some positions. It loops over the classes twice, for the softmax and for its means: K
-scores of each pixel would not fit the registers. The scores are those of `refined_labels`.
+A program owns the pixels of some positions. It loops over the classes twice, for the softmax and
+for its means: K scores of each pixel would not fit the registers. The scores are those of
+`refined_labels`.
 """
 
 import torch
@@ -32,7 +33,8 @@ def refined_probs(
     tiles = tl.cdiv(h * w, POSITIONS)
     b = (tl.program_id(0) // tiles).to(tl.int64)
     first = tl.program_id(0) % tiles * POSITIONS
-    # Adjacent threads have the pixels of a position, so two positions share the 32-byte sectors of a row of 4 pixels.
+    # Adjacent threads have the pixels of a position, so two positions share the 32-byte sectors of
+    # a row of 4 pixels.
     n = tl.arange(0, BLOCK)
     p, j = first + n // EACH, n % EACH
     inside = (p < h * w) & (j < high * wide)

@@ -1,14 +1,16 @@
 """`segment` and `segment_and_count`: labels of one byte a pixel, and their joint counts with a target.
 
-At the size of the features, the labels come straight from the scores in registers. At any other size,
-`similarity_forward` writes its probabilities (or similarities) at low resolution, [B, K, P], and `upsampled_labels`
-interpolates them, takes the argmax and counts. Only labels are in memory at image resolution.
+At the size of the features, the labels come straight from the scores in registers. At any other
+size, `similarity_forward` writes its probabilities (or similarities) at low resolution, [B, K, P],
+and `upsampled_labels` interpolates them, takes the argmax and counts. Only labels are in memory at
+image resolution.
 
-Why the volume is written: writing and reading it costs at most 13 % more bytes than the floor of features and labels
-(float32, C = 256, K = 15; `python -m infoseg_fast.bench.roofline`), less when it stays in the L2 cache. A kernel
-without it must recompute the scores of the rows around its own. Of R rows of positions it can upsample R - 1 intervals,
-so it reads f 1 / (R - 1) times more: 14 % at R = 8, where the scores alone take 32 registers a thread. And in Triton a
-thread reaches the scores of other threads only through a product with the [pixels, R w] interpolation matrix, which at
+Why the volume is written: writing and reading it costs at most 13 % more bytes than the floor of
+features and labels (float32, C = 256, K = 15; `python -m infoseg_fast.bench.roofline`), less when
+it stays in the L2 cache. A kernel without it must recompute the scores of the rows around its own.
+Of R rows of positions it can upsample R - 1 intervals, so it reads f 1 / (R - 1) times more: 14 %
+at R = 8, where the scores alone take 32 registers a thread. And in Triton a thread reaches the
+scores of other threads only through a product with the [pixels, R w] interpolation matrix, which at
 four times the size is 14 times the operations of the scores themselves.
 """
 
@@ -23,7 +25,8 @@ from .local_global_similarity import scores
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
-# Each program counts its own pixels in a histogram in registers, if the bins (a power of two) are at most MAX_BINS.
+# Each program counts its own pixels in a histogram in registers, if the bins (a power of two) are
+# at most MAX_BINS.
 MAX_BINS = 1024
 MIN_BINS = 128
 
@@ -34,7 +37,8 @@ def _upsampled_cost(started: Launch) -> Cost:
     K, BLOCK = started.constexprs["K"], started.constexprs["BLOCK"]
     max_atomics = 0 if target is None else 1 + min(a["counts"].numel(), BLOCK)  # of one program
     return Cost(
-        # The pixels of the last tile beyond the image are interpolated too, from positions within the volume.
+        # The pixels of the last tile beyond the image are interpolated too, from positions within
+        # the volume.
         loads=num_bytes(target) + started.programs * BLOCK * K * 4 * volume.element_size(),
         stores=num_bytes(labels),
         distinct_loads=num_bytes(target, volume),

@@ -1,6 +1,7 @@
 """Shared by the kernels: addresses of feature tiles, matrix products, and the layout of a map on the host.
 
-A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels and flat positions p = y * w + x. LAYOUT:
+A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels and flat positions p = y
+* w + x. LAYOUT:
 
 - "positions": neighbouring positions are adjacent in memory (contiguous);
 - "channels": neighbouring channels are adjacent (channels-last), and positions have one pitch;
@@ -47,7 +48,8 @@ def feature_offsets(
 def operand(x, features, G):
     """x in the dtype of the products: bfloat16 for bfloat16 features, else the accumulation dtype.
 
-    The coefficients and global features may exceed the range of float16, and float16 features are exact in tf32.
+    The coefficients and global features may exceed the range of float16, and float16 features are
+    exact in tf32.
     """
     if features.dtype.element_ty == tl.bfloat16:
         return x.to(tl.bfloat16)
@@ -81,8 +83,9 @@ def moment_product_operations(m: int, n: int, k: int, itemsize: int) -> int:
 def precision(dtype: torch.dtype) -> str:
     """PRECISION of products with features of `dtype` (see `operand`).
 
-    For float32 it follows torch.get_float32_matmul_precision(). "highest" is "tf32x3": three tf32 products of the
-    operands' upper and lower halves, which keep about 22 of 24 bits. "high" and "medium" are one tf32 product.
+    For float32 it follows torch.get_float32_matmul_precision(). "highest" is "tf32x3": three tf32
+    products of the operands' upper and lower halves, which keep about 22 of 24 bits. "high" and
+    "medium" are one tf32 product.
     """
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "tf32x3"

@@ -16,8 +16,9 @@ def source(to, scale, LENGTH, dtype: tl.constexpr):
 def sources(i, columns, h, w, scale_y, scale_x, dtype: tl.constexpr):
     """What `upsampled` takes for the flat pixels i of an image with `columns` columns, from maps [h, w].
 
-    These are the four positions around each pixel (upper left, upper right, lower left, lower right) and the weights
-    of the lower and the right ones. Pixels below the image have positions too.
+    These are the four positions around each pixel (upper left, upper right, lower left, lower
+    right) and the weights of the lower and the right ones. Pixels below the image have positions
+    too.
     """
     top, bottom, down = source(i // columns, scale_y, h, dtype)
     left, right, across = source(i % columns, scale_x, w, dtype)

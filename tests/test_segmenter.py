@@ -115,8 +115,8 @@ class Noise(ImageSet):
             True,
         )
 
-    def native_image(self, index):
-        return np.random.default_rng(index).integers(0, 256, (3, *self.sizes[index]), dtype=np.uint8)
+    def read(self, index):
+        return np.random.default_rng(index).integers(0, 256, (3, *self.sizes[index]), dtype=np.uint8), None
 
     def label(self, index):
         return (self.native_image(index)[0] > 127).astype(np.uint8)

@@ -33,9 +33,10 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
 
 
-@pytest.mark.parametrize("only", ["class_moments_forward bf16", "loss_forward fp32 C=256 K=15", "refined_labels fp64"])
+@pytest.mark.parametrize("only", ["class_moments_forward bf16", "loss_forward bf16", "refined_labels fp64"])
 def test_a_sample_of_the_kernels_keeps_its_promises(only):
-    assert [r.faults for r in aot.reports(("aot",), [90], 1, only)] in ([[]], [[], []])
+    found = aot.reports(("aot",), [90], 1, only)
+    assert found and not any(r.faults for r in found)
 
 
 def test_every_kernel_and_dtype_is_compiled_and_documented():
@@ -131,8 +132,9 @@ def test_the_ops_move_at_most_15_percent_more_than_their_floor():
     assert documented in DOCS.read_text(), "run python -m infoseg_fast.bench.roofline --docs docs/gpu_kernels.md"
     for r in found:
         if not r.op.startswith("segment"):  # these write a low-resolution volume, see kernels/segment.py
-            # The floor of class_moments omits V, which is kept for the backward pass: K / C of f. appearance_statistics
-            # reads y twice, since all of it must be read before the first product.
+            # The floor of class_moments omits V, which is kept for the backward pass: K / C of f.
+            # appearance_statistics reads y twice, since all of it must be read before the first
+            # product.
             more = (r.op == "class_moments" and r.C == 128) or r.op == "appearance_statistics"
             assert 1 <= r.ratio <= (1.2 if more else roofline.MAX_RATIO), r
 

@@ -2,14 +2,15 @@
 
     python -m infoseg_fast.bench.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
 
-Exits 1 when a kernel breaks a promise. All figures come from the cubin and its disassembly (SASS), because the resource
-usage of cuobjdump leaves out spills:
+Exits 1 when a kernel breaks a promise. All figures come from the cubin and its disassembly (SASS),
+because the resource usage of cuobjdump leaves out spills:
 
 - registers and stack: a spill shows as stack and as LDL/STL instructions; none is allowed;
 - shared memory: within the limit of a block of that chip;
-- tensor cores: HMMA/DMMA (mma), HGMMA (wgmma), UTCHMMA and the like (tcgen05) in kernels with matrix products;
-- 128-bit global loads: LDG or LDGSTS with .128. They load at least a third of the bytes of all load instructions if the
-  strides allow it.
+- tensor cores: HMMA/DMMA (mma), HGMMA (wgmma), UTCHMMA and the like (tcgen05) in kernels with
+  matrix products;
+- 128-bit global loads: LDG or LDGSTS with .128. They load at least a third of the bytes of all load
+  instructions if the strides allow it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The best PyTorch of each op, by the op's name: identities 1 and 2 of the method in a few large calls.
 
-Only benchmarks use this module. A function takes what the public op takes. An op without a function here is compared
-with its reference.
+Only benchmarks use this module. A function takes what the public op takes. An op without a function
+here is compared with its reference.
 """
 
 import math

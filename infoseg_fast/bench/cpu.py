@@ -1,8 +1,8 @@
 """`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, memory and the floor.
 
-The providers of a case run in turn in one process, and their medians are compared. The floor is the larger of two
-times: the bytes that must move at the measured rate of a copy, and the operations at the measured rate of a large
-matrix product.
+The providers of a case run in turn in one process, and their medians are compared. The floor is the
+larger of two times: the bytes that must move at the measured rate of a copy, and the operations at
+the measured rate of a large matrix product.
 """
 
 import ctypes

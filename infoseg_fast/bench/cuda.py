@@ -1,9 +1,10 @@
 """`infoseg bench --device cuda`: check the Triton kernels on the device, then time them, in a few minutes.
 
-Each case is timed beside the paper as written (eager), the best PyTorch of the same algebra (eager), and the latter
-under torch.compile, by default and with max-autotune. A time is the median of single calls between CUDA events, with
-the L2 cache emptied before each. The floor is the bytes that the method must move at the rate of a copy that is
-measured in the same run. After a time limit torch.compile is left out, and a line says so.
+Each case is timed beside the paper as written (eager), the best PyTorch of the same algebra
+(eager), and the latter under torch.compile, by default and with max-autotune. A time is the median
+of single calls between CUDA events, with the L2 cache emptied before each. The floor is the bytes
+that the method must move at the rate of a copy that is measured in the same run. After a time limit
+torch.compile is left out, and a line says so.
 """
 
 import statistics

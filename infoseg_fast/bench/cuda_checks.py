@@ -1,8 +1,8 @@
 """Correctness of the Triton kernels on the device: `infoseg bench --device cuda` runs these checks before it times.
 
-Every op of `infoseg_fast.ops.OPS` that has a Triton kernel is checked. The truth is its reference in float64 on the
-same device. The allowed error is twice that of the reference in the dtype of the kernel, plus a floor for what the
-kernel rounds and the reference does not.
+Every op of `infoseg_fast.ops.OPS` that has a Triton kernel is checked. The truth is its reference
+in float64 on the same device. The allowed error is twice that of the reference in the dtype of the
+kernel, plus a floor for what the kernel rounds and the reference does not.
 """
 
 import contextlib
@@ -324,8 +324,8 @@ def beyond_32_bits(device: torch.device) -> None:
 def checks(device: torch.device, small: dict) -> Iterator[Check]:
     """Names, and functions that raise if something is wrong.
 
-    Most of the time goes into compiling for each dtype, layout, C and K. So all settings are checked at one small
-    shape, and the default settings at the paper's shapes.
+    Most of the time goes into compiling for each dtype, layout, C and K. So all settings are
+    checked at one small shape, and the default settings at the paper's shapes.
     """
     yield from value_checks(device, small, tuple(FLOORS), True)
     yield from layout_checks(device, small)

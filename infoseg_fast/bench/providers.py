@@ -32,7 +32,8 @@ def providers(
 ) -> dict[str, Callable]:
     """Functions of the case's tensors by the name of the provider. `keywords` are those of `Op.arguments`.
 
-    "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is none.
+    "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is
+    none.
     """
     op = OPS[case.op]
     choice = {"backend": backend} if backend in op.backends else {}

@@ -2,9 +2,10 @@
 
     python -m infoseg_fast.bench.roofline [--json] [--docs FILE] [--op OP ...]
 
-Nothing is measured. Bytes moved are those between the chip and its DRAM: each byte that a launch reads, once, and each
-byte that it writes. Repeated loads (counted in `requested`) are assumed to hit the L2 cache. Times are lower bounds
-from datasheet rates; only a GPU shows how much slower a run is.
+Nothing is measured. Bytes moved are those between the chip and its DRAM: each byte that a launch
+reads, once, and each byte that it writes. Repeated loads (counted in `requested`) are assumed to
+hit the L2 cache. Times are lower bounds from datasheet rates; only a GPU shows how much slower a
+run is.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Resizing by OpenCV's rules, which the published protocols were run with, in numpy.
+"""Resizing by the rules of OpenCV, with which the published protocols were run, in numpy.
 
-Verified against OpenCV: labels and the halving equal its own to the last bit; what `linear` rounds is within 0.01 of
-its float result (OpenCV's own versions differ by as much), so that a stored value is within 0.51 of the protocol's.
+`nearest` and `halved` give OpenCV's values exactly. `linear`, before it rounds, is within 0.01 of OpenCV's float result
+(versions of OpenCV differ by as much), so that a stored value is within 0.51 of the protocol's.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ def resized_side(n: int, scale: float) -> int:
 
 @lru_cache(maxsize=4096)
 def _taps(n: int, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each output position the two input positions, and the weight of the second."""
+    """The two input positions of each output position, and the weight of the second."""
     position = ((np.arange(resized_side(n, scale)) + 0.5) * (1 / scale) - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.intp)
     weight = position - first.astype(np.float32)

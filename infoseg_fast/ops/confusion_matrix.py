@@ -1,7 +1,10 @@
 """`confusion_matrix`: joint counts of predicted clusters and target classes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .. import cuda_library, extension, reference
@@ -9,22 +12,53 @@ from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
 from . import dispatch
 from .record import Case, Op
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Dtypes that the CUDA kernel reads, with their numbers in csrc/confusion_matrix/confusion_matrix.cu.
-CUDA_TYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
+# The dtypes that the kernels read; the values are their numbers in
+# csrc/confusion_matrix/confusion_matrix.cu.
+KERNEL_DTYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
+# The kernel dtype that holds every value of another dtype (uint64: every value up to 2^63 - 1).
+WIDER = {
+    torch.bool: torch.uint8,
+    torch.int8: torch.int16,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.int64,
+}
 
 
-def checked_counts_arguments(labels: Tensor, name: str, number: int, number_name: str) -> None:
-    """Raise unless `labels` has an integer dtype and `number` is a positive number of values."""
-    if labels.dtype not in INTEGERS:
-        raise TypeError(f"{name} must have an integer dtype, not {str(labels.dtype).removeprefix('torch.')}")
+def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: str) -> Tensor:
+    """Labels as a tensor of a dtype that the kernels read, without a copy where possible.
+
+    Args:
+        labels: tensor, numpy array or nested list of any integer or bool dtype; arrays may have any
+            byte order and strides and may be read-only.
+        name: the argument's name in error messages.
+        number: number of label values. number_name: its name in error messages.
+
+    Raises:
+        TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number
+            of at least 1.
+    """
     if not isinstance(number, (int, np.integer)) or number < 1:
         raise ValueError(f"{number_name} must be a whole number of at least 1, not {number!r}")
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        if array.size == 0 and not hasattr(labels, "dtype"):
+            array = array.astype(np.int64)  # numpy makes an empty list float64
+        if array.dtype.kind not in "iub":
+            raise TypeError(f"{name} must have an integer or bool dtype, not {array.dtype}")
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        labels = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    if labels.dtype in KERNEL_DTYPES:
+        return labels
+    if labels.dtype not in WIDER:
+        raise TypeError(f"{name} must have an integer or bool dtype, not {str(labels.dtype).removeprefix('torch.')}")
+    # A uint64 value beyond int64 becomes negative: out of range, as it should be.
+    return labels.to(WIDER[labels.dtype])
 
 
 def confusion_matrix(
-    pred: Tensor | np.ndarray,
-    target: Tensor | np.ndarray,
+    pred: ArrayLike | Tensor,
+    target: ArrayLike | Tensor,
     num_clusters: int,
     num_classes: int,
     ignore_index: int | None = 255,
@@ -34,8 +68,9 @@ def confusion_matrix(
     """Count the positions of every pair of predicted cluster and target class.
 
     Args:
-        pred: clusters 0 .. num_clusters - 1, any shape, integer dtype; tensor or numpy array.
-        target: classes 0 .. num_classes - 1 of the same shape, integer dtype.
+        pred: clusters 0 .. num_clusters - 1, any shape; tensor, numpy array or nested list of any
+            integer or bool dtype.
+        target: classes 0 .. num_classes - 1 of the same shape, in the same forms.
         num_clusters, num_classes: rows and columns of the result.
         ignore_index: positions with this target are left out, whatever `pred` is there; None leaves
             out none.
@@ -43,17 +78,17 @@ def confusion_matrix(
             positions are left out.
 
     Returns:
-        int64 [num_clusters, num_classes]: a numpy array when both are, else a tensor on their device.
+        int64 [num_clusters, num_classes]: a tensor on the labels' device if one of them is a
+        tensor, else a numpy array.
 
     Raises:
-        TypeError: a dtype is not an integer dtype.
+        TypeError: a dtype is no integer or bool dtype.
         ValueError: shapes differ, or a value is out of range (the text names the value and its flat
             index; on CUDA only with `check`).
     """
-    numpy = isinstance(pred, np.ndarray) and isinstance(target, np.ndarray)
-    pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-    checked_counts_arguments(pred, "pred", num_clusters, "num_clusters")
-    checked_counts_arguments(target, "target", num_classes, "num_classes")
+    numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
+    pred = as_labels(pred, "pred", num_clusters, "num_clusters")
+    target = as_labels(target, "target", num_classes, "num_classes")
     counts, outside = count_pairs(pred, target, num_clusters, num_classes, ignore_index)
     if outside is not None and check and outside:
         raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
@@ -62,7 +97,7 @@ def confusion_matrix(
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
     """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
-    added, outside = count_pairs(pred, target, *counts.shape, ignore_index)
+    added, outside = count_pairs(pred, target, counts.shape[0], counts.shape[1], ignore_index)
     counts += added
     return outside
 
@@ -85,7 +120,7 @@ def count_pairs(
     module = extension.compiled() if pred.device.type == "cpu" and direct else None
     if module is not None:
         counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
-        arrays = [_readable(labels).numpy() for labels in (pred, target)]
+        arrays = [labels.contiguous().numpy() for labels in (pred, target)]
         threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
         module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
         return counts, None
@@ -97,20 +132,20 @@ def count_pairs(
     return counts, None
 
 
-def _readable(labels: Tensor) -> Tensor:
-    """These labels, contiguous and in a dtype that the extension reads."""
-    return (labels.short() if labels.dtype == torch.int8 else labels).detach().contiguous()
-
-
 def launch(
-    run, pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
+    run: Callable[..., object],
+    pred: Tensor,
+    target: Tensor,
+    num_clusters: int,
+    num_classes: int,
+    ignore_index: int | None,
 ) -> tuple[Tensor, Tensor]:
     """`counts_and_outside`, computed by `run(function name, device, *arguments)`."""
-    pred, target = _readable(pred), _readable(target)
+    pred, target = pred.contiguous(), target.contiguous()
     bins = torch.zeros(num_clusters * num_classes + 1, dtype=torch.int64, device=pred.device)
     run(
-        "infoseg_count_confusion", pred.device, pred.data_ptr(), CUDA_TYPES[pred.dtype], target.data_ptr(),
-        CUDA_TYPES[target.dtype], pred.numel(), num_clusters, num_classes, int(ignore_index is not None),
+        "infoseg_count_confusion", pred.device, pred.data_ptr(), KERNEL_DTYPES[pred.dtype], target.data_ptr(),
+        KERNEL_DTYPES[target.dtype], pred.numel(), num_clusters, num_classes, int(ignore_index is not None),
         ignore_index or 0, bins.data_ptr(),
     )  # fmt: skip
     return bins[:-1].view(num_clusters, num_classes), bins[-1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.confusion_matrix import raise_out_of_range
 from . import checks, dispatch
-from .confusion_matrix import checked_counts_arguments, count_pairs
+from .confusion_matrix import as_labels, count_pairs
 from .factory import Wiring
 from .inputs import (
     AOT,
@@ -71,7 +71,7 @@ def segment_and_count(
         raise ValueError(
             f"target must be [B, H_img, W_img] with B = {features.shape[0]}, not {checks.described(target)}"
         )
-    checked_counts_arguments(target, "target", num_classes, "num_classes")
+    target = as_labels(target, "target", num_classes, "num_classes")
     # Targets of bytes are counted row by row while they are segmented, and no label map is formed.
     fused = _fused_backend(backend, features, target)
     if fused:

@@ -1,24 +1,65 @@
-"""What the pixels around a position look like, and how much of it an assignment tells.
+"""The appearance term: the information of the class of a position about what its pixels look like.
 
-The third mutual information of the default recipe, beside those of local and global features: I(k; y) of the class k
-of a position and its appearance y, which is taken from the image and not learnt. No class can be invented for it that
-cannot be seen. With h the differential entropy, I(k; y) = h(y) - sum_k pi_k h(y | k); among all densities of one
-covariance the normal one has the largest entropy, so the normal entropies of the classes bound I from below, up to
-h(y), which no assignment changes.
+I(k; y) is the mutual information of the class k of a position and its appearance y, which is taken from the image and
+not learnt. No class can be invented for it that cannot be seen. With h the differential entropy,
+I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance the normal density has the largest entropy.
+So the normal entropies of the classes bound I from below, up to h(y), which no assignment changes.
 
-The bound needs no more of an assignment V than its moments sum_p V[k,p] (1, y, y y^T)[p]: `appearance_statistics` gives
-what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class_moments` forms the moments without V,
-which is how the training loop has them (`appearance_term`), and `appearance_information` from V.
+The bound depends on the assignment V through its moments sum_p V[k,p] (1, y, y y^T)[p] alone. `appearance_statistics`
+gives the factors of V and `information_of_moments` the bound. `class_moments` forms the moments without V, for the
+training loop (`appearance_term`). `appearance_information` takes V.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
 from ..ops.local_appearance import local_appearance
 from ..reference import accumulation_dtype, moments_of
+
+
+@dataclass(frozen=True)
+class AppearanceTerm:
+    """The weighted appearance term of a loss.
+
+    Attributes:
+        weight: factor of the information.
+        temperature: tau of the assignment.
+        smooth: radius in positions over which the assignment is averaged, as when labels are made.
+    """
+
+    weight: float
+    temperature: float = 1.0
+    smooth: int = 0
+
+    def __call__(
+        self,
+        features: Tensor,
+        global_features: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        images: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """The weighted information. Arguments as of `appearance_term`; the images need no padding."""
+        return self.weight * appearance_term(
+            features,
+            global_features,
+            weight,
+            bias,
+            images=padded(images),
+            mask=mask,
+            temperature=self.temperature,
+            smooth=self.smooth,
+        )
 
 
 def appearance_term(
@@ -34,8 +75,7 @@ def appearance_term(
     resolution: float = RESOLUTION,
     backend: str = "auto",
 ) -> Tensor:
-    """What the default recipe maximises: `appearance_information` of the assignment, averaged over `smooth` positions
-    each way, and `local_appearance`, without forming either assignment.
+    """`appearance_information` of the smoothed assignment and of `local_appearance`, without forming an assignment.
 
     Args:
         features, global_features, weight, bias, temperature: as in `assign`.
@@ -62,14 +102,15 @@ def appearance_information(
 
         I = 1/2 log det(S + r^2) - sum_k pi_k 1/2 log det(S_k + r^2)
 
-    with S the covariance of y over all positions, pi_k and S_k the share and the covariance of class k when position p
-    counts V[b,k,p] times, and each channel of y scaled to variance 1. Never negative; 0 when every class looks alike.
+    S is the covariance of y over all positions. pi_k and S_k are the share and the covariance of class k, where
+    position p counts V[b,k,p] times. Each channel of y is scaled to variance 1. Never negative; 0 when all classes look
+    alike.
 
     Args:
         probs: V [B, K, h, w], from `assign`.
         appearance: y [B, d, h, w], from `local_appearance` or any other description of the positions; a constant.
         mask: bool [B, h, w]; only positions where it holds count.
-        resolution: r; what differs by less, in standard deviations, counts as the same.
+        resolution: r > 0, in standard deviations. Smaller differences do not count.
 
     Returns:
         A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position

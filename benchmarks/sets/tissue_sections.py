@@ -1,35 +1,34 @@
-"""Drawn images of stained tissue, whose answers are known: a kind that is neither satellite imagery nor texture alone.
+"""Sections of stained tissue: glands (a lumen in a ring of epithelium) in fibrous stroma, with
+nuclei.
 
-Glands (a lumen within a ring of epithelium) lie in fibrous stroma, with nuclei in both. Haematoxylin and eosin absorb
-light (Beer and Lambert), and each image has its own strength of staining, thickness, fibres and noise: what a class
-looks like varies from image to image as it does between slides.
+Haematoxylin and eosin absorb light (Beer and Lambert). As slides do, each image has its own
+strength of staining, thickness, fibres and noise.
 """
 
-from pathlib import Path
-
 import numpy as np
-from drawing import noise
-from image_folder import write_folder
 from scipy.ndimage import gaussian_filter
 
-NAME = "tissue-sections"
+from .drawing import Drawn, DrawnSet, noise
+
 CLASSES = ("lumen", "stroma", "epithelium", "nucleus")
-# Optical density by red, green and blue light: rows haematoxylin, eosin.
+# Optical density of haematoxylin and eosin (rows) for red, green and blue light.
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 # Mean density of both stains in each class.
 DENSITY = np.array([[0.03, 0.03], [0.12, 0.55], [0.45, 0.30], [1.25, 0.25]])
 
 
 def fibres(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Noise drawn out along a direction that bends."""
+    """Noise in stripes along a direction that varies over the image."""
     y, x = np.mgrid[:side, :side]
     angle = rng.uniform(0, np.pi) + 0.5 * noise(rng, side, side / 4)
     across = np.cos(angle) * x + np.sin(angle) * y + 2 * noise(rng, side, 6)
     return np.sin(across * rng.uniform(0.9, 1.5) + noise(rng, side, 3))
 
 
-def nuclei(rng: np.random.Generator, label: np.ndarray, spacing: float, within: int, radius: float, stretch: float):
-    """Marks ellipses on positions of class `within`, about `spacing` pixels apart."""
+def nuclei(
+    rng: np.random.Generator, label: np.ndarray, spacing: float, within: int, radius: float, stretch: float
+) -> None:
+    """Label ellipses as nuclei within class `within`, about `spacing` pixels apart."""
     side = len(label)
     y, x = np.mgrid[:side, :side]
     allowed = label == within
@@ -46,8 +45,7 @@ def nuclei(rng: np.random.Generator, label: np.ndarray, spacing: float, within: 
         allowed &= distance > size + 2
 
 
-def section(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image, uint8 [side, side, 3], and its labels, uint8 [side, side]."""
+def section(rng: np.random.Generator, side: int) -> Drawn:
     y, x = np.mgrid[:side, :side]
     label = np.full((side, side), CLASSES.index("stroma"))
     for _ in range(rng.integers(1, 4)):
@@ -64,10 +62,7 @@ def section(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray
     density[..., 0] *= 1 + 0.25 * noise(rng, side, 1)  # chromatin and granules
     density *= rng.uniform(0.7, 1.3, 2) * rng.uniform(0.85, 1.15)  # the slide's staining and thickness
     light = 245 * np.exp(-density.clip(0) @ STAINS)
-    return (light + rng.normal(0, 4, light.shape)).clip(0, 255).astype(np.uint8), label.astype(np.uint8)
+    return light + rng.normal(0, 4, light.shape), label
 
 
-def write(root: Path, train: int = 600, evaluation: int = 100, side: int = 64, seed: int = 0) -> Path:
-    """A folder for `--data DIR`; returns it."""
-    rng = np.random.default_rng(seed)
-    return write_folder(root, [section(rng, side) for _ in range(train + evaluation)], train, CLASSES)
+TISSUE_SECTIONS = DrawnSet("tissue-sections", CLASSES, section)

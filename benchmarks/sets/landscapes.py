@@ -1,25 +1,25 @@
-"""Drawn landscapes, whose answers are known: scenes with an up and a down, seen from the ground, in changing light.
+"""Landscapes seen from the ground: sky over hills, with forest, meadow and water below.
 
-Sky over hills, with forest, meadow and water below them. Every surface has a colour that varies from image to image and
-noise of its own roughness; the light of an image tints and dims all of it.
+Every surface has noise of its own roughness and a colour that varies between images. The light of
+each image changes the brightness and tint of all of them.
 """
 
-from pathlib import Path
-
 import numpy as np
-from image_folder import write_folder
 
-NAME = "landscapes"
+from .drawing import Drawn, DrawnSet
+
 CLASSES = ("sky", "hills", "forest", "meadow", "water")
 COLOURS = np.array([[150, 185, 225], [130, 120, 115], [50, 80, 45], [130, 150, 70], [60, 95, 125]]) / 255
-VARIATION = np.array([0.12, 0.10, 0.06, 0.10, 0.08])  # of the colour, between images
-CONTRAST = np.array([0.03, 0.12, 0.30, 0.14, 0.06])  # of the noise, relative to the colour
-SLOPE = np.array([2.0, 1.4, 0.6, 0.9, 1.2])  # its amplitude falls with frequency to this power
-STRETCH = np.array([1.0, 1.0, 1.0, 1.5, 4.0])  # waves lie
+VARIATION = np.array([0.12, 0.10, 0.06, 0.10, 0.08])  # variation of the colour between images
+CONTRAST = np.array([0.03, 0.12, 0.30, 0.14, 0.06])  # amplitude of the noise, relative to the colour
+SLOPE = np.array([2.0, 1.4, 0.6, 0.9, 1.2])  # the noise's amplitude is frequency ** -slope
+STRETCH = np.array([1.0, 1.0, 1.0, 1.5, 4.0])  # width / height of the noise
 
 
 def surface(rng: np.random.Generator, side: int, slope: float, stretch: float) -> np.ndarray:
-    """Noise [side, side] of variance 1 whose amplitude falls with frequency, `stretch` times as wide as high."""
+    """Noise [side, side] of variance 1 and amplitude frequency ** -slope, `stretch` times as wide
+    as high.
+    """
     fy, fx = np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None] * stretch
     amplitude = np.hypot(fy, fx).clip(1 / side) ** -slope
     field = np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) * amplitude).real
@@ -27,14 +27,13 @@ def surface(rng: np.random.Generator, side: int, slope: float, stretch: float) -
 
 
 def line(rng: np.random.Generator, side: int, height: float, roughness: float) -> np.ndarray:
-    """A horizon: rows [side] about `height`."""
+    """A rough horizontal line: the row of each column, [side], about `height`."""
     steps = np.cumsum(rng.normal(size=side))
     steps -= np.linspace(steps[0], steps[-1], side)
     return height + roughness * steps
 
 
-def landscape(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image, uint8 [side, side, 3], and its labels, uint8 [side, side]."""
+def landscape(rng: np.random.Generator, side: int) -> Drawn:
     y = np.mgrid[:side, :side][0]
     label = np.zeros((side, side), dtype=np.int64)
     height = side * rng.uniform(0.15, 0.5)
@@ -47,12 +46,9 @@ def landscape(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarr
     grain = np.take_along_axis(noise, label[None], axis=0)[0] * CONTRAST[label]
     image = colours[label] * (1 + grain[..., None])
     image += (0.10 * (1 - y / side) * (label == 0))[..., None]  # the sky pales towards the ground
-    image *= rng.uniform(0.6, 1.1) * (1 + 0.06 * rng.normal(size=3))  # the light of the day
+    image *= rng.uniform(0.6, 1.1) * (1 + 0.06 * rng.normal(size=3))  # the light of the image
     image += rng.normal(0, 0.012, image.shape)
-    return (255 * image).clip(0, 255).astype(np.uint8), label.astype(np.uint8)
+    return 255 * image, label
 
 
-def write(root: Path, train: int = 600, evaluation: int = 100, side: int = 64, seed: int = 0) -> Path:
-    """A folder for `--data DIR`; returns it."""
-    rng = np.random.default_rng(seed)
-    return write_folder(root, [landscape(rng, side) for _ in range(train + evaluation)], train, CLASSES)
+LANDSCAPES = DrawnSet("landscapes", CLASSES, landscape)

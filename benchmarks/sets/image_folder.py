@@ -1,4 +1,4 @@
-"""Writes images that were made here, and their labels, as a folder that `--data DIR` takes."""
+"""Writes images and their labels as a folder for `--data DIR`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,10 @@ from PIL import Image
 def write_folder(
     root: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray]], train: int, classes: Sequence[str]
 ) -> Path:
-    """Pairs of an image, uint8 [H, W] or [H, W, 3], and its labels, uint8 [H, W]; returns `root`.
+    """Write pairs of an image, uint8 [H, W] or [H, W, 3], and its labels, uint8 [H, W]; returns
+    `root`.
 
-    The first `train` are the train split, the others the eval split.
+    The first `train` pairs are the train split, the others the eval split.
     """
     for part in ("images", "labels"):
         (root / part).mkdir(parents=True)
