@@ -1,7 +1,7 @@
 """The command `infoseg`.
 
-Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data error, with one line
-that names the file or option; 130 when interrupted.
+Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data
+error, with one line that names the file or option; 130 when interrupted.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from .errors import DataError
 from .recipe import BUILT_IN, recipe_class
 
 PROGRAM = "infoseg"
-# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says of it.
+# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
+# of it.
 PREPARE_OPTIONS = {
     "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
     "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},

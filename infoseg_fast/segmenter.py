@@ -22,8 +22,8 @@ from .run_folder import RunFolder
 MAX_PIXELS = 2**20  # larger images are segmented in tiles
 TILE = 768  # pixels
 DEEP_STRIDE = 16  # pixels, of block D
-# Pixels around a tile that the network sees: block C 44, block D 56, with smoothing 16 more. The surroundings of a
-# refinement (24 px) are nearer.
+# Pixels around a tile that the network sees: block C 44, block D 56, with smoothing 16 more. The
+# surroundings of a refinement (24 px) are nearer.
 RECEPTIVE_RADIUS = 72
 UPSAMPLING_MARGIN = 2  # positions around a tile that the upsampling of its probabilities reads
 
@@ -31,8 +31,9 @@ UPSAMPLING_MARGIN = 2  # positions around a tile that the upsampling of its prob
 class Piece(NamedTuple):
     """The probabilities of a part of the images, and the place of its labels.
 
-    `probs` [B, K, h, w] cover labels of `size`. The labels from (above, left_of) on fill `rows` and `columns` of the
-    label map. `colours` are those of the covered pixels, None without a refinement.
+    `probs` [B, K, h, w] cover labels of `size`. The labels from (above, left_of) on fill `rows` and
+    `columns` of the label map. `colours` are those of the covered pixels, None without a
+    refinement.
     """
 
     probs: Tensor
@@ -45,7 +46,9 @@ class Piece(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A part of the padded images, `rows` x `columns`. `pixels` begin at `first` and reach beyond the part."""
+    """A part of the padded images, `rows` x `columns`. `pixels` begin at `first` and reach beyond
+    the part.
+    """
 
     pixels: Tensor
     first: tuple[int, int]
@@ -101,9 +104,11 @@ class Segmenter:
         return labels
 
     def count(self, images: Tensor, target: Tensor, num_classes: int) -> Tensor:
-        """Joint counts int64 [K, num_classes] of the segmentation at the target's size and the target.
+        """Joint counts int64 [K, num_classes] of the segmentation at the target's size and the
+        target.
 
-        images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground truth.
+        images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground
+        truth.
         """
         self._check(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
@@ -149,7 +154,9 @@ class Segmenter:
 
     @staticmethod
     def _classes(probs: Tensor) -> Tensor:
-        """Global features with which the similarities of `probs`, taken as local features, are the probabilities."""
+        """Global features with which the similarities of `probs`, taken as local features, are the
+        probabilities.
+        """
         return torch.eye(probs.shape[1], dtype=probs.dtype, device=probs.device).expand(len(probs), -1, -1)
 
     @torch.no_grad()
@@ -171,11 +178,14 @@ class Segmenter:
         yield Piece(probs, colours, (rows, columns), 0, 0, slice(0, size[0]), slice(0, size[1]))
 
     def _tiled(self, images: Tensor) -> Iterator[Piece]:
-        """Two passes over the tiles: the mean of block D, which gives the global features, then the local features."""
+        """Two passes over the tiles: the mean of block D, which gives the global features, then the
+        local features.
+        """
         network: Any = self.labelling.network
         inputs = network.normalize(images)
         margin = UPSAMPLING_MARGIN if self.labelling.refinement is None else REACH
-        # Tiles begin at whole positions of block D, so that they give the same maps as the whole image.
+        # Tiles begin at whole positions of block D, so that they give the same maps as the whole
+        # image.
         halo = -(-(RECEPTIVE_RADIUS + STRIDE * margin) // DEEP_STRIDE) * DEEP_STRIDE
         total: Any = 0.0
         positions = 0
@@ -215,7 +225,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         device: where it works.
 
     Raises:
-        DataError: there is no such run or checkpoint, it is damaged, or it is of another layout version.
+        DataError: there is no such run or checkpoint, it is damaged, or it is of another layout
+            version.
     """
     return load_with_step(run, checkpoint, device)[0]
 

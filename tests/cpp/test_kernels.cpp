@@ -19,7 +19,7 @@
 #include "common/cpu.h"
 #include "common/threads.h"
 #include "mutual_information_loss/mutual_information_loss.h"
-#include "refinement/refinement.h"
+#include "refined_labels/refined_labels.h"
 #include "segment/segment.h"
 #include "similarity/similarity.h"
 
@@ -296,7 +296,6 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
           sum += static_cast<double>(moments[k * S + s]) * static_cast<double>(Y.f[place(y, b, s, q)]);
         grad[(b * p.K + k) * p.P() + q] = static_cast<T>(sum);
       }
-  a.probs = probs.get();
   for (bool written : {false, true}) {
     Exact<T> df = exact<T>(p.numbers()), dG = exact<T>(p.B * p.K * p.C), dg0 = exact<T>(p.B * p.K);
     a.grad_dtype = a.features.dtype;
@@ -449,8 +448,8 @@ static void test_segment(const Problem& p, int64_t rows, int64_t columns, int th
 
 // Labels against scores in float64; a label whose score is within rounding of the greatest is right
 // too.
-static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
-                            int threads) {
+static void test_refined_labels(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
+                                int threads) {
   const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
   std::vector<Exact<float>> given;
   for (int64_t n : sizes) {
@@ -459,8 +458,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   }
   for (int64_t i = 0; i < sizes[0]; ++i) given[0][i] = static_cast<float>(0.5 + 0.5 * noise());
   const Exact<uint8_t> labels = exact<uint8_t>(B * rows * columns);
-  const Exact<float> probs = exact<float>(B * K * h * w);
-  RefinementArguments a;
+  RefinedLabelsArguments a;
   a.prior = given[0].get();
   a.around = given[1].get();
   a.colour = given[2].get();
@@ -470,10 +468,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   a.floor = 1e-6f;
   a.threads = threads;
   a.labels = labels.get();
-  a.probs = probs.get();
   refined_labels(a);
-  const bool whole = rows % h == 0 && columns % w == 0;
-  if (whole) refined_probs(a);
   const auto source = [](int64_t i, int64_t in, int64_t out) {
     const double x = (static_cast<double>(i) + 0.5) * static_cast<double>(in) / static_cast<double>(out) - 0.5;
     return std::min(std::max(x, 0.0), static_cast<double>(in - 1));
@@ -486,7 +481,6 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
            v * ((1 - u) * map[i1 * w + j] + u * map[i1 * w + j1]);
   };
   std::vector<double> seen(static_cast<size_t>(2 * c)), scores(static_cast<size_t>(K));
-  std::vector<double> means(static_cast<size_t>(B * K * h * w));
   for (int64_t q = 0; q < B * rows * columns; ++q) {
     const int64_t b = q / (rows * columns), row = q / columns % rows, column = q % columns;
     const double y = source(row, h, rows), x = source(column, w, columns);
@@ -508,17 +502,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
     }
     check(labels[q] < K, "label below K", labels[q]);
     check(scores[labels[q]] > top - 1e-3, "score of the label", scores[labels[q]], top);
-    if (!whole) continue;
-    const int64_t position = row / (rows / h) * w + column / (columns / w);
-    double total = 0;
-    for (double score : scores) total += std::exp(score - top);
-    for (int64_t k = 0; k < K; ++k)
-      means[static_cast<size_t>((b * K + k) * h * w + position)] +=
-          std::exp(scores[static_cast<size_t>(k)] - top) / total / static_cast<double>(rows / h * (columns / w));
   }
-  for (int64_t i = 0; whole && i < B * K * h * w; ++i)
-    check(std::abs(probs[i] - means[static_cast<size_t>(i)]) < 1e-4, "probability", probs[i],
-          means[static_cast<size_t>(i)]);
 }
 
 static void test_threads() {
@@ -595,8 +579,8 @@ int main(int argc, char** argv) {
         test_segment(p, 4 * p.h, 4 * p.w, threads);
         test_segment(p, p.h + 1, 2 * p.w + 5, threads);
         test_segment(p, 2, 3, threads);
-        test_refinement(p.B, p.K, 1 + p.C % 4, p.h, p.w, 4 * p.h, 4 * p.w, threads);
-        test_refinement(p.B, p.K, 3, p.h, p.w, p.h + 1, 2 * p.w + 5, threads);
+        test_refined_labels(p.B, p.K, 1 + p.C % 4, p.h, p.w, 4 * p.h, 4 * p.w, threads);
+        test_refined_labels(p.B, p.K, 3, p.h, p.w, p.h + 1, 2 * p.w + 5, threads);
       }
     }
   }
