@@ -96,7 +96,14 @@ def confusion_matrix(
 
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
+    """Add the joint counts to `counts`, int64 [num_clusters, num_classes] on the labels' device.
+
+    Returns the number of positions out of range as `count_pairs` does. If it raises, `counts` is
+    unchanged.
+    """
+    _check_pair(pred, target)
+    if _add_on_cpu(counts, pred, target, ignore_index):
+        return None
     added, outside = count_pairs(pred, target, counts.shape[0], counts.shape[1], ignore_index)
     counts += added
     return outside
@@ -110,26 +117,43 @@ def count_pairs(
     On the CPU such a value raises, and the number is None. Elsewhere, and where PyTorch records or
     transforms the call, nothing waits for the device.
     """
+    _check_pair(pred, target)
+    direct = dispatch.direct(pred, target)
+    if pred.is_cuda and direct and cuda_library.unavailable() is None:
+        return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
+    if pred.device.type != "cpu" or not direct:
+        return counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
+    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
+    if not _add_on_cpu(counts, pred, target, ignore_index):
+        counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
+        if outside:
+            raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
+    return counts, None
+
+
+def _check_pair(pred: Tensor, target: Tensor) -> None:
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
     if pred.device != target.device:
         raise ValueError(f"pred and target must be on one device, not {pred.device} and {target.device}")
-    direct = dispatch.direct(pred, target)
-    if pred.is_cuda and direct and cuda_library.unavailable() is None:
-        return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
-    module = extension.compiled() if pred.device.type == "cpu" and direct else None
-    if module is not None:
-        counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
-        arrays = [labels.contiguous().numpy() for labels in (pred, target)]
-        threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
-        module.count_confusion(*arrays, counts=counts.numpy(), ignore_index=ignore_index, threads=threads)
-        return counts, None
-    counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
-    if pred.device.type != "cpu" or not direct:
-        return counts, outside
-    if outside:
-        raise_out_of_range(pred, target, num_clusters, num_classes, ignore_index)
-    return counts, None
+
+
+def _add_on_cpu(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> bool:
+    """Add the joint counts by the C++ kernel; False where it cannot run."""
+    if pred.device.type != "cpu" or not dispatch.direct(pred, target):
+        return False
+    module = extension.compiled()
+    if module is None:
+        return False
+    threads = torch.get_num_threads() if pred.numel() >= 2**18 else 1
+    module.count_confusion(
+        pred.contiguous().numpy(),
+        target.contiguous().numpy(),
+        counts=counts.numpy(),
+        ignore_index=ignore_index,
+        threads=threads,
+    )
+    return True
 
 
 def launch(
