@@ -89,7 +89,10 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("name", WIRED)
 def test_opcheck(name):
     wiring = OPS[name].wiring
-    arguments, needs = kernel_arguments(name, dtype_of(name)), [[True] * wiring.differentiable] if wiring.differentiable else []
+    arguments, needs = (
+        kernel_arguments(name, dtype_of(name)),
+        [[True] * wiring.differentiable] if wiring.differentiable else [],
+    )
     for i in range(wiring.differentiable):
         arguments[i].requires_grad_()
     torch.library.opcheck(wiring.custom, (*arguments, *needs, "cpp"))
