@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from .images import IGNORE
 from .scaling import Scaling, estimate
 
+OVERVIEW_BYTES = 64 * 2**20  # of a band of rows
 Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
 WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
@@ -146,6 +147,24 @@ class ImageSet:
         """The image at the set's scale."""
         pixels, valid = self.read(index)
         return rescale(pixels, self.scale), None if valid is None else nearest(valid, self.size(index))
+
+    def overview(self, index: int, side: int) -> Pixels:
+        """Every n-th pixel of the image, so that no side is above `side`; a large file is read by
+        bands of rows.
+        """
+        rows, columns = self.sizes[index]
+        step = -(-max(rows, columns) // side)
+        band = rows
+        if self.windowed:
+            row_bytes = columns * self.channels * self.dtype.itemsize
+            band = max(1, OVERVIEW_BYTES // (row_bytes * step)) * step
+        parts, masks = [], []
+        for row in range(0, rows, band):
+            pixels, valid = self.read_window(index, row, 0, min(band, rows - row), columns)
+            parts.append(pixels[:, ::step, ::step].copy())
+            masks.append(np.ones(parts[-1].shape[1:], bool) if valid is None else valid[::step, ::step])
+        mask = np.concatenate(masks)
+        return np.concatenate(parts, axis=1), None if mask.all() else mask
 
     def image(self, index: int) -> np.ndarray:
         return self.scaled(index)[0]
