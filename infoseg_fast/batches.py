@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .config import Settings, steps_per_epoch
+from .config import Settings
 from .data import ImageSet
 from .data.base import InMemory
-from .data.crops import CropSampler, channel_statistics, crop_loader
+from .data.crops import CropSampler, channel_statistics, crop_loader, steps_per_epoch
 from .errors import DataError
 from .recipe import DataInfo
 from .recipe.sample import SAMPLE_CROPS, Sample
@@ -22,8 +22,8 @@ def data_info(images: ImageSet, settings: Settings) -> DataInfo:
     """What a recipe is told of the training images."""
     mean, std = channel_statistics(images)
     return DataInfo(
-        images.channels, settings.classes, images.classes, mean, std, settings.scale, images.raw_scale,
-        noise_share(images),
+        images.channels, settings.classes, images.classes, mean, std, images.scaling, settings.scale,
+        images.raw_scale, noise_share(images), settings.reading,
     )  # fmt: skip
 
 
@@ -33,7 +33,8 @@ def crops(
     """Crops of the steps from `start` to `stop`, on the device, before augmentation.
 
     Yields:
-        images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the pixels that count, or None.
+        images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the pixels
+        that count, or None.
 
     Raises:
         DataError: an image cannot be read.
@@ -47,7 +48,9 @@ def crops(
 
 
 def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sample:
-    """The first crops of the first epoch: at least SAMPLE_CROPS, rounded up to whole batches, at most the epoch."""
+    """The first crops of the first epoch: at least SAMPLE_CROPS, rounded up to whole batches, at
+    most the epoch.
+    """
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
     return Sample(lambda: crops(images, settings, device, 0, steps))
 

@@ -1,7 +1,7 @@
 """The command `infoseg`.
 
-Exit status: 0 on success; 2 on a usage or data error, with one line that names the file or option and what to do; 130
-when interrupted.
+Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data
+error, with one line that names the file or option; 130 when interrupted.
 """
 
 import argparse
@@ -11,13 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
 from .recipe import BUILT_IN, recipe_class
 
 PROGRAM = "infoseg"
-# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says of it.
+# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
+# of it.
 PREPARE_OPTIONS = {
     "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
     "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},
@@ -32,7 +34,7 @@ PREPARE_OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -188,11 +190,13 @@ def run_eval(arguments: argparse.Namespace) -> None:
 
     device = pick_device(arguments.device)
     segmenter, step = load_with_step(arguments.run, arguments.checkpoint, device)
-    images = open_set(arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=segmenter.scale)
-    expected = segmenter.labelling.data.channels
-    if images.channels != expected:
+    data = segmenter.labelling.data
+    images = open_set(
+        arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=data.scale, options=data.reading
+    )
+    if images.channels != data.channels:
         raise DataError(
-            f"--data {images.name} has images of {images.channels} channels; the run was trained on {expected}"
+            f"--data {images.name} has images of {images.channels} channels; the run was trained on {data.channels}"
         )
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
@@ -205,14 +209,17 @@ def run_eval(arguments: argparse.Namespace) -> None:
         print(as_text(scores, images.classes))
 
 
-def run_predict(arguments: argparse.Namespace) -> None:
+def run_predict(arguments: argparse.Namespace) -> int:
     from .predict import predict
     from .segmenter import load
 
     device = pick_device(arguments.device)
     segmenter = load(arguments.run, arguments.checkpoint, device)
-    number = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
+    number, failures = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
     print(f"{number} label maps written to {arguments.out}")
+    for failure in failures:
+        print(f"{PROGRAM} predict: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -284,14 +291,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Image.MAX_IMAGE_PIXELS = None  # the user chose the files; aerial images are larger than Pillow's guard
     try:
-        arguments.function(arguments)
+        status = arguments.function(arguments)
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

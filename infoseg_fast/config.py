@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .data import ImageSet
+from .data import ImageSet, ReadOptions, open_set
+from .data.crops import steps_per_epoch
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -39,10 +40,15 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     Args:
         group: the group of options that `infoseg train --help` lists it in.
         help: one sentence for the command line. The default is added to it.
-        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number. `type`, `choices`
-            and `metavar` go to argparse. `switch=True` makes a pair of options --name and --no-name.
+        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number.
+            `type`, `choices` and `metavar` go to argparse. `switch=True` makes a pair of options
+            --name and --no-name.
     """
     return field(default=default, metadata={"group": group, "help": help, **how})
+
+
+def band_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def number_or_all(text: str) -> int | str:
@@ -55,7 +61,9 @@ def number_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. None: the recipe or the data decide, and the run records the value (`resolve`)."""
+    """The settings of a run. None: the recipe or the data decide, and the run records the value
+    (`resolve`).
+    """
 
     data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
     classes: int | None = setting(
@@ -69,6 +77,13 @@ class Settings:
         minimum=4,
         metavar="PX",
     )
+    bands: tuple[int, ...] | None = setting(
+        "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
+        type=band_numbers, metavar="LIST",
+    )  # fmt: skip
+    nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
+    alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
+    pages: str | None = setting("data", None, "pages of a file with several that are read", choices=("first", "each"))
     scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
@@ -155,9 +170,14 @@ class Settings:
         "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
     )
 
+    def __post_init__(self) -> None:
+        if self.bands is not None:  # a list, where it comes from JSON
+            object.__setattr__(self, "bands", tuple(self.bands))
+
     @classmethod
     def create(cls, given: dict) -> "Settings":
-        """Settings from those that the user gave. The recipe decides the others that it has a default for.
+        """Settings from those that the user gave. The recipe decides the others that it has a
+        default for.
 
         Raises:
             DataError: a setting is out of its bounds, or contradicts another.
@@ -171,7 +191,9 @@ class Settings:
         return settings
 
     def changed(self, given: dict) -> "Settings":
-        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded ones."""
+        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
+        ones.
+        """
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(
@@ -218,6 +240,15 @@ class Settings:
         return dataclasses.replace(self, classes=classes, crop=crop, steps=steps)
 
     @property
+    def reading(self) -> ReadOptions:
+        """How image files are read."""
+        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages)
+
+    def open(self, split: str) -> ImageSet:
+        """A split of the data."""
+        return open_set(self.data, split, num_classes=self.classes, scale=self.scale, options=self.reading)
+
+    @property
     def least_batch(self) -> int:
         """The fewest images that a batch must hold for its negatives."""
         return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
@@ -228,7 +259,7 @@ class Settings:
             raise DataError("--steps and --epochs exclude each other; give one of them")
         for one in dataclasses.fields(self):
             value, how = getattr(self, one.name), one.metadata
-            if value is None or isinstance(value, (str, bool)):
+            if value is None or isinstance(value, (str, bool, tuple)):
                 continue
             broken = [
                 f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])
@@ -240,11 +271,6 @@ class Settings:
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
-
-
-def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
-    """Batches in a pass over `size` images. A last batch of fewer than `least` images is dropped."""
-    return size // batch_size + (size % batch_size >= least)
 
 
 def option(name: str) -> str:

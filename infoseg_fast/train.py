@@ -1,7 +1,9 @@
-"""The training loop. It knows batches, steps, log lines and checkpoints; a `Recipe` knows everything else.
+"""The training loop. It knows batches, steps, log lines and checkpoints; a `Recipe` knows
+everything else.
 
-All random numbers follow from the seed and the step, and a checkpoint holds everything that a step depends on. So a
-run that is killed at any moment continues from its last checkpoint to the same bits.
+All random numbers follow from the seed and the step, and a checkpoint holds everything that a step
+depends on. So a run that is killed at any moment continues from its last checkpoint to the same
+bits.
 """
 
 import functools
@@ -19,8 +21,9 @@ from .augment import augmented
 from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
 from .checkpoint import LAST
 from .config import Settings, pick_device
-from .data import ImageSet, for_training, open_set
+from .data import ImageSet, for_training
 from .data.crops import held_in_memory
+from .data.scaling import Scaling
 from .errors import DataError
 from .progress import Progress
 from .recipe import DataInfo, recipe_class
@@ -35,26 +38,24 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
     """Train, evaluate and report into the folder `out`.
 
     Args:
-        given: settings of `Settings` that differ from the defaults (from the run's own, when it is resumed).
+        given: settings of `Settings` that differ from the defaults (from the run's own, when it is
+            resumed).
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
 
     Returns:
-        The scores of the last step on the eval split; None without labels, or when the run was finished before.
+        The scores of the last step on the eval split; None without labels, or when the run was
+        finished before.
 
     Raises:
-        DataError: the settings, the data or the run are not as they must be. Nothing is half written.
+        DataError: the settings, the data or the run are not as they must be. Nothing is half
+            written.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("infoseg train runs in one process; start it without torchrun")
     with RunFolder(out) as run:
         settings, recorded = run.open(given, resume)
         device = pick_device(settings.device)
-        train_set, eval_set = (
-            open_set(settings.data, split, num_classes=settings.classes, scale=settings.scale)
-            for split in ("train", "eval")
-        )
-        train_set = for_training(train_set)
-        eval_set.scaling = train_set.scaling
+        train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
         settings, fingerprint = settings.resolve(train_set, eval_set), train_set.fingerprint()
         if recorded not in (None, fingerprint):
             raise DataError(f"--resume: the images of {settings.data} are no longer those that {run.path} began with")
@@ -65,7 +66,9 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
             print(f"{run.path} is finished: {content['step']} steps are done (more --steps continue it)")
             return None
         train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-        data = DataInfo(**content["labelling"]["data"]) if content else data_info(train_set, settings)
+        if content is not None:
+            train_set.scaling = Scaling.from_state(content["labelling"]["data"]["scaling"])
+        data = DataInfo.from_state(content["labelling"]["data"]) if content else data_info(train_set, settings)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
         optimizer = torch.optim.AdamW(
@@ -88,7 +91,9 @@ def run_steps(
     eval_set: ImageSet,
     device: torch.device,
 ) -> dict[str, Any] | None:
-    """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then the report."""
+    """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
+    the report.
+    """
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     sample = sample_of(train_set, settings, device)
 

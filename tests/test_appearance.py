@@ -1,4 +1,4 @@
-"""The appearance term: the formula's value, the derivative as gradient, sound with masks and empty classes."""
+"""`local_appearance`, `appearance_statistics` and `information_of_moments`, and the appearance term made of them."""
 
 import math
 

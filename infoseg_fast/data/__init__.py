@@ -3,7 +3,6 @@ wheels bring.
 """
 
 from pathlib import Path
-from typing import Literal
 
 from ..errors import DataError
 from . import landcover
@@ -23,10 +22,7 @@ def open_set(
     *,
     num_classes: int | None = None,
     scale: float = 1.0,
-    bands: tuple[int, ...] | None = None,
-    nodata: float | None = None,
-    alpha: Literal["band", "mask"] = "band",
-    pages: Literal["first", "each"] | None = None,
+    options: ReadOptions | None = None,
 ) -> ImageSet:
     """The set of that name, or the images at that path.
 
@@ -38,12 +34,12 @@ def open_set(
             the same images in every split.
         num_classes: number of label values of a folder without classes.txt.
         scale: factor by which images are resized when they are read.
-        bands, nodata, alpha, pages: how image files are read, see `ReadOptions`.
+        options: how image files are read.
 
     Raises:
         DataError: there is no such set, or a file of it is not as it must be.
     """
-    path, options = Path(data), ReadOptions(bands, nodata, alpha, pages)
+    path, options = Path(data), options or ReadOptions()
     prepared = data not in NAMES and is_prepared(path)
     if split not in SPLITS and not prepared:
         raise DataError(f"--split must be one of {', '.join(SPLITS)}, not {split!r}")

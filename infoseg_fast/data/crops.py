@@ -123,7 +123,7 @@ def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float]
     The images are spread evenly over the set.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for index in chosen:
         stored, valid = images.scaled(int(index))
         pixels = images.scaling.to_float(stored).double().flatten(1)

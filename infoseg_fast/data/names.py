@@ -94,6 +94,5 @@ def require_unique(path: Path, lines: list[str]) -> None:
     if not lines:
         raise DataError(f"list {path} is empty")
     if len(set(lines)) != len(lines):
-        seen: set[str] = set()
-        twice = next(line for line in lines if line in seen or seen.add(line))
+        twice = next(line for i, line in enumerate(lines) if line in lines[:i])
         raise DataError(f"list {path} names {twice!r} twice")

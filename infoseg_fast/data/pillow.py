@@ -63,7 +63,7 @@ def no_pixel_limit() -> Iterator[None]:
             PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def opened(file: Path | BinaryIO) -> PIL.Image.Image:
+def opened(file: Path | BinaryIO) -> PIL.ImageFile.ImageFile:
     """`PIL.Image.open` without its limit on the number of pixels."""
     with no_pixel_limit():
         return PIL.Image.open(file)
@@ -171,7 +171,7 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def narrowed_by_pillow(image: PIL.Image.Image) -> str:
+def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
     """Why Pillow's pixels would have fewer bits than the file; empty if they have all."""
     if image.format == "PPM":
         with open(image.filename, "rb") as file:

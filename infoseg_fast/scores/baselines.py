@@ -56,9 +56,9 @@ def baseline(
     number = num_clusters or images.num_classes or 0
     if not 2 <= number <= 256 or samples < number:
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
-    train_images = open_set(data, "train")
-    images.scaling = train_images.scaling
-    labels = predict_constant if method == "constant" else fit(method, train_images, number, samples, seed)
+    train_set = open_set(data, "train")
+    images.scaling = train_set.scaling
+    labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
         return torch.as_tensor(confusion_matrix(labels(pixels), target, number, images.num_targets))
@@ -127,8 +127,8 @@ def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
     The centre crop where the set's protocol cuts crops, else the whole image.
     """
     if images.crop_side is None:
-        pixels, valid = images.scaled(index)
-        return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
+        pixels = images.image(index)
+        return pixels, np.ones(pixels.shape[1:], dtype=bool)
     centre = np.array([0.5])
     batch, valid = images.crops(np.array([index]), centre, centre, images.crop_side)
     return batch[0], np.ones(batch.shape[2:], dtype=bool) if valid is None else valid[0]

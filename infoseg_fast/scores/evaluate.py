@@ -40,6 +40,7 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         # The segmenter scales the images, as in prediction.
         return segmenter.count(pixels.to(device), target.to(device), images.num_targets).cpu()
 
+    images.scaling = segmenter.labelling.data.scaling
     return score(count, segmenter.num_clusters, images, progress)
 
 

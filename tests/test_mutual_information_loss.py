@@ -1,4 +1,4 @@
-"""The loss: its meaning, its gradients, its masks and its extremes."""
+"""`mutual_information_loss`: values, gradients, masks and extremes, against the statement of the paper."""
 
 import math
 
