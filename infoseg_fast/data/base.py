@@ -27,7 +27,6 @@ from .scaling import Scaling, estimate
 
 OVERVIEW_BYTES = 64 * 2**20  # of a band of rows
 Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class ImageSet:
@@ -309,10 +308,3 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """Repeat a grey image [1, rows, columns] over the channels of a colour set."""
     return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
-
-
-def to_float(pixels: np.ndarray) -> torch.Tensor:
-    """Pixels of uint8, uint16 or float32 -> float32 tensor in [0, 1], by the largest value of their
-    dtype.
-    """
-    return torch.from_numpy(pixels.astype(np.float32) / np.float32(WHITE[pixels.dtype]))
