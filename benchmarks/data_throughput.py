@@ -1,10 +1,10 @@
-"""Measures the two speeds of docs/benchmarks.md: crops fed from a prepared set, and raw images prepared.
+"""Measure the two speeds of docs/benchmarks.md: feeding crops from a prepared set, and preparing raw images.
 
-    python benchmarks/data_throughput.py feed DIR [--images 51804]       # 6.6 GB are written to DIR once, and kept
+    python benchmarks/data_throughput.py feed DIR [--images 51804]       # writes 6.6 GB to DIR once
     python benchmarks/data_throughput.py prepare DIR [--images 3000] [--workers 2]
 
-Pixels are synthetic, of COCO's sizes. The clock's time is told, and the processor's, which other processes on the
-machine disturb less.
+Pixels are synthetic, of COCO's sizes. Both wall-clock and processor times are printed; other
+processes disturb the latter less.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PARTS = ("train2017", "val2017")
 
 
 def write_prepared(out: Path, images: int) -> None:
-    """A prepared set with noise for pixels, written without any raw download."""
+    """Write a prepared set of noise, without a raw download."""
     rng = np.random.default_rng(0)
     choices = np.array([(158, 211), (141, 211), (211, 158), (211, 141), (124, 165), (211, 211)])
     sizes = choices[rng.choice(len(choices), images, p=[0.35, 0.3, 0.15, 0.1, 0.06, 0.04])]
@@ -40,7 +40,7 @@ def write_prepared(out: Path, images: int) -> None:
     stems = [f"{PARTS[held]}/{i:012d}" for i, held in enumerate(held_out)]
     raw = Raw([None] * images, stems, [PARTS[h] for h in held_out], [True] * images, held_out, 1, 512, {})
     index, groups = prepare.plan(PROTOCOL, raw, [tuple(size) for size in sizes.tolist()])
-    manifest = prepare.describe(PROTOCOL, Options(), raw, index) | {"shards": []}
+    manifest = prepare.manifest_of(PROTOCOL, Options(), raw, index) | {"shards": []}
     (out / prepare.SHARDS).mkdir(parents=True)
     for shard, group in enumerate(groups):
         place = index[group.start : group.stop]
@@ -61,7 +61,7 @@ def anonymous_megabytes() -> float:
 
 
 def feed(folder: Path, images: int, epochs: int = 4, batch_size: int = 64) -> None:
-    """128 x 128 crops in the training loop's order, through its loader, in one process."""
+    """Read 128 x 128 crops in the order of the training loop, with its loader, in one process."""
     if not (folder / prepare.MANIFEST).is_file():
         write_prepared(folder, images)
     found = open_set(str(folder), "train")
@@ -74,13 +74,13 @@ def feed(folder: Path, images: int, epochs: int = 4, batch_size: int = 64) -> No
                 crops += len(batch.images)
             rates = [crops / (time.perf_counter() - began), crops / (time.process_time() - used)]
             print(
-                f"loss mask {loss_mask}, epoch {epoch}: {rates[0]:,.0f} crops/s by the clock, {rates[1]:,.0f} by the "
-                f"processor; RssAnon {anonymous_megabytes():.0f} MB"
+                f"loss mask {loss_mask}, epoch {epoch}: {rates[0]:,.0f} crops/s wall clock, {rates[1]:,.0f} processor "
+                f"time; RssAnon {anonymous_megabytes():.0f} MB"
             )
 
 
 def write_raw(root: Path, images: int) -> None:
-    """Raw COCO-Stuff of smooth textures with noise, in JPEGs of about 150 kB; label maps of regions and a disc."""
+    """Write raw COCO-Stuff: JPEGs of about 150 kB of noisy smooth textures; label maps of regions and a disc."""
     rng = np.random.default_rng(0)
     for folder in ("images", "annotations", "curated"):
         for part in PARTS:
@@ -103,7 +103,7 @@ def write_raw(root: Path, images: int) -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process and of those it started that have ended."""
+    """Processor time of this process and of its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
@@ -125,8 +125,8 @@ def prepare_raw(root: Path, images: int, workers: int) -> None:
     megabytes = sum(path.stat().st_size for path in root.rglob("*.jpg")) / 1e6
     print(
         f"{number} images of {megabytes / number * 1000:.0f} kB, {workers} processes: {number / seconds:.0f} images/s "
-        f"by the clock; {processor / number * 1000:.1f} ms of a processor each, which is "
-        f"{number / processor * workers:.0f} images/s on {workers} cores of their own"
+        f"by wall clock; {processor / number * 1000:.1f} ms of processor time each, "
+        f"{number / processor * workers:.0f} images/s on {workers} otherwise idle cores"
     )
 
 

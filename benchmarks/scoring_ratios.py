@@ -1,10 +1,11 @@
-"""Prints the tables of docs/matching-and-scores.md: the matcher and the scorer against what they replace.
+"""Print the tables of docs/matching-and-scores.md: the matcher and the scorer against what they replace.
 
     python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [bootstrap] [rehearsal]
 
-Every figure is a ratio of medians: competitor and package take turns in one process. With one thread the processor's
-time is taken, which other processes on the machine disturb little; with two, the clock's, so there the machine should
-be idle. lapx is compared where it is installed (`pip install lapx`).
+Every figure is a ratio of medians; competitor and package run in turns in one process. One thread
+is measured in processor time, which other processes disturb little. Two threads are measured in
+wall-clock time, so the machine should be idle. lapx is compared if it is installed (`pip install
+lapx`).
 """
 
 import argparse
@@ -20,8 +21,7 @@ import scipy.optimize
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast.bench import baselines as bench_baselines
-from infoseg_fast.bench import cpu as bench
+from infoseg_fast.bench import baselines, cpu, providers
 
 try:
     import lap
@@ -32,7 +32,7 @@ RNG = np.random.default_rng(0)
 
 
 def medians(functions, seconds: float = 1.0, clock=time.thread_time) -> list[float]:
-    """Median time of each function, in seconds, over rounds in which each has its turn."""
+    """Median seconds of each function, over rounds in which each function runs once."""
     once = []
     for function in functions:
         function()
@@ -64,11 +64,11 @@ def every(function, arguments):
 
 
 def matcher():
-    print("\nOne random float64 matrix a call, one thread: times as fast as scipy.")
+    print("\nOne random float64 matrix per call, one thread: speed-up over scipy.")
     names = [name for name in ("lapjvx", "lapjvs", "lapjvc", "lapjvxa", "lapjvsa") if hasattr(lap, name)]
     table("N", "this package", "best of lapx", "microseconds a call")
     for n in (5, 10, 16, 32, 64, 128, 256, 512, 1000):
-        # Several matrices in turn: the branches of one alone would be learnt by heart.
+        # Several matrices in turn: the branch predictor would learn the branches of a single one.
         costs = RNG.random((8 if n < 500 else 2, n, n))
         solvers = [scipy.optimize.linear_sum_assignment, isf.linear_sum_assignment]
         solvers += [getattr(lap, name) for name in names]
@@ -78,7 +78,7 @@ def matcher():
 
 
 def structured():
-    print("\nStructured matrices, one a call, one thread: times as fast as scipy.")
+    print("\nStructured matrices, one per call, one thread: speed-up over scipy.")
     sizes = (27, 64, 256, 600)
     table("costs", *[f"N = {n}" for n in sizes])
     kinds = {
@@ -103,7 +103,7 @@ def structured():
 
 
 def batches():
-    print("\nBatches in one call: times as fast as a loop over scipy.")
+    print("\nBatches in one call: speed-up over a loop of scipy.")
     table("batch", "one thread", "two threads", "best of lapx's batches, one thread", "microseconds a problem")
     for shape in ((4000, 27, 27), (4000, 15, 15), (4000, 15, 27), (4000, 45, 15), (500, 64, 64), (20, 256, 256)):
         costs = RNG.random(shape)
@@ -127,19 +127,15 @@ def batches():
 
 
 def label_maps(size: int, values: int, block: int, dtype) -> np.ndarray:
-    """Labels in squares of `block` pixels; 1 is noise."""
+    """Labels [side, side] in squares of `block` pixels; with 1 they are noise."""
     side = int(size**0.5)
     coarse = RNG.integers(0, values, (side // block + 1,) * 2)
     return np.kron(coarse, np.ones((block, block), int))[:side, :side].astype(dtype)
 
 
 def counts():
-    print("\n4 million pixels, 27 clusters and classes, a tenth ignored: times as fast as masked np.bincount.")
+    print("\n4 million pixels, 27 clusters and classes, a tenth ignored: speed-up over masked np.bincount.")
     table("labels", "one thread", "two threads", "nanoseconds a pixel")
-
-    def bincount(pred, target):
-        counted = target != 255
-        np.bincount(pred[counted].astype(np.int64) * 27 + target[counted], minlength=27 * 27)
 
     def with_threads(threads, pred, target):
         def count():
@@ -157,8 +153,9 @@ def counts():
     ):
         pred, target = (label_maps(4_000_000, 27, block, dtype) for _ in range(2))
         target[label_maps(4_000_000, 10, block, dtype) == 0] = 255
+        tensors = torch.from_numpy(pred), torch.from_numpy(target)
         functions = [
-            lambda p=pred, t=target: bincount(p, t),
+            lambda x=tensors: baselines.confusion_matrix(*x, 27, 27),
             with_threads(1, pred, target),
             with_threads(2, pred, target),
         ]
@@ -170,15 +167,15 @@ def counts():
 
 def fused():
     print("\nFrom features to counts: B=16 C=64 D=256 K=15, 32x32 to 128x128, a tenth ignored, one thread.")
-    table("way", "milliseconds", "times as fast")
-    case = next(case for case in bench.CASES if case.op == "segment")
-    x, _ = bench.inputs(case)
+    table("way", "milliseconds", "speed-up")
+    (case,) = providers.chosen_cases("cpu", ["segment"])
+    x, _ = providers.arguments(case, cpu.CPU)
     features, global_features, weight, bias = x
     target = torch.from_numpy(RNG.integers(0, 15, (16, 128, 128)).astype(np.uint8))
     target[torch.rand(target.shape) < 0.1] = 255
 
     def pytorch():
-        labels = bench_baselines.segment(*x, size=(128, 128))
+        labels = baselines.segment(*x, size=(128, 128))
         counted = target != 255
         torch.bincount(labels[counted].long() * 15 + target[counted], minlength=15 * 15)
 

@@ -1,4 +1,4 @@
-"""pytest-benchmark cases of the matcher and the scorer; `benchmarks/scoring_ratios.py` compares them with others."""
+"""pytest-benchmark cases of the matcher and the scorer at many sizes; see also `scoring_ratios.py`."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import scipy.optimize
 import torch
 
 import infoseg_fast as isf
+from infoseg_fast.bench import baselines
 
 SOLVERS = {"infoseg_fast": isf.linear_sum_assignment, "scipy": scipy.optimize.linear_sum_assignment}
 
@@ -43,10 +44,6 @@ def test_confusion_counts(benchmark, labels, provider):
     coarse = rng.integers(0, 27, (2, 2000 // block, 2000 // block)).astype(np.uint8)
     pred, target = coarse.repeat(block, 1).repeat(block, 2)
     target[rng.integers(0, 10, coarse[0].shape).repeat(block, 0).repeat(block, 1) == 0] = 255
-
-    def bincount():
-        counted = target != 255
-        return np.bincount(pred[counted].astype(np.int64) * 27 + target[counted], minlength=27 * 27)
-
-    ours = benchmark(bincount if provider == "numpy" else lambda: isf.confusion_matrix(pred, target, 27, 27))
-    assert ours.sum() == (target != 255).sum()
+    count = baselines.confusion_matrix if provider == "numpy" else isf.confusion_matrix
+    counts = benchmark(count, torch.from_numpy(pred), torch.from_numpy(target), 27, 27)
+    assert counts.sum() == (target != 255).sum()

@@ -1,29 +1,27 @@
-"""pytest-benchmark cases: each op beside the best PyTorch of the same algebra, with error and extra memory."""
+"""pytest-benchmark cases of every op: the op beside its competitors, with error and extra memory."""
 
 import pytest
 import torch
 
-from infoseg_fast.bench import cpu as bench
+from infoseg_fast.bench import cpu, providers
 
-CASES = {case.name: case for case in bench.CASES}
+CASES = providers.chosen_cases("cpu", ())
 
 
 @pytest.mark.parametrize("provider", ["infoseg_fast", "eager", "compiled", "as written"])
-@pytest.mark.parametrize("name", CASES)
-def test_op(benchmark, name, provider):
-    case = CASES[name]
-    found = bench.providers(case, compiled=provider == "compiled")
-    if provider not in found:
-        pytest.skip("only for the first row")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}, {case.name}")
+def test_op(benchmark, case, provider):
     torch.set_num_threads(1)
-    x, mask = bench.inputs(case)
-    exact, _ = bench.inputs(case, torch.float64)
-    truth = bench.step_of(case, found["eager"], exact, mask)()
-    step = bench.step_of(case, found[provider], x, mask)
-    benchmark.group = name
-    benchmark.extra_info["error"] = max(bench.relative_errors(step(), truth))
-    benchmark.extra_info["extra_mb"] = bench.extra_memory(step)
+    tensors, keywords = providers.arguments(case, cpu.CPU)
+    found = providers.providers(case, keywords, compiled=provider == "compiled")
+    if provider not in found:
+        pytest.skip("this case has no such provider")
+    exact, exact_keywords = providers.arguments(case, cpu.CPU, torch.float64)
+    mode, step = list(providers.steps(case, found[provider], tensors).items())[-1]
+    truth = providers.steps(case, providers.providers(case, exact_keywords)["eager"], exact)[mode]()
+    benchmark.group = f"{case.op}, {case.name}"
+    benchmark.extra_info["error"] = max(providers.relative_errors(step(), truth))
+    benchmark.extra_info["extra_mb"] = cpu.extra_memory(step)
     benchmark(step)
-    rates = bench.machine_rates()
-    floor = max(case.operations() / rates[0], case.moved_bytes() / rates[1])
+    floor = cpu.floor_ms(case, mode, cpu.machine_rates())
     benchmark.extra_info["share_of_floor"] = floor / (1e3 * benchmark.stats.stats.median)

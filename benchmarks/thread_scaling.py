@@ -1,8 +1,8 @@
-"""How much faster two threads are than one: medians by the clock, taken in turns.
+"""The speed-up of two threads over one, for every op: medians of wall-clock times, measured in turns.
 
     python benchmarks/thread_scaling.py [--rounds 60]
 
-For a machine with two idle cores: what else runs is taken from the second thread first.
+For a machine with two idle cores. Other programs slow down the second thread first.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 import torch
 
 from infoseg_fast.allocator import keep_freed_memory
-from infoseg_fast.bench import cpu as bench
+from infoseg_fast.bench import cpu, providers
 
 
 def main() -> None:
@@ -20,10 +20,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
-    print("| case | one thread, ms | two, ms | times as fast |\n|---|---|---|---|")
-    for case in bench.CASES:
-        x, mask = bench.inputs(case)
-        step = bench.step_of(case, bench.providers(case, False)["infoseg_fast"], x, mask)
+    print("| op | case | one thread, ms | two, ms | speed-up |\n|---|---|---|---|---|")
+    for case in providers.chosen_cases("cpu", ()):
+        tensors, keywords = providers.arguments(case, cpu.CPU)
+        *_, step = providers.steps(case, providers.providers(case, keywords)["infoseg_fast"], tensors).values()
         times = {1: [], 2: []}
         for _ in range(rounds):
             for threads, taken in times.items():
@@ -33,7 +33,7 @@ def main() -> None:
                 step()
                 taken.append(1e3 * (time.perf_counter() - start))
         one, two = (statistics.median(taken) for taken in times.values())
-        print(f"| {case.name} | {one:.3f} | {two:.3f} | {one / two:.2f} |", flush=True)
+        print(f"| {case.op} | {case.name} | {one:.3f} | {two:.3f} | {one / two:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

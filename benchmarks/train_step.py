@@ -1,9 +1,9 @@
-"""Times a whole training step with the op on PyTorch's thread pool, on a pool of its own, and in plain PyTorch.
+"""Time a whole training step with the loss on PyTorch's thread pool, on its own pool, and in plain PyTorch.
 
     python benchmarks/train_step.py [--width 16] [--images 16] [--side 128] [--threads 1 2] [--rounds 15]
 
-A second pool would have to share the cores with PyTorch's threads, which spin for a while after each of their own
-regions; the op alone would not show it. Medians of steps taken in turn, by the clock.
+A second pool shares the cores with PyTorch's threads, which spin for a while after each of their
+own regions; the op alone does not show this. Medians of wall-clock times, measured in turns.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import infoseg_fast as isf
 from infoseg_fast import extension
 from infoseg_fast.allocator import keep_freed_memory
 
-# name -> backend of the loss, thread pool of the extension
+# name: backend of the loss, thread pool of the extension
 WAYS = {"PyTorch's pool": ("cpp", "automatic"), "own pool": ("cpp", "own"), "plain PyTorch": ("reference", "automatic")}
 
 
 def step_of(backend: str, pool: str, args: argparse.Namespace):
-    """A function that takes one training step and returns the seconds of its loss, forward and backward, and of all."""
+    """A function that runs one training step and returns the seconds of the loss and of the whole step."""
     torch.manual_seed(0)
     model = isf.InfoSegNet(num_classes=15, width=args.width)
     criterion = isf.InfoSegLoss(num_negatives=1, backend=backend)

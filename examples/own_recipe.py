@@ -4,6 +4,7 @@ infoseg train --recipe own_recipe:NeighbourRecipe --data landcover --out RUN    
 """
 
 import copy
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from infoseg_fast.recipe.labelling import Labelling
 class NeighbourRecipe(Recipe):
     """Maximises I(k; k') of the classes k, k' of two positions side by side."""
 
-    defaults = {"batch_size": 16, "lr": 3e-3, "width": 16, "depth": 1, "dim": 32}
+    defaults: ClassVar = {"batch_size": 16, "lr": 3e-3, "width": 16, "depth": 1, "dim": 32}
 
     def __init__(self, settings, data):
         super().__init__(settings, data)

@@ -1,7 +1,13 @@
 """Unsupervised semantic segmentation by mutual information maximisation, made fast.
 
-Ops to drop into one's own training, and a lean training loop around them (`infoseg --help`).
+Ops for any training loop, and a training loop of its own (`infoseg --help`).
 """
+
+from importlib.util import find_spec as _find_spec
+from pathlib import Path as _Path
+
+if _find_spec(f"{__name__}.kernels") is None:  # a checkout: kernels/ lies beside the package, not in it
+    __path__.append(str(_Path(__file__).resolve().parent.parent))
 
 from .errors import BackendUnavailableError, DataError
 from .model import InfoSegNet
@@ -9,7 +15,8 @@ from .ops import assign, class_moments, local_global_similarity, mutual_informat
 from .ops.confusion_matrix import confusion_matrix
 from .ops.dispatch import backends
 from .ops.linear_sum_assignment import linear_sum_assignment
-from .recipe.appearance import appearance_information, local_appearance
+from .ops.local_appearance import local_appearance
+from .recipe.appearance import appearance_information
 from .recipe.loss import InfoSegLoss
 from .scores.matching import match_clusters
 from .scores.metrics import ClusterMetrics

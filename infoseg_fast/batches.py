@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .config import Settings, steps_per_epoch
+from .config import Settings
 from .data import ImageSet
 from .data.base import InMemory
-from .data.crops import CropSampler, channel_statistics, crop_loader
-from .data.images import WHITE
+from .data.crops import CropSampler, channel_statistics, crop_loader, steps_per_epoch
 from .errors import DataError
 from .recipe import DataInfo
 from .recipe.sample import SAMPLE_CROPS, Sample
@@ -23,8 +22,8 @@ def data_info(images: ImageSet, settings: Settings) -> DataInfo:
     """What a recipe is told of the training images."""
     mean, std = channel_statistics(images)
     return DataInfo(
-        images.channels, settings.classes, images.classes, mean, std, settings.scale, images.raw_scale,
-        noise_share(images),
+        images.channels, settings.classes, images.classes, mean, std, images.scaling, settings.scale,
+        images.raw_scale, noise_share(images), settings.reading,
     )  # fmt: skip
 
 
@@ -43,7 +42,7 @@ def crops(
     for batch in crop_loader(images, settings.crop, sampler, workers, settings.loss_mask == "gt"):
         if isinstance(batch, DataError):  # from a worker process
             raise batch
-        pixels = batch.images.to(device, non_blocking=True).float() / WHITE[images.dtype]
+        pixels = images.scaling.to_float(batch.images.to(device, non_blocking=True))
         yield pixels, None if batch.valid is None else batch.valid.to(device, non_blocking=True)
 
 

@@ -1,7 +1,7 @@
 """The command `infoseg`.
 
-Exit status: 0 on success; 2 on a usage or data error, with one line that names the file or option and what to do; 130
-when interrupted.
+Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data error, with one line
+that names the file or option; 130 when interrupted.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
@@ -32,7 +33,7 @@ PREPARE_OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -129,9 +130,9 @@ def add_settings(command: argparse.ArgumentParser, data: str) -> None:
     for field in dataclasses.fields(Settings):
         how = dict(field.metadata)
         help = data if field.name == "data" else how["help"]
-        by_recipe = [f"{defaults[name][field.name]} ({name} recipe)" for name in BUILT_IN if field.name in defaults[name]]
+        by_recipe = {name: defaults[name][field.name] for name in BUILT_IN if field.name in defaults[name]}
         if by_recipe:
-            help += f" (default: {', '.join(by_recipe)})"
+            help += f" (default: {', '.join(f'{value} ({name} recipe)' for name, value in by_recipe.items())})"
         elif field.default not in (None, ""):
             help += f" (default: {field.default})"
         argument = {key: how[key] for key in ("type", "choices", "metavar") if key in how}
@@ -159,9 +160,10 @@ def run_bench(args) -> None:
     from .allocator import keep_freed_memory
     from .bench import cpu as bench
     from .bench import cuda as bench_cuda
+    from .bench.providers import chosen_cases
 
     keep_freed_memory()
-    cases = bench.CASES if args.device == "cpu" else bench_cuda.CASES
+    cases = chosen_cases(args.device, ())
     known = {case.op for case in cases} | {case.name for case in cases}
     for name in args.ops:
         if name not in known:
@@ -187,11 +189,13 @@ def run_eval(arguments: argparse.Namespace) -> None:
 
     device = pick_device(arguments.device)
     segmenter, step = load_with_step(arguments.run, arguments.checkpoint, device)
-    images = open_set(arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=segmenter.scale)
-    expected = segmenter.labelling.data.channels
-    if images.channels != expected:
+    data = segmenter.labelling.data
+    images = open_set(
+        arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=data.scale, options=data.reading
+    )
+    if images.channels != data.channels:
         raise DataError(
-            f"--data {images.name} has images of {images.channels} channels; the run was trained on {expected}"
+            f"--data {images.name} has images of {images.channels} channels; the run was trained on {data.channels}"
         )
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
@@ -204,14 +208,17 @@ def run_eval(arguments: argparse.Namespace) -> None:
         print(as_text(scores, images.classes))
 
 
-def run_predict(arguments: argparse.Namespace) -> None:
+def run_predict(arguments: argparse.Namespace) -> int:
     from .predict import predict
     from .segmenter import load
 
     device = pick_device(arguments.device)
     segmenter = load(arguments.run, arguments.checkpoint, device)
-    number = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
+    number, failures = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
     print(f"{number} label maps written to {arguments.out}")
+    for failure in failures:
+        print(f"{PROGRAM} predict: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -283,14 +290,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Image.MAX_IMAGE_PIXELS = None  # the user chose the files; aerial images are larger than Pillow's guard
     try:
-        arguments.function(arguments)
+        status = arguments.function(arguments)
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from .data import ImageSet
+from .data import ImageSet, ReadOptions, open_set
+from .data.crops import steps_per_epoch
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -22,6 +23,13 @@ DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
 LOSS_MASKS = ("none", "gt")
 GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
+# Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
+BOUNDS = (
+    ("minimum", "at least", operator.ge),
+    ("above", "above", operator.gt),
+    ("below", "below", operator.lt),
+    ("maximum", "at most", operator.le),
+)
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
 
@@ -32,10 +40,14 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     Args:
         group: the group of options that `infoseg train --help` lists it in.
         help: one sentence for the command line. The default is added to it.
-        how: `minimum`, `maximum` (included) and `above` (not included) bound a number. `type`, `choices`, `metavar`
-            go to argparse. `switch=True` makes a pair of options --name and --no-name.
+        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number. `type`, `choices`
+            and `metavar` go to argparse. `switch=True` makes a pair of options --name and --no-name.
     """
     return field(default=default, metadata={"group": group, "help": help, **how})
+
+
+def band_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 def number_or_all(text: str) -> int | str:
@@ -62,6 +74,13 @@ class Settings:
         minimum=4,
         metavar="PX",
     )
+    bands: tuple[int, ...] | None = setting(
+        "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
+        type=band_numbers, metavar="LIST",
+    )  # fmt: skip
+    nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
+    alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
+    pages: str | None = setting("data", None, "pages of a file with several that are read", choices=("first", "each"))
     scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
@@ -131,7 +150,9 @@ class Settings:
         minimum=0,
         maximum=MAX_RADIUS,
     )
-    refine: bool | None = setting("labels", None, "refine labels at the pixels by the colours of each class", switch=True)
+    refine: bool | None = setting(
+        "labels", None, "refine labels at the pixels by the colours of each class", switch=True
+    )
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
@@ -145,6 +166,10 @@ class Settings:
     workers: int | None = setting(
         "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
     )
+
+    def __post_init__(self) -> None:
+        if self.bands is not None:  # a list, where it comes from JSON
+            object.__setattr__(self, "bands", tuple(self.bands))
 
     @classmethod
     def create(cls, given: dict) -> "Settings":
@@ -191,7 +216,7 @@ class Settings:
         if self.loss_mask == "gt" and not train_set.has_labels:
             raise DataError(f"--loss-mask gt needs a label for every training image of {self.data}; leave it out")
         crop = self.crop or train_set.crop_side or min(DEFAULT_CROP, train_set.shortest_side)
-        small = sum(min(train_set.size(i)) < crop for i in range(len(train_set)))
+        small = train_set.num_smaller(crop)
         if small:
             logger.warning(
                 "%d of %d training images are smaller than the crop of %d px: they are padded, and padding does not "
@@ -209,6 +234,15 @@ class Settings:
         return dataclasses.replace(self, classes=classes, crop=crop, steps=steps)
 
     @property
+    def reading(self) -> ReadOptions:
+        """How image files are read."""
+        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages)
+
+    def open(self, split: str) -> ImageSet:
+        """A split of the data."""
+        return open_set(self.data, split, num_classes=self.classes, scale=self.scale, options=self.reading)
+
+    @property
     def least_batch(self) -> int:
         """The fewest images that a batch must hold for its negatives."""
         return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
@@ -219,15 +253,11 @@ class Settings:
             raise DataError("--steps and --epochs exclude each other; give one of them")
         for one in dataclasses.fields(self):
             value, how = getattr(self, one.name), one.metadata
-            if value is None or isinstance(value, (str, bool)):
+            if value is None or isinstance(value, (str, bool, tuple)):
                 continue
-            bounds = [
-                ("minimum", "at least", lambda bound: value >= bound),
-                ("above", "above", lambda bound: value > bound),
-                ("below", "below", lambda bound: value < bound),
-                ("maximum", "at most", lambda bound: value <= bound),
+            broken = [
+                f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])
             ]
-            broken = [f"{words} {how[key]}" for key, words, holds in bounds if key in how and not holds(how[key])]
             if broken or not math.isfinite(value):
                 raise DataError(f"{option(one.name)} must be {' and '.join(broken) or 'finite'}, not {value}")
         if isinstance(self.num_negatives, int) and self.num_negatives >= self.batch_size:
@@ -235,11 +265,6 @@ class Settings:
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
-
-
-def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
-    """Batches in a pass over `size` images. A last batch of fewer than `least` images is dropped."""
-    return size // batch_size + (size % batch_size >= least)
 
 
 def option(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What this installation is and can do: recorded with every run, printed by `infoseg env`.
+"""Versions, machine, backends and ops of this installation: recorded with every run, printed by `infoseg env`.
 
 `python -m infoseg_fast.env` prints the same.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import cuda_library, extension
-from .ops import dispatch
+from .ops import OPS, dispatch
 
 PACKAGES = ("infoseg-fast", "torch", "triton", "numpy", "scipy", "pillow", "matplotlib", "tensorboard", "tqdm")
 
@@ -30,7 +30,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the package runs from; None when it was installed without one."""
+    """The commit of the checkout that the package runs from; None without a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -42,6 +42,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -50,7 +51,7 @@ def processor() -> str:
 
 
 def environment() -> dict:
-    """Versions, commit, machine and backends, as plain values."""
+    """Versions, commit, machine, backends (name -> None or why it cannot run) and ops (name -> its backends)."""
     cuda = torch.cuda.is_available()
     return {
         "versions": versions(),
@@ -62,11 +63,12 @@ def environment() -> dict:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "backends": dispatch.backends(),
         "cuda_library": cuda_library.unavailable(),
+        "ops": {name: list(op.backends) for name, op in OPS.items()},
     }
 
 
 def as_text() -> str:
-    """The environment as lines for a person, with what was left out of the build and why."""
+    """The environment as lines of text, with the reason for each part that cannot run."""
     found = environment()
     lines = [f"{name:<14} {version or 'not installed'}" for name, version in found["versions"].items()]
     lines += [
@@ -80,6 +82,7 @@ def as_text() -> str:
     lines.append(f"{'C++ extension':<14} {missing or 'built by ' + build.get('compiler', 'an unknown compiler')}")
     lines += [f"backend {name:<10} {reason or 'usable'}" for name, reason in found["backends"].items()]
     lines.append(f"{'CUDA library':<18} {found['cuda_library'] or 'usable'}")
+    lines += [f"op {name:<24} reference, {', '.join(backends)}" for name, backends in found["ops"].items()]
     return "\n".join(lines)
 
 

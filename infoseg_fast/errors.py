@@ -1,12 +1,21 @@
-"""Errors that are the user's to mend, and the one that says a backend cannot run."""
+"""The package's exceptions."""
+
+
+def printable(text: object) -> str:
+    r"""The text on one line: line ends, control characters and undecodable bytes become \\n, \\x1b, \\xff."""
+    shown = (c if c.isprintable() else c.encode("utf-8", "surrogateescape") for c in str(text))
+    return "".join(c if isinstance(c, str) else repr(c.decode("latin-1"))[1:-1] for c in shown)
 
 
 class DataError(ValueError):
-    """Something on disk or on the command line is not as it must be. Its text is one line that names it.
+    """A file or an option is invalid. The text is one line that names it.
 
     The command line prints the text and exits with status 2.
     """
 
+    def __init__(self, text: object) -> None:
+        super().__init__(printable(text))
+
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot run; the text says why, and which others can."""
+    """A backend requested by name cannot run. The text says why, and which backends can."""

@@ -4,17 +4,16 @@ import colorsys
 
 import numpy as np
 
-# Eight hues that stay apart for colour-blind readers, then the circle in golden-ratio steps.
-FIRST = ("4477aa", "228833", "ccbb44", "ee6677", "66ccee", "aa3377", "ee8866", "44bb99")
-UNLABELLED = (0, 0, 0)
+# Eight colours for colour-blind readers too; later labels take hues in golden-ratio steps.
+FIRST_COLOURS = ("4477aa", "228833", "ccbb44", "ee6677", "66ccee", "aa3377", "ee8866", "44bb99")
 
 
 def palette(number: int) -> np.ndarray:
-    """[256, 3] uint8: a colour for each of `number` labels, black for every other value."""
+    """Colours of the labels below `number`, black for all other values: uint8 [256, 3]."""
     table = np.zeros((256, 3), dtype=np.uint8)
     for label in range(min(number, 256)):
-        if label < len(FIRST):
-            table[label] = list(bytes.fromhex(FIRST[label]))
+        if label < len(FIRST_COLOURS):
+            table[label] = list(bytes.fromhex(FIRST_COLOURS[label]))
         else:
             hue, value = (label * 0.6180339887) % 1, (0.95, 0.7, 0.5)[label % 3]
             table[label] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, value)]
@@ -27,11 +26,11 @@ def coloured(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """An image [c, rows, columns] in [0, 1] -> RGB [rows, columns, 3] uint8; a fourth channel is left out."""
+    """An image [c, rows, columns] in [0, 1] -> RGB [rows, columns, 3] uint8, without channel 4."""
     shown = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def overlaid(rgb: np.ndarray, colours: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Colours laid over a picture, both [rows, columns, 3] uint8."""
+    """A picture blended with colours, both [rows, columns, 3] uint8."""
     return np.rint(rgb * (1 - opacity) + colours * opacity).astype(np.uint8)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .data.base import to_float
-from .data.folder import image_files, stem_of
-from .data.images import IGNORE, read_header, read_image, to_channels
+from .data.base import to_channels
+from .data.images import IGNORE, read_with
+from .data.names import image_files, stem_of
 from .errors import DataError
 from .palette import as_rgb, coloured, overlaid
 from .segmenter import Segmenter
@@ -47,48 +47,60 @@ def predict(
     device: torch.device,
     overlay: bool = False,
     match: bool = False,
-) -> int:
-    """Write an 8-bit label PNG of each image's size; the number of images.
+) -> tuple[int, list[str]]:
+    """Write an 8-bit label PNG of each image's size. Pixels without data are 255.
 
-    A run on a prepared benchmark sees the files resized as the benchmark's images were.
+    The images are read, scaled and resized as the training images were.
 
     Args:
-        sources: images, or folders whose images (subfolders included) are all taken.
-        out: the folder written to; a folder's images keep their relative paths.
+        sources: images, or folders whose images are all taken, with their subfolders.
+        out: the folder to write to. Images of a folder keep their relative paths.
         overlay: write <stem>.overlay.png too, the labels in colour over the image.
-        match: write classes by the mapping of the run's last evaluation, 255 for a cluster without one, instead of
-            clusters.
+        match: write classes instead of clusters, by the mapping of the run's last evaluation; 255 for a cluster
+            without a class.
+
+    Returns:
+        The number of images that were written, and a line for each image that failed.
 
     Raises:
-        DataError: an image cannot be read or has another number of channels (found before anything is written, unless
-            its body is damaged), or there is no mapping.
+        DataError: there is no mapping, no image, or every image failed.
     """
     if match and segmenter.mapping is None:
         raise DataError(
             "--match: no evaluation has matched this checkpoint's clusters to classes; run infoseg eval first"
         )
     data = segmenter.labelling.data
-    channels = data.channels
     segmenter.scale = data.scale * data.raw_scale
-    found = targets(sources, out)
-    for path in found:
-        header = read_header(path)
-        if header.channels not in (1, channels):
-            raise DataError(f"image {path} has {header.channels} channels; the run was trained on {channels}")
-    table = np.arange(256, dtype=np.uint8)
-    number = segmenter.num_clusters
+    table, number = np.arange(256, dtype=np.uint8), segmenter.num_clusters
     if match:
         mapping = np.array(segmenter.mapping)
         table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
         number = int(mapping.max()) + 1
+    found, failures = targets(sources, out), []
     for path, target in tqdm(found.items(), desc="predicting", unit="image", disable=None):
-        pixels = to_float(to_channels(read_image(path), channels))
+        try:
+            image = read_with(path, data.reading)
+            channels = len(image.pixels)
+            if channels not in (1, data.channels):
+                raise DataError(f"image {path} has {channels} channels; the run was trained on {data.channels}")
+            if not data.scaling.accepts(image.pixels.dtype):
+                raise DataError(
+                    f"image {path} has values of {image.pixels.dtype}; the run was trained on {data.scaling.dtype}"
+                )
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        pixels = data.scaling.to_float(to_channels(image.pixels, data.channels))
         labels = table[segmenter.segment(pixels[None].to(device))[0].cpu().numpy()]
+        if image.valid is not None:
+            labels[~image.valid] = IGNORE
         write_png(target, labels)
         if overlay:
             drawn = overlaid(as_rgb(pixels.numpy()), coloured(labels, number))
             write_png(target.with_suffix(".overlay.png"), drawn)
-    return len(found)
+    if failures and len(failures) == len(found):
+        raise DataError(failures[0])
+    return len(found) - len(failures), failures
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

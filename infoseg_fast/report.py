@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .checkpoint import LAST, write_atomically
-from .data.base import ImageSet, to_float
+from .data.base import ImageSet
 from .palette import as_rgb, coloured, palette
 from .run_folder import RunFolder
 from .segmenter import Segmenter
@@ -48,7 +48,7 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
         "<h2>Curves</h2>",
         f'<img class="curves" alt="curves" src="{curves(rows)}">',
     ]
-    if scores is not None:
+    if scores is not None and scores["num_pixels"]:
         sections += [
             f"<h2>Scores on the {scores['split']} split</h2>",
             score_table(scores),
@@ -107,10 +107,11 @@ def score_table(scores: dict) -> str:
 def class_table(scores: dict, images: ImageSet) -> str:
     lines = []
     for cls, (share, iou) in enumerate(zip(scores["class_shares"], scores["iou"], strict=True)):
+        shown = "-" if iou is None else f"{iou:.3f}"
         clusters = ", ".join(str(i) for i, mapped in enumerate(scores["mapping"]) if mapped == cls)
         lines.append(
             f"<tr><td>{swatch(cls, images.num_classes)}{html.escape(class_name(images, cls))}</td>"
-            f'<td class="number">{share:.3f}</td><td class="number">{iou:.3f}</td><td>{clusters or "none"}</td></tr>'
+            f'<td class="number">{share:.3f}</td><td class="number">{shown}</td><td>{clusters or "none"}</td></tr>'
         )
     head = "<tr><th>class</th><th>share</th><th>IoU</th><th>cluster</th></tr>"
     return f"<table>{head}{''.join(lines)}</table>"
@@ -130,7 +131,7 @@ def examples(
     """By stem, images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
     found = {}
     for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
-        pixels = to_float(images.native_image(index))
+        pixels = segmenter.labelling.data.scaling.to_float(images.native_image(index))
         labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
         pictures = [as_rgb(pixels.numpy())]
         if scores:

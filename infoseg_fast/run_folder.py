@@ -44,7 +44,7 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
-    def open(self, given: dict[str, Any], resume: bool) -> tuple[Settings, str | None]:
+    def open(self, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
         """The settings of the run, and the fingerprint of its data if the run exists.
 
         Args:
@@ -78,7 +78,7 @@ class RunFolder:
             )
         return record
 
-    def write_config(self, settings: Settings, fingerprint: str) -> None:
+    def write_config(self, settings: Settings, fingerprint: dict[str, Any]) -> None:
         """Record the settings. The folder of a new run appears with them inside."""
         record = {
             "layout": LAYOUT,

@@ -19,8 +19,9 @@ from .augment import augmented
 from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
 from .checkpoint import LAST
 from .config import Settings, pick_device
-from .data import ImageSet, open_set
+from .data import ImageSet, for_training
 from .data.crops import held_in_memory
+from .data.scaling import Scaling
 from .errors import DataError
 from .progress import Progress
 from .recipe import DataInfo, recipe_class
@@ -49,10 +50,7 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
     with RunFolder(out) as run:
         settings, recorded = run.open(given, resume)
         device = pick_device(settings.device)
-        train_set, eval_set = (
-            open_set(settings.data, split, num_classes=settings.classes, scale=settings.scale)
-            for split in ("train", "eval")
-        )
+        train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
         settings, fingerprint = settings.resolve(train_set, eval_set), train_set.fingerprint()
         if recorded not in (None, fingerprint):
             raise DataError(f"--resume: the images of {settings.data} are no longer those that {run.path} began with")
@@ -63,7 +61,9 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
             print(f"{run.path} is finished: {content['step']} steps are done (more --steps continue it)")
             return None
         train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-        data = DataInfo(**content["labelling"]["data"]) if content else data_info(train_set, settings)
+        if content is not None:
+            train_set.scaling = Scaling.from_state(content["labelling"]["data"]["scaling"])
+        data = DataInfo.from_state(content["labelling"]["data"]) if content else data_info(train_set, settings)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
         optimizer = torch.optim.AdamW(
@@ -129,7 +129,7 @@ def run_steps(
                 }
                 if evaluates and eval_set.has_labels:
                     scores = evaluate(segmenter_after(step), eval_set, device)
-                    row |= {name: scores[name] for name in LOGGED_SCORES}
+                    row |= {name: scores[name] for name in LOGGED_SCORES if scores[name] is not None}
                 run.append_metrics(row)
                 for name, value in row.items():
                     board.add_scalar(name, value, step)
@@ -162,5 +162,3 @@ def finish(
     report.write(run, segmenter, eval_set if eval_set.has_labels else train_set, device)
     print(f"report: {run.report}")
     return scores
-
-

@@ -1,13 +1,13 @@
-"""`appearance_statistics`: the products of (1, y), y scaled to mean 0 and variance 1, through the adjoint of a mean.
+"""`appearance_statistics`: products of (1, y), y scaled to mean 0 and variance 1, through the adjoint of a mean.
 
-`appearance_sums` leaves, for each of a few runs of positions, their number, and of each channel the sum and the sum of
-squares about the run's own mean, in float64. Every program of `appearance_products` puts these together in the same
-order: the mean m of all, and as variance what lies within the runs and between them, sum_i [q_i + n_i (m_i - m)^2] / N.
-The first read of y is all that must be over before the second can begin; a launch for the sums alone would add to the
-time and not to the bytes.
+`appearance_statistics_sums` writes for each of a few runs of positions their number, and per
+channel the sum and the sum of squares about the mean of the run, in float64. Each program of
+`appearance_statistics_products` combines them in the same order to the mean m of all positions and
+the variance sum_i [q_i + n_i (m_i - m)^2] / N. All of y must be read before the second launch can
+begin; a launch for combining the sums would add time and save no bytes.
 
-A position's share of the neighbourhood mean is separable and known in closed form at the border too (`taps`), so the
-adjoint is gathered: every output is written once, and nothing is added to in memory.
+The weight of a position in the neighbourhood mean is separable and has a closed form at the border
+too (`taps`). So the adjoint is gathered: every output is written once, without atomics.
 """
 
 from dataclasses import replace
@@ -17,26 +17,22 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .launch import Cost, Launch, kernel, launch
+from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .tiles import alignment, block, divided
 
-MOST_PARTS: tl.constexpr = tl.constexpr(128)  # runs of positions
-BLOCK_N: tl.constexpr = tl.constexpr(8)  # factors (1, y) in a block of products
-
-
-def _bytes(*tensors: torch.Tensor | None) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+MAX_PARTS: tl.constexpr = tl.constexpr(128)  # runs of positions
+BLOCK_N: tl.constexpr = tl.constexpr(8)  # factors of (1, y) in a block of products
 
 
 def _sums_cost(started: Launch) -> Cost:
     a = started.arguments
-    read = _bytes(a["y"], a["valid"])
-    return Cost(loads=2 * read, stores=_bytes(a["partials"]), distinct_loads=read)
+    read = num_bytes(a["y"], a["valid"])
+    return Cost(loads=2 * read, stores=num_bytes(a["partials"]), distinct_loads=read)
 
 
 @triton.jit
 def channels_of_tile(y, valid, tile, P, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y [BLOCK_D, BLOCK_P] of a tile of positions in float64, and which of them count."""
+    """y [BLOCK_D, BLOCK_P] of a tile of positions in float64, and a mask [BLOCK_P] of the valid positions."""
     tiles = tl.cdiv(P, BLOCK_P)
     b = (tile // tiles).to(tl.int64)
     p = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -49,19 +45,17 @@ def channels_of_tile(y, valid, tile, P, D: tl.constexpr, BLOCK_D: tl.constexpr, 
     return value, counts
 
 
-@kernel(products=False, wide_loads=True, cost=_sums_cost)
-def appearance_sums(
+@kernel(wide_loads=True, cost=_sums_cost)
+def appearance_statistics_sums(
     y,  # [B, D, P]
-    valid,  # [B, P] bool, or None where all count
-    partials,  # [2 D + 1, parts] float64: how many count, sums, sums of squares about the part's mean
+    valid,  # [B, P] bool, or None: all are valid
+    partials,  # [2 D + 1, parts] float64: valid positions, sums, sums of squares about the part's mean
     tiles: tl.int32,  # of all images
-    each: tl.int32,  # tiles a part
-    P: tl.int32,
-    D: tl.constexpr,
-    ALIGN_P: tl.constexpr,  # what P divides by
-    BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    each: tl.int32,  # tiles per part
+    P: tl.int32, D: tl.constexpr,
+    ALIGN_P: tl.constexpr,  # divisor of P
+    BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     BLOCK_P: tl.constexpr = BLOCK // BLOCK_D
     P = divided(P, ALIGN_P)
     part, parts = tl.program_id(0), tl.num_programs(0)
@@ -94,7 +88,7 @@ def _products_cost(started: Launch) -> Cost:
     blocks = triton.cdiv(D + 1, BLOCK_N.value)
     channels = [min(D + 1, n + BLOCK_N.value) - max(1, n) for n in range(0, D + 1, BLOCK_N.value)]
 
-    def neighbours(n: int, reach: int) -> int:  # of all positions of a row or column
+    def neighbours(n: int, reach: int) -> int:  # pairs of positions of a row or column of n
         return n * (2 * reach + 1) - reach * (reach + 1)
 
     h, w = a["P"] // a["w"], a["w"]
@@ -106,13 +100,13 @@ def _products_cost(started: Launch) -> Cost:
             rows = channels[i] + channels[j]
             loads += pairs * (rows * y.element_size() + (valid is not None))
             loads += tiles * (2 + 2 * rows) * a["parts"] * partials.element_size()
-    return Cost(loads=loads, stores=_bytes(out), distinct_loads=_bytes(y, valid, partials))
+    return Cost(loads=loads, stores=num_bytes(out), distinct_loads=num_bytes(y, valid, partials))
 
 
 @triton.jit
 def standardisation(partials, row, parts, D: tl.constexpr, TINY: tl.constexpr):
-    """Of the channels of the factors `row` [BLOCK_N] the mean and one over the deviation; how many positions count."""
-    part = tl.arange(0, MOST_PARTS)
+    """Mean and 1 / deviation of the channels of the factors `row` [BLOCK_N], and the number of valid positions."""
+    part = tl.arange(0, MAX_PARTS)
     n = tl.load(partials + part, mask=part < parts, other=0)
     mask = ((row >= 1) & (row <= D))[:, None] & (part < parts)[None, :]
     at = partials + row[:, None] * parts + part[None, :]
@@ -122,34 +116,28 @@ def standardisation(partials, row, parts, D: tl.constexpr, TINY: tl.constexpr):
     mean = tl.sum(sums, axis=1) / number
     apart = sums / tl.maximum(n, 1.0)[None, :] - mean[:, None]
     deviation = tl.sqrt(tl.sum(within + n[None, :] * apart * apart, axis=1) / number)
-    # Not the larger of the two: NaN stays.
+    # tl.maximum would lose NaN.
     return mean, 1 / tl.where(deviation < TINY, TINY, deviation), number
 
 
 @triton.jit
 def taps(source, to, n, radius):
-    """How often the mean around position `source`, of n in a row, takes position `to`: the last ones are repeated."""
+    """How often the mean around position `source` of n in a row takes position `to`. Border positions repeat."""
     least = tl.where(to == 0, -radius, tl.maximum(to - source, -radius))
     most = tl.where(to == n - 1, radius, tl.minimum(to - source, radius))
     return tl.maximum(most - least + 1, 0)
 
 
-@kernel(products=False, wide_loads=False, cost=_products_cost)
-def appearance_products(
+@kernel(cost=_products_cost)
+def appearance_statistics_products(
     y,  # [B, D, P]
-    valid,  # [B, P] bool, or None where all count
-    partials,  # [2 D + 1, parts] float64, of `appearance_sums`
+    valid,  # [B, P] bool, or None: all are valid
+    partials,  # [2 D + 1, parts] float64 of `appearance_statistics_sums`
     out,  # [B, (D + 1) (D + 2) / 2, P]
-    parts: tl.int32,
-    P: tl.int32,
-    w: tl.int32,
-    radius: tl.int32,
-    reach_y: tl.int32,  # the radius, or to the end of the map
-    reach_x: tl.int32,
-    D: tl.constexpr,
-    TINY: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
+    parts: tl.int32, P: tl.int32, w: tl.int32, radius: tl.int32,
+    reach_y: tl.int32,  # min(radius, h - 1)
+    reach_x: tl.int32, D: tl.constexpr, TINY: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     BLOCKS: tl.constexpr = (D + BLOCK_N) // BLOCK_N
     PAIRS: tl.constexpr = BLOCKS * (BLOCKS + 1) // 2
     pair = tl.program_id(0) % PAIRS
@@ -159,7 +147,7 @@ def appearance_products(
     p = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     h = P // w
     own_y, own_x = p // w, p % w
-    # Pairs of blocks of factors, row by row of their upper triangle.
+    # The pairs of blocks of factors are the rows of an upper triangle.
     block_i = 0
     for i in tl.static_range(1, BLOCKS):
         block_i += (pair >= i * BLOCKS - i * (i - 1) // 2).to(tl.int32)
@@ -185,12 +173,12 @@ def appearance_products(
             if valid is not None:
                 counts = tl.load(valid + b * P + at, mask=inside, other=0).to(tl.int1)
             weight = taps(at_y, own_y, h, radius) * taps(at_x, own_x, w, radius)
-            weight = tl.where(counts, weight, 0).to(dtype) * share  # NaN where no position counts
+            weight = tl.where(counts, weight, 0).to(dtype) * share  # NaN if no position is valid
             inside, counts = inside[None, None, :], counts[None, None, :]
             at = at[None, None, :]
             y_i = tl.load(y + (b * D + i - 1) * P + at, mask=inside & (i >= 1) & (i <= D), other=0)
             y_j = tl.load(y + (b * D + j - 1) * P + at, mask=inside & (j >= 1) & (j <= D), other=0)
-            # What does not count may be NaN.
+            # Invalid positions may hold NaN.
             y_i = tl.where(i == 0, 1, tl.where(counts, (y_i - mean_i) * scale_i, 0))
             y_j = tl.where(j == 0, 1, tl.where(counts, (y_j - mean_j) * scale_j, 0))
             products += y_i * y_j * weight[None, None, :]
@@ -199,50 +187,32 @@ def appearance_products(
     tl.store(to, products, mask=(i <= j) & (j <= D) & (p < P)[None, None, :])
 
 
-class AppearanceStatisticsKernel:
-    """The kernel as `infoseg_fast.recipe.appearance` calls it."""
-
-    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
-        from . import unsupported
-
-        return unsupported(device_type, dtype, (torch.float32, torch.float64))
+class AppearanceStatisticsKernel(OpKernel, op="appearance_statistics"):
+    dtypes = (torch.float32, torch.float64)
 
     def forward(self, appearance, mask, smooth):
         y, valid = appearance.contiguous(), None if mask is None else mask.contiguous()
         B, D, h, w = y.shape
         P, key = h * w, configs.Key(y.element_size(), D, 0)
-        config, block_d = configs.rows("appearance_sums", key)[0], block(D, 8)
+        config, block_d = configs.rows("appearance_statistics_sums", key)[0], block(D, 8)
         # A tile has at least one position, whatever the number of channels.
         config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_d)})
         tiles = triton.cdiv(P, config.blocks["BLOCK"] // block_d) * B
-        each = max(triton.cdiv(tiles, MOST_PARTS.value), 1)
+        each = max(triton.cdiv(tiles, MAX_PARTS.value), 1)
         parts = triton.cdiv(tiles, each)
         partials = y.new_empty(2 * D + 1, parts, dtype=torch.float64)
-        launch(
-            appearance_sums,
-            (parts,),
-            {"y": y, "valid": valid, "partials": partials, "tiles": tiles, "each": each, "P": P},
-            {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": block_d},
-            config,
-        )
+        shared = {"y": y, "valid": valid, "partials": partials, "P": P}
+        constexprs = {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": block_d}
+        launch(appearance_statistics_sums, (parts,), shared | {"tiles": tiles, "each": each}, constexprs, config)
         out = y.new_empty(B, (D + 1) * (D + 2) // 2, h, w)
-        config = configs.rows("appearance_products", key)[0]
+        config = configs.rows("appearance_statistics_products", key)[0]
         blocks = triton.cdiv(D + 1, BLOCK_N.value)
         launch(
-            appearance_products,
+            appearance_statistics_products,
             (triton.cdiv(P, config.blocks["BLOCK_P"]) * B * (blocks * (blocks + 1) // 2),),
-            {
-                "y": y,
-                "valid": valid,
-                "partials": partials,
-                "out": out,
-                "parts": parts,
-                "P": P,
-                "w": w,
-                "radius": smooth,
-                "reach_y": min(smooth, h - 1),
-                "reach_x": min(smooth, w - 1),
-            },
+            shared
+            | {"out": out, "parts": parts, "w": w, "radius": smooth}
+            | {"reach_y": min(smooth, h - 1), "reach_x": min(smooth, w - 1)},
             {"D": D, "TINY": torch.finfo(y.dtype).tiny},
             config,
         )

@@ -1,8 +1,9 @@
-"""Tile shapes: a table with a reason for each row, and opt-in tuning (`INFOSEG_AUTOTUNE=1`).
+"""Tile shapes: a table with a reason for each row, and optional tuning (`INFOSEG_AUTOTUNE=1`).
 
-By default the first row that fits is taken, whatever the GPU, so that a result never changes with the machine's load:
-the order of sums follows the tile shape. With `INFOSEG_AUTOTUNE=1` every fitting row is timed once for each GPU, op and
-shape, and the fastest is kept in `~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
+By default a kernel takes the first row that fits, on every GPU: the order of sums depends on the
+tile shape, so results never change with the load of the machine. With `INFOSEG_AUTOTUNE=1` every
+fitting row is timed once for each GPU, kernel and shape. The fastest is kept in
+`~/.cache/infoseg_fast/autotune.json` (or `INFOSEG_AUTOTUNE_CACHE`).
 """
 
 import functools
@@ -15,28 +16,29 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Block sizes by constexpr name, warps a program, and stages of the pipelined loads."""
+    """Block sizes by constexpr name, warps per program, and stages of the pipelined loads."""
 
     blocks: dict[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
-    registers: int | None = None  # a thread, at most; None leaves the number to ptxas
+    registers: int | None = None  # maximum per thread; None: ptxas chooses
 
     def options(self) -> dict[str, object]:
-        """What Triton's compiler is told. Fused multiply-adds are asked for, since its default changes in 3.10."""
+        """Options of Triton's compiler. `enable_fp_fusion` is explicit: its default changes in Triton 3.10."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
 class Key:
-    """What the choice of a tile depends on. `variant` is a kernel's own word for what else sets its shape."""
+    """What the choice of a tile depends on. `variant` is free text of the kernel, such as the dtype of the features."""
 
     itemsize: int  # of the features
     C: int
@@ -52,11 +54,16 @@ class Row:
     reason: str
 
 
-def _rows(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (dtype of the features, most classes, positions, channels, warps, stages, registers, reason)."""
+def feature_key(features: Tensor, K: int) -> Key:
+    """The key of a kernel that reads features [B, C, h, w] with K classes; the variant is the dtype."""
+    return Key(features.element_size(), features.shape[1], K, str(features.dtype).removeprefix("torch."))
 
-    def fits(dtype: str, most_classes: int) -> Callable[[Key], bool]:
-        return lambda key: key.variant == dtype and most_classes >= key.K
+
+def _by_dtype(kernel: str, *rows: tuple) -> list[Row]:
+    """Rows of (dtype of the features, maximum K, BLOCK_P, BLOCK_C, warps, stages, registers, reason)."""
+
+    def fits(dtype: str, max_K: int) -> Callable[[Key], bool]:
+        return lambda key: key.variant == dtype and max_K >= key.K
 
     return [
         Row(kernel, fits(dtype, K), Config({"BLOCK_P": P, "BLOCK_C": C}, warps, stages, registers), reason)
@@ -64,9 +71,24 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
     ]
 
 
-# Registers and spills below are of `python -m infoseg_fast.bench.aot`; nothing here was timed on a GPU.
+def _by_size(kernel: str, *rows: tuple) -> list[Row]:
+    """Rows of (maximum bytes of an element, maximum C, blocks, warps, registers, reason). Nothing is pipelined."""
+
+    def fits(max_itemsize: int, max_C: int) -> Callable[[Key], bool]:
+        return lambda key: key.itemsize <= max_itemsize and max_C >= key.C
+
+    return [
+        Row(kernel, fits(itemsize, C), Config(blocks, warps, 1, registers), reason)
+        for itemsize, C, blocks, warps, registers, reason in rows
+    ]
+
+
+ANY = 1 << 30
+
+# The reasons are registers and spills of `python -m infoseg_fast.bench.aot`. Nothing was timed on a
+# GPU.
 TABLE: list[Row] = [
-    *_rows(
+    *_by_dtype(
         "similarity_forward",
         ("float32", 32, 128, 32, 4, 4, None, "32 channels a stage: tf32x3 splits operands, 64 spill on sm_80"),
         ("float32", 256, 64, 32, 8, 3, None, "[K, 64] scores over 8 warps: with 4 warps K > 64 spills on sm_80"),
@@ -76,8 +98,8 @@ TABLE: list[Row] = [
         ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; operands are twice as large in registers"),
         ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
-    *_rows(
-        "moments_forward",
+    *_by_dtype(
+        "class_moments_forward",
         ("float32", 32, 128, 32, 4, 4, None, "as similarity_forward"),
         ("float32", 64, 64, 32, 8, 3, None, "as similarity_forward"),
         ("float32", 256, 32, 32, 8, 2, None, "probabilities are an operand once more: 64 positions spill at K=256"),
@@ -87,7 +109,7 @@ TABLE: list[Row] = [
         ("float16", 256, 32, 32, 8, 2, None, "as float32: 32 positions"),
         ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
-    *_rows(
+    *_by_dtype(
         "similarity_backward",
         ("float32", 16, 64, 64, 8, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
         ("float32", 256, 32, 64, 8, 2, None, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
@@ -97,8 +119,8 @@ TABLE: list[Row] = [
         ("float16", 256, 64, 64, 8, 2, 255, "as bfloat16; without a limit ptxas spills on sm_100"),
         ("float64", 256, 32, 16, 8, 2, None, "8-byte elements: a quarter of float32's tile"),
     ),
-    *_rows(
-        "moments_backward",  # similarity_backward with statistics
+    *_by_dtype(
+        "class_moments_backward",  # similarity_backward with statistics
         ("float32", 16, 64, 64, 8, 2, None, "as similarity_backward"),
         ("float32", 256, 32, 64, 8, 2, None, "as similarity_backward"),
         ("bfloat16", 32, 64, 64, 4, 2, None, "as similarity_backward"),
@@ -108,95 +130,49 @@ TABLE: list[Row] = [
         ("float16", 256, 64, 64, 8, 2, 255, "as similarity_backward"),
         ("float64", 256, 32, 16, 8, 2, None, "as similarity_backward"),
     ),
-    Row(
+    *_by_size(
         "upsampled_labels",
-        lambda key: True,
-        Config({"BLOCK": 1024}, 4, 1),
-        "8 pixels a thread: 32 loads in flight, and one histogram for 1,024 pixels",
+        (8, ANY, {"BLOCK": 1024}, 4, None, "8 pixels a thread: 32 loads in flight, one histogram for 1,024 pixels"),
     ),
-    Row(
+    *_by_size(
         "refined_labels",
-        lambda key: key.C <= 4 and key.itemsize == 4,
-        Config({"BLOCK": 512}, 4, 1),
-        "4 pixels a thread share each weight that it loads; 8 take 234 registers at 3 colours",
+        (4, 4, {"BLOCK": 512}, 4, None, "4 pixels a thread share each weight; 8 take 234 registers at 3 channels"),
+        (8, 4, {"BLOCK": 256}, 4, None, "8-byte elements: half of float32's tile"),
+        (8, ANY, {"BLOCK": 128}, 4, None, "a thread holds 2 c numbers of a pixel: 4 pixels spill at c = 16"),
     ),
-    Row(
-        "refined_labels",
-        lambda key: key.C <= 4,
-        Config({"BLOCK": 256}, 4, 1),
-        "8-byte elements: half of float32's tile",
-    ),
-    Row(
-        "refined_labels",
-        lambda key: True,
-        Config({"BLOCK": 128}, 4, 1),
-        "a pixel a thread, whose 2 c colours it holds: with 4, 16 float64 colours spill",
-    ),
-    Row(
+    *_by_size(
         "refined_probs",
-        lambda key: key.C <= 4 and key.itemsize == 4,
-        Config({"BLOCK": 512}, 4, 1),
-        "as refined_labels: 32 positions of 4 x 4 pixels",
+        (4, 4, {"BLOCK": 512}, 4, None, "as refined_labels: 32 positions of 4 x 4 pixels"),
+        (8, 4, {"BLOCK": 256}, 4, None, "as refined_labels"),
+        (8, ANY, {"BLOCK": 128}, 4, None, "as refined_labels"),
     ),
-    Row(
-        "refined_probs",
-        lambda key: key.C <= 4,
-        Config({"BLOCK": 256}, 4, 1),
-        "as refined_labels",
+    *_by_size(
+        "local_appearance_cells",
+        (4, ANY, {"BLOCK": 512}, 4, None, "4 columns of 128 cells: a thread has a row of a cell at once"),
     ),
-    Row(
-        "refined_probs",
-        lambda key: True,
-        Config({"BLOCK": 128}, 4, 1),
-        "as refined_labels",
+    *_by_size(
+        "local_appearance_texture",
+        (4, ANY, {"BLOCK": 128}, 4, None, "a position a thread, 27 loads each: small maps need the programs"),
     ),
-    Row(
-        "appearance_cells",
-        lambda key: True,
-        Config({"BLOCK": 512}, 4, 1),
-        "4 columns of 128 cells: a thread has a row of a cell at once, and its 4 channels",
+    *_by_size(
+        "appearance_statistics_sums",
+        (8, ANY, {"BLOCK": 2048}, 4, None, "sums of 8 channels of 256 positions: 16 float64 a thread"),
     ),
-    Row(
-        "appearance_texture",
-        lambda key: True,
-        Config({"BLOCK": 128}, 4, 1),
-        "a position a thread, 27 loads each: small maps need the programs",
+    *_by_size(
+        "appearance_statistics_products",
+        (4, ANY, {"BLOCK_P": 128}, 4, None, "8 x 8 products of a position in one thread: no exchange between warps"),
+        (8, ANY, {"BLOCK_P": 64}, 4, None, "8-byte elements: 128 positions spill with Triton 3.6"),
     ),
-    Row(
-        "appearance_sums",
-        lambda key: True,
-        Config({"BLOCK": 2048}, 4, 1),
-        "sums of 8 channels of 256 positions: 16 float64 a thread",
-    ),
-    Row(
-        "appearance_products",
-        lambda key: key.itemsize == 4,
-        Config({"BLOCK_P": 128}, 4, 1),
-        "8 x 8 products of a position a thread: warps that share positions would exchange factors",
-    ),
-    Row(
-        "appearance_products",
-        lambda key: True,
-        Config({"BLOCK_P": 64}, 4, 1),
-        "8-byte elements: half of float32's tile, since Triton 3.6 spills at 128 positions",
-    ),
-    Row(
-        "class_information",
-        lambda key: key.C <= 16,
-        Config({}, 1, 1),
-        "a matrix a warp: sums over its rows and columns are shuffles",
-    ),
-    Row(
-        "class_information",
-        lambda key: True,
-        Config({}, 8, 1, 255),
-        "64 x 64 float64 are 16 a thread over 8 warps; without a limit ptxas spills at 32 x 32",
+    *_by_size(
+        "information_of_moments",
+        (8, 16, {}, 1, None, "a matrix a warp: sums over its rows and columns are shuffles"),
+        (8, ANY, {}, 8, 255, "64 x 64 float64 are 16 a thread over 8 warps; without a limit 32 x 32 spills"),
     ),
 ]
 
 
 def rows(kernel: str, key: Key) -> list[Config]:
-    """The configurations that fit, the table's choice first."""
+    """The configurations that fit, in the order of the table."""
     found = [row.config for row in TABLE if row.kernel == kernel and row.fits(key)]
     if not found:
         raise AssertionError(f"no configuration of {kernel} fits {key}")
@@ -204,7 +180,7 @@ def rows(kernel: str, key: Key) -> list[Config]:
 
 
 def run(kernel: str, key: Key, device: torch.device, body: Callable[[Config], Result]) -> Result:
-    """`body` with the configuration of `kernel` for `key`; it allocates what it writes, so it may run many times."""
+    """`body(config)` with the configuration of `kernel` for `key`. Tuning runs `body` many times."""
     found = rows(kernel, key)
     if not autotunes(device):
         return body(found[0])
@@ -224,7 +200,7 @@ def autotunes(device: torch.device) -> bool:
 
 
 def _time(body: Callable[[Config], object], config: Config, repeats: int = 9) -> float:
-    """Median milliseconds of `body(config)` on the current stream; infinite where it does not fit the GPU."""
+    """Median milliseconds of `body(config)` on the current stream; infinite if it does not fit the GPU."""
     try:
         body(config)
     except Exception as error:
@@ -253,7 +229,7 @@ def _cache(file: Path) -> dict[str, str]:
 
 
 def _write(file: Path, cache: dict[str, str]) -> None:
-    """Atomically, so that a process beside this one reads a whole file."""
+    """Write atomically: another process never reads half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(f".{os.getpid()}.tmp")
     new.write_text(json.dumps(cache, indent=1))

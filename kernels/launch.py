@@ -1,11 +1,13 @@
-"""How the host starts a kernel: one function, at which launches can be recorded instead of run.
+"""How the host launches a kernel. Launches can be recorded instead of run.
 
-What is recorded is exactly what would have been started, so ahead-of-time compilation (`aot`), the cost model
-(`roofline`) and the tests of the plumbing look at the ops' own launches, on fake CUDA tensors, without a GPU.
+A recorded launch is exactly the launch that would run. The ahead-of-time compiler, the cost model
+(both in `infoseg_fast.bench`) and the tests read recorded launches of the ops on fake CUDA tensors,
+without a GPU.
 """
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,17 +16,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import interpreted
 from .configs import Config
+
+OP_KERNELS: dict[str, "OpKernel"] = {}
+
+
+class OpKernel:
+    """Base class of the object that an op calls: `class AssignKernel(OpKernel, op="assign")` registers one of it.
+
+    The methods of a subclass are those of the kernel protocol in `infoseg_fast.ops.protocol`.
+    """
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of the features
+
+    def __init_subclass__(cls, op: str | None = None, **options):
+        super().__init_subclass__(**options)
+        if op is not None:
+            OP_KERNELS[op] = cls()
+
+    def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
+        """The reason why this kernel cannot take features of this device type and dtype, or None."""
+        if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
+            return f"it runs on CUDA devices, not on {device_type} (except with TRITON_INTERPRET=1)"
+        return None if dtype in self.dtypes else f"it has no kernel for {dtype}"
+
+
+def num_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of the elements of the tensors; None counts as 0."""
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 @dataclass(frozen=True)
 class Cost:
     """What a launch moves and computes.
 
-    loads and stores are the bytes that its instructions ask for, masked lanes not counted. distinct_loads counts each
-    byte once: what DRAM must give when whatever is read again is still in the L2 cache. operations are those of the
-    products as they are issued, padding included (`product_operations`). atomics is the most additions to global
-    memory that the data can cause.
+    Attributes:
+        loads, stores: bytes that the instructions ask for, without masked lanes.
+        distinct_loads: bytes of the loads, each address counted once. This is what DRAM must
+            deliver when every repeated load hits the L2 cache.
+        operations: floating-point operations of the matrix products, padding included
+            (`product_operations`).
+        atomics: upper bound of the number of additions to global memory.
     """
 
     loads: int
@@ -40,16 +73,17 @@ class Cost:
 
 
 def product_operations(m: int, n: int, k: int, precision: str) -> int:
-    """Of one product [m, k] [k, n]; "tf32x3" issues three."""
+    """Floating-point operations of one product [m, k] [k, n]. "tf32x3" issues three products."""
     return 2 * m * n * k * (3 if precision == "tf32x3" else 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A Triton function with what is promised of its machine code and its cost; made by `kernel`.
+    """A Triton function with the promises about its machine code and its cost. The decorator `kernel` makes it.
 
-    products: it multiplies matrices, so tensor-core instructions must appear.
-    wide_loads: 128-bit global loads must appear where the tensors allow them.
+    Attributes:
+        products: the kernel multiplies matrices, so tensor-core instructions must appear.
+        wide_loads: 128-bit global loads must appear where the tensors allow them.
     """
 
     function: object
@@ -63,33 +97,33 @@ class Kernel:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Name and annotation ("", "constexpr", "i32", ...) of each, in order."""
+        """Name and annotation ("", "constexpr", "i32", ...) of each parameter, in order."""
         names = {tl.constexpr: "constexpr", tl.int32: "i32", tl.int64: "i64", tl.float64: "fp64"}
         parameters = inspect.signature(self.function.fn).parameters.values()
         return {p.name: names.get(p.annotation, "") for p in parameters}
 
 
-def kernel(*, products: bool, wide_loads: bool, cost: Callable[["Launch"], Cost]) -> Callable[..., Kernel]:
+def kernel(
+    *, cost: Callable[["Launch"], Cost], products: bool = False, wide_loads: bool = False
+) -> Callable[..., Kernel]:
     """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a stated type.
 
-    Triton would compile anew for numbers that are 1 or divide by 16; here what matters of a number is a constexpr of
-    its own, so the variants are few and all of them are compiled ahead of time in the tests.
+    Triton would compile another variant for numbers that are 1 or divisible by 16. Numbers here are
+    not specialised: a divisibility that matters is a constexpr. This keeps the variants few, so all
+    can be compiled ahead of time.
     """
 
-    def made(function) -> Kernel:
-        numbers = [
-            p.name
-            for p in inspect.signature(function).parameters.values()
-            if p.annotation in (tl.int32, tl.int64, tl.float64)
-        ]
+    def decorate(function) -> Kernel:
+        parameters = inspect.signature(function).parameters.values()
+        numbers = [p.name for p in parameters if p.annotation in (tl.int32, tl.int64, tl.float64)]
         return Kernel(triton.jit(function, do_not_specialize=numbers), products, wide_loads, cost)
 
-    return made
+    return decorate
 
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A kernel with all that it is started with."""
+    """A kernel, its grid and everything that it is called with."""
 
     kernel: Kernel
     grid: tuple[int, ...]
@@ -99,10 +133,7 @@ class Launch:
 
     @property
     def programs(self) -> int:
-        total = 1
-        for n in self.grid:
-            total *= n
-        return total
+        return math.prod(self.grid)
 
 
 _recording: list[Launch] | None = None
@@ -110,7 +141,7 @@ _recording: list[Launch] | None = None
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within it nothing is started; every launch is appended to the list."""
+    """Context in which launches are appended to the list instead of run."""
     global _recording
     before, _recording = _recording, []
     try:
@@ -126,10 +157,10 @@ def launch(
     constexprs: dict[str, object],
     config: Config,
 ) -> None:
-    """Start `kernel` on the device and current stream of its tensors; nothing where the grid is empty.
+    """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid does nothing.
 
-    The block sizes of `config` are added to the constexprs. An argument of None is a pointer that the kernel's
-    constexprs say is not used.
+    The block sizes of `config` are added to the constexprs. An argument of None is a pointer that
+    the kernel skips.
     """
     if any(n == 0 for n in grid):
         return
@@ -138,6 +169,6 @@ def launch(
         _recording.append(started)
         return
     device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
-    # Triton asks for the current device and its current stream, which need not be those of the tensors.
+    # Triton takes the current device and its stream, which need not be those of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel.function[grid](**started.arguments, **started.constexprs, **config.options())

@@ -1,24 +1,21 @@
-"""The second pass of sums over many programs: their parts are added in a fixed order, so reruns give the same bits."""
+"""The second pass of sums over many programs. Parts are added in a fixed order, so reruns give the same bits."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .configs import Config
-from .launch import Cost, Launch, kernel, launch
+from .launch import Cost, Launch, kernel, launch, num_bytes
 from .tiles import alignment, divided
 
-# Few bytes and no reuse: one row of 1,024 sums a program is enough for any shape.
+# Few bytes and no reuse: 1,024 sums per program suit every shape.
 CONFIG = Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
 
 
 def _cost(started: Launch) -> Cost:
-    def size(*names: str) -> int:
-        present = [x for x in map(started.arguments.get, names) if x is not None]
-        return sum(x.numel() * x.element_size() for x in present)
-
-    read = size("first", "second")
-    return Cost(loads=read, stores=size("first_sum", "second_sum"), distinct_loads=read)
+    first, first_sum, second, second_sum = list(started.arguments.values())[:4]
+    read = num_bytes(first, second)
+    return Cost(loads=read, stores=num_bytes(first_sum, second_sum), distinct_loads=read)
 
 
 @triton.jit
@@ -31,19 +28,16 @@ def add_parts(partials, out, tile, parts, size, ALIGN: tl.constexpr, BLOCK: tl.c
     tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
 
 
-@kernel(products=False, wide_loads=True, cost=_cost)
+@kernel(wide_loads=True, cost=_cost)
 def sum_partials_kernel(
     first,  # [parts, first_size]
     first_sum,  # [first_size]
     second,  # [parts, second_size] or None
     second_sum,  # [second_size] or None
-    parts: tl.int32,
-    first_size: tl.int64,
-    second_size: tl.int64,
+    parts: tl.int32, first_size: tl.int64, second_size: tl.int64,
     FIRST_ALIGN: tl.constexpr,  # what the sizes divide by
-    SECOND_ALIGN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    SECOND_ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     tiles = tl.cdiv(first_size, BLOCK).to(tl.int32)
     tile = tl.program_id(0)
     if tile < tiles:
@@ -52,17 +46,16 @@ def sum_partials_kernel(
         add_parts(second, second_sum, tile - tiles, parts, second_size, SECOND_ALIGN, BLOCK)
 
 
-# Many parts of few sums: 32 sums a program, 64 parts at once.
+# Many parts of few sums: 32 sums per program, 64 parts at once.
 ROWS_CONFIG = Config({"BLOCK_PARTS": 64, "BLOCK": 32}, num_warps=4, num_stages=1)
 
 
 def _rows_cost(started: Launch) -> Cost:
-    partials, out = started.arguments["partials"], started.arguments["out"]
-    read = partials.numel() * partials.element_size()
-    return Cost(loads=read, stores=out.numel() * out.element_size(), distinct_loads=read)
+    read = num_bytes(started.arguments["partials"])
+    return Cost(loads=read, stores=num_bytes(started.arguments["out"]), distinct_loads=read)
 
 
-@kernel(products=False, wide_loads=False, cost=_rows_cost)
+@kernel(cost=_rows_cost)
 def sum_rows_kernel(
     partials,  # [parts, size]
     out,  # [size]
@@ -81,7 +74,7 @@ def sum_rows_kernel(
 
 
 def sum_rows(partials: Tensor, out: Tensor) -> None:
-    """out = the sum of `partials` [parts, *out.shape] over its many parts, formed in float64; both contiguous."""
+    """out = the sum of `partials` [parts, *out.shape] over the parts, formed in float64. Both are contiguous."""
     launch(
         sum_rows_kernel,
         (triton.cdiv(out.numel(), ROWS_CONFIG.blocks["BLOCK"]),),
@@ -92,23 +85,18 @@ def sum_rows(partials: Tensor, out: Tensor) -> None:
 
 
 def sum_partials(*pairs: tuple[Tensor, Tensor]) -> None:
-    """For one or two pairs of `partials` [parts, *out.shape] and `out`, contiguous: out = the sum over the first
-    dimension, in one launch. The number of parts is one for both.
+    """out = the sum of partials over the parts, in one launch.
+
+    Takes one or two pairs of `partials` [parts, *out.shape] and `out`, all contiguous, with the
+    same number of parts.
     """
-    first, second = pairs if len(pairs) == 2 else (*pairs, (None, None))
-    sizes = [0 if out is None else out.numel() for _, out in (first, second)]
+    (first, first_sum), (second, second_sum) = pairs if len(pairs) == 2 else (*pairs, (None, None))
+    sizes = [0 if out is None else out.numel() for out in (first_sum, second_sum)]
     launch(
         sum_partials_kernel,
         (sum(triton.cdiv(size, CONFIG.blocks["BLOCK"]) for size in sizes),),
-        {
-            "first": first[0],
-            "first_sum": first[1],
-            "second": second[0],
-            "second_sum": second[1],
-            "parts": len(first[0]),
-            "first_size": sizes[0],
-            "second_size": sizes[1],
-        },
+        {"first": first, "first_sum": first_sum, "second": second, "second_sum": second_sum}
+        | {"parts": len(first), "first_size": sizes[0], "second_size": sizes[1]},
         {"FIRST_ALIGN": alignment(sizes[0]), "SECOND_ALIGN": alignment(sizes[1])},
         CONFIG,
     )

@@ -1,11 +1,11 @@
-"""What the kernels share: addresses of feature tiles, products, and the host's view of a layout.
+"""Shared by the kernels: addresses of feature tiles, matrix products, and the layout of a map on the host.
 
-A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels by flat positions p = y * w + x, wherever
-its strides put them:
+A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels and flat positions p = y
+* w + x. LAYOUT:
 
-- "positions": neighbouring positions are neighbours in memory (contiguous);
-- "channels": neighbouring channels are (channels-last), positions lie at one pitch;
-- "strided": anything else, with a division for each position.
+- "positions": neighbouring positions are adjacent in memory (contiguous);
+- "channels": neighbouring channels are adjacent (channels-last), and positions have one pitch;
+- "strided": anything else, with a division per position.
 """
 
 import math
@@ -18,17 +18,15 @@ from torch import Tensor
 
 from .launch import product_operations
 
-# In Triton's interpreter a product of bfloat16 multiplies their bit patterns.
+# Triton's interpreter would multiply the bit patterns of bfloat16.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-WIDEST = 16  # elements: no layout is known to more than this
-
-
-BLOCK_S: tl.constexpr = tl.constexpr(16)  # statistics in a product: the least that one takes
+WIDEST = 16  # elements: the largest divisor that a kernel is compiled for
+BLOCK_S: tl.constexpr = tl.constexpr(16)  # statistics in a product, the minimum of tl.dot
 
 
 @triton.jit
 def divided(x, DIVISOR: tl.constexpr):
-    """x, a multiple of DIVISOR, in a form that tells the compiler so: wide loads depend on it."""
+    """x, a multiple of DIVISOR, in a form from which the compiler derives this; wide loads depend on it."""
     return x // DIVISOR * DIVISOR
 
 
@@ -48,8 +46,10 @@ def feature_offsets(
 
 @triton.jit
 def operand(x, features, G):
-    """x as it is multiplied. Only bfloat16 features are multiplied as they are: float16 holds neither all global
-    features nor all coefficients, and is exact in tf32.
+    """x in the dtype of the products: bfloat16 for bfloat16 features, else the accumulation dtype.
+
+    The coefficients and global features may exceed the range of float16, and float16 features are
+    exact in tf32.
     """
     if features.dtype.element_ty == tl.bfloat16:
         return x.to(tl.bfloat16)
@@ -68,7 +68,7 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
 
 @triton.jit
 def moment_product(a, b, accumulator):
-    """accumulator + a b of sums over statistics or with them, which are few and stay as precise as they come."""
+    """accumulator + a b of class moments, always in the highest precision: these products are few."""
     if accumulator.dtype == tl.float64:
         return product(a, b, accumulator, "ieee")
     else:
@@ -76,15 +76,16 @@ def moment_product(a, b, accumulator):
 
 
 def moment_product_operations(m: int, n: int, k: int, itemsize: int) -> int:
-    """Of one `moment_product` [m, k] [k, n] in numbers of `itemsize` bytes."""
+    """Operations of one `moment_product` [m, k] [k, n] of elements of `itemsize` bytes."""
     return product_operations(m, n, k, "ieee" if itemsize == 8 else "tf32x3")
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of `dtype` are formed (see `operand`), for float32 as torch.get_float32_matmul_precision() says.
+    """PRECISION of products with features of `dtype` (see `operand`).
 
-    "highest" is three tf32 products of the operands' upper and lower halves, which keeps about 22 of the 24 bits on
-    tensor cores; "high" and "medium" are one tf32 product, float16's too.
+    For float32 it follows torch.get_float32_matmul_precision(). "highest" is "tf32x3": three tf32
+    products of the operands' upper and lower halves, which keep about 22 of 24 bits. "high" and
+    "medium" are one tf32 product.
     """
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "tf32x3"
@@ -92,7 +93,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def layout(x: Tensor) -> tuple[str, int]:
-    """The layout of a [B, C, h, w] map, and the power of two that its strides (and run length) divide by."""
+    """LAYOUT of a [B, C, h, w] map, and the power of two that divides its strides and the length of its runs."""
     _, C, h, w = x.shape
     stride_b, stride_c, stride_y, stride_x = x.stride()
     one_pitch = h <= 1 or stride_y == w * stride_x
@@ -104,15 +105,28 @@ def layout(x: Tensor) -> tuple[str, int]:
 
 
 def alignment(n: int) -> int:
-    """The power of two that n divides by, as far as the kernels ask."""
+    """The power of two, at most `WIDEST`, that divides n."""
     return math.gcd(n, WIDEST)
 
 
 def strides(x: Tensor, prefix: str = "") -> dict[str, int]:
-    """The strides of a [B, C, h, w] map by the kernels' names for them."""
+    """The strides of a [B, C, h, w] map under the kernels' parameter names."""
     return {f"{prefix}stride_{name}": stride for name, stride in zip("bcyx", x.stride(), strict=True)}
 
 
-def block(n: int, least: int = 16) -> int:
-    """The power of two that holds n, at least what a product needs."""
-    return max(least, triton.next_power_of_2(n))
+def map_arguments(features: Tensor) -> dict[str, Tensor | int]:
+    """A feature map [B, C, h, w] and its sizes as arguments of a kernel."""
+    h, w = features.shape[2:]
+    return {"features": features, "P": h * w, "w": w, **strides(features)}
+
+
+def map_constexprs(features: Tensor, K: int) -> dict[str, int | str]:
+    """The constexprs of a kernel that follow from its feature map and the number of classes."""
+    kind, align = layout(features)
+    C, h, w = features.shape[1:]
+    return {"C": C, "K": K, "LAYOUT": kind, "ALIGN": align, "ALIGN_P": alignment(h * w)}
+
+
+def block(n: int, minimum: int = 16) -> int:
+    """The smallest power of two >= n and >= `minimum`, which is the minimum of tl.dot."""
+    return max(minimum, triton.next_power_of_2(n))

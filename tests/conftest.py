@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: folders of images, and inputs of the ops."""
+"""Shared fixtures: folders of images, and inputs of the ops."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# The tensors here are tiny: a second thread costs more than it gives. Tests of threading set their own number.
+# The tensors are small: a second thread slows the tests down. Tests of threads set their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
@@ -26,7 +26,7 @@ def inputs(B=4, C=5, D=7, K=3, size=(3, 4), dtype=torch.float64, requires_grad=F
 
 
 def two_textures(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """An RGB image with a coarse bluish and a fine reddish texture, split by a random line, and its labels."""
+    """An RGB image of a coarse bluish and a fine reddish texture, and its labels."""
     y, x = np.mgrid[:side, :side]
     angle, offset = rng.uniform(0, np.pi), rng.uniform(0.35, 0.65) * side
     label = ((np.cos(angle) * (x - side / 2) + np.sin(angle) * (y - side / 2) + side / 2) > offset).astype(np.uint8)
@@ -57,7 +57,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def fibers(tmp_path_factory):
-    """The CUDA sources compiled for the CPU (see tests/cuda_harness)."""
+    """The CUDA sources, compiled for the CPU (see tests/cuda_harness)."""
     from fibers import open_fibers
 
     return open_fibers(tmp_path_factory.mktemp("fibers"))

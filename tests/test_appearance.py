@@ -1,4 +1,4 @@
-"""The appearance term: the formula's value, the derivative as gradient, sound with masks and empty classes."""
+"""`local_appearance`, `appearance_statistics` and `information_of_moments`, and the appearance term made of them."""
 
 import math
 
@@ -10,7 +10,7 @@ import infoseg_fast as isf
 from infoseg_fast import extension
 from infoseg_fast.recipe.appearance import appearance_statistics, information_of_moments, local_appearance
 from infoseg_fast.reference import neighbourhood_mean
-from infoseg_fast.reference.appearance import DARK, FLAT
+from infoseg_fast.reference.local_appearance import DARK, FLAT
 
 compiled = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 

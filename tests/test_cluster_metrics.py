@@ -1,4 +1,4 @@
-"""`ClusterMetrics` over streams: exact for any number of pixels, across processes, with a bootstrap interval."""
+"""`ClusterMetrics` over streams: exact counts, several processes, the bootstrap interval."""
 
 import math
 import queue as queues
@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast.ops.confusion_matrix import counts_and_outside
+from infoseg_fast.reference.confusion_matrix import counts_and_outside
 from infoseg_fast.scores import metrics as metrics_module
 from infoseg_fast.scores.bootstrap import PoissonBootstrap, accuracies_of
 
 
 def images(number, num_clusters=4, num_classes=3, seed=0):
-    """Label maps on which an image's accuracy differs from the next one's."""
+    """Label maps of images with different accuracies."""
     rng = np.random.default_rng(seed)
     target = rng.integers(0, num_classes, (number, 8, 9))
     noise = rng.random((number, 1, 1)) * rng.random((number, 8, 9)) > 0.3
@@ -62,7 +62,7 @@ def test_an_update_with_a_value_out_of_range_counts_nothing():
 
 
 def test_on_a_device_values_out_of_range_raise_at_compute(monkeypatch):
-    # The device's way of counting, here on the CPU.
+    # Count on the CPU as on a device.
     def add_aside(counts, pred, target, ignore_index):
         added, outside = counts_and_outside(pred, target, *counts.shape, ignore_index)
         counts += added
@@ -116,10 +116,10 @@ def test_replicates_are_exact_beyond_float64():
 
 
 def test_the_interval_is_about_the_spread_of_the_accuracy():
-    # Images of accuracy 1 or 0 at even odds: the mean of n has a standard deviation of 0.5 / sqrt(n).
+    # Images have accuracy 1 or 0 at even odds.
     n = 400
     right = np.random.default_rng(0).random(n) < 0.5
-    # A third class's pixels keep the matching as it is.
+    # The second class fixes the matching.
     counts = np.zeros((n, 2, 2), np.int64)
     counts[right, 0, 0] = counts[~right, 0, 1] = 100
     counts[:, 1, 1] = 100
@@ -128,7 +128,8 @@ def test_the_interval_is_about_the_spread_of_the_accuracy():
     scores = metrics.compute()
     low, high = scores["accuracy_interval"]
     assert low < scores["pixel_accuracy"] < high
-    # Half of all pixels vary, so the accuracy's standard deviation is 0.25 / sqrt(n); 95 % lie within 1.96 of them.
+    # Half of all pixels vary, so the accuracy's standard deviation is 0.25 / sqrt(n); 95 % lie
+    # within 1.96 of them.
     assert abs((high - low) / (2 * 1.96 * 0.25 / math.sqrt(n)) - 1) < 0.15
 
 

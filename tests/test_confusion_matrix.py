@@ -1,4 +1,4 @@
-"""`confusion_matrix`: exact counts of every integer dtype, on every instruction set, and values out of range."""
+"""`confusion_matrix`: exact counts for every dtype and instruction set, and values out of range."""
 
 import itertools
 
@@ -20,7 +20,7 @@ needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
-    """Every instruction set of this CPU, one after the other."""
+    """Each instruction set that this CPU has."""
     module = extension.compiled()
     if module is None:
         pytest.skip("the C++ extension is not built")
@@ -34,7 +34,7 @@ def instruction_set(request):
 
 
 def by_definition(pred, target, num_clusters, num_classes, ignore_index):
-    """Masked np.bincount, what the function replaces."""
+    """Masked np.bincount, which the function replaces."""
     pred, target = pred.ravel().astype(np.int64), target.ravel().astype(np.int64)
     counted = np.ones(target.shape, bool) if ignore_index is None else target != ignore_index
     cells = pred[counted] * num_classes + target[counted]
@@ -96,7 +96,7 @@ def test_threads_count_the_same():
 
 
 def without_the_extension(pred, target, *arguments):
-    """The counts as made where there is no extension, and on a GPU where nothing waits."""
+    """The counts of the path without the extension, which a GPU takes too."""
     return confusion.counts_and_outside(torch.as_tensor(pred), torch.as_tensor(target), *arguments)
 
 
@@ -164,10 +164,72 @@ def test_strided_labels_and_unequal_kinds():
     assert torch.equal(strided, expected) and isinstance(isf.confusion_matrix(pred.numpy(), target, 4, 3), torch.Tensor)
     with pytest.raises(ValueError, match="one shape"):
         isf.confusion_matrix(pred, target[:8], 4, 3)
-    with pytest.raises(TypeError, match="pred must have an integer dtype"):
-        isf.confusion_matrix(pred.float(), target, 4, 3)
     with pytest.raises(ValueError, match="num_classes must be"):
         isf.confusion_matrix(pred, target, 4, 0)
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+FORMS = {
+    "unsigned-16": lambda x: x.astype(np.uint16),
+    "unsigned-32": lambda x: x.astype(np.uint32),
+    "unsigned-64": lambda x: x.astype(np.uint64),
+    "signed-8": lambda x: x.astype(np.int8),
+    "big-endian": lambda x: x.astype(">i4"),
+    "big-endian-unsigned": lambda x: x.astype(">u2"),
+    "reversed": lambda x: np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1],
+    "fortran": np.asfortranarray,
+    "read-only": read_only,
+    "read-only-big-endian": lambda x: read_only(x.astype(">i8")),
+    "list": lambda x: x.tolist(),
+    "tensor-unsigned-16": lambda x: torch.from_numpy(x.astype(np.uint16)),
+    "tensor-unsigned-64": lambda x: torch.from_numpy(x.astype(np.uint64)),
+    "tensor-strided": lambda x: torch.from_numpy(np.asfortranarray(x)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_of_every_form_are_counted(form):
+    rng = np.random.default_rng(0)
+    pred, target = rng.integers(0, 5, (30, 40)), rng.integers(0, 4, (30, 40))
+    expected = by_definition(pred, target, 5, 4, 2)
+    make = FORMS[form]
+    for labels in ((make(pred), make(target)), (make(pred), target), (pred, make(target))):
+        counts = isf.confusion_matrix(*labels, 5, 4, 2)
+        assert isinstance(counts, torch.Tensor) == any(isinstance(x, torch.Tensor) for x in labels)
+        assert (np.asarray(counts) == expected).all()
+    metrics = isf.ClusterMetrics(5, 4, ignore_index=2)
+    metrics.update(make(pred), make(target))
+    assert (metrics.counts.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_bool_labels_are_counted(make):
+    pred, target = np.random.default_rng(0).random((2, 99)) < 0.3
+    assert (
+        np.asarray(isf.confusion_matrix(make(pred), make(target), 2, 2)) == by_definition(pred, target, 2, 2, 255)
+    ).all()
+
+
+def test_empty_labels_count_nothing():
+    for empty in ([], np.zeros((0, 3), np.uint8), torch.zeros(0, dtype=torch.int16)):
+        assert (np.asarray(isf.confusion_matrix(empty, empty, 2, 3)) == np.zeros((2, 3))).all()
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), np.zeros(3), [0.5], np.array(["0"]), np.array([2**70])])
+def test_labels_of_other_dtypes_are_refused(labels):
+    with pytest.raises(TypeError, match="target must have an integer or bool dtype, not"):
+        isf.confusion_matrix(np.zeros(len(labels), np.uint8), labels, 4, 3)
+
+
+def test_a_value_beyond_int64_is_out_of_range():
+    with pytest.raises(ValueError, match="at flat index 1;"):
+        isf.confusion_matrix(np.array([0, 2**64 - 1], np.uint64), np.zeros(2, int), 4, 3)
 
 
 @needs_compiler
@@ -180,7 +242,7 @@ def test_the_cuda_kernel_counts_on_fibers(fibers, shape):
             pred_here, target_here = pred.copy(), target.copy()
             if size:
                 target_here[size // 2], pred_here[size // 2 + 1], target_here[size // 2 + 1] = 120, 120, shape[1] - 1
-            labels = torch.from_numpy(pred_here), torch.from_numpy(target_here)
+            labels = confusion.as_labels(pred_here, "pred", 1, "n"), confusion.as_labels(target_here, "target", 1, "n")
             fibers.cuda_harness_set_schedule(size)
             counts, outside = confusion.launch(runner(fibers), *labels, *shape, ignore_index)
             expected, expected_outside = confusion.counts_and_outside(*labels, *shape, ignore_index)

@@ -11,7 +11,8 @@ from conftest import inputs
 import infoseg_fast as isf
 from infoseg_fast import extension, reference
 from infoseg_fast.bench import cpu as bench
-from infoseg_fast.ops import cpp, custom
+from infoseg_fast.bench import providers
+from infoseg_fast.ops import OPS, cpp
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 NAMES = ("portable", "avx2", "avx512", "avx512bf16")
@@ -216,17 +217,24 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
                 assert torch.equal(counts, isf.confusion_matrix(labels, target, x[1].shape[1], 4, ignore_index=2))
 
 
-@pytest.mark.parametrize("case", [c for c in bench.CASES if c.op == "loss"], ids=lambda case: case.name)
+CASES = OPS["mutual_information_loss"].cases_for("cpu")
+
+
+def step_of(case, function, dtype=None):
+    """A forward and backward pass; `function` changes the provider."""
+    x, keywords = providers.arguments(case, "cpu", dtype)
+    return providers.steps(case, function(providers.providers(case, keywords)), x)["forward + backward"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
     """Of the loss and of each gradient, against float64, at the shapes that are timed."""
-    exact, mask = bench.inputs(case, torch.float64)
-    x, _ = bench.inputs(case)
-    ways = bench.providers(case, compiled=False)
-    truth = bench.step_of(case, ways["eager"], exact, mask)()
+    truth = step_of(case, lambda found: found["eager"], torch.float64)()
     found, eager = (
-        bench.relative_errors(bench.step_of(case, ways[way], x, mask)(), truth) for way in ("infoseg_fast", "eager")
+        providers.relative_errors(step_of(case, lambda found, way=way: found[way])(), truth)
+        for way in ("infoseg_fast", "eager")
     )
-    for name, ours, theirs in zip(bench.RESULTS, found, eager, strict=True):
+    for name, ours, theirs in zip(providers.RESULTS, found, eager, strict=True):
         assert ours <= 2 * theirs + torch.finfo(torch.float32).eps, (name, ours, theirs)
 
 
@@ -234,15 +242,11 @@ def test_errors_are_at_most_twice_those_of_eager_pytorch(case):
 @pytest.mark.parametrize("name", ["jsd", "jsd n=3", "jsd reassigned", "infonce all", "jsd all"])
 def test_a_step_needs_little_memory_beside_its_gradients(name, upstream):
     """At most 4 B K (1 + n) P numbers above inputs and gradients, and no term in B * B * P."""
-    case = next(c for c in bench.CASES if c.name == name)
-    x, _ = bench.inputs(case)
-    step = bench.step_of(
-        case, lambda *x, **how: upstream * bench.providers(case, False)["infoseg_fast"](*x, **how), x, None
-    )
-    extra = bench.extra_memory(step)
+    case = next(case for case in CASES if case.name == name)
+    extra = bench.extra_memory(step_of(case, lambda found: lambda *x: upstream * found["infoseg_fast"](*x)))
     if extra is None:
         pytest.skip("no peak memory to be had here")
-    scores = case.B * case.K * (1 + min(case.partners, 3)) * case.side**2
+    scores = case.B * case.K * (1 + min(case.negatives, 3)) * case.h * case.w
     assert extra * 2**20 <= 4 * 4 * scores
 
 
@@ -337,14 +341,20 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
     G, g0 = reference.fold_projection(H, W, b)
     G, g0, f = (t.detach().requires_grad_() for t in (G, g0, f))
     for how in (("jsd", "same_position", 1), ("jsd", "same_position", 4), ("infonce", "same_position", 4)):
-        torch.library.opcheck(custom.mutual_information_loss, (f, G, g0, None, 0.8, *how, 0.5, True, True, True, "cpp"))
-    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "cpp"))
-    torch.library.opcheck(custom.class_moments, (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5, True, "cpp"))
-    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "cpp"))
+        arguments = f, G, g0, None, 0.8, *how, 0.5, [True] * 3, "cpp"
+        torch.library.opcheck(OPS["mutual_information_loss"].wiring.custom, arguments)
+    for op, arguments in (
+        ("assign", (f, G, g0, 1.5)),
+        ("class_moments", (f, G, g0, torch.randn(5, 4, 5, 6).double(), 1.5)),
+        ("local_global_similarity", (f, G, None)),
+    ):
+        needs = [x is not None for x in arguments[:3]]
+        torch.library.opcheck(OPS[op].wiring.custom, (*arguments, needs, "cpp"))
     target = torch.randint(0, 3, (5, 9, 7), dtype=torch.uint8)
     detached = f.detach(), G.detach(), g0.detach()
-    torch.library.opcheck(custom.segment, (*detached, 1.5, 9, 7, "probs", "cpp"))
-    torch.library.opcheck(custom.segment_and_count, (*detached, target, 1.5, "probs", 3, None, True, "cpp"))
+    torch.library.opcheck(OPS["segment"].wiring.custom, (*detached, 1.5, [9, 7], "probs", "cpp"))
+    arguments = *detached, target, 1.5, "probs", 3, None, True, "cpp"
+    torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)

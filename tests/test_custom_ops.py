@@ -1,79 +1,326 @@
-"""The wiring of the ops into PyTorch, around the reference as a kernel."""
+"""What the factory settles for every op: custom ops, recorded graphs, transforms, second derivatives."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import inputs
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from infoseg_fast import reference
-from infoseg_fast.ops import custom
+from infoseg_fast import extension, reference
+from infoseg_fast.errors import BackendUnavailableError
+from infoseg_fast.ops import OPS, dispatch
+from infoseg_fast.ops.record import Case
+from infoseg_fast.recipe.appearance import appearance_term
 
+compiled = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
 
-def folded(requires_grad=True, **sizes):
-    f, H, W, b = inputs(**sizes)
-    G, g0 = reference.fold_projection(H, W, b)
-    return tuple(x.detach().requires_grad_(requires_grad) for x in (f, G, g0))
-
-
-LOSSES = [("jsd", "same_position", 2), ("jsd", "reassigned", 3), ("infonce", "same_position", 3)]
-
-
-def loss_arguments(f, G, g0, how, valid=None, needs=(True, True, True)):
-    return (f, G, g0, valid, 0.8, *how, 0.5, *needs, "reference")
-
-
-def test_opcheck_of_every_op():
-    f, G, g0 = folded()
-    torch.library.opcheck(custom.local_global_similarity, (f, G, g0, "reference"))
-    torch.library.opcheck(custom.local_global_similarity, (f, G, None, "reference"))
-    torch.library.opcheck(custom.assign, (f, G, g0, 1.5, "reference"))
-    Y = torch.randn(4, 5, 3, 4, dtype=f.dtype)
-    torch.library.opcheck(custom.class_moments, (f, G, g0, Y, 1.5, True, "reference"))
-    torch.library.opcheck(custom.class_moments, (f.detach(), G.detach(), None, Y, 1.5, False, "reference"))
-    torch.library.opcheck(custom.segment, (f.detach(), G.detach(), g0.detach(), 1.5, 9, 7, "probs", "reference"))
-    for how in LOSSES:
-        torch.library.opcheck(custom.mutual_information_loss, loss_arguments(f, G, g0, how))
-    valid = torch.rand(4, 12) < 0.5
-    torch.library.opcheck(custom.mutual_information_loss, loss_arguments(f, G, g0, LOSSES[0], valid))
+WIRED = [name for name, op in OPS.items() if op.wiring is not None]
+DIFFERENTIABLE = [name for name, op in OPS.items() if op.differentiable]
+SIZES = {"B": 3, "C": 5, "D": 7, "K": 4, "S": 6, "h": 4, "w": 5, "size": (16, 20)}
+OTHER_SIZES = {"B": 5, "h": 6, "w": 3, "size": (24, 12)}
+SETTINGS = {
+    "segment_and_count": {"num_classes": 3},
+    "mutual_information_loss": {"num_negatives": 2, "balance": 0.5, "temperature": 0.8},
+    "assign": {"temperature": 1.5},
+    "appearance_statistics": {"smooth": 1},
+}
+NAMES_THE_REFERENCE = r'backend="reference"'
 
 
-@pytest.mark.parametrize("how", LOSSES)
-def test_loss_and_gradients_are_the_references(how):
-    x = folded()
-    names = ("estimator", "negatives", "num_negatives")
-    expected = reference.folded_loss(*x, None, temperature=0.8, balance=0.5, **dict(zip(names, how, strict=True)))
-    found = custom.mutual_information_loss(*loss_arguments(*x, how))[0]
-    torch.testing.assert_close(found, expected)
-    upstream = torch.tensor(-2.5, dtype=torch.float64)
-    for a, b in zip(torch.autograd.grad(found, x, upstream), torch.autograd.grad(expected, x, upstream), strict=True):
-        torch.testing.assert_close(a, b)
+def dtype_of(name):
+    """float64 where the C++ kernel takes it."""
+    return torch.float32 if dispatch.kernel(name, "cpp").unsupported("cpu", torch.float64) else torch.float64
 
 
-def test_gradients_of_similarity_assign_and_moments_are_the_references():
-    x = folded()
-    Y = torch.randn(4, 5, 3, 4, dtype=torch.float64)
-    for found, expected in (
-        (
-            custom.local_global_similarity(*x, "reference"),
-            reference.similarity.folded_similarity(*x),
-        ),
-        (
-            custom.assign(*x, 1.5, "reference"),
-            torch.softmax(1.5 * reference.similarity.folded_similarity(*x), dim=1),
-        ),
-        (
-            custom.class_moments(*x, Y, 1.5, True, "reference")[0],
-            reference.moments_of(torch.softmax(1.5 * reference.similarity.folded_similarity(*x), dim=1), Y),
-        ),
-    ):
-        torch.testing.assert_close(found, expected)
-        upstream = torch.randn_like(found)
-        gradients = torch.autograd.grad(found, x, upstream), torch.autograd.grad(expected, x, upstream)
-        for a, b in zip(*gradients, strict=True):
-            torch.testing.assert_close(a, b)
+def case_of(name, dtype, **more):
+    masked = name in ("mutual_information_loss", "appearance_statistics")
+    return Case("", op=name, dtype=dtype, masked=masked, settings=SETTINGS.get(name, {}), **SIZES | more)
 
 
-def test_a_gradient_has_the_layout_of_the_features():
-    f, G, g0 = folded(C=8, size=(4, 4))
-    f = f.detach().to(memory_format=torch.channels_last).requires_grad_()
-    custom.local_global_similarity(f, G, g0, "reference").sum().backward()
+def call(name, dtype=None, backend="auto", **more):
+    """The tensors of a case, and the public function of them alone."""
+    op, dtype = OPS[name], dtype or dtype_of(name)
+    x, keywords = op.arguments(case_of(name, dtype, **more), "cpu", dtype)
+    return x, lambda *x: op.function(*x, backend=backend, **keywords)
+
+
+def kernel_arguments(name, dtype):
+    """A kernel's arguments that hold numbers, those of the public call, with the settings one by one."""
+    op, case = OPS[name], case_of(name, dtype)
+    x, keywords = op.arguments(case, "cpu", dtype)
+    tensors = [*x, *(v for v in keywords.values() if isinstance(v, torch.Tensor))]
+    shaped = iter(tensors)
+    if op.wiring.folds:
+        features, H, weight, bias, *constants = [t for t in tensors if t.dtype != torch.uint8]
+        constants += [t for t in tensors if t.dtype == torch.uint8]
+        shaped = iter([features, *reference.fold_projection(H, weight, bias), *constants])
+    arguments = []
+    for value in op.kernel_arguments(case, "cpu"):
+        if isinstance(value, torch.Tensor):
+            arguments.append(next(shaped).detach().view(value.shape))
+        else:
+            arguments += vars(value).values() if hasattr(value, "__dict__") else [value]
+    return arguments
+
+
+def gradients(function, x, upstream):
+    x = [t.detach().requires_grad_() for t in x]
+    out = function(*x)
+    return [out.detach(), *torch.autograd.grad(out, x, upstream)]
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        tolerance = {"rtol": 1e-9, "atol": 1e-11} if a.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def assert_same(found, expected):
+    """Equal numbers; of labels and counts all but those that rounding decides."""
+    if found.is_floating_point():
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    else:
+        assert found.shape == expected.shape and (found != expected).double().mean() < 0.02
+
+
+@compiled
+@pytest.mark.parametrize("name", WIRED)
+def test_opcheck(name):
+    wiring = OPS[name].wiring
+    arguments, needs = kernel_arguments(name, dtype_of(name)), [[True] * wiring.differentiable] if wiring.differentiable else []
+    for i in range(wiring.differentiable):
+        arguments[i].requires_grad_()
+    torch.library.opcheck(wiring.custom, (*arguments, *needs, "cpp"))
+
+
+@compiled
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_custom_op_direct_call_and_reference_give_the_same_gradients(name, monkeypatch):
+    x, direct = call(name, backend="cpp")
+    upstream = torch.randn_like(direct(*x))
+    expected = gradients(call(name, backend="reference")[1], x, upstream)
+    assert_close(gradients(direct, x, upstream), expected)
+    monkeypatch.setattr(dispatch, "plain", lambda *tensors: False)
+    assert_close(gradients(direct, x, upstream), expected)
+
+
+@compiled
+@pytest.mark.parametrize("way", ["direct", "custom op"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_gradient_penalty_raises_and_the_reference_has_one(name, way, monkeypatch):
+    if way == "custom op":
+        monkeypatch.setattr(dispatch, "plain", lambda *tensors: False)
+    x, function = call(name)
+    x = [t.requires_grad_() for t in x]
+    upstream = torch.randn_like(function(*x).detach())
+    first = torch.autograd.grad(function(*x), x, upstream, create_graph=True)
+    assert_close(first, gradients(function, x, upstream)[1:])
+    with pytest.raises(RuntimeError, match=NAMES_THE_REFERENCE):
+        sum(g.square().sum() for g in first).backward()
+    assert all(t.grad is None for t in x)
+    _, exact = call(name, backend="reference")
+    first = torch.autograd.grad(exact(*x), x, upstream, create_graph=True)
+    sum(g.square().sum() for g in first).backward()
+    assert all(t.grad.isfinite().all() for t in x) and any(t.grad.any() for t in x)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivatives_of_the_reference(name):
+    x, function = call(name, torch.float64, "reference", B=2, C=2, D=3, K=2, S=2, h=1, w=2)
+    if name == "mutual_information_loss":
+        keywords = {"num_negatives": 1}
+        function = lambda *x: OPS[name].function(*x, backend="reference", **keywords)  # noqa: E731
+    if name == "information_of_moments":
+        x = call(name, torch.float64)[0]
+        total = x[0].sum(dim=0)
+        function = lambda moments: OPS[name].function(moments, total, backend="reference")  # noqa: E731
+    x = [t.requires_grad_() for t in x]
+    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
+
+
+@compiled
+@pytest.mark.parametrize("name", WIRED)
+def test_transforms_take_the_reference_and_a_named_kernel_raises(name):
+    x, function = call(name)
+    _, exact = call(name, backend="reference")
+    _, named = call(name, backend="cpp")
+
+    def transforms(function):
+        yield lambda: torch.func.vmap(function)(*(torch.stack([t, t]) for t in x))[1]
+        if name in DIFFERENTIABLE:
+            yield lambda: torch.func.grad(lambda *x: function(*x).square().sum())(*x)
+            yield lambda: torch.func.jvp(function, tuple(x), tuple(torch.ones_like(t) for t in x))[1]
+            yield lambda: forward_mode(function)
+
+    def forward_mode(function):
+        with forward_ad.dual_level():
+            out = function(*(forward_ad.make_dual(t, torch.ones_like(t)) for t in x))
+            return forward_ad.unpack_dual(out).tangent
+
+    for found, expected, refused in zip(*map(transforms, (function, exact, named)), strict=True):
+        assert_same(found(), expected())
+        with pytest.raises(BackendUnavailableError, match=NAMES_THE_REFERENCE):
+            refused()
+
+
+@compiled
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_batched_gradients_raise(name):
+    x, function = call(name)
+    x = [t.requires_grad_() for t in x]
+    out = function(*x)
+    with pytest.raises(RuntimeError, match=NAMES_THE_REFERENCE):
+        torch.autograd.grad(out, x, torch.stack([torch.ones_like(out)] * 2), is_grads_batched=True)
+
+
+class Module(torch.nn.Module):
+    """The public call with its tensors, those among the keywords too, as the arguments."""
+
+    def __init__(self, name, backend, keywords):
+        super().__init__()
+        self.function, self.backend = OPS[name].function, backend
+        self.names = [key for key, value in keywords.items() if isinstance(value, torch.Tensor)]
+        self.settings = {key: value for key, value in keywords.items() if key not in self.names}
+
+    def forward(self, *x):
+        number = len(x) - len(self.names)
+        keywords = dict(zip(self.names, x[number:], strict=True))
+        return self.function(*x[:number], **keywords, **self.settings, backend=self.backend)
+
+
+def recorded(name, backend, dtype=torch.float32):
+    """The module of an op, its example, inputs of another batch, height and width, and what they give."""
+    op, case = OPS[name], case_of(name, dtype)
+    x, keywords = op.arguments(case, "cpu", dtype)
+    module = Module(name, backend, keywords)
+    other = replace(case, **OTHER_SIZES)
+    if name == "local_appearance":  # the size of the result is a setting
+        other = replace(case, B=5, size=(24, 40))
+    y, other_keywords = op.arguments(other, "cpu", dtype)
+    example, others = ([*t, *(k[key] for key in module.names)] for t, k in ((x, keywords), (y, other_keywords)))
+    exact = Module(name, "reference", keywords)
+    return module, tuple(example), tuple(others), [exact(*example), exact(*others)]
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_a_traced_graph_gives_the_eager_numbers_at_any_size(name):
+    module, example, others, expected = recorded(name, "auto")
+    traced = torch.jit.trace(module, example, check_trace=False)
+    assert "infoseg_fast::" not in str(traced.inlined_graph)
+    for x, truth in zip((example, others), expected, strict=True):
+        assert_same(traced(*x), truth)
+
+
+@compiled
+@pytest.mark.parametrize("name", WIRED)
+def test_a_kernel_asked_for_by_name_is_not_traced(name):
+    module, example, *_ = recorded(name, "cpp")
+    with pytest.raises(BackendUnavailableError, match=f"under torch.jit.trace; {NAMES_THE_REFERENCE}"):
+        torch.jit.trace(module, example, check_trace=False)
+
+
+def dynamic(name, example):
+    """The batch, the height and the width of maps, and the batch of global features."""
+    sizes = {4: (0, 2, 3), 3: (0,)}
+    if name in ("segment_and_count", "mutual_information_loss", "appearance_statistics"):
+        sizes[3] = 0, 1, 2  # targets and masks
+    kept = {"refined_labels": (3, 4), "refined_probs": (1, 3, 4), "information_of_moments": (0, 1)}.get(name, ())
+    auto = torch.export.Dim.AUTO
+    found = []
+    for place, x in enumerate(example):
+        axes = sizes.get(x.dim(), ()) if place not in kept else ()
+        axes = (0,) if x.dim() == 3 and x.is_floating_point() else axes
+        found.append({axis: auto for axis in axes} or None)
+    return (tuple(found),)
+
+
+@pytest.mark.parametrize("name", [name for name in WIRED if name != "refined_probs"])
+def test_an_exported_program_gives_the_eager_numbers_at_any_size(name):
+    module, example, others, expected = recorded(name, "auto")
+    program = torch.export.export(module, example, dynamic_shapes=dynamic(name, example))
+    assert not any("infoseg_fast" in str(node.target) for node in nodes(program.graph_module))
+    for x, truth in zip((example, others), expected, strict=True):
+        assert_same(program.module()(*x), truth)
+
+
+def nodes(module):
+    """The nodes of a graph and of the graphs that it calls."""
+    return [node for m in module.modules() if isinstance(m, torch.fx.GraphModule) for node in m.graph.nodes]
+
+
+@compiled
+@pytest.mark.parametrize("name", ["assign", "segment_and_count", "mutual_information_loss"])
+def test_an_exported_program_keeps_a_kernel_asked_for_by_name(name):
+    module, example, others, expected = recorded(name, "cpp")
+    program = torch.export.export(module, example, dynamic_shapes=dynamic(name, example))
+    assert any(f"infoseg_fast.{name}" in str(node.target) for node in nodes(program.graph_module))
+    for x, truth in zip((example, others), expected, strict=True):
+        assert_same(program.module()(*x), truth)
+
+
+def compiled_ops(function, *x):
+    """What the compiled function returns, and the names of the package's ops in its graph."""
+    found = []
+
+    def backend(graph, example):
+        found.extend(node.target for node in nodes(graph) if "infoseg_fast" in str(node.target))
+        return graph
+
+    torch._dynamo.reset()
+    out = torch.compile(function, fullgraph=True, backend=backend)(*x)
+    return out, [str(target).split(".")[1] for target in found]
+
+
+@compiled
+@pytest.mark.parametrize("name", WIRED)
+def test_the_compiler_keeps_the_kernel(name):
+    x, function = call(name, torch.float32)
+    out, found = compiled_ops(function, *x)
+    assert found == [name]
+    assert_same(out, function(*x))
+
+
+@compiled
+def test_the_compiler_keeps_the_kernels_of_the_appearance_term():
+    x, _ = call("assign", torch.float32)
+    images = torch.rand(3, 3, 16, 20)
+    out, found = compiled_ops(lambda *x: appearance_term(*x, images=images, smooth=1), *x)
+    assert found == ["local_appearance", "appearance_statistics", "class_moments", "information_of_moments"]
+    torch.testing.assert_close(out, appearance_term(*x, images=images, smooth=1))
+
+
+@compiled
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_compiled_gradients_are_the_direct_ones(name):
+    x, function = call(name)
+    upstream = torch.randn_like(function(*x))
+    torch._dynamo.reset()
+    found = gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), x, upstream)
+    assert_close(found, gradients(function, x, upstream))
+
+
+@compiled
+@pytest.mark.parametrize("name", WIRED)
+def test_a_mode_that_looks_at_operations_sees_the_op(name):
+    class Seen(TorchDispatchMode):
+        ops = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.ops = *self.ops, str(func)
+            return func(*args, **kwargs or {})
+
+    x, function = call(name, torch.float32)
+    with Seen() as seen:
+        function(*x)
+    assert f"infoseg_fast.{name}.default" in seen.ops
+
+
+@compiled
+def test_a_gradient_has_the_layout_of_the_features(monkeypatch):
+    monkeypatch.setattr(dispatch, "plain", lambda *tensors: False)
+    x, function = call("local_global_similarity", C=8, h=4, w=4)
+    f = x[0].to(memory_format=torch.channels_last).requires_grad_()
+    function(f, *x[1:]).sum().backward()
     assert f.grad.is_contiguous(memory_format=torch.channels_last)

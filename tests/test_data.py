@@ -1,19 +1,20 @@
 """Folders of images, with every fault a folder can have; the landcover tiles; crops."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import tifffile
 from conftest import write_folder
 from PIL import Image
 
-from infoseg_fast.data import FolderSet, open_set
-from infoseg_fast.data.base import rescale, to_float
+from infoseg_fast.data import FolderSet, for_training, open_set
+from infoseg_fast.data.base import rescale
 from infoseg_fast.data.crops import CropSampler, CropSet, channel_statistics, held_in_memory, steps_per_epoch
 from infoseg_fast.data.landcover import LandcoverSet, in_eval_block
-from infoseg_fast.errors import DataError
+from infoseg_fast.errors import DataError, printable
 
 
 def save(path: Path, array, mode=None) -> Path:
@@ -57,7 +58,7 @@ def test_lists_name_the_splits_and_classes_txt_the_classes(folder):
 
 @pytest.mark.parametrize(
     ("mode", "channels", "dtype"),
-    [("1", 1, np.uint8), ("L", 1, np.uint8), ("LA", 1, np.uint8), ("P", 3, np.uint8), ("RGB", 3, np.uint8),
+    [("1", 1, np.uint8), ("L", 1, np.uint8), ("LA", 2, np.uint8), ("P", 3, np.uint8), ("RGB", 3, np.uint8),
      ("RGBA", 4, np.uint8), ("I;16", 1, np.uint16)],
 )  # fmt: skip
 def test_modes_give_their_channels_and_depth(tmp_path, mode, channels, dtype):
@@ -71,7 +72,6 @@ def test_modes_give_their_channels_and_depth(tmp_path, mode, channels, dtype):
     assert found.channels == channels and found.dtype == dtype and found.image(0).shape == (channels, 5, 6)
     if mode == "I;16":
         assert found.image(0).max() == 58000
-        torch.testing.assert_close(to_float(found.image(0)).max().item(), 58000 / 65535)
 
 
 def test_16_bits_and_8_bits_mix_and_white_stays_white(tmp_path):
@@ -80,11 +80,6 @@ def test_16_bits_and_8_bits_mix_and_white_stays_white(tmp_path):
     found = FolderSet(tmp_path)
     assert found.dtype == np.uint16
     assert found.image(0).tolist() == found.image(1).tolist() == [[[0, 65535]]]
-
-
-def test_floating_point_images_in_0_to_1(tmp_path):
-    save(tmp_path / "images/x.tif", np.array([[0.0, 0.25, 1.0]], dtype=np.float32))
-    assert to_float(FolderSet(tmp_path).image(0)).tolist() == [[[0.0, 0.25, 1.0]]]
 
 
 def test_grey_images_join_colour_ones(tmp_path):
@@ -105,6 +100,149 @@ def test_scale_resizes_images_and_leaves_labels(folder):
     assert found.image(0).shape == (3, 16, 16) and found.label(0).shape == (32, 32) and found.shortest_side == 16
     constant = np.full((3, 9, 9), 77, dtype=np.uint8)
     assert (rescale(constant, 0.33) == 77).all() and rescale(constant, 0.33).dtype == np.uint8
+
+
+def test_endings_and_labels_in_any_case_dtype_and_format(tmp_path):
+    for number, (image, label, dtype) in enumerate(
+        [("a.PNG", "a.TIF", np.uint16), ("b.Tiff", "b.PNG", np.uint8), ("c.bmp", "c.tif", np.int32)]
+    ):
+        Image.fromarray(grey(number)).save(tmp_path / "x.png")
+        save(tmp_path / "images" / image, grey(number))
+        save(tmp_path / "labels" / label, grey(number % 2, dtype=dtype))
+    found = FolderSet(tmp_path, "eval")
+    assert found.stems == ["a", "b", "c"] and found.num_classes == 2
+    assert [int(found.label(i)[0, 0]) for i in range(3)] == [0, 1, 0] and found.label(2).dtype == np.uint8
+
+
+def test_hidden_and_other_files_are_passed_over_alike(folder):
+    for below in ("images", "labels"):
+        (folder / below / "notes.txt").write_text("no image")
+        (folder / below / ".hidden").mkdir()
+        save(folder / below / ".hidden/x.png", grey())
+        (folder / below / "._im0.png").write_bytes(b"resource fork")
+        (folder / below / "empty.png").mkdir()
+    assert FolderSet(folder, "eval").stems == [f"im{i}" for i in range(6)]
+
+
+def test_links_to_folders_are_followed_and_cycles_are_not(tmp_path, folder):
+    root = tmp_path / "linked"
+    for below in ("images", "labels"):
+        (root / below).mkdir(parents=True)
+        (root / below / "part").symlink_to(folder / below)
+        (folder / below / "up").symlink_to(root / below)
+        (folder / below / "self").symlink_to(".")
+    found = FolderSet(root, "eval")
+    assert found.stems == [f"part/im{i}" for i in range(6)] and found.has_labels
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"line\nend", b"nfd e\xcc\x81", b"\xff\xfe"])
+def test_names_of_any_bytes(tmp_path, name):
+    name = os.fsdecode(name)
+    save(tmp_path / "x.png", grey(1))
+    for below in ("images", "labels"):
+        (tmp_path / below).mkdir()
+        shutil.copy(tmp_path / "x.png", tmp_path / below / f"{name}.png")
+    found = FolderSet(tmp_path, "eval")
+    assert found.stems == [name] and (found.label(0) == 1).all() and found.fingerprint()["images"] == 1
+    (tmp_path / "images" / f"{name}.png").write_bytes(b"damaged")
+    refused(lambda: FolderSet(tmp_path), "cannot be read")
+    assert printable(name).isprintable() and printable(name).encode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lists_in_utf8_with_or_without_mark_and_carriage_returns(folder, encoding, end):
+    (folder / "images/im0.png").rename(folder / "images/é0.png")
+    (folder / "labels/im0.png").rename(folder / "labels/é0.png")
+    (folder / "train.txt").write_bytes(end.join(["é0", "im3", ""]).encode(encoding))
+    (folder / "classes.txt").write_bytes(end.join(["blå", "rød"]).encode(encoding))
+    found = FolderSet(folder, "train")
+    assert found.stems == ["é0", "im3"] and found.classes == ["blå", "rød"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("file", ["train.txt", "classes.txt"])
+def test_a_list_in_another_encoding_names_the_byte(folder, encoding, file):
+    (folder / file).write_bytes("im0\nim1é\n".encode(encoding))
+    byte, offset = ("0xe9", 7) if encoding == "latin-1" else ("0xff", 0)
+    refused(lambda: FolderSet(folder, "train"), file, "not UTF-8", byte, f"offset {offset}")
+
+
+def test_a_list_file_of_paths(folder, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"\xef\xbb\xbfdata/images/im4.png\r\ndata/images/im1.png\r\n")
+    found = open_set(str(listed), "train")
+    assert found.stems == ["im4", "im1"] and found.has_labels and found.num_classes == 2
+    assert np.array_equal(found.image(0), FolderSet(folder).image(4))
+    listed.write_text("data/images/im4.png\nnone.png\n")
+    refused(lambda: open_set(str(listed), "train"), "list.txt", "none.png")
+    listed.write_text("data/images/im4.png\ndata/images/im4.png\n")
+    refused(lambda: open_set(str(listed), "train"), "twice")
+    listed.write_text("")
+    refused(lambda: open_set(str(listed), "train"), "empty")
+
+
+def test_a_file_and_a_flat_folder(folder, tmp_path):
+    found = open_set(str(folder / "images/im2.png"), "eval")
+    assert found.stems == ["im2"] and found.has_labels and found.num_classes == 2
+    assert np.array_equal(found.label(0), FolderSet(folder).label(2))
+    flat = tmp_path / "flat"
+    shutil.copytree(folder / "images", flat)
+    assert open_set(str(flat), "train").stems == FolderSet(folder).stems
+    assert not open_set(str(flat), "eval").has_labels
+
+
+def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path):
+    first = FolderSet(folder).fingerprint()
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert FolderSet(moved).fingerprint() == first == held_in_memory(FolderSet(moved)).fingerprint()
+    (tmp_path / "link").symlink_to(moved)
+    assert open_set(f"{tmp_path}/link", "train").fingerprint() == first
+    listed = tmp_path / "list.txt"
+    for place in (folder, moved):
+        listed.write_text("".join(f"{place}/images/im{i}.png\n" for i in range(6)))
+        assert open_set(str(listed), "train").fingerprint() == first
+    pixels = np.asarray(Image.open(moved / "images/im3.png")).copy()
+    pixels[5, 5] ^= 1
+    Image.fromarray(pixels).save(moved / "images/im3.png")
+    assert FolderSet(moved).fingerprint() != first
+    os.rename(folder / "images/im3.png", folder / "images/im9.png")
+    shutil.rmtree(folder / "labels")
+    assert FolderSet(folder).fingerprint() != first
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_labels_of_one_class_are_warned_of(folder, caplog, value):
+    for path in (folder / "labels").iterdir():
+        label = np.full((32, 32), 255, np.uint8)
+        label[:9] = value
+        save(path, label)
+    open_set(str(folder), "eval", num_classes=2).check_labels()
+    assert ("no pixel" if value == 255 else f"only class {value} is labelled") in caplog.text
+
+
+def test_pages_as_images(tmp_path):
+    stack = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
+    tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
+    refused(lambda: open_set(str(tmp_path / "x.tif"), "train"), "x.tif", "3 pages", "--pages")
+    assert open_set(str(tmp_path / "x.tif"), "train", pages="first").stems == ["x"]
+    found = open_set(str(tmp_path / "x.tif"), "train", pages="each")
+    assert found.stems == ["x#1", "x#2", "x#3"] and np.array_equal(found.image(2)[0], stack[2])
+
+
+def test_pixels_without_data_are_neither_trained_on_nor_scored(tmp_path):
+    pixels = np.full((40, 40), 900, np.uint16)
+    pixels[:, :8] = 7
+    save(tmp_path / "images/x.png", pixels)
+    save(tmp_path / "labels/x.png", grey(1, (40, 40)))
+    found = open_set(str(tmp_path), "eval", nodata=7)
+    assert (found.label(0)[:, :8] == 255).all() and (found.label(0)[:, 8:] == 1).all()
+    for images in (found, held_in_memory(found), for_training(found)):
+        batch, valid = images.crops(np.zeros(9, int), np.linspace(0, 0.99, 9), np.linspace(0, 0.99, 9), 32)
+        assert valid.shape == (9, 32, 32) and np.array_equal(valid, batch[:, 0] == 900) and not valid.all()
+    half = open_set(str(tmp_path), "eval", nodata=7, scale=0.5)
+    _, valid = half.crops(np.zeros(1, int), np.zeros(1), np.zeros(1), 20)
+    assert not valid[0, :, :4].any() and valid[0, :, 4:].all()
 
 
 # What is not, each with one line that names it
@@ -156,11 +294,12 @@ def test_label_values_at_or_above_K(folder):
     assert FolderSet(folder).num_classes == 10
 
 
-@pytest.mark.parametrize("mode", ["RGB", "I;16"])
-def test_a_label_that_is_not_8_bit_single_channel(folder, mode):
-    array = np.zeros((32, 32, 3), np.uint8) if mode == "RGB" else grey(0, (32, 32), np.uint16)
-    save(folder / "labels/im1.png", array)
-    refused(lambda: FolderSet(folder).check_labels(), "im1.png", "8-bit single-channel")
+def test_a_label_of_three_bands_or_of_floats(folder):
+    save(folder / "labels/im1.png", np.zeros((32, 32, 3), np.uint8))
+    refused(lambda: FolderSet(folder).check_labels(), "im1.png", "3 bands", "one band of integers")
+    (folder / "labels/im1.png").unlink()
+    save(folder / "labels/im1.tif", np.zeros((32, 32), np.float32))
+    refused(lambda: FolderSet(folder).check_labels(), "im1.tif", "float32", "one band of integers")
 
 
 def test_stems_without_a_match(folder):
@@ -168,7 +307,7 @@ def test_stems_without_a_match(folder):
     refused(lambda: FolderSet(folder), "other.png", "no image")
     (folder / "labels/other.png").unlink()
     (folder / "labels/im5.png").unlink()
-    refused(lambda: FolderSet(folder, "eval"), "im5.png", "1 of 6", "eval.txt")
+    refused(lambda: FolderSet(folder, "eval"), "im5", "1 of 6", "eval.txt")
     assert not FolderSet(folder, "train").has_labels  # which training does not mind
     (folder / "train.txt").write_text("im0\nim77\n")
     refused(lambda: FolderSet(folder, "train"), "train.txt", "im77")
@@ -190,12 +329,6 @@ def test_three_and_four_channels_do_not_mix(folder):
     save(folder / "images/im9.png", np.zeros((32, 32, 4), np.uint8))
     shutil.rmtree(folder / "labels")
     refused(lambda: FolderSet(folder), "3 channels", "4")
-
-
-@pytest.mark.parametrize("bad", [np.nan, 1.5, -0.1])
-def test_floating_point_images_with_nan_or_out_of_range(tmp_path, bad):
-    save(tmp_path / "images/x.tif", np.array([[0.0, bad]], dtype=np.float32))
-    refused(lambda: FolderSet(tmp_path).image(0), "x.tif", "[0, 1]")
 
 
 # Landcover

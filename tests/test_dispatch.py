@@ -20,8 +20,8 @@ class Kernel:
     def unsupported(self, device_type, dtype):
         return None if dtype == torch.float64 else "it takes float64 only"
 
-    def forward(self, features, G, g0):
-        return features.new_ones(len(features), G.shape[1], *features.shape[2:])
+    def forward(self, features, G, g0, needs):
+        return features.new_ones(len(features), G.shape[1], *features.shape[2:]), []
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def fake_backend(monkeypatch):
     backend = types.SimpleNamespace(KERNELS={"local_global_similarity": Kernel()}, unavailable=lambda: None)
     real = dispatch._module
     monkeypatch.setattr(dispatch, "_module", lambda name: (backend, None) if name == "cpp" else real(name))
-    dispatch._log_once.cache_clear()
+    dispatch.log_once.cache_clear()
     return backend
 
 

@@ -8,7 +8,7 @@ import infoseg_fast as isf
 
 
 class Objective(nn.Module):
-    """A network with its loss inside, so that DDP sees all of its parameters."""
+    """A network and its loss in one module, so that DDP sees all parameters."""
 
     def __init__(self):
         super().__init__()

@@ -36,16 +36,6 @@ def test_many_to_one_gives_each_cluster_its_commonest_class():
         isf.match_clusters(counts, "greedy")
 
 
-def test_linear_sum_assignment_keeps_kind_and_batches():
-    cost = np.random.default_rng(0).random((6, 4, 7))
-    rows, cols = isf.linear_sum_assignment(cost)
-    assert rows.shape == cols.shape == (6, 4) and rows.dtype == cols.dtype == np.int64
-    one = isf.linear_sum_assignment(torch.from_numpy(cost[2]))
-    assert torch.equal(one[1], torch.from_numpy(cols[2]))
-    with pytest.raises(ValueError):
-        isf.linear_sum_assignment(np.array([[1.0, math.nan], [0.0, 1.0]]))
-
-
 def test_a_perfect_clustering_scores_1_whatever_its_names():
     target = torch.randint(0, 4, (3, 20, 20), dtype=torch.uint8)
     metrics = isf.ClusterMetrics(4, 4)
@@ -89,28 +79,28 @@ def test_updates_add_up_and_reset_forgets():
     assert empty["num_pixels"] == 0 and math.isnan(empty["pixel_accuracy"])
 
 
+def test_a_metric_made_in_inference_mode_works_outside_it_and_the_other_way_round():
+    pred, target = torch.randint(0, 5, (2, 9, 9)).byte(), torch.randint(0, 3, (2, 9, 9)).byte()
+    for bootstrap in (0, 7):
+        plain = isf.ClusterMetrics(5, 3, bootstrap=bootstrap)
+        for _ in range(3):
+            plain.update(pred, target)
+        with torch.inference_mode():
+            metrics = isf.ClusterMetrics(5, 3, bootstrap=bootstrap)
+            metrics.update(pred, target)
+        metrics.update(pred, target)
+        with torch.inference_mode():
+            metrics.add(torch.zeros(5, 3, dtype=torch.int64), outside=torch.tensor([0]))
+            metrics.update(pred, target)
+        assert metrics.compute()["confusion"] == plain.compute()["confusion"]
+        with torch.inference_mode():
+            metrics.reset()
+        metrics.update(pred, target)
+        assert metrics.counts.sum() == pred.numel()
+
+
 def test_counts_stay_exact_beyond_float32():
     metrics = isf.ClusterMetrics(2, 2)
     metrics.add(torch.tensor([[2**40, 1], [0, 2**24 + 1]]))
     metrics.add(torch.tensor([[1, 0], [0, 0]]))
     assert metrics.compute()["num_pixels"] == 2**40 + 2**24 + 3
-
-
-def _sync(rank, world, file, queue):
-    torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
-    metrics = isf.ClusterMetrics(2, 2)
-    metrics.add(torch.tensor([[rank + 1, 0], [0, 10 * rank]]))
-    metrics.sync()
-    queue.put(metrics.compute()["confusion"])
-    torch.distributed.destroy_process_group()
-
-
-def test_sync_sums_over_processes(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_sync, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    assert [queue.get(timeout=120) for _ in workers] == [[[3, 0], [0, 10]]] * 2
-    for worker in workers:
-        worker.join()

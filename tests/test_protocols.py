@@ -1,4 +1,4 @@
-"""The table of protocols against the published label maps, lists and palette, written out a second time."""
+"""The table of protocols against the published label maps, lists and palette."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_the_coarse_classes_are_the_published_27():
 def test_coco_stuff_labels_are_the_published_ones(name, published):
     table = coco.class_table(PROTOCOLS[name])
     assert np.where(table[:182] == 255, -1, table[:182].astype(int)).tolist() == published
-    # Unlabelled pixels are told apart only where the published code makes a class of them.
+    # Unlabelled pixels have their own value only where the published code makes them a class.
     assert (table[182:255] == 255).all() and table[255] == (254 if name == "coco-stuff-3" else 255)
     assert PROTOCOLS[name].num_classes == max(published) + 1
 

@@ -1,4 +1,4 @@
-"""The README's lines before and after compute one number and one gradient."""
+"""The code blocks of the README: the lines before and after compute the same loss and gradients."""
 
 import re
 import textwrap

@@ -1,6 +1,5 @@
 """Refinement at the pixels: the densities of the classes' colours, and the labels that they give."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_folder
@@ -12,7 +11,6 @@ from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
     RESOLUTION,
-    Colours,
     Refinement,
     colour_moments,
     colours_of,
@@ -33,9 +31,7 @@ def test_density_is_that_of_a_conditional_normal_distribution():
     scores = reference.refined_scores(prior, pixels[0], around[0], found.residual, found.log_scale)
     seen = torch.cat([pixels, F.interpolate(around, size=(32, 40), mode="bilinear")], dim=1)[0].flatten(1).mT.double()
     total = moments.sum(dim=0)
-    variance = (total.diagonal()[1:] / total[0, 0] - (total[0, 1:] / total[0, 0]).square()).clamp_min(
-        MIN_DEVIATION**2
-    )
+    variance = (total.diagonal()[1:] / total[0, 0] - (total[0, 1:] / total[0, 0]).square()).clamp_min(MIN_DEVIATION**2)
     expected = []
     for of_class in moments + PRIOR_SHARE * total:
         mean = of_class[0, 1:] / of_class[0, 0]

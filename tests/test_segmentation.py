@@ -126,9 +126,7 @@ def test_segment_and_count_is_segment_then_count():
     counts, found = isf.segment_and_count(f, H, target, *projection, num_classes=4, temperature=2.0, return_labels=True)
     assert torch.equal(counts, expected) and torch.equal(found, labels)
     assert torch.equal(isf.segment_and_count(f, H, target, *projection, num_classes=4, temperature=2.0), expected)
-    assert torch.equal(
-        reference.segment_and_count(f, H, target, *projection, num_classes=4, temperature=2.0)[0], expected
-    )
+    assert torch.equal(reference.segment_and_count(f, H, target, *projection, num_classes=4, temperature=2.0), expected)
 
 
 def test_segment_and_count_refuses_a_value_beyond_the_classes():

@@ -31,7 +31,7 @@ def network():
 
 
 def segmenter(network, refined=False, scale=1.0, smooth=0, **how):
-    data = DataInfo(3, 5, None, [0.0] * 3, [1.0] * 3, scale)
+    data = DataInfo(3, 5, None, [0.0] * 3, [1.0] * 3, scale=scale)
     labelling = Labelling(network, {}, data, smooth=smooth, **how)
     if refined:
         images = torch.rand(4, 3, 64, 64)
@@ -115,8 +115,8 @@ class Noise(ImageSet):
             True,
         )
 
-    def native_image(self, index):
-        return np.random.default_rng(index).integers(0, 256, (3, *self.sizes[index]), dtype=np.uint8)
+    def read(self, index):
+        return np.random.default_rng(index).integers(0, 256, (3, *self.sizes[index]), dtype=np.uint8), None
 
     def label(self, index):
         return (self.native_image(index)[0] > 127).astype(np.uint8)

@@ -1,7 +1,6 @@
 """Training: it learns, it resumes to the same bits, and what is on disk is always whole."""
 
 import json
-import math
 import os
 import resource
 import signal

@@ -1,5 +1,7 @@
-"""The Triton kernels in Triton's interpreter: each file of tests/interpreted in a process of its own, since
-TRITON_INTERPRET binds when a kernel is defined."""
+"""The Triton kernels in Triton's interpreter. Each file of tests/interpreted runs in a process of its own.
+
+Triton reads TRITON_INTERPRET when a kernel is defined.
+"""
 
 import importlib.util
 import os

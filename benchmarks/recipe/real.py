@@ -23,14 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sets import DRAWN_SETS  # noqa: E402
+from sets import DRAWN_SETS
 
-from infoseg_fast import load  # noqa: E402
-from infoseg_fast.config import Settings  # noqa: E402
-from infoseg_fast.data import NAMES, open_set  # noqa: E402
-from infoseg_fast.scores import baselines  # noqa: E402
-from infoseg_fast.scores.evaluate import evaluate  # noqa: E402
-from infoseg_fast.train import train  # noqa: E402
+from infoseg_fast import load
+from infoseg_fast.config import Settings
+from infoseg_fast.data import NAMES, open_set
+from infoseg_fast.scores import baselines
+from infoseg_fast.scores.evaluate import evaluate
+from infoseg_fast.train import train
 
 COLUMNS = ("set", "method", "seed", "pixel_accuracy", "mean_iou", "nmi", "constant", "seconds")
 # The setting that leaves out each part of the default recipe.

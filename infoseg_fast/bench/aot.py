@@ -1,19 +1,21 @@
-"""Ahead-of-time compilation of every kernel for GPUs that need not be there, and what its machine code must hold.
+"""Compile the Triton kernels ahead of time, without a GPU, and check the machine code.
 
     python -m infoseg_fast.bench.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
 
-Exits 1 when a kernel breaks a promise. All figures are read from the cubin and its disassembly (SASS), since the
-resource usage that cuobjdump prints leaves out spills:
+Exits 1 when a kernel breaks a promise. All figures come from the cubin and its disassembly (SASS),
+because the resource usage of cuobjdump leaves out spills:
 
-- registers and stack: a spill shows as stack and as LDL/STL instructions, and none is allowed;
-- shared memory: what a launch asks for, within what a block of that chip may have;
-- tensor cores: HMMA/DMMA (mma), WGMMA as HGMMA, tcgen05 as UTCHMMA and its relatives, where the kernel multiplies;
-- 128-bit global loads: LDG with .128, or LDGSTS with .128 for loads that go to shared memory at once; they bring at
-  least a third of the bytes of all load instructions where the strides are known to allow them.
+- registers and stack: a spill shows as stack and as LDL/STL instructions; none is allowed;
+- shared memory: within the limit of a block of that chip;
+- tensor cores: HMMA/DMMA (mma), HGMMA (wgmma), UTCHMMA and the like (tcgen05) in kernels with
+  matrix products;
+- 128-bit global loads: LDG or LDGSTS with .128. They load at least a third of the bytes of all load
+  instructions if the strides allow it.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import os
@@ -27,12 +29,13 @@ from pathlib import Path
 
 import triton
 
+from ..ops.record import Case
 from . import tables
-from .launch_cases import ALL_AOT_CASES, AOT_CASES, MORE_AOT_CASES, Case, record
+from .launches import cases_for, record
 from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90, 100)
-# Bytes of shared memory that one block may have (CUDA programming guide, table of compute capabilities).
+# Maximum bytes of shared memory of a block (CUDA programming guide, table of compute capabilities).
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_CORE = re.compile(r"\b(HMMA|DMMA|IMMA|HGMMA|UTC[A-Z]*MMA)\b")
 GLOBAL_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
@@ -43,7 +46,7 @@ LOCAL = re.compile(r"\b(LDL|STL)\b")
 
 @dataclass(frozen=True)
 class Report:
-    """What one cubin holds."""
+    """The figures of one cubin."""
 
     kernel: str
     variant: str
@@ -54,18 +57,18 @@ class Report:
     local: int  # LDL and STL instructions
     shared: int
     products: dict[str, int]  # tensor-core instructions by name
-    wide_loads: int  # global load instructions of 128 bits
-    wide_share: float  # what they bring of the bytes of all global load instructions, each counted once
+    wide_loads: int  # number of 128-bit global load instructions
+    wide_share: float  # their share of the bytes of all global load instructions, each counted once
     faults: list[str]
 
 
 def tool(name: str) -> str:
-    """The path of one of the CUDA tools that Triton ships."""
+    """The path of a CUDA tool that Triton ships."""
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
 def read_cubin(cubin: bytes) -> tuple[int, int, str]:
-    """Registers and stack bytes of its one kernel, and its SASS."""
+    """Registers, stack bytes and SASS of the single kernel of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -75,18 +78,18 @@ def read_cubin(cubin: bytes) -> tuple[int, int, str]:
         sass = subprocess.run([tool("nvdisasm"), "-c", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
-        raise RuntimeError(f"cuobjdump tells no resource usage: {usage!r}")
+        raise RuntimeError(f"cuobjdump prints no resource usage: {usage!r}")
     return int(found[1]), int(found[2]), sass
 
 
 def load_widths(sass: str) -> list[int]:
-    """Bytes a thread of every global load instruction."""
+    """Bytes per thread of every global load instruction."""
     suffixes = GLOBAL_LOAD.findall(sass)
     return [next((width for name, width in WIDTHS.items() if name in suffix), 4) for suffix in suffixes]
 
 
 def faults(found: Report, specialisation: Specialisation) -> list[str]:
-    """The promises that this machine code breaks."""
+    """One line for each promise that the machine code breaks."""
     broken = []
     if found.stack or found.local:
         broken.append(f"spills: {found.stack} bytes of stack, {found.local} local loads and stores")
@@ -122,33 +125,27 @@ def report(specialisation: Specialisation, capability: int) -> Report:
     return replace(found, faults=faults(found, specialisation))
 
 
-def specialisations() -> list[Specialisation]:
-    """Of every launch of every case, each once: those that CI compiles, then the command's, then those of --all."""
-    return launched([*AOT_CASES, *MORE_AOT_CASES, *ALL_AOT_CASES])
+def specialisations(cases: list[Case]) -> list[Specialisation]:
+    """The distinct specialisations of all launches of the cases."""
+    launches = (started for case in cases for phase in record(case).values() for started in phase)
+    return list(dict.fromkeys(map(Specialisation.of, launches)))
 
 
-def launched(cases: list[Case]) -> list[Specialisation]:
-    found: dict[Specialisation, None] = {}
-    for case in cases:
-        for launches in record(case).values():
-            found.update(dict.fromkeys(map(Specialisation.of, launches)))
-    return list(found)
+@functools.cache
+def _specialisations(uses: tuple[str, ...]) -> list[Specialisation]:
+    return specialisations(cases_for(*uses))
 
 
-def _report_at(place: tuple[int, int]) -> Report:
-    """In a worker: JIT functions do not travel between processes, so each makes the list for itself."""
-    global _made
-    if _made is None:
-        _made = specialisations()
-    return report(_made[place[0]], place[1])
+def _report_at(place: tuple[tuple[str, ...], int, int]) -> Report:
+    """Runs in a worker. JIT functions cannot be pickled, so each worker makes its own list of specialisations."""
+    uses, index, capability = place
+    return report(_specialisations(uses)[index], capability)
 
 
-_made: list[Specialisation] | None = None
-
-
-def reports(chosen: list[int], capabilities: list[int], jobs: int) -> list[Report]:
-    """Of the specialisations at these places of `specialisations()`, for every capability, over `jobs` processes."""
-    places = [(place, capability) for place in chosen for capability in capabilities]
+def reports(uses: tuple[str, ...], capabilities: list[int], jobs: int, only: str = "") -> list[Report]:
+    """Reports of the specialisations of `uses` whose description contains `only`, in `jobs` processes."""
+    chosen = [i for i, s in enumerate(_specialisations(uses)) if only in s.described()]
+    places = [(uses, index, capability) for index in chosen for capability in capabilities]
     if jobs == 1:
         return [_report_at(place) for place in places]
     context = multiprocessing.get_context("spawn")
@@ -157,7 +154,7 @@ def reports(chosen: list[int], capabilities: list[int], jobs: int) -> list[Repor
 
 
 def as_markdown(found: list[Report]) -> str:
-    """One line for each variant, with the capabilities' figures side by side."""
+    """A table with one line per variant and the figures of all capabilities side by side."""
     capabilities = sorted({r.capability for r in found})
     names = " / ".join(f"sm_{capability}" for capability in capabilities)
     lines = [
@@ -168,7 +165,9 @@ def as_markdown(found: list[Report]) -> str:
     ]
     variants = dict.fromkeys((r.kernel, r.variant) for r in found)
     for kernel, variant in variants:
-        of = sorted((r for r in found if r.variant == variant), key=lambda r: r.capability)
+        # Specialisations that differ in the dtype of their output alone share a line.
+        same = sorted((r for r in found if r.variant == variant), key=lambda r: (r.capability, r.registers))
+        of = {r.capability: r for r in same}.values()
         spills = sum(r.local for r in of)
         cells = (
             kernel,
@@ -188,15 +187,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(SHARED_MEMORY))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    parser.add_argument("--all", action="store_true", help="many more shapes, in a quarter of an hour on two cores")
-    parser.add_argument("--only", default="", help="specialisations whose description holds this text")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--all", action="store_true", help="many more shapes; a quarter of an hour on two cores")
+    parser.add_argument(
+        "--only", default="", help="only specialisations whose description contains TEXT", metavar="TEXT"
+    )
     arguments = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 leaves nothing to compile; unset it")
-    number = len(specialisations() if arguments.all else launched([*AOT_CASES, *MORE_AOT_CASES]))
-    chosen = [i for i, s in enumerate(specialisations()[:number]) if arguments.only in s.described()]
-    found = reports(chosen, arguments.capability, arguments.jobs)
+        parser.error("nothing is compiled with TRITON_INTERPRET=1; unset it")
+    uses = ("aot", "aot_more", *(["aot_all"] if arguments.all else []))
+    found = reports(uses, arguments.capability, arguments.jobs, arguments.only)
     if arguments.json:
         print(json.dumps([asdict(r) for r in found], indent=1))
     else:
@@ -205,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     for r in broken:
         print(f"sm_{r.capability} {r.variant}: {'; '.join(r.faults)}", file=sys.stderr)
     if arguments.docs is not None:
-        tables.write(arguments.docs, "aot", as_markdown(found))
+        documented = {s.described() for s in _specialisations(("aot",))}
+        tables.write(arguments.docs, "aot", as_markdown([r for r in found if r.variant in documented]))
     if not arguments.json:
         print(f"{len(found)} compilations, {len(broken)} with a fault")
     return int(bool(broken))

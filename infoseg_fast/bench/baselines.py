@@ -1,20 +1,18 @@
-"""The best PyTorch we know for each op: identities 1 and 2 of the method in a few large calls, eager or compiled.
+"""The best PyTorch of each op, by the op's name: identities 1 and 2 of the method in a few large calls.
 
-Only benchmarks use it. `as_written` is the paper's loss with L and S formed. Every function takes what the public op
-takes.
+Only benchmarks use this module. A function takes what the public op takes. An op without a function
+here is compared with its reference.
 """
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from ..ops.confusion_matrix import counts_and_outside
-from ..recipe.appearance import RESOLUTION
-from ..reference.refinement import FLOOR
-from ..reference.similarity import accumulation_dtype
+from ..reference.refined_labels import FLOOR
 
 
 def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +20,7 @@ def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
 
 
 def as_written(features, global_features, weight, bias, *, mask=None, **settings) -> Tensor:
-    """jsd, same_position, n = 1, tau = 1: local features L, and the global feature S assigned to every position."""
+    """The paper's loss (jsd, same_position, n = 1, tau = 1), with local features L and assigned features S."""
     L = torch.einsum("dc,bcp->bdp", weight, features.flatten(2)) + bias[:, None]
     V = torch.softmax(torch.einsum("bdp,bkd->bkp", L, global_features), dim=1)
     S = torch.einsum("bkp,bkd->bdp", V, global_features)
@@ -30,13 +28,13 @@ def as_written(features, global_features, weight, bias, *, mask=None, **settings
     return F.softplus(-positive).mean() + F.softplus(negative).mean()
 
 
-def similarity(features, global_features, weight, bias) -> Tensor:
+def local_global_similarity(features, global_features, weight, bias) -> Tensor:
     G, g0 = fold(global_features, weight, bias)
     return torch.baddbmm(g0[..., None], G, features.flatten(2)).unflatten(2, features.shape[2:])
 
 
 def assign(features, global_features, weight, bias) -> Tensor:
-    return torch.softmax(similarity(features, global_features, weight, bias), dim=1)
+    return torch.softmax(local_global_similarity(features, global_features, weight, bias), dim=1)
 
 
 def class_moments(features, global_features, weight, bias, *, statistics) -> Tensor:
@@ -46,44 +44,34 @@ def class_moments(features, global_features, weight, bias, *, statistics) -> Ten
     return V @ Y.mT
 
 
-def appearance_term(features, global_features, weight, bias, *, images, smooth=0) -> Tensor:
-    """By autograd through the determinants."""
-    y = reference.local_appearance(images, features.shape[2:]).to(accumulation_dtype(features.dtype))
-    Y = reference.appearance_statistics(y, None, smooth)
-    moments = class_moments(features, global_features, weight, bias, statistics=Y)
-    M = torch.cat([moments, Y.sum(dim=(0, 2, 3))[None]]).double()
-    n = y.shape[1] + 1
-    row, column = torch.triu_indices(n, n, device=M.device)
-    place = torch.zeros(n, n, dtype=torch.int64, device=M.device)
-    place[row, column] = place[column, row] = torch.arange(len(row), device=M.device)
-    floor = torch.full((n,), RESOLUTION**2, dtype=M.dtype, device=M.device)
-    floor[0] = 0
-    half_log_det = torch.linalg.slogdet((M / M[:, :1])[:, place] + floor.diag())[1] / 2
-    return (half_log_det[-1] - M[:-1, 0] @ half_log_det[:-1]).to(moments.dtype)
-
-
 def segment_and_count(features, global_features, target, weight, bias, *, num_classes, ignore_index=255) -> Tensor:
     labels = segment(features, global_features, weight, bias, size=target.shape[1:])
-    return counts_and_outside(labels, target, global_features.shape[1], num_classes, ignore_index)[0]
+    return reference.confusion_matrix(labels, target, global_features.shape[1], num_classes, ignore_index)
 
 
 def segment(features, global_features, weight, bias, *, size) -> Tensor:
-    """A convolution, an einsum, F.interpolate of the softmax, argmax: what a user writes."""
+    """What a user writes: a convolution, an einsum, F.interpolate of the softmax, argmax."""
     L = F.conv2d(features, weight[..., None, None], bias)
     V = torch.softmax(torch.einsum("bdyx,bkd->bkyx", L, global_features), dim=1)
     return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+
+
+def confusion_matrix(pred, target, num_clusters, num_classes, ignore_index=255) -> Tensor:
+    """A masked bincount, of numpy on a CPU."""
+    if pred.device.type != "cpu":
+        return reference.confusion_matrix(pred, target, num_clusters, num_classes, ignore_index)
+    pred, target = pred.numpy(), target.numpy()
+    counted = target != ignore_index
+    cells = pred[counted].astype(np.int64) * num_classes + target[counted]
+    return torch.from_numpy(np.bincount(cells, minlength=num_clusters * num_classes)).view(num_clusters, num_classes)
 
 
 def refined_labels(*x) -> Tensor:
     return _refined_scores(*x).argmax(1).to(torch.uint8)
 
 
-def refined_probs(prior, *x) -> Tensor:
-    return F.adaptive_avg_pool2d(_refined_scores(prior, *x).softmax(1), prior.shape[2:])
-
-
 def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
-    """F.interpolate, a matrix product for the residuals of all classes."""
+    """F.interpolate, and one matrix product for the residuals of all classes."""
     K, c = residual.shape[:2]
     prior, around = (
         F.interpolate(x, size=colour.shape[2:], mode="bilinear", align_corners=False) for x in (prior, around)
@@ -94,7 +82,11 @@ def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
     return scores.unflatten(2, colour.shape[2:])
 
 
-def loss(
+def refined_probs(prior, *x) -> Tensor:
+    return F.adaptive_avg_pool2d(_refined_scores(prior, *x).softmax(1), prior.shape[2:])
+
+
+def mutual_information_loss(
     features,
     global_features,
     weight,
@@ -111,7 +103,7 @@ def loss(
     B, K, _ = G.shape
     n = B - 1 if num_negatives == "all" else num_negatives
 
-    def mean(x):  # over dim 0 and the last
+    def mean(x):  # over the first and the last dimension
         return x.mean() if mask is None else torch.where(mask.flatten(1), x, 0).sum() / mask.sum()
 
     def penalty(V):
@@ -122,7 +114,7 @@ def loss(
         return balance * (math.log(K) + torch.xlogy(usage, usage).sum())
 
     if estimator == "infonce" and n == B - 1:
-        q = torch.matmul(G.flatten(0, 1), f) + g0.flatten()[:, None]  # [B, B K, P], every image's classes
+        q = torch.matmul(G.flatten(0, 1), f) + g0.flatten()[:, None]  # [B, B K, P]: the classes of every image
         own = torch.arange(B, device=f.device)
         z = q.unflatten(1, (B, K))[own, own]
         V = torch.softmax(z, dim=1)
@@ -130,7 +122,7 @@ def loss(
     if estimator == "jsd" and negatives == "same_position" and n == B - 1:
         z = torch.baddbmm(g0[..., None], G, f)
         V = torch.softmax(z, dim=1)
-        S = torch.bmm(G.mT, V)  # [B, C, P]: the assigned feature, in feature space
+        S = torch.bmm(G.mT, V)  # [B, C, P]: the assigned global feature, in feature space
         s0 = (V * g0[..., None]).sum(1)
         T = torch.bmm(f.permute(2, 0, 1), S.permute(2, 1, 0)) + s0.T[:, None]  # [P, own, partner]
         other = ~torch.eye(B, dtype=torch.bool, device=f.device)

@@ -1,10 +1,11 @@
-"""What each op moves and computes, from its launches' grids and tiles, against the floor of the method.
+"""Cost model: what each op moves and computes, from the grids and tiles of its launches, against the method's floor.
 
     python -m infoseg_fast.bench.roofline [--json] [--docs FILE] [--op OP ...]
 
-Nothing is measured here. Bytes moved are those between the chip and its DRAM: each byte that a launch reads, once, and
-each that it writes; what is asked for again (`requested` counts it) is taken to come from the L2 cache, where all of it
-fits. Times are bounds from datasheet rates: no run can be faster, and how much slower it is only a GPU can tell.
+Nothing is measured. Bytes moved are those between the chip and its DRAM: each byte that a launch
+reads, once, and each byte that it writes. Repeated loads (counted in `requested`) are assumed to
+hit the L2 cache. Times are lower bounds from datasheet rates; only a GPU shows how much slower a
+run is.
 """
 
 import argparse
@@ -16,14 +17,15 @@ from pathlib import Path
 import torch
 
 from ..kernels.launch import Launch
-from ..reference.similarity import accumulation_dtype
+from ..ops import OPS
+from ..ops.record import Case
 from . import tables
-from .launch_cases import ROOFLINE_CASES, Case, products_of, record
+from .launches import cases_for, record
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Datasheet rates: bytes a second of DRAM, and operations a second of dense products by dtype."""
+    """Datasheet rates: bytes per second of DRAM, and operations per second of dense products by dtype."""
 
     name: str
     bytes: float
@@ -40,12 +42,12 @@ CHIPS = (
     _chip("H100 SXM", 3.35, 494.5, 989.5, 67),
     _chip("B200", 8.0, 1100, 2250, 37),
 )
-MOST = 1.15  # what the loss with one negative may move, in parts of its floor
+MAX_RATIO = 1.15  # bytes that the loss with one negative may move, by its floor
 
 
 @dataclass(frozen=True)
 class Row:
-    """An op's phase. Bytes as the launches move them, as they ask for them, and as the method must move them."""
+    """One phase of an op: bytes that its launches move and request, and bytes that any method must move."""
 
     op: str
     case: str
@@ -64,42 +66,8 @@ class Row:
         return self.moved / self.floor
 
 
-def floor(case: Case, phase: str) -> int:
-    """Bytes of the maps that must be read or written once: METHOD's 3 B C P of the loss, and likewise for the others.
-
-    The global features and their gradient, K numbers for P of a map, are left out, as they are there.
-    """
-    feature_map = case.B * case.C * case.h * case.w * case.dtype.itemsize
-    score_map = case.B * case.K * case.h * case.w * case.dtype.itemsize
-    rows, columns = case.settings.get("size", (case.h, case.w))
-    labels = case.B * rows * columns
-    sums = accumulation_dtype(case.dtype).itemsize
-    statistics = case.B * case.settings.get("statistics", 21) * case.h * case.w * sums
-    products = products_of(case.C) * sums  # of one position or class
-    forward = {
-        "mutual_information_loss": feature_map,
-        "local_global_similarity": feature_map + score_map,
-        "assign": feature_map + score_map,
-        "class_moments": feature_map + statistics,
-        "segment": feature_map + labels,
-        "segment_and_count": feature_map + labels,  # the target, read
-        "local_appearance": feature_map + (case.C + 2) * labels * case.dtype.itemsize,
-        "appearance_statistics": feature_map + case.B * case.h * case.w * products,
-        "information_of_moments": (2 * case.K + 1) * products,  # with the gradient, and the moments of all positions
-        "refined_labels": feature_map + score_map + case.C * labels * case.dtype.itemsize + labels,
-        "refined_probs": feature_map + 2 * score_map + case.C * labels * case.dtype.itemsize,
-    }
-    backward = {
-        "mutual_information_loss": 2 * feature_map,
-        "local_global_similarity": 2 * feature_map + score_map,
-        "assign": 2 * feature_map + 2 * score_map,
-        "class_moments": 2 * feature_map + statistics,
-    }
-    return {"forward": forward, "backward": backward}[phase][case.op]
-
-
 def bound_ms(chip: Chip, dtype: torch.dtype, moved: int, operations: int) -> float:
-    """No launch that moves and computes this can take less on the chip."""
+    """Lower bound of the time, in ms, of moving so many bytes and computing so many operations on the chip."""
     return 1e3 * max(moved / chip.bytes, operations / chip.operations[dtype])
 
 
@@ -115,7 +83,7 @@ def row(case: Case, phase: str, launches: list[Launch]) -> Row:
         launches=len(launches),
         moved=moved,
         requested=sum(c.loads + c.stores for c in costs),
-        floor=floor(case, phase),
+        floor=OPS[case.op].floor(case, phase),
         operations=operations,
         bounds_ms={chip.name: round(bound_ms(chip, case.dtype, moved, operations), 4) for chip in CHIPS},
     )
@@ -125,19 +93,20 @@ def rows(cases: list[Case]) -> list[Row]:
     return [row(case, phase, launches) for case in cases for phase, launches in record(case).items()]
 
 
-def too_much(found: list[Row]) -> list[str]:
-    """The loss's cases that move more than `MOST` times their floor, forward and backward together."""
+def above_floor(found: list[Row]) -> list[str]:
+    """The cases of the loss that move more than `MAX_RATIO` times their floor, forward and backward together."""
     totals: dict[tuple, list[int]] = {}
     for r in found:
         if r.op == "mutual_information_loss":
             total = totals.setdefault((r.case, r.C, r.dtype), [0, 0])
             total[0] += r.moved
             total[1] += r.floor
-    return [f"{key} moves {m / f:.3f} times its floor" for key, (m, f) in totals.items() if m > MOST * f]
+    return [f"{key} moves {m / f:.3f} times its floor" for key, (m, f) in totals.items() if m > MAX_RATIO * f]
 
 
 def in_docs(found: list[Row]) -> list[Row]:
-    return [r for r in found if r.dtype == "float32"]
+    """The rows of docs/gpu_kernels.md: one width of the features, in float32."""
+    return [r for r in found if r.dtype == "float32" and r.C not in (128, 512)]
 
 
 def as_markdown(found: list[Row]) -> str:
@@ -159,16 +128,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infoseg_fast.bench.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output and nothing else")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
-    parser.add_argument("--op", nargs="+", default=sorted({case.op for case in ROOFLINE_CASES}), help="these ops only")
+    parser.add_argument("--op", nargs="+", default=list(OPS), help="only these ops")
     arguments = parser.parse_args(argv)
-    found = rows([case for case in ROOFLINE_CASES if case.op in arguments.op])
+    found = rows([case for case in cases_for("roofline") if case.op in arguments.op])
     if arguments.json:
         print(json.dumps([asdict(r) | {"ratio": round(r.ratio, 4)} for r in found], indent=1))
     else:
         print(as_markdown(found))
     if arguments.docs is not None:
         tables.write(arguments.docs, "roofline", as_markdown(in_docs(found)))
-    broken = too_much(found)
+    broken = above_floor(found)
     for line in broken:
         print(line, file=sys.stderr)
     return int(bool(broken))

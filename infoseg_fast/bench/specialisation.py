@@ -1,4 +1,4 @@
-"""One compilation of a kernel: what Triton's compiler is given, derived from a launch."""
+"""One compilation of a kernel: the input of Triton's compiler, derived from a launch."""
 
 from dataclasses import dataclass, field
 
@@ -21,12 +21,12 @@ TYPES = {
     torch.int64: "i64",
 }
 BYTES = {name: dtype.itemsize for dtype, name in TYPES.items()}
-ALIGNMENT = 16  # bytes: what Triton asks of a pointer before it loads 128 bits, and what PyTorch's allocator exceeds
+ALIGNMENT = 16  # bytes: Triton needs it for 128-bit loads, and PyTorch's allocator guarantees it
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """A kernel for given types, constexprs and launch options; equal ones compile to the same code."""
+    """A kernel with types, constexprs and launch options. Equal specialisations compile to the same code."""
 
     kernel: Kernel = field(compare=False, repr=False)
     name: str
@@ -60,7 +60,7 @@ class Specialisation:
         )
 
     def compile(self, capability: int):
-        """Triton's compiled kernel (`.asm["cubin"]`, `.metadata.shared`) for a compute capability such as 90."""
+        """Triton's compiled kernel (`.asm["cubin"]`, `.metadata.shared`) for a compute capability, such as 90."""
         names = [name for name, _ in self.signature]
         source = ASTSource(
             fn=self.kernel.function,
@@ -68,11 +68,7 @@ class Specialisation:
             constexprs=dict(self.constexprs),
             attrs={(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in self.aligned},
         )
-        return triton.compile(
-            source,
-            target=GPUTarget("cuda", capability, 32),
-            options=dict(self.options),
-        )
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(self.options))
 
     @property
     def dtype(self) -> str:
@@ -81,12 +77,12 @@ class Specialisation:
 
     @property
     def allows_wide_loads(self) -> bool:
-        """Whether 128 bits fit what the strides are known to divide by (the ALIGN constexprs, in elements)."""
+        """Whether the divisors of the strides (the ALIGN constexprs, in elements) allow 128-bit loads."""
         known = [value for name, value in self.constexprs if "ALIGN" in name]
         return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 
     def described(self) -> str:
-        """All that tells it from other specialisations in the tables, in one line."""
+        """A one-line description that distinguishes it from the other specialisations."""
         chosen = [f"{name}={value}" for name, value in self.constexprs if value is not None]
         without = [f"without {name}" for name, value in self.constexprs if value is None]
         options = dict(self.options)

@@ -1,11 +1,27 @@
-"""Tables that commands of this folder write into the documentation, between `<!-- name -->` and `<!-- /name -->`."""
+"""Tables of text, of CSV files and in documentation files."""
 
+import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 
+def aligned(rows: list[dict], columns: Sequence[str]) -> str:
+    """The columns of the rows as aligned text, with a header."""
+    lines = [list(columns), *([str(row[c]) for c in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: list[dict]) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write(file: Path, name: str, table: str) -> None:
-    """Put `table` in the place of what the file has between the marks of `name`."""
+    """Replace the text of `file` between `<!-- name -->` and `<!-- /name -->` by `table`."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
     text, number = pattern.subn(lambda found: f"{found[1]}{table}\n{found[2]}", file.read_text())
     if number != 1:

@@ -1,42 +1,75 @@
-"""Sets of images: a folder of one's own, a prepared benchmark, and the satellite images that two wheels bring."""
+"""Sets of images: files of one's own, a prepared benchmark, and the satellite images that two
+wheels bring.
+"""
 
 from pathlib import Path
 
 from ..errors import DataError
 from . import landcover
 from .base import ImageSet
-from .folder import SPLITS, FolderSet
+from .folder import SPLITS, FileSet, FolderSet, open_file, open_list
 from .prepared import PreparedSet, is_prepared
+from .reader import ReadOptions
+from .scaling import Scaling
+from .scenes import for_training
 
 NAMES = tuple(landcover.CLASSES)
 
 
-def open_set(data: str, split: str, *, num_classes: int | None = None, scale: float = 1.0) -> ImageSet:
-    """The set of that name, or the folder at that path.
+def open_set(
+    data: str,
+    split: str,
+    *,
+    num_classes: int | None = None,
+    scale: float = 1.0,
+    options: ReadOptions | None = None,
+) -> ImageSet:
+    """The set of that name, or the images at that path.
 
     Args:
-        data: a name of `NAMES`, a folder with `images/` (see `FolderSet`), or one that `infoseg prepare` made (see
-            `PreparedSet`). A name wins over a folder called so.
-        split: "train", "eval" or "all"; of a prepared benchmark also "val".
+        data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg
+            prepare` made (see `PreparedSet`); an image file; or a text file (.txt) that lists the
+            paths of images. A name takes precedence over a folder of that name.
+        split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has
+            the same images in every split.
         num_classes: number of label values of a folder without classes.txt.
-        scale: factor by which images are resized when read.
+        scale: factor by which images are resized when they are read.
+        options: how image files are read.
 
     Raises:
-        DataError: there is no such set, or something in it is not as it must be.
+        DataError: there is no such set, or a file of it is not as it must be.
     """
-    prepared = data not in NAMES and is_prepared(Path(data))
+    path, options = Path(data), options or ReadOptions()
+    prepared = data not in NAMES and is_prepared(path)
     if split not in SPLITS and not prepared:
         raise DataError(f"--split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if (data in NAMES or prepared) and options != ReadOptions():
+        raise DataError(f"--bands, --nodata, --alpha and --pages are for image files, not for {data}; leave them out")
+    found: ImageSet
     if data in NAMES:
         found = landcover.LandcoverSet(data, split)
     elif prepared:
-        found = PreparedSet(Path(data), split)
-    elif Path(data).is_dir():
-        found = FolderSet(Path(data), split, num_classes)
+        found = PreparedSet(path, split)
+    elif path.is_dir():
+        found = FolderSet(path, split, num_classes, options)
+    elif path.is_file():
+        found = (open_list if path.suffix.lower() == ".txt" else open_file)(path, num_classes, options)
     else:
-        raise DataError(f"--data {data} is neither a folder nor one of {', '.join(NAMES)}")
+        raise DataError(f"--data {data} is neither a folder nor a file nor one of {', '.join(NAMES)}")
     found.scale = scale
     return found
 
 
-__all__ = ["NAMES", "SPLITS", "DataError", "FolderSet", "ImageSet", "PreparedSet", "open_set"]
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "DataError",
+    "FileSet",
+    "FolderSet",
+    "ImageSet",
+    "PreparedSet",
+    "ReadOptions",
+    "Scaling",
+    "for_training",
+    "open_set",
+]

@@ -1,27 +1,51 @@
-"""`ImageSet`: what training, evaluation and prediction ask of a set of images, wherever its pixels are."""
+"""`ImageSet`: the interface of a set of images, wherever its pixels are stored.
+
+Training uses
+    images = for_training(open_set(data, "train", ...))   # few large scenes become many images
+    images.scaling                                        # limits of the stored values; recorded by the run
+    images.fingerprint()                                  # recorded by the run, compared when it is resumed
+    images = held_in_memory(images)                       # small sets are decoded once
+    pixels, valid = images.crops(indices, y, x, side)     # stored values; images.scaling.to_float(pixels)
+    len(images), stems, shortest_side, num_smaller, channels, classes, num_classes, has_labels, crop_side, in_process
+
+Evaluation, with `images.scaling` set to that of the run, uses
+    pixels, valid = images.read(index); target = images.target(index)   # 255 where nothing counts
+    num_targets, folded, protocol, check_labels
+
+A subclass fills the attributes and implements `read` and `label`.
+"""
+
+import hashlib
+import os
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .images import IGNORE, WHITE
+from .images import IGNORE
+from .scaling import Scaling, estimate
+
+Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
+WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class ImageSet:
     """Images with stems, and labels where there are any.
 
-    A subclass fills the attributes and implements `native_image` and `label`.
-
     Attributes:
-        name: for messages. stems: one for each image. sizes: (rows, columns) of each image, before scaling.
-        channels, dtype: of all images. classes: names of the label values, or None where they have none.
-        num_classes: number of label values; None where it is not known from the set's description.
-        has_labels: whether `label` answers for every image.
-        scale: factor by which `image` shrinks or enlarges; labels keep their size.
-        crop_side: side of the training crops that the set's protocol has, if any.
-        in_process: whether crops are cheap enough to be cut in the training process itself.
+        name: for messages. stems: one for each image. sizes: (rows, columns) of each image, before
+            scaling.
+        channels, dtype: of all images. classes: names of the label values, or None if they have no
+            names.
+        num_classes: number of label values; None if the set's description does not say it.
+        has_labels: whether `label` works for every image.
+        scale: factor by which images are resized when they are read; labels keep their size.
+        crop_side: side in pixels of the training crops that the set's protocol prescribes, if any.
+        in_process: whether cutting crops is so cheap that it needs no worker processes.
+        windowed: whether `read_window` decodes less than the whole image.
         raw_scale: factor by which the images were resized when the set was made.
-        unlabelled_as: class that a published protocol gives to pixels without ground truth, see `target`.
+        unlabelled_as: class that a published protocol gives to pixels without ground truth, see
+            `target`.
     """
 
     name: str
@@ -35,24 +59,40 @@ class ImageSet:
     scale: float = 1.0
     crop_side: int | None = None
     in_process: bool = False
+    windowed: bool = False
     raw_scale: float = 1.0
     unlabelled_as: int | None = None
+    _scaling: Scaling | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
 
-    def native_image(self, index: int) -> np.ndarray:
-        """Pixels at native size: [channels, rows, columns] of `dtype`."""
+    # What a subclass implements
+
+    def read(self, index: int) -> Pixels:
+        """The image at native size: pixels [channels, rows, columns] of `dtype`, and which of them
+        have data.
+        """
         raise NotImplementedError
 
+    def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
+        """A part of the image at native size; it must lie within the image."""
+        pixels, valid = self.read(index)
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        return pixels[:, rows, columns], None if valid is None else valid[rows, columns]
+
     def label(self, index: int) -> np.ndarray:
-        """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is none."""
+        """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is
+        none or no data.
+        """
         raise NotImplementedError
 
     def target(self, index: int) -> np.ndarray:
-        """What is counted against: `label`, or with one value more where a protocol leaves open what some pixels are.
+        """The map that is scored against: `label`, with one more value for pixels that a protocol
+        leaves undecided.
 
-        Values are below `num_targets` or 255; `folded` makes counts of classes of the counts of them.
+        Values are below `num_targets` or 255; `folded` turns counts of these values into counts of
+        classes.
         """
         return self.label(index)
 
@@ -65,69 +105,152 @@ class ImageSet:
         return counts
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """What must be told beside scores of counts [clusters, num_targets]; empty for a set of one's own."""
+        """The protocol's facts to print beside the scores of counts [clusters, num_targets]; empty
+        without protocol.
+        """
         return {}
 
     def check_labels(self) -> None:
         """Raise DataError for a label map that is not as `label` promises."""
 
+    def fingerprint(self) -> dict:
+        """{"images": number, "sha256": of stems, sizes and contents}; the place of the images does
+        not change it.
+        """
+        digest = hashlib.sha256(repr((self.sizes, self.channels, str(self.dtype))).encode())
+        for stem, content in zip(self.stems, self.digests(), strict=True):
+            digest.update(os.fsencode(stem) + b"\0" + content)
+        return {"images": len(self), "sha256": digest.hexdigest()}
+
+    def digests(self) -> list[bytes]:
+        """A digest of each image's content, for `fingerprint`."""
+        return [b""] * len(self)
+
+    # What follows from it
+
+    @property
+    def scaling(self) -> Scaling:
+        """The limits by which stored values become [0, 1]: those that were set, else the set's own."""
+        if self._scaling is None:
+            self._scaling = estimate(self)
+        return self._scaling
+
+    @scaling.setter
+    def scaling(self, scaling: Scaling) -> None:
+        self._scaling = scaling
+
+    def native_image(self, index: int) -> np.ndarray:
+        return self.read(index)[0]
+
+    def scaled(self, index: int) -> Pixels:
+        """The image at the set's scale."""
+        pixels, valid = self.read(index)
+        return rescale(pixels, self.scale), None if valid is None else nearest(valid, self.size(index))
+
     def image(self, index: int) -> np.ndarray:
-        """Pixels at the set's scale: [channels, rows, columns] of `dtype`."""
-        return rescale(self.native_image(index), self.scale)
+        return self.scaled(index)[0]
 
     def size(self, index: int) -> tuple[int, int]:
         """(rows, columns) of `image(index)`."""
         return scaled_size(self.sizes[index], self.scale)
 
+    def part(self, index: int, row: int, column: int, side: int) -> Pixels:
+        """The square at the set's scale with its upper left corner at (row, column), cut off at the
+        image's border.
+        """
+        rows, columns = self.size(index)
+        height, width = min(side, rows - row), min(side, columns - column)
+        if not self.windowed:
+            pixels, valid = self.scaled(index)
+            inside = slice(row, row + height), slice(column, column + width)
+            return pixels[(slice(None), *inside)], None if valid is None else valid[inside]
+        if self.scale == 1:
+            return self.read_window(index, row, column, height, width)
+        pixels, valid = self.read_window(index, *self.native_part(index, row, column, height, width))
+        resized = resize(pixels, (height, width))
+        return resized, None if valid is None else nearest(valid, (height, width))
+
+    def native_part(self, index: int, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The (row, column, height, width) at native size of a part at the set's scale."""
+        spans = []
+        for start, length, native, scaled in zip(
+            (row, column), (height, width), self.sizes[index], self.size(index), strict=True
+        ):
+            first = int(start * native / scaled)
+            spans.append((first, max(1, min(native, round((start + length) * native / scaled)) - first)))
+        (top, tall), (left, wide) = spans
+        return top, left, tall, wide
+
+    def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
+        """The label map of a part at the set's scale, resized to `height` x `width`."""
+        label = nearest(self.label(index), self.size(index))
+        return label[row : row + height, column : column + width]
+
+    def corner(self, index: int, y: float, x: float, side: int) -> tuple[int, int]:
+        """(row, column) of the crop at the fractions y and x of the image's free rows and columns."""
+        rows, columns = self.size(index)
+        return int(y * (max(rows - side, 0) + 1)), int(x * (max(columns - side, 0) + 1))
+
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cut a square out of each image at the set's scale; images smaller than that are padded by their edge.
+        """Cut a square out of each image at the set's scale; images smaller than that are padded by
+        their edge.
 
         Args:
-            indices: [B] of images. y, x: [B] in [0, 1): the corners, as fractions of the free rows and columns.
+            indices: [B] of images. y, x: [B] in [0, 1): the corners, see `corner`.
             side: of the squares, pixels.
-            labelled: count pixels without ground truth as not valid.
+            labelled: pixels without ground truth are not valid.
 
         Returns:
-            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None when all is.
+            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None
+            if every pixel is.
         """
         batch = np.empty((len(indices), self.channels, side, side), dtype=self.dtype)
-        valid = np.ones((len(indices), side, side), dtype=bool)
+        valid = np.zeros((len(indices), side, side), dtype=bool)
         for b, index in enumerate(indices):
-            pixels = self.image(index)
-            top, left = (int(f * (max(n - side, 0) + 1)) for f, n in zip((y[b], x[b]), pixels.shape[1:], strict=True))
-            cut = pixels[:, top : top + side, left : left + side]
+            row, column = self.corner(index, y[b], x[b], side)
+            cut, has_data = self.part(index, row, column, side)
             rows, columns = cut.shape[1:]
+            valid[b, :rows, :columns] = True if has_data is None else has_data
             if labelled:
-                label = nearest_label(self.label(index), pixels.shape[1:])
-                valid[b, :rows, :columns] = label[top : top + side, left : left + side] != IGNORE
+                valid[b, :rows, :columns] &= self.label_part(index, row, column, rows, columns) != IGNORE
             if (rows, columns) != (side, side):
-                valid[b, rows:] = valid[b, :, columns:] = False
                 cut = np.pad(cut, ((0, 0), (0, side - rows), (0, side - columns)), mode="edge")
             batch[b] = cut
         return batch, None if valid.all() else valid
 
     @property
     def shortest_side(self) -> int:
+        """Pixels at the set's scale."""
         return min(min(scaled_size(size, self.scale)) for size in set(self.sizes))
+
+    def num_smaller(self, side: int) -> int:
+        """Number of images from which a crop of that side has to be padded."""
+        return sum(min(self.size(index)) < side for index in range(len(self)))
 
     @property
     def num_bytes(self) -> int:
-        """Of all images together at the set's scale."""
+        """Bytes of all images together at the set's scale."""
         pixels = sum(rows * columns for rows, columns in map(self.size, range(len(self))))
         return pixels * self.channels * self.dtype.itemsize
 
 
 class InMemory(ImageSet):
-    """A set whose scaled images are held in memory; what else is asked comes from the set it was made of."""
+    """A set whose scaled images are held in memory; everything else comes from the set it was made
+    of.
+    """
 
-    def __init__(self, source: ImageSet, images: list[np.ndarray]) -> None:
+    in_process = True
+
+    def __init__(self, source: ImageSet, images: list[Pixels]) -> None:
         vars(self).update(vars(source))
         self._source, self._images = source, images
-        self.native_image, self.label = source.native_image, source.label
+        self.windowed = False
+        for method in ("read", "label", "digests", "fingerprint", "check_labels"):
+            setattr(self, method, getattr(source, method))
 
-    def image(self, index: int) -> np.ndarray:
+    def scaled(self, index: int) -> Pixels:
         return self._images[index]
 
 
@@ -136,29 +259,41 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def rescale(pixels: np.ndarray, scale: float) -> np.ndarray:
-    """Resize [c, rows, columns] by a factor, bilinear, with antialiasing when it shrinks."""
-    if scale == 1:
+    """Resize [c, rows, columns] by a factor."""
+    return pixels if scale == 1 else resize(pixels, scaled_size(pixels.shape[1:], scale))
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize [c, rows, columns] to a size, bilinear, with antialiasing when it shrinks; the dtype
+    stays.
+    """
+    if pixels.shape[1:] == size:
         return pixels
-    size = scaled_size(pixels.shape[1:], scale)
+    work = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
     resized = F.interpolate(
-        torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
-    )[0].numpy()
+        torch.from_numpy(pixels.astype(work))[None], size=size, mode="bilinear", antialias=True
+    )[0].numpy()  # fmt: skip
     if pixels.dtype.kind == "f":
         return resized
-    return resized.round().clip(0, WHITE[pixels.dtype]).astype(pixels.dtype)
+    limits = np.iinfo(pixels.dtype)
+    return resized.round().clip(limits.min, limits.max).astype(pixels.dtype)
 
 
-def nearest_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A label map at another size, by the nearest pixel's centre."""
-    if label.shape == tuple(size):
-        return label
-    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(np.intp) for n, m in zip(label.shape, size, strict=True))
-    return label[rows[:, None], columns]
+def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map [rows, columns] at another size, by the nearest pixel's centre."""
+    if values.shape == tuple(size):
+        return values
+    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(np.intp) for n, m in zip(values.shape, size, strict=True))
+    return values[rows[:, None], columns]
+
+
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Repeat a grey image [1, rows, columns] over the channels of a colour set."""
+    return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
 
 
 def to_float(pixels: np.ndarray) -> torch.Tensor:
-    """Pixels of any accepted dtype -> float32 tensor in [0, 1].
-
-    By numpy, since reading threads call it: a second thread that wakes torch's pool would contend with the network.
+    """Pixels of uint8, uint16 or float32 -> float32 tensor in [0, 1], by the largest value of their
+    dtype.
     """
     return torch.from_numpy(pixels.astype(np.float32) / np.float32(WHITE[pixels.dtype]))

@@ -1,4 +1,6 @@
-"""Random crops for training: which are drawn is a function of (seed, epoch), so a run can start at any step."""
+"""Random crops for training. They are a function of (seed, epoch), so that a run can start at any
+step.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +11,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
-from .base import ImageSet, InMemory, to_float
+from .base import ImageSet, InMemory
+from .scenes import SceneCrops
 
 IN_MEMORY_BYTES = 256 * 2**20  # sets up to this size are decoded once
 MAX_WORKERS = 4
 
 
 class Crop(NamedTuple):
-    """A crop before the image's size is known: its corner is at these fractions of the free rows and columns."""
+    """A crop of image `index`, with its corner at the fractions y and x of the free rows and
+    columns.
+    """
 
     index: int
     y: float
@@ -24,14 +29,18 @@ class Crop(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every pixel is."""
+    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every
+    pixel is.
+    """
 
     images: torch.Tensor
     valid: torch.Tensor | None
 
 
 class CropSampler(Sampler):
-    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's `size` images."""
+    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
+    `size` images.
+    """
 
     def __init__(self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int) -> None:
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
@@ -62,7 +71,7 @@ class CropSet(Dataset):
 
     Args:
         images: the set. crop: side of the crops in pixels.
-        labelled: count pixels without ground truth as not valid (loss mask "gt").
+        labelled: pixels without ground truth are not valid (loss mask "gt").
     """
 
     def __init__(self, images: ImageSet, crop: int, labelled: bool = False) -> None:
@@ -81,15 +90,19 @@ class CropSet(Dataset):
 
 
 def held_in_memory(images: ImageSet) -> ImageSet:
-    """The set decoded once, when it is small enough; else the set itself."""
+    """The set with its images decoded once if they fit in IN_MEMORY_BYTES, else the set itself."""
     if isinstance(images, InMemory) or images.in_process or images.num_bytes > IN_MEMORY_BYTES:
         return images
+    if isinstance(images, SceneCrops):
+        return images.over(held_in_memory(images.source))
     with ThreadPoolExecutor() as pool:
-        return InMemory(images, list(pool.map(images.image, range(len(images)))))
+        return InMemory(images, list(pool.map(images.scaled, range(len(images)))))
 
 
 def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False) -> DataLoader:
-    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for CropSet."""
+    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for
+    CropSet.
+    """
     return DataLoader(
         CropSet(images, crop, labelled),
         batch_sampler=sampler,
@@ -104,14 +117,22 @@ def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
 
 
 def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in [0, 1], over at most `limit` images spread evenly over the set."""
+    """Mean and standard deviation of each channel in [0, 1], over the valid pixels of at most
+    `limit` images.
+
+    The images are spread evenly over the set.
+    """
     chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for index in chosen:
-        pixels = to_float(images.image(int(index))).double().flatten(1)
+        stored, valid = images.scaled(int(index))
+        pixels = images.scaling.to_float(stored).double().flatten(1)
+        if valid is not None:
+            pixels = pixels[:, torch.from_numpy(valid.ravel())]
         count += pixels.shape[1]
         total, squares = total + pixels.sum(1), squares + pixels.square().sum(1)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    # A constant channel carries nothing: leave its scale alone rather than divide by 0.
+    mean = total / max(count, 1)
+    std = (squares / max(count, 1) - mean.square()).clamp_min(0).sqrt()
+    # A constant channel carries no information; its scale is left alone, which avoids a division by
+    # 0.
     return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()

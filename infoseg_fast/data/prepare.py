@@ -1,13 +1,14 @@
-"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped into memory.
+"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped
+into memory.
 
     DIR/manifest.json          protocol, options, sources, hashes, versions, counts
     DIR/index.npy              one INDEX record for each image
     DIR/stems.txt, classes.txt
     DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows, columns]
 
-Images are stored resized, whole, and framed with zeros (label 255) up to the protocol's window. The folder appears
-under its name when it is whole; until then `.DIR.partial` holds the shards that are done, and the same command goes on
-there.
+Images are stored resized and uncropped. An image below the protocol's window is framed with zeros
+(label 255). The folder gets its name when it is complete. Until then `.DIR.partial` holds the
+finished shards, and the same command continues there.
 """
 
 import dataclasses
@@ -38,11 +39,12 @@ from .raw import Raw
 READERS = {"coco-stuff": coco, "coco-persons": persons, "potsdam": potsdam}
 FORMAT = 1
 MANIFEST, INDEX_FILE, STEMS, CLASSES, SHARDS = "manifest.json", "index.npy", "stems.txt", "classes.txt", "shards"
-PLAN = "plan.json"  # in the unfinished folder: what its shards are of
+PLAN = "plan.json"  # in the unfinished folder: describes the shards
 CHUNK = 256  # items of one task of the header and selection passes
-SPARE_BYTES = 64 * 2**20  # beyond the shards: index, manifest, and what a file system rounds up
+SPARE_BYTES = 64 * 2**20  # for index, manifest and the rounding of the file system
 
-# shard and offset (in pixels) of an image; rows, columns as stored; the rectangle within that is image and not frame.
+# Shard and offset (pixels) of an image; its stored rows and columns; the rectangle inside the
+# frame.
 INDEX = np.dtype(
     [("shard", "i4"), ("offset", "i8"), ("rows", "i4"), ("columns", "i4"), ("top", "i4"), ("left", "i4"),
      ("inner_rows", "i4"), ("inner_columns", "i4"), ("labelled", "?"), ("held_out", "?")]
@@ -50,11 +52,11 @@ INDEX = np.dtype(
 
 
 def options_for(protocol: Protocol, given: dict) -> Options:
-    """The options with the given ones checked; one that means nothing for the protocol raises DataError."""
+    """Options with the given values. Raises DataError for one that does not apply to the protocol."""
     known = OPTIONS_OF[protocol.source]
     for name in given:
         if name not in known:
-            raise DataError(f"--{name.replace('_', '-')} means nothing for {protocol.name}; leave it out")
+            raise DataError(f"--{name.replace('_', '-')} does not apply to {protocol.name}; leave it out")
     options = dataclasses.replace(Options(), **given)
     for name, choices in (("partition", PARTITIONS), ("unlabelled", UNLABELLED), ("crowd", CROWDS)):
         if getattr(options, name) not in choices:
@@ -86,8 +88,8 @@ def prepare(
         The manifest (with `check`, without the shards' hashes).
 
     Raises:
-        DataError: something is missing or not as the protocol has it; the text says where it is to be had. What was
-            done stays in the unfinished folder, where the same command goes on.
+        DataError: a file is missing or is not the protocol's; the text says where to get it.
+            Finished shards stay in the unfinished folder, and the same command continues there.
     """
     protocol = PROTOCOLS[name]
     reader = READERS[protocol.source]
@@ -104,7 +106,7 @@ def prepare(
         if protocol.source == "coco-persons":
             raw, sizes = _selected(pool, protocol, options, raw, sizes)
         index, groups = plan(protocol, raw, sizes)
-        manifest = describe(protocol, options, raw, index)
+        manifest = manifest_of(protocol, options, raw, index)
         if check:
             _convert(pool, protocol, options, raw, index, groups, None, "checking")
             return manifest
@@ -121,7 +123,7 @@ def person_shares(protocol: Protocol, options: Options, items: list) -> list[flo
 
 
 def _selected(pool: "Pool", protocol: Protocol, options: Options, raw: Raw, sizes: list) -> tuple[Raw, list]:
-    """COCO-Persons: the candidates whose share of persons is in the range."""
+    """The candidates of COCO-Persons whose share of persons is in the range."""
     shares = pool.over_items(person_shares, (protocol, options), raw.items, "persons")
     kept = [i for i, share in enumerate(shares) if options.person_min <= share <= options.person_max]
     if not kept:
@@ -139,13 +141,13 @@ def _selected(pool: "Pool", protocol: Protocol, options: Options, raw: Raw, size
 
 
 def plan(protocol: Protocol, raw: Raw, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, list[range]]:
-    """Where every image will be (INDEX records), and of each shard the range of its items."""
+    """The place of every image (INDEX records), and the range of items of each shard."""
     window = protocol.window
     groups = [range(i, min(i + raw.per_shard, len(raw.items))) for i in range(0, len(raw.items), raw.per_shard)]
     index = np.zeros(len(raw.stems), dtype=INDEX)
     inner = np.array(sizes, dtype=np.int64).repeat(raw.per_item, axis=0)
     stored = np.maximum(inner, window)
-    # As the protocol places a smaller image: its centre (rounded down) on the frame's.
+    # The protocol places the centre of a smaller image (rounded down) on the centre of the frame.
     corner = stored // 2 - inner // 2
     for column, values in (
         ("rows", stored[:, 0]), ("columns", stored[:, 1]), ("top", corner[:, 0]), ("left", corner[:, 1]),
@@ -161,8 +163,8 @@ def plan(protocol: Protocol, raw: Raw, sizes: list[tuple[int, int]]) -> tuple[np
     return index, groups
 
 
-def describe(protocol: Protocol, options: Options, raw: Raw, index: np.ndarray) -> dict:
-    """The manifest but for the shards."""
+def manifest_of(protocol: Protocol, options: Options, raw: Raw, index: np.ndarray) -> dict:
+    """The manifest without its shards."""
     relevant = OPTIONS_OF[protocol.source]
     return {
         "format": FORMAT,
@@ -183,7 +185,7 @@ def describe(protocol: Protocol, options: Options, raw: Raw, index: np.ndarray) 
 
 
 def _write(pool, protocol, options, raw, index, groups, manifest, out: Path) -> dict:
-    """Write the shards that are not there yet, then the rest, and give the folder its name."""
+    """Write the missing shards, then index and manifest, and rename the folder."""
     scratch = out.with_name(f".{out.name}.partial")
     key = (
         json.dumps(manifest | {"sizes": hashlib.sha256(index.tobytes()).hexdigest()}, sort_keys=True) + "\n"
@@ -211,7 +213,7 @@ def _write(pool, protocol, options, raw, index, groups, manifest, out: Path) -> 
         write_atomically(scratch / CLASSES, ("\n".join(protocol.classes) + "\n").encode())
         for path in [scratch / PLAN, *(scratch / SHARDS).glob("*.json")]:
             path.unlink()
-        # The manifest last: it is what makes the folder a set.
+        # The manifest is last, because it makes the folder a set.
         write_atomically(scratch / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         os.rename(scratch, out)
     except OSError as error:
@@ -231,7 +233,7 @@ def shard_paths(folder: Path, shard: int) -> tuple[Path, Path]:
 
 
 def _finished(scratch: Path, shard: int) -> dict | None:
-    """The record of a shard that was written in full, else None. Its record is written after it."""
+    """The record of a complete shard, which is written after it; else None."""
     images, labels = shard_paths(scratch / SHARDS, shard)
     try:
         record = json.loads(images.with_suffix(".json").read_text())
@@ -242,7 +244,7 @@ def _finished(scratch: Path, shard: int) -> dict | None:
 
 
 def _convert(pool, protocol, options, raw, index, groups, folder, description, done=()) -> dict[int, dict]:
-    """Convert all shards but those that are `done`: their records."""
+    """Convert the shards that are not in `done`; returns their records."""
     tasks = [
         (shard, (protocol, options, [raw.items[i] for i in group],
                  index[group.start * raw.per_item : group.stop * raw.per_item], folder, shard))
@@ -260,7 +262,8 @@ def _convert(pool, protocol, options, raw, index, groups, folder, description, d
 def convert(
     protocol: Protocol, options: Options, items: list, index: np.ndarray, folder: Path | None, shard: int
 ) -> dict:
-    """Read a shard's images and write them, framed; with no folder only read. Runs in a worker process.
+    """Read a shard's images and write them with their frames; without a folder only read. Runs in a
+    worker process.
 
     Returns the shard's record: bytes and sha256 of its two files, and sha256 of the raw files read.
     """
@@ -310,7 +313,7 @@ def framed(array: np.ndarray, place: np.void, fill: int) -> np.ndarray:
 
 
 class Pool:
-    """Runs functions over tasks in processes, or in this one when there is to be only one."""
+    """Runs functions over tasks in worker processes, or in this process if `workers` is 1."""
 
     def __init__(self, workers: int, progress: bool) -> None:
         self.workers, self.bar_disabled = workers, None if progress else True
@@ -318,7 +321,7 @@ class Pool:
 
     def __enter__(self) -> "Pool":
         if self.workers > 1:
-            # Not forked: this process may hold threads (of torch, of a progress bar).
+            # Not forked, because this process may have threads (of torch, of a progress bar).
             context = get_context("spawn")
             self.executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker)
         return self
@@ -328,7 +331,7 @@ class Pool:
             self.executor.shutdown(cancel_futures=True)
 
     def run(self, function: Callable, tasks: list[tuple[int, tuple]]) -> Iterator[tuple[int, dict]]:
-        """(number, result) of every (number, arguments), as they are done."""
+        """(number, result) of every (number, arguments), in the order in which they finish."""
         if self.executor is None:
             yield from ((number, function(*arguments)) for number, arguments in tasks)
             return
@@ -339,7 +342,7 @@ class Pool:
             except BrokenProcessPool as error:
                 raise DataError(
                     f"one of {self.workers} worker processes was killed (out of memory?); run the command again with "
-                    "fewer --workers, it goes on where it was"
+                    "fewer --workers, it continues there"
                 ) from error
             yield futures[future], result
 
@@ -355,7 +358,7 @@ class Pool:
 
 
 def _begin_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with a parent that was killed rather than wait for ever."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

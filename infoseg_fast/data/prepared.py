@@ -1,4 +1,4 @@
-"""A folder that `infoseg prepare` made, as a set: its pixels stay in the page cache, mapped into memory."""
+"""A folder that `infoseg prepare` made, as a set. Its shards are mapped into memory."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..scores.matching import match_clusters
-from .base import ImageSet
+from .base import ImageSet, Pixels
 from .coco import UNLABELLED
 from .images import IGNORE
 from .prepare import FORMAT, INDEX, INDEX_FILE, MANIFEST, SHARDS, STEMS, shard_paths
@@ -24,15 +24,16 @@ def is_prepared(folder: Path) -> bool:
 class PreparedSet(ImageSet):
     """A prepared benchmark.
 
-    The train split gives whole resized images, of which crops are cut; every other split gives the protocol's centre
-    windows. "train" and "eval" are the manifest's partition, "all" every image, "val" those of val2017 (Potsdam: the
-    held-out patches). An image without ground truth has a label map of 255.
+    The train split has whole resized images, from which crops are cut. Every other split has the
+    protocol's centre windows. "train" and "eval" are the manifest's partition, "all" has every
+    image, "val" those of val2017 (Potsdam: the held-out patches). The label map of an image without
+    ground truth is 255 everywhere.
 
     Raises:
         DataError: the manifest, the index or a shard is damaged or of another version.
     """
 
-    in_process = True  # mapped memory: a second process would only copy
+    in_process = True  # a second process would only copy the mapped memory
     has_labels = True
 
     def __init__(self, root: Path, split: str = "all") -> None:
@@ -69,7 +70,8 @@ class PreparedSet(ImageSet):
             raise DataError(f"the {split} split of {root} has no image")
         self.stems = [stems[i] for i in chosen]
         self._index = index[chosen]
-        # Plain numbers: a record of a structured array costs more to take apart than a crop to copy.
+        # Plain numbers, because reading a record of a structured array takes longer than copying a
+        # crop.
         self._places = [index[name][chosen].tolist() for name in ("shard", "offset", "rows", "columns")]
         self._whole = split == "train"
         rows, columns = self._index["rows"].astype(np.int64), self._index["columns"].astype(np.int64)
@@ -80,7 +82,7 @@ class PreparedSet(ImageSet):
             self._top, self._left = rows // 2 - self.window // 2, columns // 2 - self.window // 2
             self._rows, self._columns = np.full_like(rows, self.window), np.full_like(columns, self.window)
         self.sizes = list(zip(self._rows.tolist(), self._columns.tolist(), strict=True))
-        # Stored labels -> the labels read: pixels without ground truth become what the option says.
+        # Stored labels -> labels; the option decides about pixels without ground truth.
         self._table = np.arange(256, dtype=np.uint8)
         self._table[UNLABELLED] = self.unlabelled_as if self._iic else IGNORE
         self._maps = None
@@ -99,7 +101,9 @@ class PreparedSet(ImageSet):
         return vars(self) | {"_maps": None}  # a worker process maps the files itself
 
     def _mapped(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The bytes of every shard's images and labels. Plain arrays: slicing np.memmap costs several times more."""
+        """The bytes of every shard's images and labels, as plain arrays, which are faster to slice
+        than np.memmap.
+        """
         if self._maps is None:
             self._maps = [
                 tuple(np.memmap(path, np.uint8, "r").view(np.ndarray) for path in paths) for paths in self._paths
@@ -123,7 +127,7 @@ class PreparedSet(ImageSet):
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """As ImageSet.crops, copied straight from the mapped files; the frame of a small image is not valid."""
+        """As ImageSet.crops, copied from the mapped files. The frame of a small image is not valid."""
         rows, columns = self._rows[indices], self._columns[indices]
         if self.scale != 1 or min(rows.min(), columns.min()) < side:
             return super().crops(indices, y, x, side, labelled)
@@ -152,14 +156,16 @@ class PreparedSet(ImageSet):
             valid[b, :, : left_of[b]] = valid[b, :, right_of[b] :] = False
         return batch, valid
 
-    def native_image(self, index: int) -> np.ndarray:
-        return np.array(self._view(index, labels=False))
+    def read(self, index: int) -> Pixels:
+        return np.array(self._view(index, labels=False)), None
 
     def label(self, index: int) -> np.ndarray:
         return self._table[self._view(index, labels=True)[0]]
 
     def target(self, index: int) -> np.ndarray:
-        """As `label`, but with one more class, `num_classes`, for pixels that the option decides about."""
+        """As `label`, with the additional value `num_classes` for pixels that the option decides
+        about.
+        """
         stored = self._view(index, labels=True)[0]
         if self.unlabelled_as is None:
             return self._table[stored]
@@ -170,20 +176,22 @@ class PreparedSet(ImageSet):
         return self.num_classes + (self.unlabelled_as is not None)
 
     def folded(self, counts: np.ndarray, unlabelled: str | None = None) -> np.ndarray:
-        """By the option "ignore" or "iic"; None takes the manifest's."""
+        """As ImageSet.folded, by the option "ignore" or "iic"; None takes the manifest's option."""
         kept = counts[:, : self.num_classes].copy()
         if (unlabelled or ("iic" if self._iic else "ignore")) == "iic" and self.unlabelled_as is not None:
             kept[:, self.unlabelled_as] += counts[:, self.num_classes]
         return kept
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """What a score is of: images, partition, pixels, what was ignored, and how else it could have been counted."""
+        """Images, partition, pixels and options of a score, and the accuracy by each choice of
+        `unlabelled`.
+        """
         manifest, place = self.manifest, self._index
         scored = int(place["labelled"].sum())
         pixels = int((self._rows * self._columns)[place["labelled"]].sum())
         counted = int(self.folded(counts).sum())
         lists = [f"{entry['part']}/{entry['name']}" for entry in manifest["protocol"]["lists"]]
-        told = {
+        facts = {
             "name": manifest["protocol"]["name"],
             "split": self.split,
             "images": scored,
@@ -197,28 +205,28 @@ class PreparedSet(ImageSet):
             "notes": manifest["notes"],
         }
         if self.unlabelled_as is not None:
-            told["pixel_accuracy_by_unlabelled"] = {
+            facts["pixel_accuracy_by_unlabelled"] = {
                 choice: match_clusters(self.folded(counts, choice)).accuracy for choice in UNLABELLED_CHOICES
             }
-        return told
+        return facts
 
 
-def as_text(told: dict, scores: dict) -> str:
+def as_text(facts: dict, scores: dict) -> str:
     """The protocol as one line."""
     parts = [
-        f"{told['name']}, {told['split']} split: {told['images']:,} images of {', '.join(told['lists'])}",
-        f"partition {told['partition']}"
-        + (" (the images trained on are scored)" if told["partition"] == "iid" else " (held out)"),
-        f"centre {told['window']} x {told['window']} at scale {told['scale']:g}",
-        told["selection"],
-        *(told["notes"] if told["split"] == "val" or told["partition"] != "iid" else []),
-        f"unlabelled {told['options']['unlabelled']}" if "unlabelled" in told["options"] else "",
-        f"{scores['num_pixels']:,} pixels counted, {told['ignored_share']:.1%} ignored",
+        f"{facts['name']}, {facts['split']} split: {facts['images']:,} images of {', '.join(facts['lists'])}",
+        f"partition {facts['partition']}"
+        + (" (the images trained on are scored)" if facts["partition"] == "iid" else " (held out)"),
+        f"centre {facts['window']} x {facts['window']} at scale {facts['scale']:g}",
+        facts["selection"],
+        *(facts["notes"] if facts["split"] == "val" or facts["partition"] != "iid" else []),
+        f"unlabelled {facts['options']['unlabelled']}" if "unlabelled" in facts["options"] else "",
+        f"{scores['num_pixels']:,} pixels counted, {facts['ignored_share']:.1%} ignored",
         f"class shares {' '.join(f'{share:.3f}' for share in scores['class_shares'])}",
         f"constant predictor {scores['majority_accuracy']:.4f}",
-        *(f"{name.replace('_', ' ')} {told[name]}" for name in ("loss_mask", "epoch_rule") if name in told),
+        *(f"{name.replace('_', ' ')} {facts[name]}" for name in ("loss_mask", "epoch_rule") if name in facts),
     ]
-    by_choice = told.get("pixel_accuracy_by_unlabelled")
+    by_choice = facts.get("pixel_accuracy_by_unlabelled")
     if by_choice and len(set(by_choice.values())) > 1:
         each = ", ".join(f"{choice} {value:.4f}" for choice, value in by_choice.items())
         parts.append(f"accuracy by --unlabelled: {each} (iic: {REFERENCE} scores unlabelled pixels as a class)")

@@ -1,4 +1,6 @@
-"""What the readers of raw downloads share: what they find, and reading one file with faults that name it."""
+"""Shared by the readers of raw downloads: the found files, and reading a file with errors that name
+it.
+"""
 
 import importlib.util
 import io
@@ -11,20 +13,22 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .images import first_line
+from .reader import first_line
 
 
 @dataclass
 class Raw:
-    """The raw files of a benchmark, found and named, not yet read.
+    """The raw files of a benchmark, found but not read.
 
     Attributes:
-        items: what one call of a reader's `read` takes; all items together give the images in order.
-        stems, parts, labelled: of each image: its name, the part of the download it is from, whether it has labels.
+        items: the arguments of the calls of a reader's `read`, which give the images in order.
+        stems, parts, labelled: of each image: its name, its part of the download, and whether it
+            has labels.
         held_out: of each image, whether the "iid+" partition keeps it for scoring.
         per_item: images of one item. per_shard: items of one shard.
-        sources: for the manifest: files with their counts, hashes and addresses.
-        selection: what chose the images, where that is more than a list; printed with every result.
+        sources: files with their counts, hashes and addresses, for the manifest.
+        selection: the rule that chose the images, if it is more than a list; printed with every
+            result.
     """
 
     items: list[Any]

@@ -1,10 +1,33 @@
-"""The public ops: arguments are checked and the projection folded here, once, for every backend."""
+"""The public ops, one module each, and `OPS`, their records.
 
-from .mutual_information_loss import mutual_information_loss
-from .segmentation import segment, segment_and_count
-from .similarity import assign, class_moments, local_global_similarity
+A public op checks its arguments once for every backend. Every module here that defines `OP` is an op.
+"""
+
+import importlib
+import pkgutil
+
+from .record import Op
+
+
+def _records() -> dict[str, Op]:
+    """The records by name, found in the modules of this folder, in the order of their names."""
+    names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "cpp"]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    records = [module.OP for module in modules if hasattr(module, "OP")]
+    return {op.name: op for op in records}
+
+
+OPS = _records()
+
+from .assign import assign  # noqa: E402 (a function takes the place of the module of its name)
+from .class_moments import class_moments  # noqa: E402
+from .local_global_similarity import local_global_similarity  # noqa: E402
+from .mutual_information_loss import mutual_information_loss  # noqa: E402
+from .segment import segment  # noqa: E402
+from .segment_and_count import segment_and_count  # noqa: E402
 
 __all__ = [
+    "OPS",
     "assign",
     "class_moments",
     "local_global_similarity",

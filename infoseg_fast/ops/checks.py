@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..reference.similarity import accumulation_dtype
+from ..reference.folding import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CLASSES = 256
@@ -35,9 +35,9 @@ def local_and_global(
             raise ValueError(f"{name} must be on {features.device} as features are, not {described(x)}")
     if features.dim() != 4:
         raise ValueError(f"features must be [B, C, h, w], not {described(features)}")
-    if global_features.dim() != 3 or len(global_features) != len(features):
+    if global_features.dim() != 3 or global_features.shape[0] != features.shape[0]:
         raise ValueError(
-            f"global_features must be [B, K, D] with B = {len(features)} as in features, "
+            f"global_features must be [B, K, D] with B = {features.shape[0]} as in features, "
             f"not {described(global_features)}"
         )
     C, (K, D) = features.shape[1], global_features.shape[1:]
@@ -68,7 +68,7 @@ def local_and_global(
     return features, global_features, weight, bias
 
 
-def without_autocast(device_type: str):
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast is off. Where it is off anyway there is nothing to do, which costs less."""
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
@@ -121,7 +121,7 @@ def position_statistics(statistics: Tensor, features: Tensor) -> Tensor:
         not isinstance(statistics, Tensor)
         or not statistics.is_floating_point()
         or statistics.dim() != 4
-        or (len(statistics), *statistics.shape[2:]) != (B, h, w)
+        or (statistics.shape[0], *statistics.shape[2:]) != (B, h, w)
         or statistics.shape[1] == 0
         or statistics.device != features.device
     ):
@@ -139,10 +139,12 @@ def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple
     rows, columns = features.shape[2:]
     if size is None:
         return rows, columns
+    # While a graph is recorded, a number of pixels may be symbolic, or a tensor.
+    numbers = (int, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)
     if (
         not isinstance(size, (tuple, list, torch.Size))
         or len(size) != 2
-        or not all(isinstance(n, int) and n >= 1 for n in size)
+        or not all(isinstance(n, numbers) and n >= 1 for n in size)
     ):
         raise ValueError(f"{name} must be two numbers of pixels, (rows, columns), each at least 1, not {size!r}")
     if rows * columns == 0:

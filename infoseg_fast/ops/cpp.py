@@ -1,5 +1,4 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see
-`infoseg_fast.ops.dispatch`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.protocol`).
 
 The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a
 tensor that is not given or not wanted. The number of threads is `torch.get_num_threads()`.
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from ..reference.appearance import DARK, FLAT
-from ..reference.refinement import FLOOR
+from ..reference.local_appearance import DARK, FLAT
+from ..reference.refined_labels import FLOOR
+from .protocol import Needs, empty_gradients
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _ESTIMATORS = {"jsd": 0, "infonce": 1}
@@ -42,40 +42,46 @@ class _Kernel:
 
 
 class _Similarity(_Kernel):
-    softmax = False
+    def forward(self, features, G, g0, needs):
+        return _scores(features, G, g0, False, 1.0), []
 
-    def forward(self, features, G, g0, temperature=1.0):
-        B, _, h, w = features.shape
-        out = features.new_empty(B, G.shape[1], h, w)
-        extension.compiled().similarity_forward(
-            features=_map(features),
-            G=G.data_ptr(),
-            g0=_pointer(g0),
-            K=G.shape[1],
-            softmax=self.softmax,
-            temperature=temperature,
-            threads=torch.get_num_threads(),
-            out=out.data_ptr(),
-        )
-        return out
-
-    def backward(self, grad, features, G, needs):
+    def backward(self, grad, saved, features, G, g0, needs):
         return _gradients(features, G, needs, grad=grad)
 
 
-class _Assign(_Similarity):
-    softmax = True
+class _Assign(_Kernel):
+    def forward(self, features, G, g0, temperature, needs):
+        return _scores(features, G, g0, True, temperature), []
 
-    def backward(self, grad, probs, features, G, temperature, needs):
-        return _gradients(features, G, needs, grad=grad, probs=probs, temperature=temperature)
+    def backward(self, grad, saved, features, G, g0, temperature, needs):
+        return _gradients(features, G, needs, grad=grad, probs=saved[0], temperature=temperature)
+
+
+def _scores(features, G, g0, softmax, temperature) -> Tensor:
+    B, _, h, w = features.shape
+    out = features.new_empty(B, G.shape[1], h, w)
+    extension.compiled().similarity_forward(
+        features=_map(features),
+        G=G.data_ptr(),
+        g0=_pointer(g0),
+        K=G.shape[1],
+        softmax=softmax,
+        temperature=temperature,
+        threads=torch.get_num_threads(),
+        out=out.data_ptr(),
+    )
+    return out
 
 
 class _ClassMoments(_Kernel):
-    def forward(self, features, G, g0, statistics, temperature, keep):
+    def fake_saved(self, features, G, g0, statistics, temperature, needs):
         B, _, h, w = features.shape
+        return [features.new_empty(B, G.shape[1], h, w)] if any(needs) else []
+
+    def forward(self, features, G, g0, statistics, temperature, needs):
         K = G.shape[1]
         moments = G.new_empty(K, statistics.shape[1])
-        probs = features.new_empty((B, K, h, w) if keep else 0)
+        saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
         extension.compiled().similarity_forward(
             features=_map(features),
             G=G.data_ptr(),
@@ -85,25 +91,22 @@ class _ClassMoments(_Kernel):
             softmax=True,
             temperature=temperature,
             threads=torch.get_num_threads(),
-            out=probs.data_ptr() if keep else None,
+            out=saved[0].data_ptr() if saved else None,
             moments=moments.data_ptr(),
         )
-        return moments, probs
+        return moments, saved
 
-    def backward(self, grad, probs, statistics, features, G, temperature, needs):
+    def backward(self, grad, saved, features, G, g0, statistics, temperature, needs):
         return _gradients(
-            features, G, needs, grad_moments=grad, statistics=statistics, probs=probs, temperature=temperature
+            features, G, needs, grad_moments=grad, statistics=statistics, probs=saved[0], temperature=temperature
         )
 
 
 def _gradients(
     features, G, needs, *, grad=None, grad_moments=None, statistics=None, probs=None, temperature=1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """df, dG and dg0.
-
-    They come from the gradient by the output (`grad`) or by the moments of `statistics`.
-    """
-    df, dG, dg0 = _empty_gradients(features, G, needs)
+    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics` (`grad_moments`)."""
+    df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
         features=_map(features),
         G=G.data_ptr(),
@@ -176,27 +179,29 @@ class _Loss(_Kernel):
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
-        state = self.fake_state(features, G, g0, valid, settings, needs)
-        loss = self._run(features, G, g0, valid, settings, state or _empty_gradients(features, G, (False,) * 3))
-        return G.new_full((), loss), state
+        saved = self.fake_saved(features, G, g0, valid, settings, needs)
+        loss = self._run(
+            features, G, g0, valid, settings, saved or empty_gradients(features, G, Needs(False, False, False))
+        )
+        return G.new_full((), loss), saved
 
-    def fake_state(self, features, G, g0, valid, settings, needs):
+    def fake_saved(self, features, G, g0, valid, settings, needs):
         if not any(needs) or features.dtype == torch.float16:
             return []
-        return list(_empty_gradients(features, G, needs))
+        return list(empty_gradients(features, G, needs))
 
-    def backward(self, grad_loss, features, G, g0, valid, state, settings, needs):
-        if state:
-            return [x * grad_loss for x in state]
-        gradients = _empty_gradients(features, G, needs)
+    def backward(self, grad_loss, saved, features, G, g0, valid, settings, needs):
+        if saved:
+            return [x * grad_loss for x in saved]
+        gradients = empty_gradients(features, G, needs)
         self._run(features, G, g0, valid, settings, gradients, grad_loss.item())
         return gradients
 
-    def hand_over(self, grad_loss, state):
+    def hand_over(self, grad_loss, saved):
         if grad_loss.item() != 1:
-            for x in state:
+            for x in saved:
                 x.mul_(grad_loss)
-        return state
+        return saved
 
     def _run(self, features, G, g0, valid, settings, gradients, upstream=1.0) -> float:
         """The loss. Writes the gradients of `upstream` times the loss."""
@@ -265,9 +270,12 @@ class _InformationOfMoments(_Kernel):
         only = None if dtype in (torch.float32, torch.float64) else f"it takes float32 and float64, not {dtype}"
         return super().unsupported(device_type, dtype) or only
 
-    def forward(self, moments, total, resolution, gradient_wanted):
-        moments, total = moments.contiguous(), total.to(moments.dtype).contiguous()
-        gradient = torch.empty_like(moments) if gradient_wanted else None
+    def fake_saved(self, moments, total, resolution, needs):
+        return [moments.new_empty(moments.shape)] if needs[0] else []
+
+    def forward(self, moments, total, resolution, needs):
+        moments, total = moments.contiguous(), total.contiguous()
+        saved = self.fake_saved(moments, total, resolution, needs)
         K, S = moments.shape
         value = extension.compiled().information_of_moments(
             dtype=_DTYPES[moments.dtype],
@@ -276,9 +284,12 @@ class _InformationOfMoments(_Kernel):
             K=K,
             n=(math.isqrt(8 * S + 1) - 1) // 2,
             resolution=resolution,
-            gradient=_pointer(gradient),
+            gradient=saved[0].data_ptr() if saved else None,
         )
-        return moments.new_full((), value), gradient
+        return moments.new_full((), value), saved
+
+    def backward(self, grad, saved, moments, total, resolution, needs):
+        return [grad * saved[0]]
 
 
 class _RefinedLabels(_Float32):
@@ -320,15 +331,7 @@ def _refine(run, *tensors, **out):
     )
 
 
-def _empty_gradients(features, G, needs) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(features) if needs[0] else features.new_empty(0),
-        torch.empty_like(G) if needs[1] else G.new_empty(0),
-        G.new_empty(G.shape[:2]) if needs[2] else G.new_empty(0),
-    )
-
-
-# op name -> kernel, as infoseg_fast.ops.dispatch describes.
+# op name -> kernel, as infoseg_fast.ops.protocol describes.
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),

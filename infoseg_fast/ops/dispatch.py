@@ -1,19 +1,17 @@
-"""Which backends there are, which can run, and which one an op takes.
+"""Which backends exist, which can run here, and which one an op takes.
 
-A backend other than "reference" is a module with
-
-- `unavailable() -> str | None`: why it can run nothing here, None when it can; and
-- `KERNELS: dict[str, object]`: for each op it has, the kernel that `infoseg_fast.ops.custom` calls, which has a method
-  `unsupported(device_type, dtype) -> str | None`: why this kernel cannot take features of that kind.
-
-So a new kernel is an entry in its backend's `KERNELS`, and nothing else changes.
+`infoseg_fast.ops.protocol` says what a backend is.
 """
 
 import functools
 import importlib
 import logging
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import BackendUnavailableError
 
@@ -21,19 +19,20 @@ logger = logging.getLogger("infoseg_fast")
 
 MODULES = {"cpp": "infoseg_fast.ops.cpp", "triton": "infoseg_fast.kernels"}
 NAMES = ("auto", "reference", *MODULES)
-# What "auto" tries, in this order, by the device of the features.
+# What "auto" tries, in this order, by the device of the tensors.
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
 
 
 @functools.cache
-def _module(name: str):
+def _module(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(MODULES[name]), None
     except ImportError as error:
         return None, f"importing {MODULES[name]} failed: {error}"
 
 
-def kernel(op: str, backend: str):
+def kernel(op: str, backend: str) -> Any:
     """The kernel of `op` in `backend`; raises BackendUnavailableError where there is none."""
     module, reason = _module(backend)
     if module is None or op not in module.KERNELS:
@@ -52,25 +51,30 @@ def _unavailable(name: str) -> str | None:
 
 
 def _unsupported(op: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why `name` cannot run `op` on features of this kind; None when it can."""
+    """The reason why `name` cannot run `op` on tensors of this kind; None when it can."""
     if name == "reference":
         return None
     reason = _unavailable(name)
-    if reason is None and op not in _module(name)[0].KERNELS:
-        reason = f"{op} has no {name} kernel"
-    return reason or _module(name)[0].KERNELS[op].unsupported(device_type, dtype)
+    if reason is not None:
+        return reason
+    try:
+        return kernel(op, name).unsupported(device_type, dtype)
+    except BackendUnavailableError as error:
+        return str(error)
 
 
 @functools.cache
-def _log_once(message: str) -> None:
+def log_once(message: str) -> None:
+    """Log a warning the first time it is given."""
     logger.warning(message)
 
 
 def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
-    """The backend that runs `op` on features of this device type and dtype.
+    """The backend that runs `op` on tensors of this device type and dtype.
 
-    "auto" takes the first of `PREFERENCE` that can and logs, once for each reason, why an earlier one could not. A
-    backend asked for by name that cannot run raises BackendUnavailableError with every backend's reason.
+    "auto" takes the first of `PREFERENCE` that can, and logs once for each reason why an earlier one
+    could not. A backend asked for by name that cannot run raises BackendUnavailableError with the
+    reason of every backend.
     """
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
@@ -78,27 +82,74 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
         reason = _unsupported(op, backend, device_type, dtype)
         if reason is not None:
             others = {name: _unsupported(op, name, device_type, dtype) for name in NAMES[1:] if name != backend}
-            told = "; ".join(f"{name}: {why or 'available'}" for name, why in others.items())
-            raise BackendUnavailableError(f"backend {backend!r} cannot run {op}: {reason} ({told})")
+            reasons = "; ".join(f"{name}: {why or 'available'}" for name, why in others.items())
+            raise BackendUnavailableError(f"backend {backend!r} cannot run {op}: {reason} ({reasons})")
         return backend
     for name in PREFERENCE.get(device_type, ("reference",)):
         reason = _unsupported(op, name, device_type, dtype)
         if reason is None:
             return name
-        _log_once(f"{op} does not run on the {name} backend: {reason}")
+        log_once(f"{op} does not run on the {name} backend: {reason}")
     raise AssertionError("the reference runs everywhere")
 
 
-# torch.compile evaluates it once instead of tracing it. torch.compiler.assume_constant_result sets this very attribute,
-# but imports the compiler, and with it Triton, on the way.
-choose._dynamo_marked_constant = True
+# torch.compile evaluates it once instead of tracing it. torch.compiler.assume_constant_result sets
+# this attribute too, but imports the compiler, and with it Triton.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def choose_fused_count(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """The backend that `choose` gives for "segment" where it can count while it segments, else None."""
-    chosen = choose("segment", backend, device_type, dtype)
-    fused = chosen != "reference" and _unsupported("segment_and_count", chosen, device_type, dtype) is None
-    return chosen if fused else None
+def select(op: str, backend: str, tensor: Tensor) -> str:
+    """The backend that runs `op` on tensors like this one, in the state that PyTorch is in.
+
+    Kernels run neither under `torch.func` transforms and forward-mode differentiation, nor where
+    `torch.jit.trace` records a graph. There "auto" takes the reference, and a backend asked for by
+    name raises BackendUnavailableError. `torch.export` records the reference for "auto", so that the
+    program runs without this package, and the custom op of a backend asked for by name.
+    """
+    chosen = choose(op, backend, tensor.device.type, tensor.dtype)
+    if chosen == "reference":
+        return chosen
+    if torch.compiler.is_compiling():
+        return "reference" if backend == "auto" and torch.compiler.is_exporting() else chosen
+    reason = _no_kernels_now()
+    if reason is not None and backend != "auto":
+        raise BackendUnavailableError(f'backend {backend!r} cannot run {op} {reason}; backend="reference" can')
+    return chosen if reason is None else "reference"
 
 
-choose_fused_count._dynamo_marked_constant = True
+def fused_count(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """`backend` where its `segment_and_count` takes tensors of this kind, else None."""
+    fused = backend != "reference" and _unsupported("segment_and_count", backend, device_type, dtype) is None
+    return backend if fused else None
+
+
+fused_count._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _no_kernels_now() -> str | None:
+    """The reason why PyTorch's state rules out every kernel; None when it does not."""
+    if torch._C._are_functorch_transforms_active():
+        return "under torch.func transforms (grad, vmap, jvp)"
+    if forward_ad._current_level >= 0:
+        return "in forward-mode automatic differentiation"
+    return "under torch.jit.trace" if torch._C._get_tracing_state() is not None else None
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors outside the compiler, with no mode that looks at operations."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return _PLAIN.issuperset(map(type, tensors))
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether compiled code may read these tensors: plain ones in a call that nothing records or transforms."""
+    return plain(*tensors) and _no_kernels_now() is None
+
+
+def first_derivatives_only(op: str) -> str:
+    """The message of an error about what no kernel of `op` can do."""
+    return (
+        f"{op}: kernels have first derivatives only. Second derivatives (create_graph=True), torch.func transforms "
+        'and forward mode need backend="reference"'
+    )

@@ -1,16 +1,20 @@
 """`linear_sum_assignment`: optimal one-to-one assignment, one matrix or a batch, on the CPU or a GPU."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-import scipy.optimize
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .. import cuda_library, extension
+from .. import cuda_library, extension, reference
 from ..errors import BackendUnavailableError
 from . import dispatch
+from .record import Case, Op
 
 BACKENDS = ("auto", "reference", "cpp", "cuda")
-# The dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment/linear_sum_assignment.cu.
+# Dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment/linear_sum_assignment.cu.
 CUDA_TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
 CUDA_STATUS = {
     1: "cost matrix contains invalid numeric entries: {line} {place}{where} holds one",
@@ -18,31 +22,35 @@ CUDA_STATUS = {
     3: "cost matrix{where} holds integers too far apart to be summed exactly in 64 bits; the CPU takes them",
 }
 
-_solve = None  # the extension's solver, kept from the first call on: a small problem takes less time than the look-up
+_solve: Any = None  # the extension's solver, set by the first call: to look it up takes longer than a small problem
 
 
 def linear_sum_assignment(
     cost: Tensor | np.ndarray, maximize: bool = False, backend: str = "auto", *, check: bool = False
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """Choose entries, at most one in a row and a column, of least (or greatest) total cost.
+    """Choose entries, at most one per row and column, of least (or greatest) total cost.
 
-    Means what scipy's function of this name does. Floating-point costs are summed in float64, integers exactly.
+    Equivalent to scipy's function of this name. Floating-point costs are summed in float64, integers
+    exactly.
 
     Args:
-        cost: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype. +inf is forbidden
-            (when maximising, -inf).
+        cost: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype.
+            Entries of +inf are forbidden (of -inf when maximising).
         maximize: choose the greatest total instead.
-        backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and columns); or
-            "reference" (scipy's, anywhere).
-        check: on CUDA, raise where a problem has no answer. That waits for the GPU; without it nothing does.
+        backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and
+            columns); or "reference" (scipy's, anywhere).
+        check: on CUDA, raise where a problem has no solution. That waits for the GPU; without it
+            nothing does.
 
     Returns:
-        rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for numpy, tensors on
-        the cost's device for a tensor. On CUDA the columns of a problem that has no answer are -1.
+        rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for
+        numpy, tensors on the cost's device for a tensor. On CUDA the columns of a problem that has
+        no solution are -1.
 
     Raises:
-        ValueError: a NaN or the infinity that would always be preferred, or a matrix in which no assignment avoids the
-            forbidden entries; the text names the row (on CUDA only with `check`).
+        ValueError: a NaN or an infinity that every assignment would prefer, or a matrix in which no
+            assignment avoids the forbidden entries; the text names the row (on CUDA only with
+            `check`).
         TypeError: a dtype that is not real.
         BackendUnavailableError: a backend asked for by name cannot run here.
     """
@@ -58,10 +66,10 @@ def linear_sum_assignment(
     return _solve_array(cost, maximize, backend)
 
 
-def _solve_array(cost, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
+def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
     global _solve
     if backend == "reference" or (_solve is None and not _find_solver(backend)):
-        return _solve_by_scipy(np.asarray(cost), maximize)
+        return reference.linear_sum_assignment(np.asarray(cost), maximize)
     if type(cost) is np.ndarray and cost.ndim == 2:
         try:
             return _solve(cost, maximize)
@@ -84,7 +92,7 @@ def _find_solver(backend: str) -> bool:
         message = f"linear_sum_assignment does not run on the cpp backend: {extension.unavailable()}"
         if backend == "cpp":
             raise BackendUnavailableError(message)
-        dispatch._log_once(message)
+        dispatch.log_once(message)
         return False
     _solve = module.linear_sum_assignment
     return True
@@ -103,18 +111,6 @@ def readable(cost: np.ndarray) -> np.ndarray:
     if kind == "O":
         return cost.astype(np.float64)
     raise TypeError(f"cost must have a real dtype, not {cost.dtype}")
-
-
-def _solve_by_scipy(cost: np.ndarray, maximize: bool) -> tuple[np.ndarray, np.ndarray]:
-    if cost.ndim == 2:
-        rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
-        return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
-    if cost.ndim != 3:
-        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
-    solved = np.empty((2, len(cost), min(cost.shape[1:])), dtype=np.int64)
-    for b, matrix in enumerate(cost):
-        solved[:, b] = scipy.optimize.linear_sum_assignment(matrix, maximize)
-    return solved[0], solved[1]
 
 
 def _array_of(cost: Tensor) -> np.ndarray:
@@ -136,7 +132,7 @@ def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) ->
             return _solve_on_cuda(cost, maximize, check)
         if backend == "cuda":
             raise BackendUnavailableError(f"backend 'cuda' cannot run linear_sum_assignment: {reason}")
-        dispatch._log_once(f"linear_sum_assignment does not run on the cuda backend: {reason}")
+        dispatch.log_once(f"linear_sum_assignment does not run on the cuda backend: {reason}")
     rows, cols = _solve_array(_array_of(cost), maximize, backend)
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(cols).to(cost.device)
 
@@ -144,8 +140,8 @@ def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) ->
 def _unsupported_by_cuda(cost: Tensor) -> str | None:
     if not cost.is_cuda:
         return f"it takes tensors on a CUDA device, not on {cost.device}"
-    reason = cuda_library.unavailable()
-    if reason is None and max(cost.shape[-2:]) > (most := cuda_library.library().infoseg_assign_max_columns()):
+    reason, library = cuda_library.unavailable(), cuda_library.library()
+    if library is not None and reason is None and max(cost.shape[-2:]) > (most := library.infoseg_assign_max_columns()):
         return f"it takes up to {most} rows and columns, not {list(cost.shape[-2:])}"
     if reason is None and cost.dtype == torch.uint64:
         return "it does not take uint64"
@@ -161,7 +157,7 @@ def _solve_on_cuda(cost: Tensor, maximize: bool, check: bool) -> tuple[Tensor, T
     return rows, cols
 
 
-def launch(run, cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def launch(run: Callable[..., object], cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits for nothing."""
     batch = cost if cost.ndim == 3 else cost[None]
     number, height, width = batch.shape
@@ -189,3 +185,20 @@ def explain(status: Tensor, cost: Tensor) -> None:
     line, other = ("row", "column") if cost.shape[-2] <= cost.shape[-1] else ("column", "row")
     where = f" of cost[{problem}]" if cost.ndim == 3 else ""
     raise ValueError(CUDA_STATUS[code].format(line=line, other=other, place=place, where=where))
+
+
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, bool]]:
+    generator = torch.Generator().manual_seed(8)
+    return [torch.rand(case.B, case.K, case.K, generator=generator).to(case.dtype).to(device, dtype)], {}
+
+
+OP = Op(
+    name="linear_sum_assignment",
+    function=linear_sum_assignment,
+    reference=lambda cost: tuple(map(torch.from_numpy, reference.linear_sum_assignment(cost.numpy()))),
+    arguments=_arguments,
+    floor=lambda case, phase: case.B * case.K**2 * case.dtype.itemsize,
+    operations=lambda case, phase: 0,
+    backends=("cpp", "cuda"),
+    cases=(Case("batch of 256 x 256", uses=("cpu",), B=16, K=256),),
+)

@@ -11,11 +11,13 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..data.reader import ReadOptions
+from ..data.scaling import Scaling, eight_bit
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -44,9 +46,11 @@ class DataInfo:
         num_classes: K, the number of classes that labels have.
         class_names: names of the classes of the ground truth, if it has any.
         mean, std: mean and standard deviation of each channel over the training images, in the scale [0, 1].
+        scaling: limits by which stored values become [0, 1]. None: of 8-bit values.
         scale: factor by which images are resized before they enter the network.
         raw_scale: factor by which files were resized when a prepared set was made. Raw files need it too.
         noise_share: share of the variance that noise has at the scale of a position (`smoothing.noise_share`).
+        reading: how the files of the images were read: bands, no-data, alpha channel, pages.
     """
 
     channels: int
@@ -54,9 +58,25 @@ class DataInfo:
     class_names: list[str] | None
     mean: list[float]
     std: list[float]
+    scaling: Scaling = None  # type: ignore[assignment]
     scale: float = 1.0
     raw_scale: float = 1.0
     noise_share: float = 0.0
+    reading: ReadOptions = field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        if self.scaling is None:
+            object.__setattr__(self, "scaling", eight_bit(self.channels))
+
+    def state(self) -> dict[str, Any]:
+        """Lists, numbers and text, for a checkpoint."""
+        return {**vars(self), "scaling": self.scaling.state(), "reading": vars(self.reading)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> DataInfo:
+        """What `state` returned."""
+        reading = ReadOptions(**state["reading"])
+        return cls(**{**state, "scaling": Scaling.from_state(state["scaling"]), "reading": reading})
 
 
 class Recipe(nn.Module):

@@ -1,116 +1,65 @@
-"""What the pixels around a position look like, and how much of it an assignment tells.
+"""The appearance term: the information of the class of a position about what its pixels look like.
 
-The third mutual information of the default recipe, beside those of local and global features: I(k; y) of the class k
-of a position and its appearance y, which is taken from the image and not learnt. No class can be invented for it that
-cannot be seen. With h the differential entropy, I(k; y) = h(y) - sum_k pi_k h(y | k); among all densities of one
-covariance the normal one has the largest entropy, so the normal entropies of the classes bound I from below, up to
-h(y), which no assignment changes.
+I(k; y) is the mutual information of the class k of a position and its appearance y, which is taken from the image and
+not learnt. No class can be invented for it that cannot be seen. With h the differential entropy,
+I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance the normal density has the largest entropy.
+So the normal entropies of the classes bound I from below, up to h(y), which no assignment changes.
 
-The bound needs no more of an assignment V than its moments sum_p V[k,p] (1, y, y y^T)[p]: `appearance_statistics` gives
-what V is multiplied by, `information_of_moments` the bound. `infoseg_fast.class_moments` forms the moments without V,
-which is how the training loop has them (`appearance_term`), and `appearance_information` from V.
+The bound depends on the assignment V through its moments sum_p V[k,p] (1, y, y y^T)[p] alone. `appearance_statistics`
+gives the factors of V and `information_of_moments` the bound. `class_moments` forms the moments without V, for the
+training loop (`appearance_term`). `appearance_information` takes V.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .. import reference
-from ..ops import class_moments, eager
-from ..ops.dispatch import choose
-from ..ops.dispatch import kernel as dispatch_kernel
-from ..reference.similarity import accumulation_dtype, moments_of
-
-RESOLUTION = 0.1  # r, in standard deviations: what differs by less counts as the same
+from ..model import padded
+from ..ops.appearance_statistics import appearance_statistics
+from ..ops.class_moments import class_moments
+from ..ops.information_of_moments import RESOLUTION, information_of_moments
+from ..ops.local_appearance import local_appearance
+from ..reference import accumulation_dtype, moments_of
 
 
-def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
-    """The colour and the texture at every position of a map of `size` that covers the images.
+@dataclass(frozen=True)
+class AppearanceTerm:
+    """The weighted appearance term of a loss.
 
-    Args:
-        images: float [B, c, H_img, W_img] in [0, 1].
-        size: (h, w); a position stands for a cell of H_img / h x W_img / w pixels.
-        backend: "auto", "reference", "cpp" or "triton"; the last two take cells of whole pixels.
-
-    Returns:
-        y, [B, c + 2, h, w] float32, a constant: the logarithm of each channel's mean over the cell, in which a change
-        of illumination is a shift; and of the structure tensor of the logarithmic brightness over 3 x 3 cells (the mean
-        of the products of its gradient's components) the roughness, which is the logarithm of its trace, and the
-        coherence, the difference of its eigenvalues by their sum: 0 for grain, 1 for stripes.
+    Attributes:
+        weight: factor of the information.
+        temperature: tau of the assignment.
+        smooth: radius in positions over which the assignment is averaged, as when labels are made.
     """
-    images = images.detach().float()
-    whole = size[0] > 0 and size[1] > 0 and images.shape[2] % size[0] == 0 and images.shape[3] % size[1] == 0
-    if not whole and backend == "auto":
-        backend = "reference"
-    if not whole and backend != "reference":
-        raise ValueError(
-            f"backend {backend!r} takes cells of whole pixels, not {list(size)} of images {list(images.shape)}"
+
+    weight: float
+    temperature: float = 1.0
+    smooth: int = 0
+
+    def __call__(
+        self,
+        features: Tensor,
+        global_features: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        images: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """The weighted information. Arguments as of `appearance_term`; the images need no padding."""
+        return self.weight * appearance_term(
+            features,
+            global_features,
+            weight,
+            bias,
+            images=padded(images),
+            mask=mask,
+            temperature=self.temperature,
+            smooth=self.smooth,
         )
-    kernel = _kernel("local_appearance", backend, images)
-    return kernel(images, size) if kernel else reference.local_appearance(images, size)
-
-
-def appearance_statistics(
-    appearance: Tensor, mask: Tensor | None = None, smooth: int = 0, *, backend: str = "auto"
-) -> Tensor:
-    """What the moments of the classes are sums of: the products of (1, y), y scaled to mean 0 and variance 1.
-
-    Args:
-        appearance: y [B, d, h, w]; a constant.
-        mask: bool [B, h, w]; only positions where it holds count.
-        smooth: radius of the `neighbourhood_mean` that the probabilities would go through. What is averaged here in
-            their place is the statistics, by the adjoint of that mean: the sums over all positions are the same.
-        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64 too.
-
-    Returns:
-        (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions that count,
-        [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y.
-    """
-    y = appearance.detach()
-    kernel = _kernel("appearance_statistics", backend, y, mask)
-    return kernel(y, mask, smooth) if kernel else reference.appearance_statistics(y, mask, smooth)
-
-
-def _kernel(op: str, backend: str, x: Tensor, *others: Tensor | None):
-    """The kernel of `op` for x; None for the reference, which also takes what has no elements or is being compiled."""
-    if x.numel() == 0 or not eager.takes(x, *others):
-        return None
-    chosen = choose(op, backend, x.device.type, x.dtype)
-    return None if chosen == "reference" else dispatch_kernel(op, chosen).forward
-
-
-def information_of_moments(
-    moments: Tensor, total: Tensor, resolution: float = RESOLUTION, *, backend: str = "auto"
-) -> Tensor:
-    """The mutual information of class and appearance, as `appearance_information`, from the moments of the classes.
-
-    Args:
-        moments: [K, S], sums over all positions of the probabilities times `appearance_statistics`.
-        total: [S], sums of the statistics alone; a constant.
-        resolution: r.
-        backend: "auto", "reference", "cpp" or "triton".
-
-    Returns:
-        A scalar in the dtype of the moments, once differentiable in them.
-    """
-    return _InformationOfMoments.apply(moments, total, resolution, backend)
-
-
-class _InformationOfMoments(torch.autograd.Function):
-    """Forms the gradient with the value, from the same inverses."""
-
-    @staticmethod
-    def forward(ctx, moments, total, resolution, backend):
-        forward = _kernel("information_of_moments", backend, moments, total) or reference.information_of_moments
-        value, gradient = forward(moments, total, resolution, ctx.needs_input_grad[0])
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None
 
 
 def appearance_term(
@@ -126,8 +75,7 @@ def appearance_term(
     resolution: float = RESOLUTION,
     backend: str = "auto",
 ) -> Tensor:
-    """What the default recipe maximises: `appearance_information` of the assignment, averaged over `smooth` positions
-    each way, and `local_appearance`, without forming either assignment.
+    """`appearance_information` of the smoothed assignment and of `local_appearance`, without forming an assignment.
 
     Args:
         features, global_features, weight, bias, temperature: as in `assign`.
@@ -137,7 +85,7 @@ def appearance_term(
         backend: "auto", "reference", "cpp" or "triton", of every part.
 
     Returns:
-        A scalar, float64 for float64 features, else float32; once differentiable in all but the images.
+        A scalar, float64 for float64 features, else float32; differentiable in all but the images.
     """
     appearance = local_appearance(images, features.shape[2:], backend=backend)
     statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
@@ -154,17 +102,18 @@ def appearance_information(
 
         I = 1/2 log det(S + r^2) - sum_k pi_k 1/2 log det(S_k + r^2)
 
-    with S the covariance of y over all positions, pi_k and S_k the share and the covariance of class k when position p
-    counts V[b,k,p] times, and each channel of y scaled to variance 1. Never negative; 0 when every class looks alike.
+    S is the covariance of y over all positions. pi_k and S_k are the share and the covariance of class k, where
+    position p counts V[b,k,p] times. Each channel of y is scaled to variance 1. Never negative; 0 when all classes look
+    alike.
 
     Args:
         probs: V [B, K, h, w], from `assign`.
         appearance: y [B, d, h, w], from `local_appearance` or any other description of the positions; a constant.
         mask: bool [B, h, w]; only positions where it holds count.
-        resolution: r; what differs by less, in standard deviations, counts as the same.
+        resolution: r > 0, in standard deviations. Smaller differences do not count.
 
     Returns:
-        A scalar, once differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position
+        A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position
         counts.
 
     Raises:

@@ -79,7 +79,7 @@ class Labelling:
             "builder": self.builder,
             "arguments": self.arguments,
             "weights": {name: x.cpu() for name, x in self.network.state_dict().items()},
-            "data": dataclasses.asdict(self.data),
+            "data": self.data.state(),
             "temperature": self.temperature,
             "smooth": self.smooth,
             "groups": self.groups,
@@ -101,7 +101,7 @@ class Labelling:
         return cls(
             network.requires_grad_(False).eval(),
             state["arguments"],
-            DataInfo(**state["data"]),
+            DataInfo.from_state(state["data"]),
             state["builder"],
             state["temperature"],
             state["smooth"],

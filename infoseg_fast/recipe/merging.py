@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..reference.class_moments import moments_of
+from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
 # (weight of image, weight of diversity). The first pair scores partitions. The others are further starts of the greedy
@@ -234,13 +235,5 @@ def _joining(x: Tensor, y: Tensor) -> Tensor:
 
 def _entropy(moments: Tensor) -> Tensor:
     """pi_k 1/2 log det(S_k + r^2) of classes with these moments [.., S], as in `information_of_moments`."""
-    size = moments.shape[-1]
-    d = int(((8 * size + 1) ** 0.5 - 3) / 2)  # S = (d + 1) (d + 2) / 2
-    share = moments[..., 0]
-    mean = moments[..., 1 : d + 1] / share[..., None].clamp_min(EPSILON)
-    row, column = torch.triu_indices(d, d)
-    second = moments.new_zeros(*moments.shape[:-1], d, d)
-    second[..., row, column] = second[..., column, row] = moments[..., d + 1 :]
-    covariance = second / share[..., None, None].clamp_min(EPSILON) - mean[..., :, None] * mean[..., None, :]
-    # A class with hardly any position can have a covariance that rounding makes indefinite.
-    return share * 0.5 * torch.logdet(covariance + RESOLUTION**2 * torch.eye(d, dtype=moments.dtype)).nan_to_num()
+    share, half_log_det = half_log_dets(moments, RESOLUTION, EPSILON)
+    return torch.where(share > EPSILON, share, 0.0) * half_log_det

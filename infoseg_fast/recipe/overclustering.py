@@ -48,4 +48,3 @@ def choose_groups(probs: list[Tensor], over_probs: list[Tensor], sample: Sample,
         merged_score,
     )
     return groups if accepted else None
-

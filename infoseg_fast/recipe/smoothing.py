@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from ..data import ImageSet
-from ..data.base import to_float
 from ..model import STRIDE
 from ..ops.local_appearance import local_appearance
 
@@ -33,7 +32,7 @@ def noise_share(images: ImageSet) -> float:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     pairs, differences = {1: 0, 2: 0}, {1: torch.zeros(()), 2: torch.zeros(())}
     for index in chosen:
-        image = to_float(images.image(int(index)))[None]
+        image = images.scaling.to_float(images.image(int(index)))[None]
         h, w = (max(1, n // STRIDE) for n in image.shape[2:])
         colour = local_appearance(image[:, :, : h * STRIDE, : w * STRIDE], (h, w))[:, : image.shape[1]].double()
         count += h * w

@@ -1,34 +1,38 @@
-"""Plain PyTorch statements of every op: the meaning that the kernels are verified against, for any dtype and device.
+"""Plain PyTorch versions of every op: kernels are verified against them, for any dtype and device.
 
-They read like the method's equations and are differentiable to any order. Half-precision inputs are computed in
-float32. Symbols: B images, C feature channels, D embedding dimension, K classes, h x w positions (P = h*w), n negatives
-per image.
+They follow the equations of the method and are differentiable to any order. Half-precision inputs
+are computed in float32. Symbols: B images, C feature channels, D embedding dimension, K classes,
+h x w positions (P = h w), n negatives per image.
 """
 
-from .appearance import appearance_statistics, information_of_moments, local_appearance, neighbourhood_mean
-from .mutual_information import folded_loss, folded_loss_gradient, mutual_information_loss
-from .refinement import refined_labels, refined_probs, refined_scores
-from .segmentation import confusion_counts, folded_segment, segment, segment_and_count
-from .similarity import (
-    assign,
-    class_moments,
-    fold_projection,
-    fold_projection_gradient,
-    local_global_similarity,
-    moments_of,
-)
+from .appearance_statistics import appearance_statistics
+from .assign import assign
+from .class_moments import class_moments, moments_of
+from .confusion_matrix import confusion_matrix
+from .folding import accumulation_dtype, fold_projection, fold_projection_gradient
+from .information_of_moments import information_of_moments
+from .linear_sum_assignment import linear_sum_assignment
+from .local_appearance import local_appearance
+from .local_global_similarity import local_global_similarity
+from .mutual_information_loss import folded_loss, folded_loss_gradient, mutual_information_loss
+from .neighbourhood_mean import neighbourhood_mean
+from .refined_labels import refined_labels, refined_scores
+from .refined_probs import refined_probs
+from .segment import segment
+from .segment_and_count import segment_and_count
 
 __all__ = [
+    "accumulation_dtype",
     "appearance_statistics",
     "assign",
     "class_moments",
-    "confusion_counts",
+    "confusion_matrix",
     "fold_projection",
     "fold_projection_gradient",
     "folded_loss",
     "folded_loss_gradient",
-    "folded_segment",
     "information_of_moments",
+    "linear_sum_assignment",
     "local_appearance",
     "local_global_similarity",
     "moments_of",

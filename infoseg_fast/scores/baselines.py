@@ -1,13 +1,14 @@
-"""What a trained network must beat: the constant predictor, k-means on colours or on Gabor energies, and a mixture of
-normal distributions of blurred colours.
+"""Baselines without a network: constant predictor, k-means, mixture of normal distributions.
 
-All are scored as a network is (`evaluate.score`): the same images, pixels and matching of clusters to classes. They are
-fitted to pixels of the train split and see no label.
+They are fitted to pixels of the train split without labels and scored as a network is
+(`evaluate.score`): the same images, pixels and matching of clusters to classes.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -16,16 +17,17 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from ..data import ImageSet, open_set
-from ..data.base import to_float
 from ..errors import DataError
 from ..model import grey
 from ..ops.confusion_matrix import confusion_matrix
 from .evaluate import score
 
 METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture")
-FIT_IMAGES = 2000  # at most, spread evenly over the train split
-FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # cycles a pixel
-BLUR = 2.0  # standard deviation in pixels of what the mixture sees
+FIT_IMAGES = 2000  # most images that a fit reads, spread evenly over the train split
+FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; angles in half a turn
+BLUR_SIGMA = 2.0  # of the mixture's features, in pixels
+
+PixelMap = Callable[[Tensor], Tensor]
 
 
 def baseline(
@@ -38,49 +40,112 @@ def baseline(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict, list[str] | None]:
-    """Fit a method of METHODS to the train split of the data and score it on `split`: scores, and the class names.
+    """Fit a method of METHODS to the train split of a set and score it on `split`.
+
+    Returns:
+        The scores (see `evaluate.score`) and the names of the classes.
 
     Raises:
-        DataError: the data is not as it must be or has no labels, or scikit-learn or scikit-image is not installed.
+        DataError: the data is unusable or has no labels, or scikit-learn or scikit-image is not
+            installed.
     """
     images = open_set(data, split)
     if not images.has_labels:
-        raise DataError(f"--data {data} has no labels for its {split} split, so nothing to score by")
+        raise DataError(f"--data {data} has no labels for its {split} split: nothing to score")
     images.check_labels()
-    number = num_clusters or images.num_classes
+    number = num_clusters or images.num_classes or 0
     if not 2 <= number <= 256 or samples < number:
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
-    if method == "constant":
-        labels = predict_constant
-    elif method == "mixture":
-        labels = fitted_mixture(open_set(data, "train"), number, samples, seed)
-    else:
-        features = colours if method == "kmeans" else Gabor()
-        labels = fitted_kmeans(features, open_set(data, "train"), number, samples, seed)
+    train_set = open_set(data, "train")
+    images.scaling = train_set.scaling
+    labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
-        return confusion_matrix(labels(pixels), target, number, images.num_targets)
+        return torch.as_tensor(confusion_matrix(labels(pixels), target, number, images.num_targets))
 
     return score(count, number, images, progress), images.classes
 
 
 def predict_constant(pixels: Tensor) -> Tensor:
-    """One cluster for every pixel, which the matching gives the commonest class."""
+    """Label 0 for every pixel; the matching gives it the most frequent class."""
     return torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.uint8)
 
 
-def colours(pixels: Tensor) -> Tensor:
-    """The channels as they are: [B, c, H, W]."""
+def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> PixelMap:
+    """Fit `number` clusters to random pixels of the images.
+
+    Returns:
+        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
+    """
+    features: PixelMap = {"kmeans": raw_channels, "mixture": blurred_channels}.get(method) or Gabor()
+    learn = required("sklearn.mixture" if method == "mixture" else "sklearn.cluster", "scikit-learn")
+    points = sampled_features(features, images, samples, seed)
+    mean, std = points.mean(axis=0), points.std(axis=0)
+    std[std < 1e-6] = 1
+    if method == "kmeans":  # the channels have one scale already
+        mean, std = np.zeros_like(mean), np.ones_like(std)
+    points = (points - mean) / std
+    if method == "mixture":
+        model = learn.GaussianMixture(number, n_init=3, reg_covar=1e-3, random_state=seed).fit(points)
+
+        def predict(points: Tensor) -> Tensor:
+            return torch.from_numpy(model.predict(points.numpy()))
+    else:
+        model = learn.MiniBatchKMeans(number, random_state=seed, batch_size=4096, n_init=5).fit(points)
+        centres = torch.from_numpy(model.cluster_centers_.astype(np.float32))
+        offset = (centres**2).sum(1)
+
+        def predict(points: Tensor) -> Tensor:
+            return (offset - 2 * points @ centres.T).argmin(1)
+
+    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
+
+    def labels(pixels: Tensor) -> Tensor:
+        maps = features(pixels).movedim(1, -1)
+        points = (maps.reshape(-1, maps.shape[-1]) - mean) / std
+        return predict(points).to(torch.uint8).view(maps.shape[:-1])
+
+    return labels
+
+
+def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:
+    """Features of at least `samples` random pixels: [n, features]."""
+    rng = np.random.default_rng(seed)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
+    samples_per_image = -(-samples // len(chosen))
+    parts = []
+    for index in chosen:
+        pixels, valid = fit_pixels(images, int(index))
+        points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+        parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
+    return np.concatenate(parts)
+
+
+def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of an image that a fit sees, [c, H, W], and their validity, bool [H, W].
+
+    The centre crop where the set's protocol cuts crops, else the whole image.
+    """
+    if images.crop_side is None:
+        pixels = images.image(index)
+        return pixels, np.ones(pixels.shape[1:], dtype=bool)
+    centre = np.array([0.5])
+    batch, valid = images.crops(np.array([index]), centre, centre, images.crop_side)
+    return batch[0], np.ones(batch.shape[2:], dtype=bool) if valid is None else valid[0]
+
+
+def raw_channels(pixels: Tensor) -> Tensor:
+    """The channels unchanged: [B, c, H, W]."""
     return pixels
 
 
-def blurred(pixels: Tensor) -> Tensor:
+def blurred_channels(pixels: Tensor) -> Tensor:
     """The channels, each blurred: [B, c, H, W]."""
-    return smoothed(pixels.flatten(0, 1)[:, None], BLUR).view(pixels.shape)
+    return gaussian_blur(pixels.flatten(0, 1)[:, None], BLUR_SIGMA).view(pixels.shape)
 
 
 class Gabor:
-    """Channels, and energies of Gabor filters of the grey image, each averaged over the filter's own width.
+    """Channels and Gabor energies of the grey image, each averaged over its filter's width.
 
     For f frequencies and o orientations: [B, c, H, W] -> [B, c + f * o, H, W].
     """
@@ -101,28 +166,28 @@ class Gabor:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[2:]
-        # Mirrored at the border as often as a small image needs.
+        # Mirrored at the border, several times where the image is smaller than the filter.
         y, x = (mirrored(n, self.radius) for n in (rows, columns))
         padded = grey(pixels)[:, 0][:, y][:, :, x]
-        size = tuple(next_fast_len(n) for n in padded.shape[1:])  # what is added reaches no pixel
+        size = next_fast_len(padded.shape[1]), next_fast_len(padded.shape[2])  # the extra zeros reach no pixel
         spectrum = torch.fft.fft2(padded, s=size)
         maps = [pixels]
         for kernel, transformed, width in zip(self.kernels, self.spectra(size), self.widths, strict=True):
             response = torch.fft.ifft2(spectrum * transformed).abs()
             top, left = (self.radius + n // 2 for n in kernel.shape)
             energy = response[:, top : top + rows, left : left + columns]
-            maps.append(smoothed(energy[:, None], width))
+            maps.append(gaussian_blur(energy[:, None], width))
         return torch.cat(maps, dim=1)
 
 
 def mirrored(n: int, radius: int) -> Tensor:
-    """Positions 0 .. n - 1 continued by mirroring: [n + 2 * radius]."""
+    """Positions 0 .. n - 1 continued by mirroring on both sides: [n + 2 * radius]."""
     position = torch.arange(-radius, n + radius) % (2 * n)
     return torch.where(position < n, position, 2 * n - 1 - position)
 
 
-def smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [B, 1, H, W], the border mirrored."""
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [B, 1, H, W], mirrored at the border; `sigma` in pixels."""
     radius = math.ceil(3 * sigma)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
@@ -131,76 +196,12 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(maps, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
 
 
-def drawn_points(features: Callable[[Tensor], Tensor], images: ImageSet, samples: int, seed: int) -> np.ndarray:
-    """Features of at least `samples` pixels drawn at random: [n, features]."""
-    rng = np.random.default_rng(seed)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
-    each = -(-samples // len(chosen))
-    drawn = []
-    for index in chosen:
-        pixels, valid = fit_pixels(images, int(index))
-        found = features(to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
-        drawn.append(found[torch.from_numpy(rng.integers(0, len(found), each))].numpy())
-    return np.concatenate(drawn)
+def required(module: str, package: str) -> ModuleType:
+    """Import a module of the extra `baselines`.
 
-
-def fitted_kmeans(
-    features: Callable[[Tensor], Tensor], images: ImageSet, number: int, samples: int, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """Mini-batch k-means on features of pixels drawn at random: what labels pixels [B, c, H, W] by it, [B, H, W]."""
-    cluster = required("sklearn.cluster", "scikit-learn")
-    points = drawn_points(features, images, samples, seed)
-    mean, std = points.mean(axis=0), points.std(axis=0)
-    std[std < 1e-6] = 1
-    # Colours share one scale, so they stay as they are; energies of filters do not.
-    if features is colours:
-        mean, std = np.zeros_like(mean), np.ones_like(std)
-    model = cluster.MiniBatchKMeans(number, random_state=seed, batch_size=4096, n_init=5)
-    model.fit((points - mean) / std)
-    centres = torch.from_numpy(model.cluster_centers_.astype(np.float32))
-    offset = (centres**2).sum(1)
-    mean, std = torch.from_numpy(mean), torch.from_numpy(std)
-
-    def labels(pixels: Tensor) -> Tensor:
-        found = features(pixels).movedim(1, -1)
-        flat = (found.reshape(-1, found.shape[-1]) - mean) / std
-        return (offset - 2 * flat @ centres.T).argmin(1).to(torch.uint8).view(found.shape[:-1])
-
-    return labels
-
-
-def fitted_mixture(images: ImageSet, number: int, samples: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """A mixture of normal distributions with full covariances: what labels pixels [B, c, H, W] by it, [B, H, W]."""
-    mixture = required("sklearn.mixture", "scikit-learn")
-    points = drawn_points(blurred, images, samples, seed)
-    mean, std = points.mean(axis=0), points.std(axis=0)
-    std[std < 1e-6] = 1
-    model = mixture.GaussianMixture(number, n_init=3, reg_covar=1e-3, random_state=seed)
-    model.fit((points - mean) / std)
-
-    def labels(pixels: Tensor) -> Tensor:
-        found = blurred(pixels).movedim(1, -1)
-        flat = (found.reshape(-1, found.shape[-1]).numpy() - mean) / std
-        return torch.from_numpy(model.predict(flat).astype(np.uint8)).view(found.shape[:-1])
-
-    return labels
-
-
-def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """What of an image the fit sees, and which of its pixels are valid: the centre crop where the set's protocol cuts
-    crops, else the whole image."""
-    if images.crop_side is None:
-        pixels = images.image(index)
-        return pixels, np.ones(pixels.shape[1:], dtype=bool)
-    centre = np.array([0.5])
-    batch, valid = images.crops(np.array([index]), centre, centre, images.crop_side)
-    return batch[0], np.ones(batch.shape[2:], dtype=bool) if valid is None else valid[0]
-
-
-def required(module: str, package: str):
-    """A module of the extra `baselines`; DataError in one line when it is not installed."""
-    import importlib
-
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

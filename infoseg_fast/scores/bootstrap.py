@@ -1,4 +1,4 @@
-"""A streaming Poisson bootstrap over images: what the scores would be on other samples of images."""
+"""A streaming Poisson bootstrap over images: the spread of the scores over samples of images."""
 
 import numpy as np
 import torch
@@ -6,20 +6,23 @@ from torch import Tensor
 
 from ..ops.linear_sum_assignment import linear_sum_assignment
 
-EXACT = 2**53  # float64 holds every whole number up to here
+MAX_EXACT = 2**53  # float64 holds every whole number up to this one
 
 
 class PoissonBootstrap:
-    """Replicate count matrices, in each of which every image counts Poisson(1) times.
+    """Count matrices of bootstrap replicates: each replicate counts every image Poisson(1) times.
 
-    A bootstrap draws as many images as there are, with replacement; an image is then drawn Binomial(N, 1/N) times,
-    which for many images is Poisson(1), without N being known beforehand: so one pass over a stream is enough, and
-    memory does not grow with it. The same seed and order of images give the same replicates, however they were grouped
-    in calls.
+    A bootstrap sample draws N of N images with replacement, so it contains an image Binomial(N,
+    1/N) times. For large N this is Poisson(1), which does not depend on N: one pass over a stream
+    is enough, and memory does not grow with N. The same seed and order of images give the same
+    replicates, however the images are grouped into calls.
 
     Args:
-        replicates: how many matrices. num_clusters, num_classes: of each. seed: of the weights; processes that count
-            different images of one set need different `stream` numbers.
+        replicates: number of matrices.
+        num_clusters, num_classes: size of each matrix.
+        seed: seed of the weights.
+        stream: number of the stream; processes that count different images of one set need
+            different ones.
     """
 
     def __init__(self, replicates: int, num_clusters: int, num_classes: int, seed: int = 0, stream: int = 0) -> None:
@@ -27,16 +30,19 @@ class PoissonBootstrap:
         self.counts = torch.zeros(replicates, num_clusters, num_classes, dtype=torch.int64)
 
     def add(self, counts: Tensor) -> None:
-        """Count images: int64 [images, num_clusters, num_classes]."""
+        """Add the counts of images, int64 [images, num_clusters, num_classes]."""
         if not len(counts):
             return
         replicates, *shape = self.counts.shape
         flat = counts.reshape(len(counts), -1)
         weights = torch.from_numpy(self.generator.poisson(1.0, (len(counts), replicates))).to(counts.device)
-        self.counts = self.counts.to(counts.device)
-        # A product in float64 is a hundred times faster than in int64, and as exact while every sum stays below 2^53.
-        # On the CPU that is looked at; elsewhere looking would wait, and the pixels of one call are far fewer.
-        if counts.device.type != "cpu" or int(flat.sum()) * int(weights.max()) < EXACT:
+        if self.counts.device != counts.device:
+            with torch.inference_mode(False):
+                self.counts = self.counts.to(counts.device)
+        # A product in float64 is a hundred times faster than in int64, and exact while every sum
+        # stays below 2^53. On other devices the check would wait; one call there counts far fewer
+        # pixels than 2^53.
+        if counts.device.type != "cpu" or int(flat.sum()) * int(weights.max()) < MAX_EXACT:
             added = (weights.T.double() @ flat.double()).long()
         else:
             added = torch.stack([(w[:, None] * flat).sum(dim=0) for w in weights.T])
@@ -44,8 +50,11 @@ class PoissonBootstrap:
 
 
 def accuracies_of(counts: Tensor, method: str) -> np.ndarray:
-    """Pixel accuracy of each matrix of [replicates, clusters, classes], each with its own matching (see
-    `match_clusters` for the methods); NaN for one that counted nothing. All are matched in one call."""
+    """Pixel accuracy of each matrix of [replicates, clusters, classes] with its own matching.
+
+    One call matches all matrices (`match_clusters` describes the methods). NaN for a matrix without
+    counts.
+    """
     matrices = counts.cpu().numpy()
     if method == "hungarian":
         rows, cols = linear_sum_assignment(matrices, maximize=True)

@@ -1,7 +1,9 @@
-"""Scoring a segmenter on a set, image by image: memory does not grow with their number."""
+"""Scoring of a segmenter on a set, image by image: memory does not grow with their number."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +12,17 @@ from tqdm import tqdm
 
 from ..checkpoint import LAST
 from ..data import prepared
-from ..data.base import ImageSet, to_float
+from ..data.base import ImageSet
 from ..errors import DataError
 from ..segmenter import Segmenter
 from .metrics import ClusterMetrics
 
-BATCH_PIXELS = 2**19  # of one pass through the network; a larger image is a pass of its own
+BATCH_PIXELS = 2**19  # most pixels of a batch; a larger image is a batch of its own
 READ_AHEAD = 2  # batches
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
-    """Runs of neighbouring images of one size, as long as a pass through the network takes."""
+    """Indices of consecutive images of one size, at most BATCH_PIXELS together."""
     chosen: list[int] = []
     for index, size in enumerate(images.sizes):
         if chosen and (size != images.sizes[chosen[0]] or (len(chosen) + 1) * size[0] * size[1] > BATCH_PIXELS):
@@ -32,38 +34,39 @@ def batches(images: ImageSet) -> Iterator[list[int]]:
 
 
 def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progress: bool = False) -> dict:
-    """Segment every image at its native size and score against the labels; see `score`.
-
-    One matching of clusters to classes for the whole set.
-    """
+    """Segment every image at its native size and score the labels; returns what `score` returns."""
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
-        # The segmenter scales the images, as it does for prediction.
+        # The segmenter scales the images, as in prediction.
         return segmenter.count(pixels.to(device), target.to(device), images.num_targets).cpu()
 
+    images.scaling = segmenter.labelling.data.scaling
     return score(count, segmenter.num_clusters, images, progress)
 
 
 def score(
     count: Callable[[Tensor, Tensor], Tensor], num_clusters: int, images: ImageSet, progress: bool = False
 ) -> dict:
-    """The scores of whatever labels images.
+    """Scores of a labelling function, with one matching of clusters to classes for the whole set.
 
     Args:
-        count: pixels float [B, c, H, W] in [0, 1] and target uint8 [B, H, W] -> joint counts int64
-            [num_clusters, images.num_targets], targets of 255 left out.
+        count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
+            counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
 
     Returns:
-        As `ClusterMetrics.compute`; of a set with a protocol also "protocol", what must be told beside the scores.
+        The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
+        set with a protocol adds "protocol": what must be reported beside the scores.
+
+    Raises:
+        DataError: the set has no labels.
     """
     if not images.has_labels:
-        raise DataError(
-            f"{images.name} has no labels (no labels/ folder that covers the split), so nothing to score by"
-        )
+        raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
+    assert images.num_classes is not None  # known where there are labels
     counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)
 
     def read(chosen: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = to_float(np.stack([images.native_image(index) for index in chosen]))
+        pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
         return pixels, torch.from_numpy(np.stack([images.target(index) for index in chosen]))
 
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="evaluating", disable=not progress) as bar:
@@ -78,18 +81,29 @@ def score(
     metrics = ClusterMetrics(num_clusters, images.num_classes)
     metrics.add(images.folded(counts.numpy()))
     scores, protocol = metrics.compute(), images.protocol(counts.numpy())
-    return scores | ({"protocol": protocol} if protocol else {})
+    return without_nan(scores | ({"protocol": protocol} if protocol else {}))
+
+
+def without_nan(value: Any) -> Any:
+    """The same dicts, lists and numbers with None instead of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def add_training(scores: dict, loss_mask: str, checkpoint: str) -> None:
-    """Add to the protocol of the scores, if they have one, what it says of the training."""
+    """Add the loss mask and the rule that chose the checkpoint to the scores' protocol, if any."""
     if "protocol" in scores:
         rule = "last step" if checkpoint == LAST else "lowest training loss"
         scores["protocol"] |= {"loss_mask": loss_mask, "epoch_rule": f"{rule} (no label chose it)"}
 
 
 def as_text(scores: dict, classes: list[str] | None = None) -> str:
-    """The scores as lines for a person, with what the constant predictor gets beside the accuracy."""
+    """The scores as lines of text, with the constant predictor beside the accuracy."""
+    if not scores["num_pixels"]:
+        return "no pixel has ground truth: no scores"
     lines = [
         *([prepared.as_text(scores["protocol"], scores)] if "protocol" in scores else []),
         f"pixel accuracy     {scores['pixel_accuracy']:.4f}   (constant predictor {scores['majority_accuracy']:.4f})",
@@ -100,5 +114,6 @@ def as_text(scores: dict, classes: list[str] | None = None) -> str:
     for cls, (share, iou) in enumerate(zip(scores["class_shares"], scores["iou"], strict=True)):
         name = classes[cls] if classes else f"class {cls}"
         clusters = [str(cluster) for cluster, mapped in enumerate(scores["mapping"]) if mapped == cls]
-        lines.append(f"  {name:<24} share {share:.3f}   IoU {iou:.3f}   cluster {', '.join(clusters) or 'none'}")
+        shown = "    -" if iou is None else f"{iou:.3f}"
+        lines.append(f"  {name:<24} share {share:.3f}   IoU {shown}   cluster {', '.join(clusters) or 'none'}")
     return "\n".join(lines)

@@ -12,10 +12,11 @@ METHODS = ("hungarian", "many_to_one")
 
 @dataclass(frozen=True)
 class Match:
-    """A matching of clusters to classes and what it scores.
+    """A matching of clusters to classes, and its accuracy.
 
-    mapping: int64 [clusters]: the class of each cluster, -1 for one without a class (clusters outnumber classes).
-    matched: positions whose cluster's class is theirs. total: all positions counted.
+    mapping: int64 [clusters], the class of each cluster; -1 for none (more clusters than classes).
+    matched: number of positions whose cluster is matched to their class.
+    total: number of counted positions.
     """
 
     mapping: np.ndarray
@@ -28,8 +29,8 @@ class Match:
         return self.matched / self.total if self.total else float("nan")
 
     def apply(self, labels: np.ndarray, unmatched: int = 255) -> np.ndarray:
-        """Classes for cluster labels, uint8, `unmatched` where a cluster has no class."""
-        table = np.where(self.mapping < 0, unmatched, self.mapping).astype(np.uint8)
+        """Replace cluster labels by classes, uint8; `unmatched` where a cluster has no class."""
+        table: np.ndarray = np.where(self.mapping < 0, unmatched, self.mapping).astype(np.uint8)
         return table[labels]
 
 
@@ -37,15 +38,19 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
     """Match clusters to classes so that as many positions as possible agree.
 
     Args:
-        counts: int64 [clusters, classes], as `confusion_matrix` returns.
-        method: "hungarian", one cluster for a class at most and one class for a cluster at most; or "many_to_one", each
-            cluster given its commonest class (reads the labels more freely: report it under that name).
+        counts: integers [clusters, classes], as `confusion_matrix` returns.
+        method: "hungarian" matches at most one cluster to a class and one class to a cluster.
+            "many_to_one" gives each cluster its most frequent class; it gives higher scores, so
+            report it under this name.
+
+    Raises:
+        ValueError: `counts` has another shape or dtype, or `method` is unknown.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     counts = counts.cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
     if counts.ndim != 2 or counts.dtype.kind not in "iu":
-        raise ValueError(f"counts must be [clusters, classes] of an integer dtype, not {counts.dtype} {counts.shape}")
+        raise ValueError(f"counts must be an integer matrix [clusters, classes], not {counts.dtype} {counts.shape}")
     mapping = np.full(len(counts), -1, dtype=np.int64)
     if method == "hungarian":
         rows, cols = linear_sum_assignment(counts, maximize=True)

@@ -1,39 +1,42 @@
-"""`ClusterMetrics`: streaming scores of a clustering against ground truth, from one matrix of exact counts."""
+"""`ClusterMetrics`: streaming scores of a clustering against ground truth, from exact counts."""
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..ops.confusion_matrix import add_confusion, checked_counts_arguments
+from ..ops.confusion_matrix import add_confusion, as_labels
 from .bootstrap import PoissonBootstrap, accuracies_of
 from .matching import match_clusters
 
 
 def normalized_mutual_information(counts: np.ndarray) -> float:
-    """I(cluster; class) / mean of the two entropies, from joint counts; 0 where both entropies are 0."""
+    """I(cluster; class) / mean of both entropies, from joint counts; 0 if both entropies are 0."""
     joint = counts / counts.sum()
-    rows, cols = joint.sum(axis=1), joint.sum(axis=0)
 
-    def entropy(p):
+    def entropy(p: np.ndarray) -> float:
         p = p[p > 0]
         return float(-(p * np.log(p)).sum())
 
-    mean = (entropy(rows) + entropy(cols)) / 2
-    return max(0.0, entropy(rows) + entropy(cols) - entropy(joint.ravel())) / mean if mean > 0 else 0.0
+    both = entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0))
+    return max(0.0, both - entropy(joint.ravel())) / (both / 2) if both > 0 else 0.0
 
 
 class ClusterMetrics:
-    """Scores of a segmentation whose clusters have no names, over any number of images, in constant memory.
+    """Scores of a segmentation into unnamed clusters over any number of images.
 
-    Counts are int64 over all positions seen; clusters are matched to classes once, over all of them. On a GPU an update
-    waits for nothing; labels out of range are counted aside there, and `compute` raises.
+    Memory does not depend on the number of images. Counts are int64 sums over all positions.
+    Clusters are matched to classes once, over all positions. On a GPU, `update` does not wait for
+    the device: it counts labels out of range separately, and `compute` raises if there were any. A
+    metric may be made, reset and updated under `torch.inference_mode()` and used outside it.
 
     Args:
         num_clusters, num_classes: rows and columns of the counts.
-        ignore_index: target value that is left out; None counts all.
-        method: how clusters are matched, see `match_clusters`.
-        bootstrap: replicates of a Poisson bootstrap over images, from which `compute` gives a confidence interval of
-            the accuracy (1,000 is usual); 0 for none. seed: of its weights.
+        ignore_index: target value to leave out; None counts all.
+        method: matching of clusters to classes, see `match_clusters`.
+        bootstrap: number of replicates of a Poisson bootstrap over images, from which `compute`
+            gives a confidence interval of the accuracy (1,000 is usual); 0 disables it.
+        seed: seed of the bootstrap's weights.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class ClusterMetrics:
         self.num_replicates, self.seed = bootstrap, seed
         self.reset()
 
+    # Tensors made in inference mode cannot be changed in place outside it.
+    @torch.inference_mode(False)
     def reset(self) -> None:
         """Forget all counts."""
         self._counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
@@ -60,7 +65,7 @@ class ClusterMetrics:
             self._bootstrap = PoissonBootstrap(
                 self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
             )
-        # What all processes had counted by the last `sync`; the above is what this one has counted since.
+        # The sums over all processes at the last `sync`; `_parts` are this process's counts since.
         self._summed = [torch.zeros_like(part) for part in self._parts()]
 
     def _parts(self) -> list[Tensor]:
@@ -71,38 +76,32 @@ class ClusterMetrics:
 
     @property
     def counts(self) -> Tensor:
-        """int64 [num_clusters, num_classes] on the CPU: all that was counted; after `sync`, by all processes."""
+        """All counts, int64 [num_clusters, num_classes] on the CPU; of all processes after `sync`."""
         return self._total(0)
 
-    def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Count one label map [H, W] or several [B, H, W]; `pred` and `target` as in `confusion_matrix`."""
-        pred, target = torch.as_tensor(pred), torch.as_tensor(target)
-        checked_counts_arguments(pred, "pred", self.num_clusters, "num_clusters")
-        checked_counts_arguments(target, "target", self.num_classes, "num_classes")
+    def update(self, pred: ArrayLike | Tensor, target: ArrayLike | Tensor) -> None:
+        """Count one label map [H, W] or several [B, H, W] in any form `confusion_matrix` takes."""
+        pred = as_labels(pred, "pred", self.num_clusters, "num_clusters")
+        target = as_labels(target, "target", self.num_classes, "num_classes")
         if self._bootstrap is None:
             self._to(target.device)
-            self._add_labels(self._counts, pred, target)
+            self._add_outside(add_confusion(self._counts, pred, target, self.ignore_index))
             return
         if pred.dim() < 3:
             pred, target = pred[None], target[None]
         counts = torch.zeros(len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device)
         for image, labels, truth in zip(counts, pred, target, strict=True):
-            self._add_labels(image, labels, truth)
+            self._add_outside(add_confusion(image, labels, truth, self.ignore_index))
         self.add(counts)
 
-    def _add_labels(self, counts: Tensor, pred: Tensor, target: Tensor) -> None:
-        self._add_outside(add_confusion(counts, pred, target, self.ignore_index))
+    def add(self, counts: ArrayLike | Tensor, outside: Tensor | int | None = None) -> None:
+        """Add counts that were made elsewhere, for example by `segment_and_count`.
 
-    def _add_outside(self, outside: Tensor | int | None) -> None:
-        if outside is not None:
-            self._outside = self._outside.to(torch.as_tensor(outside).device) + outside
-
-    def add(self, counts: Tensor | np.ndarray, outside: Tensor | int | None = None) -> None:
-        """Add counts made elsewhere (`segment_and_count`): int64 [num_clusters, num_classes], or one such matrix for
-        each image, [images, num_clusters, num_classes], which a bootstrap wants (it takes one matrix for one image).
-
-        outside: pixels out of range that were left out of them (`segment_and_count` with `return_outside`); `compute`
-        raises if there were any.
+        Args:
+            counts: int64 [num_clusters, num_classes], or one such matrix for each image, [images,
+                num_clusters, num_classes]. The bootstrap takes one matrix for one image.
+            outside: number of pixels out of range that the counts leave out (`segment_and_count`
+                with `return_outside`); `compute` raises if there were any.
         """
         counts = torch.as_tensor(counts)
         expected = (self.num_clusters, self.num_classes)
@@ -116,18 +115,23 @@ class ClusterMetrics:
         if self._bootstrap is not None:
             self._bootstrap.add(counts)
 
+    def _add_outside(self, outside: Tensor | int | None) -> None:
+        if outside is not None:
+            self._outside += torch.as_tensor(outside).reshape(()).to(self._outside.device)
+
     def _to(self, device: torch.device) -> None:
         if self._counts.device != device:
-            self._counts = self._counts.to(device)
+            with torch.inference_mode(False):
+                self._counts, self._outside = self._counts.to(device), self._outside.to(device)
 
     def sync(self) -> None:
-        """Give every process of torch.distributed's default group the sum of all counts. To be called by all of them.
+        """Give every process of torch.distributed's default group the sum of all counts.
 
-        What was summed once is not summed again, so `update` and `sync` may go on in turns.
+        All processes must call it. Counts are summed once, so `update` and `sync` may alternate.
         """
         if _process()[1] == 1:
             return
-        # NCCL sums on GPUs only, Gloo on the CPU as well.
+        # NCCL sums on GPUs only; Gloo on the CPU too.
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         for part, summed in zip(self._parts(), self._summed, strict=True):
             whole = part.to(device, copy=True)
@@ -136,32 +140,38 @@ class ClusterMetrics:
             part.zero_()
 
     def compute(self) -> dict:
-        """The scores; without any counted position all ratios are NaN.
+        """The scores. Where nothing was counted, all ratios are NaN.
 
         Returns:
-            pixel_accuracy: matched / counted. mean_iou: over the classes that occur in the target. nmi: normalised
-            mutual information (arithmetic mean). majority_accuracy: of the constant predictor. class_shares: of each
-            class in the target. iou: of each class, NaN for one that occurs neither in the target nor the prediction.
-            mapping: class of each cluster, -1 for none. num_pixels: counted. confusion: int64 [clusters, classes].
-            With a bootstrap also accuracy_interval: (low, high), the middle 95 % of the replicates' accuracies.
+            A dict with
+            pixel_accuracy: matched / counted positions.
+            mean_iou: mean over the classes that occur in the target.
+            nmi: normalised mutual information (by the arithmetic mean of the entropies).
+            majority_accuracy: accuracy of the constant predictor.
+            class_shares: share of each class in the target.
+            iou: intersection over union of each class, NaN for one in neither target nor
+                prediction.
+            mapping: class of each cluster, -1 for none.
+            num_pixels: counted positions.
+            confusion: counts, [clusters, classes], as lists.
+            accuracy_interval: with a bootstrap, (low, high): the middle 95 % of the replicates'
+                accuracies.
 
         Raises:
-            ValueError: on a GPU, labels were out of range (on the CPU `update` has raised already).
+            ValueError: on a GPU, labels were out of range (on the CPU `update` raises).
         """
         outside = int(self._total(1))
         if outside:
             raise ValueError(
                 f"{outside} positions had a prediction outside 0 to {self.num_clusters - 1} or a target outside 0 to "
-                f"{self.num_classes - 1} (confusion_matrix with check=True says where)"
+                f"{self.num_classes - 1} (confusion_matrix with check=True gives the place)"
             )
         counts = self.counts.cpu().numpy()
         total = int(counts.sum())
         match = match_clusters(counts, self.method)
         classes = counts.sum(axis=0)
         matched = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
-        for cluster, cls in enumerate(match.mapping):
-            if cls >= 0:
-                matched[cls] += counts[cluster]
+        np.add.at(matched, match.mapping[match.mapping >= 0], counts[match.mapping >= 0])
         true_positive = np.diagonal(matched)
         union = classes + matched.sum(axis=1) - true_positive
         nan = float("nan")

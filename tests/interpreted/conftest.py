@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 else:
     from triton.runtime import interpreter
 
-    # A device function patches the language anew whenever it is called, two fifths of the time; once a launch will do.
+    # Every call of a device function patches the language, two fifths of the time; once per launch is enough.
     _patched: set[object] = set()
     _launch = interpreter.GridExecutor.__call__
 
@@ -30,7 +30,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """Memory that a kernel must write holds NaN, or the largest whole number, before it does."""
+    """Uninitialised memory holds NaN, or the largest integer."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan() and torch.empty(0).new_empty(3).isnan().all()
     assert torch.empty_like(torch.zeros(2, dtype=torch.uint8)).eq(255).all()

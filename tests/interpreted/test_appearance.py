@@ -8,9 +8,11 @@ from conftest import inputs
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.kernels import appearance_statistics as statistics_kernels
-from infoseg_fast.recipe.appearance import appearance_statistics, information_of_moments, local_appearance
+from infoseg_fast.ops.appearance_statistics import appearance_statistics
+from infoseg_fast.ops.information_of_moments import information_of_moments
+from infoseg_fast.ops.local_appearance import local_appearance
 
-from .test_similarity import distance
+from .test_local_global_similarity import distance
 
 
 def images():
@@ -68,7 +70,7 @@ def test_statistics_of_any_strides_of_many_runs_and_twice(monkeypatch):
     mask[2] = False  # a run in which nothing counts
     expected = appearance_statistics(y, mask, backend="reference")
     for parts in (2, 128):
-        monkeypatch.setattr(statistics_kernels, "MOST_PARTS", tl.constexpr(parts))
+        monkeypatch.setattr(statistics_kernels, "MAX_PARTS", tl.constexpr(parts))
         found = appearance_statistics(y, mask, backend="triton")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert torch.equal(found, appearance_statistics(y, mask, backend="triton"))

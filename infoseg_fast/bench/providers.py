@@ -1,0 +1,155 @@
+"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and the rows of its table."""
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..ops import OPS
+from ..ops.record import Case
+from . import baselines
+
+Step = Callable[[], list[Tensor]]
+RESULTS = ("value", "features", "global_features", "weight", "bias")  # of the ops of features: value and gradients
+MEASURED = (
+    "op", "case", "provider", "mode", "shape", "dtype", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms",
+    "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb",
+)  # fmt: skip
+SHOWN = ("op", "case", "mode", "provider", *MEASURED[6:13], "extra_mb")
+
+
+def chosen_cases(use: str, names: Sequence[str]) -> list[Case]:
+    """The cases for `use` whose op or name is among `names`; all cases if there are no names."""
+    cases = [case for op in OPS.values() for case in op.cases_for(use)]
+    return [case for case in cases if not names or case.op in names or case.name in names]
+
+
+def providers(
+    case: Case, keywords: dict, compiled: bool = False, autotuned: bool = False, backend: str = "auto"
+) -> dict[str, Callable]:
+    """Functions of the case's tensors by the name of the provider. `keywords` are those of `Op.arguments`.
+
+    "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is
+    none.
+    """
+    op = OPS[case.op]
+    choice = {"backend": backend} if backend in op.backends else {}
+    eager = partial(getattr(baselines, case.op, op.reference), **keywords)
+    found = {"infoseg_fast": partial(op.function, **keywords, **choice)}
+    if case.op == "mutual_information_loss" and not keywords:
+        found["as written"] = baselines.as_written
+    found["eager"] = eager
+    if op.wiring is not None:  # the compiler cannot trace numpy and scipy
+        if compiled:
+            found["compiled"] = torch.compile(lambda *x: eager(*x), dynamic=False)
+        if autotuned:
+            mode = "max-autotune-no-cudagraphs"
+            found["max-autotune"] = torch.compile(lambda *x: eager(*x), dynamic=False, mode=mode)
+    return found
+
+
+def differentiated(case: Case) -> bool:
+    return OPS[case.op].differentiable and case.gradient
+
+
+def arguments(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> tuple[list[Tensor], dict]:
+    """`Op.arguments` of the case, by default in its own dtype. Tensors require gradients if the case has them."""
+    tensors, keywords = OPS[case.op].arguments(case, device, dtype or case.dtype)
+    return [x.requires_grad_() if differentiated(case) else x for x in tensors], keywords
+
+
+def steps(case: Case, provider: Callable, tensors: list[Tensor]) -> dict[str, Step]:
+    """The functions to time by mode, "forward" and, for a case with gradients, "forward + backward".
+
+    A step returns the results: the value or values, then the gradients.
+    """
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            out = provider(*tensors)
+        return list(out) if isinstance(out, tuple) else [out]
+
+    if not differentiated(case):
+        return {"forward": forward}
+    upstream = upstream_of(forward()[0])
+
+    def both() -> list[Tensor]:
+        out = provider(*tensors)
+        return [out.detach(), *torch.autograd.grad(out, tensors, upstream)]
+
+    return {"forward": forward, "forward + backward": both}
+
+
+def upstream_of(value: Tensor) -> Tensor:
+    """An upstream gradient: 1 for a scalar, else normal numbers, the same each time."""
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) if value.dim() else torch.ones(())
+    return upstream.to(value.device, value.dtype)
+
+
+def relative_errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
+    """Relative 2-norm of the error of each result; for integer results the share that differs."""
+    found, truth = ([torch.as_tensor(x) for x in results] for results in (found, truth))
+    return [
+        ((a.double() - b.double()).norm() / b.double().norm()).item()
+        if a.is_floating_point()
+        else (a != b).double().mean().item()
+        for a, b in zip(found, truth, strict=True)
+    ]
+
+
+def measure(
+    case: Case,
+    device: torch.device,
+    timed: Callable[[dict], dict],
+    extra_memory: Callable[[Step], float | None],
+    floor_ms: Callable[[Case, str], float],
+    **choice,
+) -> list[dict]:
+    """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a warning.
+
+    Args:
+        timed: the times in ms of each of the steps, which are keyed by provider and mode.
+        extra_memory: peak MB of a step above its inputs and results, or None.
+        floor_ms: lower bound of the time of a mode.
+        choice: keywords of `providers`.
+    """
+    tensors, keywords = arguments(case, device)
+    exact, exact_keywords = arguments(case, device, torch.float64)
+    truth = {mode: step() for mode, step in steps(case, providers(case, exact_keywords)["eager"], exact).items()}
+    del exact, exact_keywords
+    torch.compiler.reset()  # the compiler gives up after eight cases of one function
+    found = {}
+    for name, provider in providers(case, keywords, **choice).items():
+        try:
+            made = steps(case, provider, tensors)
+            for step in made.values():
+                step()
+            found |= {(name, mode): step for mode, step in made.items()}
+        except Exception as error:  # what PyTorch cannot compile or hold in memory does not concern this table
+            if name == "infoseg_fast":
+                raise
+            warnings.warn(f"{case.name}: {name} failed: {str(error).splitlines()[0]}", stacklevel=2)
+    memory = {key: extra_memory(step) for key, step in found.items()}
+    times = timed(found)
+    rows = []
+    for (name, mode), step in found.items():
+        t, own = times[name, mode], statistics.median(times["infoseg_fast", mode])
+        median, tenths, floor = statistics.median(t), statistics.quantiles(t, n=10), floor_ms(case, mode)
+        errors, extra = relative_errors(step(), truth[mode]), memory[name, mode]
+        each = [f"{error:.1e}" for error in errors] if len(errors) == len(RESULTS) else [""] * len(RESULTS)
+        values = (
+            case.op, case.name, name, mode, shape_of(case), str(case.dtype).removeprefix("torch."), round(median, 4),
+            round(tenths[1], 4), round(tenths[7], 4), round(median / own, 2), round(floor, 4), round(floor / median, 3),
+            f"{max(errors):.1e}", *each,
+            "" if extra is None else round(extra, 2),
+        )  # fmt: skip
+        rows.append(dict(zip(MEASURED, values, strict=True)))
+    return rows
+
+
+def shape_of(case: Case) -> str:
+    (rows, columns), sizes = case.size, f"B={case.B} C={case.C} D={case.D} K={case.K}"
+    return f"{sizes} {case.h}x{case.w} {rows}x{columns}"

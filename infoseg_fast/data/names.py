@@ -1,0 +1,98 @@
+"""Which files a folder has, the stems that images and labels share, and the text files that list
+them.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import DataError
+from .images import image_endings
+
+
+def image_files(root: Path) -> list[Path]:
+    """Every file below `root` with the ending of an image, in any case, sorted.
+
+    Hidden files and folders are passed over. Links to folders are followed unless they lead back to
+    a folder above.
+    """
+    endings, found = image_endings(), []
+    waiting = [(root, frozenset([_identity(root)]))]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
+        for entry in listed:
+            path = folder / entry.name
+            if entry.is_dir():
+                identity = _identity(path)
+                if identity not in above:
+                    waiting.append((path, above | {identity}))
+            elif path.suffix.lower() in endings and entry.is_file():
+                found.append(path)
+    return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        stat = folder.stat()
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
+    return stat.st_dev, stat.st_ino
+
+
+def stem_of(path: Path, root: Path) -> str:
+    """The path below `root` without its ending, with forward slashes: the name that an image and
+    its label share.
+    """
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def by_stem(root: Path, files: Iterable[Path], what: str = "images") -> dict[str, Path]:
+    """The files by their stems; DataError if two have the same."""
+    found: dict[str, Path] = {}
+    for path in files:
+        other = found.setdefault(stem_of(path, root), path)
+        if other is not path:
+            raise DataError(f"{what} {other} and {path} have one stem; each needs its own")
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, with or without byte-order mark, stripped, without the empty
+    ones.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start} (line {line})"
+        ) from None
+    # Not str.splitlines, which also splits at characters that a file name may hold.
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def read_list(path: Path, known: Iterable[str]) -> list[str]:
+    """The stems of a split list, in its order; each must be known and listed once."""
+    stems, known = read_lines(path), set(known)
+    unknown = [stem for stem in stems if stem not in known]
+    if unknown:
+        raise DataError(f"list {path} names {unknown[0]!r}, which has no image ({len(unknown)} such stems)")
+    require_unique(path, stems)
+    return stems
+
+
+def require_unique(path: Path, lines: list[str]) -> None:
+    """DataError if a list is empty or names something twice."""
+    if not lines:
+        raise DataError(f"list {path} is empty")
+    if len(set(lines)) != len(lines):
+        twice = next(line for i, line in enumerate(lines) if line in lines[:i])
+        raise DataError(f"list {path} names {twice!r} twice")

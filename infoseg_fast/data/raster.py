@@ -1,0 +1,102 @@
+"""Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file. Everything else works
+without rasterio.
+"""
+
+import importlib.util
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .reader import Description, Georeference, Reader, accepted_dtype
+
+CACHE_MEGABYTES = 64  # of GDAL's block cache
+# Endings of rasters that neither Pillow nor tifffile knows.
+ENDINGS = (".img", ".vrt", ".dat", ".bil", ".bip", ".bsq", ".asc", ".dem", ".hgt", ".nc", ".ntf", ".dt0", ".dt1",
+           ".dt2", ".rst", ".sdat", ".grd", ".pix", ".ers", ".kea", ".jp2", ".j2k")  # fmt: skip
+
+
+def available() -> bool:
+    return importlib.util.find_spec("rasterio") is not None
+
+
+def opened(path: Path):
+    """The rasterio dataset."""
+    import rasterio
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES):
+            return rasterio.open(path)
+
+
+def georeference(path: Path) -> Georeference | None:
+    """That of any raster; None where the file has none."""
+    if not available():
+        raise DataError(f"image {path} is georeferenced, which needs rasterio: pip install 'infoseg-fast[geo]'")
+    with opened(path) as dataset:
+        return _georeference_of(dataset)
+
+
+def _georeference_of(dataset) -> Georeference | None:
+    if dataset.crs is None and dataset.transform.is_identity:
+        return None
+    return Georeference("" if dataset.crs is None else dataset.crs.to_wkt(), tuple(dataset.transform)[:6])
+
+
+class RasterReader(Reader):
+    """A raster that GDAL opens."""
+
+    pages = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._dataset, self._lock = path, opened(path), threading.Lock()
+        if not self._dataset.count:
+            inner = len(self._dataset.subdatasets)
+            raise DataError(f"the raster has {inner} subdatasets and no band; write one of them as a GeoTIFF")
+
+    def describe(self, page: int) -> Description:
+        dataset = self._dataset
+        if len(set(dataset.dtypes)) > 1:
+            raise DataError(f"bands of several types ({', '.join(dict.fromkeys(dataset.dtypes))}) are not accepted")
+        if dataset.dtypes[0].startswith("complex"):
+            raise DataError(f"values of {dataset.dtypes[0]} are not accepted")
+        from rasterio.enums import ColorInterp
+
+        return Description(
+            dataset.height,
+            dataset.width,
+            dataset.count,
+            accepted_dtype(np.dtype(dataset.dtypes[0])),
+            alpha=dataset.count > 1 and dataset.colorinterp[-1] == ColorInterp.alpha,
+            nodata=dataset.nodata,
+            masked=self._masked(),
+            windowed=True,
+            georeferenced=_georeference_of(dataset) is not None,
+        )
+
+    def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
+        from rasterio.windows import Window
+
+        with self._lock:
+            pixels = self._dataset.read(window=Window.from_slices(rows, columns))
+        return pixels.astype(accepted_dtype(pixels.dtype), copy=False)
+
+    def _masked(self) -> bool:
+        from rasterio.enums import MaskFlags
+
+        flags = self._dataset.mask_flag_enums[0]
+        return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+    def mask(self, page: int, rows: slice, columns: slice) -> np.ndarray | None:
+        from rasterio.windows import Window
+
+        if not self._masked():
+            return None
+        with self._lock:
+            return self._dataset.read_masks(1, window=Window.from_slices(rows, columns)) != 0
+
+    def georeference(self) -> Georeference | None:
+        return _georeference_of(self._dataset)

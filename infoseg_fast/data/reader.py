@@ -1,0 +1,154 @@
+"""What all readers of image files share: the options, the description of a file, and the reader's
+interface.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+
+MAX_BANDS = 64
+MAX_BYTES = 4 * 2**30  # decoded bytes of one read
+DTYPES = tuple(map(np.dtype, ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")))
+# Accepted dtypes that are widened without loss.
+WIDENED = {np.dtype(bool): np.dtype("uint8"), np.dtype("int8"): np.dtype("int16"), np.dtype("f2"): np.dtype("f4")}
+ALPHA = ("band", "mask")
+PAGES = (None, "first", "each")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How image files are read.
+
+    Attributes:
+        bands: the bands to take, in this order, counted from 1. None takes all.
+        nodata: value of pixels without data, in addition to the value that the file names.
+        alpha: "band" keeps an alpha channel as a band; "mask" drops it, and pixels with alpha 0 are
+            invalid.
+        pages: of a file of several pages, "first" takes the first and "each" takes every page as an
+            image. None refuses such a file.
+        max_bytes: largest number of decoded bytes of one read.
+    """
+
+    bands: tuple[int, ...] | None = None
+    nodata: float | None = None
+    alpha: Literal["band", "mask"] = "band"
+    pages: Literal["first", "each"] | None = None
+    max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and not (1 <= len(self.bands) <= MAX_BANDS and min(self.bands) >= 1):
+            raise DataError(f"--bands takes 1 to {MAX_BANDS} numbers from 1, not {self.bands}")
+        for name, choices in (("alpha", ALPHA), ("pages", PAGES)):
+            if getattr(self, name) not in choices:
+                accepted = " or ".join(choice for choice in choices if choice)
+                raise DataError(f"--{name} must be {accepted}, not {getattr(self, name)!r}")
+
+
+class Description(NamedTuple):
+    """What a file says about one of its pages, without decoding it.
+
+    Attributes:
+        height, width: pixels. bands: number of bands. dtype: native byte order, one of DTYPES.
+        alpha: whether the last band is an alpha channel.
+        nodata: the value that marks pixels without data; None if the file names none.
+        masked: whether the file has a mask of the pixels with data.
+        windowed: whether a part can be read without decoding the whole page.
+        georeferenced: whether the file has a transform or a coordinate reference system.
+        note: a conversion that changes the values, for a message; empty if there is none.
+    """
+
+    height: int
+    width: int
+    bands: int
+    dtype: np.dtype
+    alpha: bool = False
+    nodata: float | None = None
+    masked: bool = False
+    windowed: bool = False
+    georeferenced: bool = False
+    note: str = ""
+
+
+class Georeference(NamedTuple):
+    """Coordinate reference system as WKT ("" if unknown), and the transform (a, b, c, d, e, f) of
+    pixels to it.
+
+    x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper
+    left corner.
+    """
+
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+
+
+class Reader:
+    """One open image file. Methods may raise any exception; `images` turns it into a DataError.
+
+    A reader may be used by several threads at once.
+
+    Attributes:
+        path: the file. pages: number of pages at full resolution.
+    """
+
+    path: Path
+    pages: int
+
+    def describe(self, page: int) -> Description:
+        raise NotImplementedError
+
+    def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
+        """The bands [bands, rows, columns] of a part; `raw` leaves palette indices and bits as they
+        are stored.
+        """
+        raise NotImplementedError
+
+    def mask(self, page: int, rows: slice, columns: slice) -> np.ndarray | None:
+        """bool [rows, columns], True where the file's mask says that there is data; None without a
+        mask.
+        """
+        return None
+
+    def georeference(self) -> Georeference | None:
+        return None
+
+
+class WholeReader(Reader):
+    """A format that can only be decoded as a whole. The page that was last read by parts is kept,
+    of all files.
+    """
+
+    _kept: tuple[tuple, np.ndarray | None] = ((), None)
+
+    def decode(self, page: int, raw: bool) -> np.ndarray:
+        """The page [bands, height, width]; `raw` as in `read`."""
+        raise NotImplementedError
+
+    def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
+        height, width = self.describe(page)[:2]
+        if (rows, columns) == (slice(0, height), slice(0, width)):
+            return self.decode(page, raw)
+        key, pixels = WholeReader._kept
+        if key != (self, page, raw):
+            pixels = self.decode(page, raw)
+            WholeReader._kept = (self, page, raw), pixels
+        return pixels[:, rows, columns]
+
+
+def accepted_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype, in native byte order, that holds stored values of `dtype`; DataError for one that
+    is not accepted.
+    """
+    native = np.dtype(dtype).newbyteorder("=")
+    native = WIDENED.get(native, native)
+    if native not in DTYPES:
+        raise DataError(f"values of {native} are not accepted, but {', '.join(map(str, DTYPES))} are")
+    return native
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

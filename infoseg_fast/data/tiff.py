@@ -1,0 +1,300 @@
+"""TIFF files of every layout, by tifffile: classic and BigTIFF, strips and tiles, any compression
+it knows.
+
+Parts are read block by block with positioned reads, so that threads and forked processes share an
+open file.
+"""
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import tifffile
+
+from ..errors import DataError
+from .reader import Description, Georeference, Reader, accepted_dtype
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files are no messages
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+CACHED_BYTES = 64 * 2**20  # decoded blocks that are kept, of all files together
+JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr colours are decoded to RGB
+LIMITED = {5, 8, 32773, 32946}  # LZW, deflate and PackBits, which compress by less than LARGEST_RATIO
+LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
+MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
+REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
+GDAL_NODATA = 42113
+REDUCED, MASK = 1, 4  # bits of NewSubfileType
+
+
+class BlockCache:
+    """Decoded blocks, least recently used first, up to CACHED_BYTES; the newest block is always
+    kept.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def get(self, key: tuple, decode: Callable[[], np.ndarray]) -> np.ndarray:
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        block = decode()
+        with self._lock:
+            if key not in self._blocks:
+                self._blocks[key] = block
+                self._bytes += block.nbytes
+            while self._bytes > CACHED_BYTES and len(self._blocks) > 1:
+                self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+        return block
+
+
+_blocks = BlockCache()
+os.register_at_fork(after_in_child=_blocks.__init__)  # the lock may be held by a thread that the child lacks
+
+
+class TiffReader(Reader):
+    """A TIFF file. Overviews and masks are no pages; channels that ImageJ or OME metadata declare
+    are bands.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = tifffile.TiffFile(path)
+        self._size = self._file.filehandle.size
+        self._key = (os.fspath(path), os.stat(path).st_mtime_ns)
+        self._pages: list[tifffile.TiffPage] = []
+        self._masks: dict[int, tifffile.TiffPage] = {}
+        offsets: set[int] = set()
+        for page in self._file.pages:
+            if page.offset in offsets:
+                raise DataError("its pages form a circle (damaged)")
+            offsets.add(page.offset)
+            if page.subfiletype & MASK:
+                if not page.subfiletype & REDUCED and self._pages:
+                    self._masks[len(self._pages) - 1] = page
+            elif not page.subfiletype & REDUCED:
+                self._pages.append(page)
+        if not self._pages:
+            raise DataError("no page at full resolution")
+        self._contiguous = self._images_behind_one_header()
+        self._stacked = self._declares_channels()
+        self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
+        sidecar = path.with_name(f"{path.name}.msk")
+        self._sidecar = tifffile.TiffFile(sidecar) if sidecar.is_file() else None
+
+    def _images_behind_one_header(self) -> int:
+        """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others:
+        their number.
+        """
+        metadata = (self._file.imagej_metadata or {}) if self._file.is_imagej else {}
+        images = int(metadata.get("images", 1))
+        return images if len(self._pages) == 1 and self._pages[0].is_contiguous and images > 1 else 1
+
+    def _declares_channels(self) -> bool:
+        """Whether the pages are the channels of one image, by the file's ImageJ or OME metadata."""
+        number = max(len(self._pages), self._contiguous)
+        if number == 1 or len({(page.shaped, page.dtype) for page in self._pages}) > 1:
+            return False
+        if self._file.is_imagej:
+            return int((self._file.imagej_metadata or {}).get("channels", 1)) == number
+        if self._file.is_ome:
+            series = self._file.series
+            return len(series) == 1 and series[0].axes == "CYX" and series[0].shape[0] == number
+        return False
+
+    def _page(self, page: int) -> tuple[tifffile.TiffPage, int]:
+        """The header of a page, and the number of pages' data that lie before its own behind that
+        header.
+        """
+        return (self._pages[0], page) if self._contiguous > 1 else (self._pages[page], 0)
+
+    def describe(self, page: int) -> Description:
+        header = self._page(page)[0]
+        if header.photometric in REFUSED:
+            raise DataError(f"colours of {REFUSED[header.photometric]} are not accepted; convert them to RGB")
+        if 0 in header.shaped or header.shaped[1] != 1 or header.dtype is None:
+            bits = f"{header.bitspersample}-bit samples of format {header.sampleformat}"
+            raise DataError(f"a page of shape {header.shape} with {bits} is not accepted")
+        separate, _, height, width, samples = header.shaped
+        blocks = separate * int(np.prod(grid_of(header)[2:]))
+        if len(header.dataoffsets) < blocks and not header.is_contiguous:
+            raise DataError(f"{len(header.dataoffsets)} of {blocks} blocks (damaged)")
+        bands, dtype, note = separate * samples, accepted_dtype(header.dtype), ""
+        if header.photometric == PALETTE:
+            bands, dtype = 3, palette_of(header).dtype
+        elif header.photometric == CMYK and bands == 4:
+            if dtype != np.uint8:
+                raise DataError(f"CMYK colours of {dtype} are not accepted; convert them to RGB")
+            bands, note = 3, "CMYK colours are converted to RGB"
+        elif self._stacked:
+            bands *= max(len(self._pages), self._contiguous)
+        extra = tuple(header.extrasamples or ())
+        tag = header.tags.get(GDAL_NODATA)
+        return Description(
+            height,
+            width,
+            bands,
+            dtype,
+            alpha=bool(extra) and extra[-1] in (1, 2) and bands > 1 and not self._stacked,
+            nodata=None if tag is None else number_in(tag.value),
+            masked=page in self._masks or self._sidecar is not None,
+            windowed=True,
+            georeferenced=header.is_geotiff,
+            note=note,
+        )
+
+    def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
+        pages = range(max(len(self._pages), self._contiguous)) if self._stacked else (page,)
+        parts = [self._samples(*self._page(number), rows, columns) for number in pages]
+        header = self._page(page)[0]
+        pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return pixels if raw else converted(header, pixels)
+
+    def mask(self, page: int, rows: slice, columns: slice) -> np.ndarray | None:
+        header = self._masks.get(page)
+        if header is None and page == 0 and self._sidecar is not None:
+            size = self._pages[0].shaped[2:4]
+            header = next((found for found in self._sidecar.pages if found.shaped[2:4] == size), None)
+        if header is None:
+            return None
+        return (self._samples(header, 0, rows, columns) != 0).any(axis=0)
+
+    def georeference(self) -> Georeference | None:
+        from . import raster
+
+        return raster.georeference(self.path)
+
+    def _samples(self, header: tifffile.TiffPage, skipped: int, rows: slice, columns: slice) -> np.ndarray:
+        """Stored samples [bands, rows, columns] in native byte order."""
+        separate, _, height, width, samples = header.shaped
+        dtype = np.dtype(header.parent.byteorder + header.dtype.char)
+        if header.is_contiguous and header.is_final:
+            size = separate * height * width * samples * dtype.itemsize
+            mapped = np.memmap(
+                header.parent.filehandle.path,
+                dtype,
+                "r",
+                header.dataoffsets[0] + skipped * size,
+                (separate, height, width, samples),
+            ).view(np.ndarray)
+            pixels = mapped[:, rows, columns]
+        else:
+            pixels = self._blocks_of(header, rows, columns)
+        bands = pixels.transpose(0, 3, 1, 2).reshape(separate * samples, *pixels.shape[1:3])
+        return np.ascontiguousarray(bands.astype(bands.dtype.newbyteorder("="), copy=bands.base is not None))
+
+    def _blocks_of(self, header: tifffile.TiffPage, rows: slice, columns: slice) -> np.ndarray:
+        """[separate, rows, columns, samples] from the strips or tiles that the part touches."""
+        separate, _, height, width, samples = header.shaped
+        tall, wide, down, across = grid_of(header)
+        tag = header.tags.get(GDAL_NODATA)
+        nodata = (0 if tag is None else number_in(tag.value)) or 0
+        fill = nodata if fits(nodata, header.dtype) else 0
+        out = np.full(
+            (separate, rows.stop - rows.start, columns.stop - columns.start, samples), fill, dtype=header.dtype
+        )
+        touched = (range(span.start // n, -(-span.stop // n)) for span, n in ((rows, tall), (columns, wide)))
+        for plane, (r, c) in product(range(separate), product(*touched)):
+            block = self._block(header, (plane * down + r) * across + c)
+            if block is not None:  # else it was never written: a sparse file
+                (to_rows, from_rows), (to_columns, from_columns) = (
+                    overlap(rows, r * tall, tall, height), overlap(columns, c * wide, wide, width)
+                )  # fmt: skip
+                out[plane, to_rows, to_columns] = block[from_rows, from_columns]
+        return out
+
+    def _block(self, header: tifffile.TiffPage, index: int) -> np.ndarray | None:
+        """A decoded strip or tile [rows, columns, samples]; None for one without data."""
+        offset, size = header.dataoffsets[index], header.databytecounts[index]
+        if offset == 0 or size == 0:
+            return None
+        if offset + size > header.parent.filehandle.size:
+            raise DataError("the file ends before its last block (truncated)")
+
+        tall, wide, _, _ = grid_of(header)
+        decoded = tall * wide * header.shaped[4] * header.dtype.itemsize
+        if header.compression in LIMITED and decoded > LARGEST_RATIO * size + MIN_BLOCK_BYTES:
+            raise DataError(f"{size} compressed bytes cannot hold a block of {decoded} (damaged)")
+
+        def decode() -> np.ndarray:
+            data = os.pread(header.parent.filehandle._fh.fileno(), size, offset)
+            found = header.decode(data, index, jpegtables=header.jpegtables, jpegheader=header.jpegheader)[0]
+            if found is None:
+                raise DataError(f"block {index} cannot be decoded")
+            return found[0]
+
+        return _blocks.get((*self._key, header.offset, header.parent.filehandle.name, index), decode)
+
+
+def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
+    """(rows, columns) of a block, and how many blocks a plane has in each direction."""
+    _, _, height, width, _ = header.shaped
+    tall = header.tilelength if header.is_tiled else min(header.rowsperstrip, height)
+    wide = header.tilewidth if header.is_tiled else width
+    return tall, wide, -(-height // tall), -(-width // wide)
+
+
+def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
+    """Where a block of `length` pixels from `start`, cut off at `end`, lies in `span`, and which of
+    its pixels do.
+    """
+    first, stop = max(span.start, start), min(span.stop, start + length, end)
+    return slice(first - span.start, stop - span.start), slice(first - start, stop - start)
+
+
+def palette_of(header: tifffile.TiffPage) -> np.ndarray:
+    """The colours [3, entries]: uint8, or uint16 where 8 bits do not hold them."""
+    colours = np.asarray(header.colormap)
+    for step in (257, 256):
+        if (colours % step == 0).all():
+            return (colours >> 8).astype(np.uint8)
+    return colours.astype(np.uint16)
+
+
+def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
+    """Stored samples [bands, rows, columns] as values: palettes become colours, white is the
+    largest value.
+    """
+    bits, photometric = header.bitspersample, header.photometric
+    if photometric == PALETTE:
+        colours = palette_of(header)
+        if pixels.max(initial=0) >= colours.shape[1]:
+            raise DataError(f"palette index {pixels.max()} is beyond the {colours.shape[1]} colours of the file")
+        return colours[:, pixels[0]]
+    if photometric == CMYK and len(pixels) == 4:
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "CMYK").convert("RGB")
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    pixels = pixels.astype(accepted_dtype(pixels.dtype), copy=False)
+    if pixels.dtype.kind != "u":
+        return pixels
+    white = 2**bits - 1
+    if photometric == MIN_IS_WHITE:
+        pixels = (white - pixels).astype(pixels.dtype)
+    if photometric in (MIN_IS_WHITE, MIN_IS_BLACK) and bits in (1, 2, 4):
+        pixels = pixels * np.uint8(255 // white)
+    return pixels
+
+
+def number_in(text: object) -> float | None:
+    try:
+        return float(str(text).strip("\0 \n"))
+    except ValueError:
+        return None
+
+
+def fits(value: float, dtype: np.dtype) -> bool:
+    """Whether a value can be stored in the dtype."""
+    if dtype.kind == "f":
+        return True
+    if dtype.kind not in "iu" or not float(value).is_integer():
+        return False
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

@@ -1,0 +1,121 @@
+"""`class_moments`: sums of statistics over positions, weighted by class probabilities."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import checks, dispatch
+from .factory import Wiring
+from .inputs import (
+    AOT,
+    AOT_MORE,
+    BFLOAT,
+    CPU,
+    CUDA,
+    DATA_SETS,
+    DTYPES,
+    FLOAT,
+    FOLDED,
+    feature_arguments,
+    folded_arguments,
+    similarity_operations,
+)
+from .record import Case, Op
+
+
+def class_moments(
+    features: Tensor,
+    global_features: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    statistics: Tensor,
+    temperature: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p} V[b,k,p] Y[b,s,p].
+
+    V is that of `assign`. With Y = (1, y, y_i y_j) the sums are the size, the mean and the covariance
+    of y in every class. V is written only where a gradient is wanted, and dV[b,k,p] =
+    sum_s dM[k,s] Y[b,s,p] is never formed as a whole.
+
+    Args:
+        features, global_features, weight, bias, backend: as in `local_global_similarity`.
+        statistics: Y, [B, S, h, w] with S >= 1, any strides and floating-point dtype; a constant,
+            which must not require a gradient.
+        temperature: tau > 0, a factor of z.
+
+    Returns:
+        M, [K, S], float64 for float64 features, else float32. Differentiable in all tensors but the
+        statistics.
+
+    Raises:
+        As `assign`; ValueError also for statistics of another shape or device, or that require a
+        gradient.
+    """
+    features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
+    temperature = checks.real("temperature", temperature, positive=True)
+    statistics = checks.position_statistics(statistics, features)
+    backend = dispatch.select("class_moments", backend, features)
+    with checks.without_autocast(features.device.type):
+        if backend == "reference":
+            return reference.class_moments(
+                features, global_features, weight, bias, statistics=statistics, temperature=temperature
+            )
+        return WIRING(backend, features, global_features, weight, bias, statistics, temperature)
+
+
+def _fake(features: Tensor, G: Tensor, g0: Tensor | None, statistics: Tensor, temperature: float) -> Tensor:
+    return G.new_empty(G.shape[1], statistics.shape[1])
+
+
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    shape = case.B, case.S, case.h, case.w
+    statistics = torch.randn(shape, generator=generator, dtype=torch.float64).to(case.accumulation_dtype)
+    keywords = {"statistics": statistics.to(device, reference.accumulation_dtype(dtype))}
+    return feature_arguments(case, device, dtype), keywords | case.settings
+
+
+def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
+    features, G, g0 = folded_arguments(case, device)
+    return features, G, g0, G.new_empty(case.B, case.S, case.h, case.w), case.settings.get("temperature", 1.0)
+
+
+def _floor(case: Case, phase: str) -> int:
+    statistics = case.B * case.S * case.h * case.w * case.accumulation_dtype.itemsize
+    return case.feature_bytes * (1 if phase == "forward" else 2) + statistics
+
+
+def _operations(case: Case, phase: str) -> int:
+    return similarity_operations(case, phase) + 2 * case.B * case.h * case.w * case.K * case.S
+
+
+WIRING = Wiring("class_moments", f"{FOLDED}, Tensor statistics, float temperature", _fake, differentiable=3, folds=True)
+OP = Op(
+    name="class_moments",
+    function=class_moments,
+    reference=reference.class_moments,
+    arguments=_arguments,
+    floor=_floor,
+    operations=_operations,
+    wiring=WIRING,
+    kernel_arguments=_kernel_arguments,
+    cases=(
+        Case("class moments", **CPU),
+        Case("class moments", **CUDA),
+        Case("class moments bfloat16", dtype=BFLOAT, **CUDA),
+        *(Case("class moments", K=27, dtype=dtype, **AOT) for dtype in DTYPES),
+        *(Case(f"{K} classes", K=K, dtype=dtype, **AOT_MORE) for K in (15, 64, 256) for dtype in (FLOAT, BFLOAT)),
+        *(Case("channels last", K=6, dtype=dtype, channels_last=True, **AOT_MORE) for dtype in (FLOAT, BFLOAT)),
+        Case("no gradient", gradient=False, **AOT_MORE),
+        *(
+            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes)
+            for name, sizes in DATA_SETS.items()
+            for C in (128, 256, 512)
+            for dtype in (FLOAT, BFLOAT)
+        ),
+    ),
+)

@@ -1,0 +1,244 @@
+"""How PyTorch sees the kernels of an op: custom op, fake, gradient, and the direct call outside of the compiler.
+
+Two ways lead into a kernel. Ordinary tensors outside the compiler take the direct one, a plain call
+or an `autograd.Function`, which costs a few tenths of a millisecond less per training step than a
+custom op; there a gradient that was formed in the forward pass is handed over without a copy.
+Everything that records, compiles or wraps tensors takes the custom ops `infoseg_fast::NAME` and
+`infoseg_fast::NAME_backward`.
+
+Kernels have first derivatives only. What they cannot do raises an error that names
+`backend="reference"`: second derivatives, `torch.func` transforms, forward mode. `dispatch.select`
+makes `backend="auto"` take the reference there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.folding import fold_projection, fold_projection_gradient
+from . import dispatch
+from .protocol import Needs
+
+NAMESPACE = "infoseg_fast"
+_C = torch._C._functorch
+
+
+class Wiring:
+    """The custom op of a kernel and the direct call around it.
+
+    Args:
+        name: of the op and of its kernels.
+        schema: the arguments of the kernel in torch.library's notation. Tensors come first.
+        fake: takes these arguments; returns the result with right shapes, dtypes and device.
+        differentiable: number of leading tensors that a gradient may be wanted by. With 0, kernels
+            return the result alone, and its type is `result`.
+        folds: whether the op takes features, H, W and b, whose projection is folded into the
+            kernel's features, G and g0.
+        saves_output: whether `backward` reads the result.
+        settings: a dataclass that the kernel takes in place of its fields, which end the schema.
+        result: the type of what an op without gradients returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        fake: Callable[..., Any],
+        *,
+        differentiable: int = 0,
+        folds: bool = False,
+        saves_output: bool = False,
+        settings: type | None = None,
+        result: str = "Tensor",
+    ) -> None:
+        self.name, self.schema, self.fake = name, schema, fake
+        self.differentiable, self.folds, self.saves_output = differentiable, folds, saves_output
+        self.settings = settings
+        self._no_gradients = self.needs(False) if differentiable else ()
+        kinds = [argument.split()[0] for argument in schema.split(", ")]
+        self.tensors = sum(kind.startswith("Tensor") for kind in kinds)  # among the kernel's arguments
+        if differentiable:
+            self.custom = self._define(
+                name, f"{schema}, bool[] needs, str backend", "(Tensor, Tensor[])", self._forward
+            )
+            self.custom.register_fake(self._fake_forward)
+            arguments = f"Tensor grad, Tensor[] saved, {schema}, bool[] needs, str backend"
+            self.custom_backward = self._define(f"{name}_backward", arguments, "Tensor[]", self._backward)
+            self.custom_backward.register_fake(self._fake_backward)
+            self.custom.register_autograd(self._autograd_backward, setup_context=self._autograd_setup)
+            self.custom_backward.register_autograd(self._refuse)
+        else:
+            self.custom = self._define(name, f"{schema}, str backend", result, self._plain)
+            self.custom.register_fake(lambda *arguments: fake(*self._packed(arguments[:-1])))
+
+    def needs(self, wanted: Sequence[bool] | bool) -> tuple[bool, ...]:
+        """The kernel's `needs`: `wanted` for each tensor, or the same for all."""
+        each = [wanted] * self.differentiable if isinstance(wanted, bool) else wanted
+        return Needs(*each) if self.folds else tuple(each)
+
+    def __call__(self, backend: str, *arguments: Any) -> Any:
+        """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it folds."""
+        number = self.tensors + self.folds
+        tensors, settings = arguments[:number], arguments[number:]
+        if not dispatch.plain(*tensors):
+            return self._call_custom(tensors, settings, backend)
+        kernel = dispatch.kernel(self.name, backend)
+        if not self.differentiable:
+            return kernel.forward(*self._folded(tensors), *settings)
+        if torch.is_grad_enabled():
+            for x in tensors[: self.differentiable + self.folds]:
+                if x is not None and x.requires_grad:
+                    return _Function.apply(self, kernel, settings, *tensors)
+        return kernel.forward(*self._folded(tensors), *settings, self._no_gradients)[0]
+
+    def _folded(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
+        """The kernel's tensors."""
+        if not self.folds:
+            return tuple(tensors)
+        features, H, weight, bias, *constants = tensors
+        return features, *fold_projection(H, weight, bias), *constants
+
+    def _call_custom(self, tensors: Sequence[Any], settings: Sequence[Any], backend: str) -> Any:
+        inputs = self._folded(tensors)
+        if self.settings is not None:
+            settings = tuple(asdict(settings[0]).values())
+        if not self.differentiable:
+            return self.custom(*inputs, *settings, backend)
+        grad = torch.is_grad_enabled()
+        needs = [grad and x is not None and x.requires_grad for x in inputs[: self.differentiable]]
+        return self.custom(*inputs, *settings, needs, backend)[0]
+
+    # The custom ops.
+
+    def _define(self, name: str, arguments: str, result: str, body: Callable[..., Any]) -> Any:
+        op = torch.library.custom_op(f"{NAMESPACE}::{name}", body, mutates_args=(), schema=f"({arguments}) -> {result}")
+        op.register_vmap(self._refuse)
+        return op
+
+    def _packed(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """The kernel's arguments from those of the custom op."""
+        if self.settings is None:
+            return tuple(arguments)
+        number = len(fields(self.settings))
+        return *arguments[:-number], self.settings(*arguments[-number:])
+
+    def _plain(self, *arguments: Any) -> Any:
+        *inputs, backend = arguments
+        return dispatch.kernel(self.name, backend).forward(*self._packed(inputs))
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+        *inputs, needs, backend = arguments
+        out, saved = dispatch.kernel(self.name, backend).forward(*self._packed(inputs), self.needs(needs))
+        return out, list(saved)
+
+    def _fake_forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
+        *inputs, needs, backend = arguments
+        packed = self._packed(inputs)
+        fake_saved = getattr(dispatch.kernel(self.name, backend), "fake_saved", None)
+        return self.fake(*packed), [] if fake_saved is None else fake_saved(*packed, self.needs(needs))
+
+    def _backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
+        *inputs, needs, backend = arguments
+        kernel = dispatch.kernel(self.name, backend)
+        return list(kernel.backward(grad.contiguous(), saved, *self._packed(inputs), self.needs(needs)))
+
+    def _fake_backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
+        *inputs, needs, _ = arguments
+        found, like = [], inputs[0]
+        for x, need in zip(inputs, needs, strict=False):
+            like = like if x is None else x
+            found.append(torch.empty_like(like) if need else like.new_empty(0))
+        return found
+
+    def _autograd_setup(self, ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, list[Tensor]]) -> None:
+        *arguments, ctx.needs, ctx.backend = inputs
+        out, saved = output
+        ctx.scalars = arguments[self.tensors :]
+        kept = [out, *saved] if self.saves_output else saved
+        ctx.save_for_backward(*arguments[: self.tensors], *kept)
+
+    def _autograd_backward(self, ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        inputs, saved = ctx.saved_tensors[: self.tensors], list(ctx.saved_tensors[self.tensors :])
+        gradients = self.custom_backward(grad, saved, *inputs, *ctx.scalars, ctx.needs, ctx.backend)
+        wanted = [x if need else None for x, need in zip(gradients, ctx.needs, strict=True)]
+        return *wanted, *(None,) * (self.tensors - len(wanted) + len(ctx.scalars) + 2)
+
+    def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
+        raise RuntimeError(dispatch.first_derivatives_only(self.name))
+
+
+class _Function(torch.autograd.Function):
+    """The direct call with a gradient. The projection is folded inside, so a step has one node in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, wiring: Wiring, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
+        wanted = ctx.needs_input_grad[3:]
+        inputs = wiring._folded(tensors)
+        needs: Any
+        if wiring.folds:
+            needs = Needs(wanted[0], wanted[1] or wanted[2], tensors[3] is not None and (wanted[1] or wanted[3]))
+        else:
+            needs = tuple(wanted[: wiring.differentiable])
+        out, saved = kernel.forward(*inputs, *settings, needs)
+        ctx.wiring, ctx.kernel, ctx.settings, ctx.needs = wiring, kernel, settings, needs
+        # A gradient that is handed over must have no other holder: it may be scaled in place, and
+        # autograd copies what others hold.
+        ctx.formed = saved if saved and hasattr(kernel, "hand_over") else None
+        kept = () if ctx.formed else saved
+        if wiring.saves_output:
+            kept = out, *kept
+        ctx.number = len(inputs)
+        ctx.save_for_backward(*inputs, *(tensors[1:4] if wiring.folds else ()), *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        wiring = ctx.wiring
+        saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            gradients = _gradients(ctx, grad, saved)
+        else:  # create_graph=True
+            with torch.no_grad():
+                gradients = _gradients(ctx, grad, saved)
+            inputs = saved[: ctx.number + 3 * wiring.folds]
+            gradients = _FirstDerivative.apply(wiring.name, len(gradients), *gradients, grad, *inputs)
+        return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
+
+
+def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Gradients by the op's differentiable tensors, None for each that is not wanted."""
+    wiring, kernel, number = ctx.wiring, ctx.kernel, ctx.number
+    if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
+        wiring._refuse()
+    formed, ctx.formed = ctx.formed, None
+    if formed:
+        found = kernel.hand_over(grad, formed)
+    else:
+        saved = list(tensors[number + 3 * wiring.folds :])
+        found = kernel.backward(grad.contiguous(), saved, *tensors[:number], *ctx.settings, ctx.needs)
+    if not wiring.folds:
+        return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
+    wanted = ctx.needs_input_grad
+    df, dG, dg0 = found
+    global_features, weight, bias = tensors[number : number + 3]
+    projected = fold_projection_gradient(dG, dg0, global_features, weight, bias, wanted[4:7])
+    return df if wanted[3] else None, *projected
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in silence.
+
+    The inputs of the op are arguments so that the graph leads from the gradients to them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, number: int, *gradients_and_inputs: Any) -> tuple[Tensor | None, ...]:
+        ctx.name = name
+        return tuple(None if x is None else x.view_as(x) for x in gradients_and_inputs[:number])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(dispatch.first_derivatives_only(ctx.name))

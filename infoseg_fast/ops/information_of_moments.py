@@ -1,0 +1,90 @@
+"""`information_of_moments`: the mutual information of class and appearance, from the moments of the classes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import dispatch
+from .appearance_statistics import products_of
+from .factory import Wiring
+from .inputs import DATA_SETS, DOUBLE, FLOAT
+from .record import Case, Op
+
+RESOLUTION = 0.1  # r, in standard deviations of an appearance
+
+
+def information_of_moments(
+    moments: Tensor, total: Tensor, resolution: float = RESOLUTION, *, backend: str = "auto"
+) -> Tensor:
+    """The mutual information of class and appearance, in nats, with every class taken as normal.
+
+    `reference.information_of_moments` states the formula.
+
+    Args:
+        moments: [K, S], the sums over all positions of the probabilities times
+            `appearance_statistics`.
+        total: [S], the sums of the statistics alone; a constant.
+        resolution: r > 0, in standard deviations; smaller differences do not count.
+        backend: "auto", "reference", "cpp" or "triton".
+
+    Returns:
+        A scalar in the dtype of the moments, differentiable in them.
+
+    Raises:
+        BackendUnavailableError: the backend asked for by name cannot run here.
+    """
+    total = total.detach().to(moments.dtype)
+    backend = dispatch.select("information_of_moments", backend, moments)
+    if backend == "reference":
+        return reference.information_of_moments(moments, total, resolution)
+    return WIRING(backend, moments, total, resolution)
+
+
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(6)
+    V = torch.randn(case.B, case.K, case.h, case.w, generator=generator).softmax(dim=1)
+    y = torch.randn(case.B, case.C, case.h, case.w, generator=generator)
+    statistics = reference.appearance_statistics(y)
+    moments = reference.moments_of(V, statistics).to(device, dtype)
+    return [moments], {"total": statistics.sum(dim=(0, 2, 3)).to(device, dtype)} | case.settings
+
+
+def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
+    moments = torch.empty(case.K, products_of(case.C), dtype=case.accumulation_dtype, device=device)
+    return moments, moments.new_empty(moments.shape[1]), case.settings.get("resolution", RESOLUTION)
+
+
+def _floor(case: Case, phase: str) -> int:
+    """Forward: the moments of classes and of all positions, and the gradient, which is formed there."""
+    of_one = products_of(case.C) * case.accumulation_dtype.itemsize
+    return (2 * case.K + 1 if phase == "forward" else 2 * case.K) * of_one
+
+
+WIRING = Wiring(
+    "information_of_moments",
+    "Tensor moments, Tensor total, float resolution",
+    lambda moments, *_: moments.new_empty(()),
+    differentiable=1,
+)
+OP = Op(
+    name="information_of_moments",
+    function=information_of_moments,
+    reference=lambda moments, total, resolution=RESOLUTION: reference.information_of_moments(
+        moments, total, resolution
+    ),
+    arguments=_arguments,
+    floor=_floor,
+    operations=lambda case, phase: 2 * (case.K + 1) * (case.C + 1) ** 3 if phase == "forward" else 0,
+    wiring=WIRING,
+    kernel_arguments=_kernel_arguments,
+    cases=(
+        Case("information", uses=("cpu",), B=16, C=5),
+        Case("information", uses=("cuda",), C=5),
+        *(Case("information", uses=("aot",), C=5, dtype=dtype) for dtype in (FLOAT, DOUBLE)),
+        Case("no gradient", uses=("aot_more",), C=5, gradient=False),
+        *(Case(f"{d} channels", uses=("aot_more",), C=d) for d in (15, 31, 63)),
+        *(Case(name, uses=("roofline",), C=5, **sizes) for name, sizes in DATA_SETS.items()),
+    ),
+)

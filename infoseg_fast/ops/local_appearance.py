@@ -1,0 +1,88 @@
+"""`local_appearance`: colour and texture of the positions of images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import dispatch
+from .factory import Wiring
+from .inputs import DATA_SETS
+from .record import Case, Op
+
+
+def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
+    """The colour and the texture at every position of a map of `size` that covers the images.
+
+    Args:
+        images: float [B, c, H_img, W_img] in [0, 1].
+        size: (h, w); a position covers a cell of H_img / h x W_img / w pixels.
+        backend: "auto", "reference", "cpp" or "triton"; the last two take cells of whole pixels.
+
+    Returns:
+        y, [B, c + 2, h, w] float32, a constant. The first c channels are the logarithm of each
+        channel's mean over the cell, in which a change of illumination is a shift. The last two
+        come from the structure tensor of the logarithmic brightness over 3 x 3 cells (the mean of
+        the products of its gradient's components): roughness, the logarithm of the trace; and
+        coherence, the difference of the eigenvalues over their sum, which is 0 for grain and 1 for
+        stripes.
+
+    Raises:
+        ValueError: the backend asked for by name does not take cells of this size.
+        BackendUnavailableError: the backend asked for by name cannot run here.
+    """
+    images, size = images.detach().float(), (size[0], size[1])
+    whole = all(n > 0 and m % n == 0 for n, m in zip(size, images.shape[2:], strict=True))
+    if not whole and backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend {backend!r} takes cells of whole pixels, not {list(size)} of images {list(images.shape)}"
+        )
+    backend = dispatch.select("local_appearance", backend if whole else "reference", images)
+    if backend == "reference" or images.numel() == 0:
+        return reference.local_appearance(images, size)
+    return WIRING(backend, images, size)
+
+
+def _fake(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return images.new_empty(images.shape[0], images.shape[1] + 2, *size)
+
+
+def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(case.B, case.C, *case.size, generator=generator).to(device, dtype)
+    if case.channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    return [images], {"size": (case.h, case.w)}
+
+
+def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    shape = case.B, case.C, *case.size
+    return torch.empty(shape, dtype=case.dtype, device=device, memory_format=layout), (case.h, case.w)
+
+
+def _floor(case: Case, phase: str) -> int:
+    return (case.C * case.pixels + (case.C + 2) * case.B * case.h * case.w) * case.dtype.itemsize
+
+
+WIRING = Wiring("local_appearance", "Tensor images, SymInt[] size", _fake)
+OP = Op(
+    name="local_appearance",
+    function=local_appearance,
+    reference=reference.local_appearance,
+    arguments=_arguments,
+    floor=_floor,
+    operations=lambda case, phase: 0,
+    wiring=WIRING,
+    kernel_arguments=_kernel_arguments,
+    cases=(
+        Case("appearance 128x128", uses=("cpu",), B=16, C=3),
+        Case("appearance 128x128", uses=("cuda", "aot"), C=3),
+        Case("channels last", uses=("aot_more",), C=3, channels_last=True),
+        *(Case(f"{c} channels", uses=("aot_more",), C=c) for c in (1, 4)),
+        Case("ragged cells", uses=("aot_more",), C=3, h=5, w=5, size=(35, 35)),
+        Case("one cell", uses=("aot_more",), C=3, h=1, w=1, size=(200, 200)),
+        *(Case(name, uses=("roofline",), C=3, **sizes) for name, sizes in DATA_SETS.items()),
+    ),
+)

@@ -1,0 +1,91 @@
+"""`refined_labels`: labels of pixels, by Bayes' rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import dispatch
+from .factory import Wiring
+from .inputs import DATA_SETS, DOUBLE, FLOAT, normal
+from .record import Case, Op
+
+
+@torch.no_grad()
+def refined_labels(
+    prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """argmax_k log prior_k + log p(y | s, k) of every pixel.
+
+    Args:
+        prior: [B, K, h, w], probabilities of the positions; upsampled bilinearly
+            (align_corners=False).
+        colour: y, [B, c, H, W], colours of the pixels.
+        around: s, [B, c, h, w], colours around the positions, upsampled as the prior is.
+        residual, log_scale: [K, c, 2c + 1] and [K], the density of each class:
+            log p(y | s, k) = log_scale - 1/2 |residual (y, s, 1)|^2 + const.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float32
+            and float64.
+
+    Returns:
+        [B, H, W] uint8; of equal classes the lowest. A NaN gives some label below K.
+
+    Raises:
+        BackendUnavailableError: the backend asked for by name cannot run here.
+    """
+    backend = dispatch.select("refined_labels", backend, prior)
+    if backend == "reference" or prior.numel() == 0:
+        return reference.refined_labels(prior, colour, around, residual, log_scale)
+    return WIRING(backend, prior, colour, around, residual, log_scale)
+
+
+def _shapes(case: Case) -> list[tuple[int, ...]]:
+    B, K, c = case.B, case.K, case.C
+    return [(B, K, case.h, case.w), (B, c, *case.size), (B, c, case.h, case.w), (K, c, 2 * c + 1), (K,)]
+
+
+def refinement_arguments(
+    case: Case, device: torch.device | str, dtype: torch.dtype
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """prior, colour, around, residual and log_scale; the case's C is the number of colour channels."""
+    prior, *others = normal(case, 6, *_shapes(case))
+    return [x.to(device, dtype) for x in (torch.softmax(2 * prior, dim=1), *others)], {}
+
+
+def refinement_kernel_arguments(case: Case, device: torch.device | str) -> tuple[Tensor, ...]:
+    """The same, uninitialised."""
+    return tuple(torch.empty(shape, dtype=case.dtype, device=device) for shape in _shapes(case))
+
+
+def refinement_operations(case: Case, phase: str) -> int:
+    """c residuals of 2c numbers, and their squares, of every pixel and class."""
+    return 2 * case.pixels * case.K * case.C * (2 * case.C + 1)
+
+
+WIRING = Wiring(
+    "refined_labels",
+    "Tensor prior, Tensor colour, Tensor around, Tensor residual, Tensor log_scale",
+    lambda prior, colour, *_: prior.new_empty(prior.shape[0], *colour.shape[2:], dtype=torch.uint8),
+)
+OP = Op(
+    name="refined_labels",
+    function=refined_labels,
+    reference=reference.refined_labels,
+    arguments=refinement_arguments,
+    floor=lambda case, phase: (
+        case.feature_bytes + case.score_bytes + case.C * case.pixels * case.dtype.itemsize + case.pixels
+    ),
+    operations=refinement_operations,
+    wiring=WIRING,
+    kernel_arguments=refinement_kernel_arguments,
+    cases=(
+        Case("refined labels 128x128", uses=("cpu",), B=16, C=3, speedup=1.8),
+        Case("refined labels 128x128", uses=("cuda",), C=3),
+        *(Case("refined labels", uses=("aot",), C=3, dtype=dtype) for dtype in (FLOAT, DOUBLE)),
+        *(Case(f"{c} colours", uses=("aot_more",), C=c) for c in (1, 4, 16)),
+        Case("ragged", uses=("aot_more",), C=3, size=(33, 39)),
+        Case("16 colours, float64", uses=("aot_more",), C=16, dtype=DOUBLE),
+        *(Case(name, uses=("roofline",), C=3, **sizes) for name, sizes in DATA_SETS.items()),
+    ),
+)

@@ -1,0 +1,20 @@
+"""Optimal one-to-one assignment, by scipy."""
+
+import numpy as np
+import scipy.optimize
+
+
+def linear_sum_assignment(cost: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column indices of the assignment of least (or greatest) total cost.
+
+    cost [N, M] gives int64 [min(N, M)] each; a batch [B, N, M] gives [B, min(N, M)] each.
+    """
+    if cost.ndim == 2:
+        rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
+        return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
+    if cost.ndim != 3:
+        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+    solved = np.empty((2, len(cost), min(cost.shape[1:])), dtype=np.int64)
+    for b, matrix in enumerate(cost):
+        solved[:, b] = scipy.optimize.linear_sum_assignment(matrix, maximize)
+    return solved[0], solved[1]

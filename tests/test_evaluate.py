@@ -1,0 +1,78 @@
+"""Scores of a set: strict JSON, and text where a number does not exist."""
+
+import json
+import shlex
+
+import numpy as np
+import torch
+from conftest import write_folder
+from PIL import Image
+
+import infoseg_fast as isf
+from infoseg_fast.cli import main
+from infoseg_fast.data import open_set
+from infoseg_fast.recipe import DataInfo
+from infoseg_fast.recipe.labelling import Labelling
+from infoseg_fast.scores.evaluate import as_text, evaluate, without_nan
+
+
+def strict(text: str):
+    """Parse JSON; NaN and Infinity raise."""
+
+    def refuse(name: str):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def scored(folder, num_clusters, num_classes=None):
+    network = isf.InfoSegNet(width=4, dim=8, num_classes=num_clusters).eval()
+    labelling = Labelling(network, {}, DataInfo(3, num_clusters, None, [0.5] * 3, [0.3] * 3))
+    images = open_set(str(folder), "all", num_classes=num_classes)
+    return evaluate(isf.Segmenter(labelling), images, torch.device("cpu")), images
+
+
+def test_nan_becomes_none_at_any_depth():
+    nan = float("nan")
+    scores = {"a": nan, "b": [1, nan, {"c": nan}], "interval": (nan, 0.5), "name": "nan", "counts": [[2**60]]}
+    assert without_nan(scores) == {
+        "a": None, "b": [1, None, {"c": None}], "interval": [None, 0.5], "name": "nan", "counts": [[2**60]],
+    }  # fmt: skip
+
+
+def test_a_class_that_occurs_nowhere_is_null_in_json_and_a_dash_in_text(tmp_path):
+    folder = write_folder(tmp_path / "data", number=2)
+    (folder / "classes.txt").write_text("one\ntwo\nnowhere\n")
+    scores, _ = scored(folder, 2)
+    assert scores["iou"][2] is None and strict(json.dumps(scores)) == scores
+    assert as_text(scores, ["one", "two", "nowhere"]).splitlines()[-1].split()[:5] == [
+        "nowhere",
+        "share",
+        "0.000",
+        "IoU",
+        "-",
+    ]
+
+
+def test_a_set_whose_pixels_are_all_ignored_has_no_scores(tmp_path):
+    folder = write_folder(tmp_path / "data", number=2)
+    for path in (folder / "labels").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
+    scores, images = scored(folder, 3, 3)
+    assert scores["num_pixels"] == 0 and scores["pixel_accuracy"] is None and scores["iou"] == [None] * 3
+    assert strict(json.dumps(scores)) == scores and "no pixel has ground truth" in as_text(scores, images.classes)
+
+
+def test_the_command_line_prints_and_keeps_strict_json(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data", number=4)
+    (folder / "classes.txt").write_text("one\ntwo\nnowhere\n")
+    sizes = shlex.split("--classes 3 --steps 2 --batch-size 2 --crop 32 --width 4 --dim 8")
+    assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *sizes]) == 0
+    kept = strict((tmp_path / "run" / "evaluation.json").read_text())
+    assert kept["last"]["num_pixels"] == 4 * 32 * 32
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--data", str(folder), "--json"]) == 0
+    assert strict(capsys.readouterr().out)["num_pixels"] == 4 * 32 * 32
+    assert main(["baseline", "constant", "--data", str(folder), "--json"]) == 0
+    scores = strict(capsys.readouterr().out)
+    assert scores["iou"][2] is None and scores["num_pixels"] == 4 * 32 * 32
