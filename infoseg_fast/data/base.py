@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from .images import IGNORE
 from .scaling import Scaling, estimate
 
+OVERVIEW_BYTES = 64 * 2**20  # of a band of rows
 Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class ImageSet:
@@ -146,6 +146,24 @@ class ImageSet:
         """The image at the set's scale."""
         pixels, valid = self.read(index)
         return rescale(pixels, self.scale), None if valid is None else nearest(valid, self.size(index))
+
+    def overview(self, index: int, side: int) -> Pixels:
+        """Every n-th pixel of the image, so that no side is above `side`; a large file is read by
+        bands of rows.
+        """
+        rows, columns = self.sizes[index]
+        step = -(-max(rows, columns) // side)
+        band = rows
+        if self.windowed:
+            row_bytes = columns * self.channels * self.dtype.itemsize
+            band = max(1, OVERVIEW_BYTES // (row_bytes * step)) * step
+        parts, masks = [], []
+        for row in range(0, rows, band):
+            pixels, valid = self.read_window(index, row, 0, min(band, rows - row), columns)
+            parts.append(pixels[:, ::step, ::step].copy())
+            masks.append(np.ones(parts[-1].shape[1:], bool) if valid is None else valid[::step, ::step])
+        mask = np.concatenate(masks)
+        return np.concatenate(parts, axis=1), None if mask.all() else mask
 
     def image(self, index: int) -> np.ndarray:
         return self.scaled(index)[0]
@@ -290,10 +308,3 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """Repeat a grey image [1, rows, columns] over the channels of a colour set."""
     return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
-
-
-def to_float(pixels: np.ndarray) -> torch.Tensor:
-    """Pixels of uint8, uint16 or float32 -> float32 tensor in [0, 1], by the largest value of their
-    dtype.
-    """
-    return torch.from_numpy(pixels.astype(np.float32) / np.float32(WHITE[pixels.dtype]))

@@ -10,6 +10,7 @@ for images and labels alike. Every fault is a DataError that names the file.
 """
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -242,12 +243,12 @@ def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
     file.
     """
     try:
-        stat = path.stat()
-        if path.is_dir():
-            raise DataError("a folder")
-        if stat.st_size == 0:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("not a regular file")
+        if found.st_size == 0:
             raise DataError("empty (zero bytes)")
-        return use(_reader(path, stat.st_mtime_ns, stat.st_size, os.getpid()))
+        return use(_reader(path, found.st_mtime_ns, found.st_size, os.getpid()))
     except FileNotFoundError:
         raise DataError(f"{what} {path} does not exist") from None
     except Exception as error:  # the libraries raise many kinds on a damaged file

@@ -199,9 +199,9 @@ class TiffReader(Reader):
         tag = header.tags.get(GDAL_NODATA)
         nodata = (0 if tag is None else number_in(tag.value)) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
-        out = np.full(
-            (separate, rows.stop - rows.start, columns.stop - columns.start, samples), fill, dtype=header.dtype
-        )
+        shape = separate, rows.stop - rows.start, columns.stop - columns.start, samples
+        # Zeros take no memory until a block is copied to them.
+        out = np.full(shape, fill, header.dtype) if fill else np.zeros(shape, header.dtype)
         touched = (range(span.start // n, -(-span.stop // n)) for span, n in ((rows, tall), (columns, wide)))
         for plane, (r, c) in product(range(separate), product(*touched)):
             block = self._block(header, (plane * down + r) * across + c)
