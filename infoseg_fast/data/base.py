@@ -181,7 +181,7 @@ class ImageSet:
         if not self.windowed:
             pixels, valid = self.scaled(index)
             inside = slice(row, row + height), slice(column, column + width)
-            return pixels[(slice(None), *inside)], None if valid is None else valid[inside]
+            return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
         if self.scale == 1:
             return self.read_window(index, row, column, height, width)
         pixels, valid = self.read_window(index, *self.native_part(index, row, column, height, width))
