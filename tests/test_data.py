@@ -10,7 +10,7 @@ import tifffile
 from conftest import write_folder
 from PIL import Image
 
-from infoseg_fast.data import FolderSet, for_training, open_set
+from infoseg_fast.data import FolderSet, ReadOptions, for_training, open_set
 from infoseg_fast.data.base import rescale
 from infoseg_fast.data.crops import CropSampler, CropSet, channel_statistics, held_in_memory, steps_per_epoch
 from infoseg_fast.data.landcover import LandcoverSet, in_eval_block
@@ -225,8 +225,8 @@ def test_pages_as_images(tmp_path):
     stack = np.arange(3 * 20 * 30, dtype=np.uint16).reshape(3, 20, 30)
     tifffile.imwrite(tmp_path / "x.tif", stack, photometric="minisblack")
     refused(lambda: open_set(str(tmp_path / "x.tif"), "train"), "x.tif", "3 pages", "--pages")
-    assert open_set(str(tmp_path / "x.tif"), "train", pages="first").stems == ["x"]
-    found = open_set(str(tmp_path / "x.tif"), "train", pages="each")
+    assert open_set(str(tmp_path / "x.tif"), "train", options=ReadOptions(pages="first")).stems == ["x"]
+    found = open_set(str(tmp_path / "x.tif"), "train", options=ReadOptions(pages="each"))
     assert found.stems == ["x#1", "x#2", "x#3"] and np.array_equal(found.image(2)[0], stack[2])
 
 
@@ -235,12 +235,12 @@ def test_pixels_without_data_are_neither_trained_on_nor_scored(tmp_path):
     pixels[:, :8] = 7
     save(tmp_path / "images/x.png", pixels)
     save(tmp_path / "labels/x.png", grey(1, (40, 40)))
-    found = open_set(str(tmp_path), "eval", nodata=7)
+    found = open_set(str(tmp_path), "eval", options=ReadOptions(nodata=7))
     assert (found.label(0)[:, :8] == 255).all() and (found.label(0)[:, 8:] == 1).all()
     for images in (found, held_in_memory(found), for_training(found)):
         batch, valid = images.crops(np.zeros(9, int), np.linspace(0, 0.99, 9), np.linspace(0, 0.99, 9), 32)
         assert valid.shape == (9, 32, 32) and np.array_equal(valid, batch[:, 0] == 900) and not valid.all()
-    half = open_set(str(tmp_path), "eval", nodata=7, scale=0.5)
+    half = open_set(str(tmp_path), "eval", options=ReadOptions(nodata=7), scale=0.5)
     _, valid = half.crops(np.zeros(1, int), np.zeros(1), np.zeros(1), 20)
     assert not valid[0, :, :4].any() and valid[0, :, 4:].all()
 

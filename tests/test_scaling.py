@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from test_data import refused, save
 
-from infoseg_fast.data import FolderSet, Scaling, for_training, open_set
+from infoseg_fast.data import FolderSet, ReadOptions, Scaling, for_training, open_set
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.data.crops import CropSampler, channel_statistics, crop_loader, held_in_memory
 from infoseg_fast.data.images import describe
@@ -81,11 +81,13 @@ def test_a_12_bit_camera_is_scaled_as_its_8_bit_copy(tmp_path):
 def test_pixels_without_data_do_not_move_the_limits(tmp_path):
     pixels = np.random.default_rng(0).integers(1000, 2000, (3, 2, 40, 40)).astype(np.int16)
     pixels[:, :, :20] = -9999
-    images = open_set(str(write(tmp_path / "d", pixels)), "train", nodata=-9999)
+    images = open_set(str(write(tmp_path / "d", pixels)), "train", options=ReadOptions(nodata=-9999))
     assert min(images.scaling.low) >= 1000
     assert images.scaling.to_float(images.image(0)).min() == 0
     refused(
-        lambda: open_set(str(write(tmp_path / "e", pixels[:, :, :20])), "train", nodata=-9999).scaling,
+        lambda: (
+            open_set(str(write(tmp_path / "e", pixels[:, :, :20])), "train", options=ReadOptions(nodata=-9999)).scaling
+        ),
         "none of the pixels",
     )
 
@@ -180,7 +182,7 @@ def test_a_scene_is_scaled_and_keeps_its_labels_and_its_missing_data(tmp_path):
     label[:, :100] = 255
     save(root / "labels/x.png", label)
     for scale in (1.0, 0.5):
-        whole = open_set(str(root), "train", nodata=0, scale=scale)
+        whole = open_set(str(root), "train", options=ReadOptions(nodata=0), scale=scale)
         images = for_training(whole)
         assert whole.windowed and images.has_labels and images.num_classes == 2
         rng = np.random.default_rng(0)
@@ -218,7 +220,7 @@ def test_a_scene_larger_than_memory_is_read_by_windows(tmp_path):
 def test_an_overview_is_every_nth_pixel(tmp_path, monkeypatch, windowed):
     pixels = scene(tmp_path, (2, 300, 400), np.uint16)
     monkeypatch.setattr("infoseg_fast.data.base.OVERVIEW_BYTES", 400 * 2 * 2 * 30)
-    images = open_set(str(tmp_path / "scene.tif"), "eval", nodata=-1)
+    images = open_set(str(tmp_path / "scene.tif"), "eval", options=ReadOptions(nodata=-1))
     images.windowed = windowed
     for side, step in ((100, 4), (133, 4), (400, 1), (7, 58)):
         found, valid = images.overview(0, side)
