@@ -1,4 +1,5 @@
-"""Versions, machine, backends and ops of this installation: recorded with every run, printed by `infoseg env`.
+"""Versions, machine, backends and ops of this installation: recorded with every run, printed by
+`infoseg env`.
 
 `python -m infoseg_fast.env` prints the same.
 """
@@ -51,7 +52,9 @@ def processor() -> str:
 
 
 def environment() -> dict:
-    """Versions, commit, machine, backends (name -> None or why it cannot run) and ops (name -> its backends)."""
+    """Versions, commit, machine, backends (name -> None or why it cannot run) and ops (name -> its
+    backends).
+    """
     cuda = torch.cuda.is_available()
     return {
         "versions": versions(),

@@ -96,7 +96,9 @@ def confusion_matrix(
 
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in `count_pairs`."""
+    """Add the joint counts to `counts`, int64 [num_clusters, num_classes]; `outside` as in
+    `count_pairs`.
+    """
     added, outside = count_pairs(pred, target, counts.shape[0], counts.shape[1], ignore_index)
     counts += added
     return outside

@@ -1,7 +1,8 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.protocol`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see
+`infoseg_fast.ops.protocol`).
 
-The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a tensor that is not
-given or not wanted. The number of threads is `torch.get_num_threads()`.
+The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a
+tensor that is not given or not wanted. The number of threads is `torch.get_num_threads()`.
 """
 
 import math
@@ -105,7 +106,9 @@ class _ClassMoments(_Kernel):
 def _gradients(
     features, G, needs, *, grad=None, grad_moments=None, statistics=None, probs=None, temperature=1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics` (`grad_moments`)."""
+    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics`
+    (`grad_moments`).
+    """
     df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
         features=_map(features),
@@ -149,7 +152,9 @@ class _SegmentAndCount(_Kernel):
 
 
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
-    """Write the labels and the counts that are given. Returns the flat index of a target value out of range, or -1."""
+    """Write the labels and the counts that are given. Returns the flat index of a target value out
+    of range, or -1.
+    """
     return extension.compiled().segment(
         features=_map(features),
         G=G.data_ptr(),
@@ -171,8 +176,8 @@ def _segment(features, G, g0, temperature, size, interpolate, labels, target=Non
 class _Loss(_Kernel):
     """The forward pass computes the gradient of the loss too, while the features are in cache.
 
-    The backward pass scales it. In float16 the backward pass computes the gradient from the inputs: without the
-    upstream factor that scales a loss, small gradients would become 0.
+    The backward pass scales it. In float16 the backward pass computes the gradient from the inputs:
+    without the upstream factor that scales a loss, small gradients would become 0.
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
@@ -306,7 +311,9 @@ class _RefinedProbs(_Float32):
 
 
 def _refine(run, *tensors, **out):
-    """Call `run` on prior, colour, around, residual and log_scale, with the address of its output by name."""
+    """Call `run` on prior, colour, around, residual and log_scale, with the address of its output
+    by name.
+    """
     prior, colour, around, residual, log_scale = [x.contiguous() for x in tensors]
     B, K, h, w = prior.shape
     run(
