@@ -2,16 +2,19 @@
 
 The build needs neither torch nor a GPU. A failure to compile never makes the installation fail.
 
-csrc/*/kernel.cpp is compiled once for each instruction set, with its flags and with INFOSEG_ISA defined as its name;
-every other csrc/**/*.cpp is compiled once. Ninja runs the compiler. Objects stay in build/ of the checkout, so that a
-second build compiles only what has changed: a source, a header that it includes, the compiler, a flag or the Python
-version. CXX names the compiler, and CXXFLAGS adds flags.
+csrc/*/kernel.cpp is compiled once for each instruction set, with its flags and with INFOSEG_ISA
+defined as its name; every other csrc/**/*.cpp is compiled once. Ninja runs the compiler. Objects
+stay in build/ of the checkout, so that a second build compiles only what has changed: a source, a
+header that it includes, the compiler, a flag or the Python version. CXX names the compiler, and
+CXXFLAGS adds flags.
 
-nvcc compiles every csrc/**/*.cu into a library with a C interface. The library holds the CUDA runtime and is loaded
-when first used. INFOSEG_BUILD_CUDA=auto (the default) builds it where there is an nvcc, 0 never, 1 always: then a
-failure is reported as loudly as the extension's. INFOSEG_BUILD_CPP=0 leaves out the extension.
+nvcc compiles every csrc/**/*.cu into a library with a C interface. The library holds the CUDA
+runtime and is loaded when first used. INFOSEG_BUILD_CUDA=auto (the default) builds it where there
+is an nvcc, 0 never, 1 always: then a failure is reported as loudly as the extension's.
+INFOSEG_BUILD_CPP=0 leaves out the extension.
 
-`infoseg_fast/_build.json` records what was built, and why something was not. `infoseg env` reads it.
+`infoseg_fast/_build.json` records what was built, and why something was not. `infoseg env` reads
+it.
 """
 
 import hashlib
@@ -91,7 +94,8 @@ def ninja_file(compiler: list[str], version: str, output: Path) -> str:
     lines = [
         "ninja_required_version = 1.5",
         "rule compile",
-        # The comment makes a new version of the compiler a new command: ninja then compiles everything again.
+        # The comment makes a new version of the compiler a new command: ninja then compiles
+        # everything again.
         f"  command = {shlex.join(compiler)} -MMD -MF $out.d {flags} $flags -c $in -o $out # {version}",
         "  description = compile $out",
         "  depfile = $out.d",

@@ -2,8 +2,8 @@
 
     python benchmarks/recipe_step.py [--images 32] [--side 64] [--classes 6] [--rounds 150]
 
-Variants with and without a part run in turns. Printed: medians of processor time of one thread. The images are random,
-since the cost does not depend on them.
+Variants with and without a part run in turns. Printed: medians of processor time of one thread. The
+images are random, since the cost does not depend on them.
 """
 
 import argparse

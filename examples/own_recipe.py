@@ -1,4 +1,5 @@
-"""A recipe of one's own: the mutual information of the classes of neighbouring positions, as the only objective.
+"""A recipe of one's own: the mutual information of the classes of neighbouring positions, as the
+only objective.
 
 infoseg train --recipe own_recipe:NeighbourRecipe --data landcover --out RUN     (in this folder)
 """

@@ -9,11 +9,13 @@ LARGEST_HEAP_BLOCK = 32 << 20  # bytes; glibc always maps larger blocks by thems
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep freed memory for its next allocations. Returns whether the C library can.
+    """Make this process keep freed memory for its next allocations. Returns whether the C library
+    can.
 
-    A training step frees and allocates the same tens of megabytes again and again. By default glibc returns free memory
-    at the end of the heap to the system. The system must then clear every page anew, and threads wait for one another
-    (docs/cpu_kernels.md, Threads). Does nothing where MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is set.
+    A training step frees and allocates the same tens of megabytes again and again. By default glibc
+    returns free memory at the end of the heap to the system. The system must then clear every page
+    anew, and threads wait for one another (docs/cpu_kernels.md, Threads). Does nothing where
+    MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_ is set.
     """
     if any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")):
         return False

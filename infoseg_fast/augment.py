@@ -1,4 +1,6 @@
-"""Augmentation of whole batches on the device they are on. Every draw follows from the seed and the step."""
+"""Augmentation of whole batches on the device they are on. Every draw follows from the seed and the
+step.
+"""
 
 import torch
 from torch import Tensor
@@ -9,12 +11,13 @@ SEED_FACTOR = 1_000_003  # keeps the draws of two seeds apart for as many steps
 
 
 def augmented(images: Tensor, mask: Tensor | None, settings: Settings, step: int) -> tuple[Tensor, Tensor | None]:
-    """Square crops [B, c, n, n] in [0, 1], changed at random, and their mask, bool [B, n, n], moved with them.
+    """Square crops [B, c, n, n] in [0, 1], changed at random, and their mask, bool [B, n, n], moved
+    with them.
 
     Args:
-        settings: `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters; together they give the 8
-            symmetries of a square. `jitter` is the greatest relative change of brightness, contrast and colour.
-            The draws follow from `seed` and from `step`.
+        settings: `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters; together they
+            give the 8 symmetries of a square. `jitter` is the greatest relative change of
+            brightness, contrast and colour. The draws follow from `seed` and from `step`.
     """
     generator = torch.Generator().manual_seed(settings.seed * SEED_FACTOR + step)
     images, mask = _flipped_and_rotated(images, mask, generator, settings.flip, settings.rotate)
@@ -38,7 +41,9 @@ def _flipped_and_rotated(
 
 
 def _jittered(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and the colour of the first three channels change. A fourth channel does not."""
+    """Brightness, contrast and the colour of the first three channels change. A fourth channel does
+    not.
+    """
     if strength == 0:
         return images
     colour, rest = images[:, :3], images[:, 3:]

@@ -33,7 +33,8 @@ def crops(
     """Crops of the steps from `start` to `stop`, on the device, before augmentation.
 
     Yields:
-        images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the pixels that count, or None.
+        images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the pixels
+        that count, or None.
 
     Raises:
         DataError: an image cannot be read.
@@ -47,7 +48,9 @@ def crops(
 
 
 def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sample:
-    """The first crops of the first epoch: at least SAMPLE_CROPS, rounded up to whole batches, at most the epoch."""
+    """The first crops of the first epoch: at least SAMPLE_CROPS, rounded up to whole batches, at
+    most the epoch.
+    """
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
     return Sample(lambda: crops(images, settings, device, 0, steps))
 

@@ -18,7 +18,9 @@ CHECKPOINTS = (LAST, BEST_LOSS)  # names that a user may give
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file. Its name has the old content or the new at every moment, even after a power cut."""
+    """Write a file. Its name has the old content or the new at every moment, even after a power
+    cut.
+    """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         with open(scratch, "wb") as file:
@@ -38,10 +40,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
-    """Make `state` the last checkpoint in the folder, the last one the previous, and with `is_best` also the best."""
+    """Make `state` the last checkpoint in the folder, the last one the previous, and with `is_best`
+    also the best.
+    """
     folder.mkdir(exist_ok=True)
     last = _path(folder, LAST)
-    # Serialised in memory first, so that a full disk is met by write_atomically, which leaves no part behind.
+    # Serialised in memory first, so that a full disk is met by write_atomically, which leaves no
+    # part behind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     if last.is_file():

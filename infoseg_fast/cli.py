@@ -1,7 +1,7 @@
 """The command `infoseg`.
 
-Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data error, with one line
-that names the file or option; 130 when interrupted.
+Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data
+error, with one line that names the file or option; 130 when interrupted.
 """
 
 import argparse
@@ -11,13 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
 from .recipe import BUILT_IN, recipe_class
 
 PROGRAM = "infoseg"
-# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says of it.
+# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
+# of it.
 PREPARE_OPTIONS = {
     "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
     "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},
@@ -32,7 +34,7 @@ PREPARE_OPTIONS = {
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

@@ -40,8 +40,9 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     Args:
         group: the group of options that `infoseg train --help` lists it in.
         help: one sentence for the command line. The default is added to it.
-        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number. `type`, `choices`
-            and `metavar` go to argparse. `switch=True` makes a pair of options --name and --no-name.
+        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number.
+            `type`, `choices` and `metavar` go to argparse. `switch=True` makes a pair of options
+            --name and --no-name.
     """
     return field(default=default, metadata={"group": group, "help": help, **how})
 
@@ -60,7 +61,9 @@ def number_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. None: the recipe or the data decide, and the run records the value (`resolve`)."""
+    """The settings of a run. None: the recipe or the data decide, and the run records the value
+    (`resolve`).
+    """
 
     data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
     classes: int | None = setting(
@@ -173,7 +176,8 @@ class Settings:
 
     @classmethod
     def create(cls, given: dict) -> "Settings":
-        """Settings from those that the user gave. The recipe decides the others that it has a default for.
+        """Settings from those that the user gave. The recipe decides the others that it has a
+        default for.
 
         Raises:
             DataError: a setting is out of its bounds, or contradicts another.
@@ -187,7 +191,9 @@ class Settings:
         return settings
 
     def changed(self, given: dict) -> "Settings":
-        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded ones."""
+        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
+        ones.
+        """
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(

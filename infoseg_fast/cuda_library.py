@@ -1,7 +1,9 @@
-"""Loads the CUDA library `infoseg_fast/_cuda.so` on first use. It has a C interface, called by ctypes.
+"""Loads the CUDA library `infoseg_fast/_cuda.so` on first use. It has a C interface, called by
+ctypes.
 
-The library holds its own CUDA runtime. It needs no CUDA toolkit and no particular PyTorch version, and it loads on a
-machine without a GPU too. Every other module reaches the library through this one.
+The library holds its own CUDA runtime. It needs no CUDA toolkit and no particular PyTorch version,
+and it loads on a machine without a GPU too. Every other module reaches the library through this
+one.
 """
 
 import ctypes
@@ -50,7 +52,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def unavailable() -> str | None:
-    """Why the library cannot be used; None when it can. Asks PyTorch for a GPU, so no module calls it at import."""
+    """Why the library cannot be used; None when it can.
+
+    Asks PyTorch for a GPU, so no module calls it at import.
+    """
     reason = _load()[1]
     if reason is None and not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"

@@ -21,7 +21,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def _build_reason() -> str | None:
-    """Why the build left the extension out, from the record that setup.py wrote; None when it does not say."""
+    """Why the build left the extension out, as recorded by setup.py; None when it does not say."""
     if not BUILD_RECORD.exists():
         return "the C++ extension has not been built (run `pip install .` in the checkout)"
     reason = build_record().get("cpp", {}).get("reason")
@@ -39,7 +39,7 @@ def unavailable() -> str | None:
 
 
 def build_record() -> dict:
-    """What setup.py recorded about the build, by library ("cpp", "cuda"). Empty without a readable record."""
+    """What setup.py recorded, by library ("cpp", "cuda"). Empty without a readable record."""
     try:
         return json.loads(BUILD_RECORD.read_text())
     except (OSError, ValueError):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .reference.tracing import recorded
 
 INPUTS = ("rgb", "grey", "sobel")  # the images as they are; their grey; the images and two Sobel maps of their grey
-# As IIC had them: OpenCV's weights of red, green and blue, which it applied to images in the order blue, green, red.
+# As IIC had them: OpenCV's weights of red, green and blue, which it applied to images in the order
+# blue, green, red.
 GREY = (0.114, 0.587, 0.299)
 SOBEL = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -1)))
 
@@ -48,7 +49,8 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Blocks A to D. Returns the maps of block C (stride 4, 2 x width channels) and D (stride 16, 4 x width).
+    """Blocks A to D. Returns the maps of block C (stride 4, 2 x width channels) and D (stride 16, 4
+    x width).
 
     A position of C sees 7 + 16 x depth pixels a side.
     """
@@ -72,9 +74,11 @@ class InfoSegNet(nn.Module):
         in_channels: c of the images.
         num_classes: K, 2 to 256.
         width: channels of the first block; f has 2 x width.
-        dim: D, the embedding dimension that f is projected to (by `local_projection`, within the ops).
+        dim: D, the embedding dimension that f is projected to (by `local_projection`, within the
+            ops).
         inputs: what of the images enters the network, see INPUTS.
-        depth: residual blocks of block C, 0 to MAX_DEPTH: a position sees 7 + 16 x depth pixels a side.
+        depth: residual blocks of block C, 0 to MAX_DEPTH: a position sees 7 + 16 x depth pixels a
+            side.
 
     The images' mean and standard deviation are buffers (`set_normalization`), saved with the model.
     """
@@ -137,15 +141,17 @@ class InfoSegNet(nn.Module):
         num_classes: int,
         dim: int = 512,
     ) -> "InfoSegNet":
-        """A network on any module that returns a list of maps [B, channels, h, w] (timm's `features_only` is one).
+        """A network on any module that returns a list of maps [B, channels, h, w] (timm's
+        `features_only` is one).
 
         Args:
             backbone: the module; it gets the normalised images.
-            local_index, global_index: which of its maps are the local features, and which is averaged over positions
-                and projected to the global features.
+            local_index, global_index: which of its maps are the local features, and which is
+                averaged over positions and projected to the global features.
             num_classes, dim: as for the class.
 
-        The projections find their channels at the first call: make one before handing the parameters to an optimiser.
+        The projections find their channels at the first call: make one before handing the
+        parameters to an optimiser.
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
@@ -162,7 +168,8 @@ class InfoSegNet(nn.Module):
             setattr(self, name, buffer)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images [B, c, H_img, W_img] in [0, 1] -> `inputs`, normalised, padded to multiples of 4, at least 32 pixels.
+        """Images [B, c, H_img, W_img] in [0, 1] -> `inputs`, normalised, padded to multiples of 4,
+        at least 32 pixels.
 
         The padding repeats the last row and column, at the bottom and right.
         """
@@ -182,7 +189,9 @@ class InfoSegNet(nn.Module):
         return padded(images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img / 4), at least 8."""
+        """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img /
+        4), at least 8.
+        """
         maps = self.backbone(self.normalize(images))
         features, deep = (maps[index] for index in self._indices)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
@@ -195,7 +204,9 @@ class InfoSegNet(nn.Module):
 
 
 def grey(images: Tensor) -> Tensor:
-    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by GREY; one channel is grey already."""
+    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by GREY; one channel is grey
+    already.
+    """
     if images.shape[1] < 3:
         return images[:, :1]
     return (images[:, :3] * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
@@ -230,7 +241,9 @@ def position_size(images: Tensor) -> tuple[int, int]:
 
 
 def position_mask(mask: Tensor | None, images: Tensor) -> Tensor | None:
-    """The positions [B, h, w] whose pixels all count in `mask`, bool [B, H, W]. Padded pixels do not count."""
+    """The positions [B, h, w] whose pixels all count in `mask`, bool [B, H, W]. Padded pixels do
+    not count.
+    """
     if mask is None:
         return None
     h, w = position_size(images)

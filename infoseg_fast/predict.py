@@ -1,4 +1,4 @@
-"""Label PNGs for images and folders of images."""
+"""Label PNGs of images and folders of images."""
 
 import os
 from collections.abc import Sequence
@@ -18,21 +18,27 @@ from .segmenter import Segmenter
 
 
 def targets(sources: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """The label file of every image: of a folder's images under their path below it, of a single one under its name."""
+    """The label file of every image. Images of a folder keep their path below it; a single image
+    keeps its name.
+
+    Raises:
+        DataError: a source does not exist or has no image, or two images have one label file.
+    """
     found: dict[Path, Path] = {}
+    image_of: dict[Path, Path] = {}
     for source in sources:
         if source.is_dir():
             images, root = image_files(source), source
             if not images:
-                raise DataError(f"{source} holds no file in a format that Pillow reads")
+                raise DataError(f"{source} holds no file in a format that is read")
         elif source.exists():
             images, root = [source], source.parent
         else:
             raise DataError(f"{source} does not exist; give an image or a folder of images")
         for image in images:
             target = out / f"{stem_of(image, root)}.png"
-            if target in found.values():
-                other = next(path for path, taken in found.items() if taken == target)
+            other = image_of.setdefault(target, image)
+            if other != image:
                 raise DataError(f"{other} and {image} would both be written to {target}")
             if target.resolve() == image.resolve():
                 raise DataError(f"{target} would be written over the image itself; choose another --out")
@@ -56,8 +62,8 @@ def predict(
         sources: images, or folders whose images are all taken, with their subfolders.
         out: the folder to write to. Images of a folder keep their relative paths.
         overlay: write <stem>.overlay.png too, the labels in colour over the image.
-        match: write classes instead of clusters, by the mapping of the run's last evaluation; 255 for a cluster
-            without a class.
+        match: write classes instead of clusters, by the mapping of the run's last evaluation; 255
+            for a cluster without a class.
 
     Returns:
         The number of images that were written, and a line for each image that failed.

@@ -1,4 +1,6 @@
-"""report.html: one self-contained file with curves, scores and segmentations beside the images; and examples.png."""
+"""report.html: one self-contained file with curves, scores and segmentations beside the images; and
+examples.png.
+"""
 
 import base64
 import html
@@ -128,7 +130,9 @@ def swatch(label: int, number: int) -> str:
 def examples(
     segmenter: Segmenter, images: ImageSet, device: torch.device, scores: dict | None
 ) -> dict[str, list[np.ndarray]]:
-    """By stem, images spread evenly over the set, each with its ground truth (if any) and its segmentation."""
+    """By stem, images spread evenly over the set, each with its ground truth (if any) and its
+    segmentation.
+    """
     found = {}
     for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
         pixels = segmenter.labelling.data.scaling.to_float(images.native_image(index))
@@ -154,7 +158,9 @@ def example_figures(shown: dict[str, list[np.ndarray]], scores: dict | None) -> 
 
 
 def contact_sheet(groups: list[list[np.ndarray]], side: int = 128, groups_a_row: int = 3, gap: int = 4) -> np.ndarray:
-    """The groups' pictures in one RGB picture, each `side` pixels square, a wider gap between groups."""
+    """The groups' pictures in one RGB picture, each `side` pixels square, a wider gap between
+    groups.
+    """
     group_width = len(groups[0]) * (side + gap) + 3 * gap
     rows = -(-len(groups) // groups_a_row)
     sheet = np.full((rows * (side + gap) - gap, groups_a_row * group_width - 4 * gap, 3), 255, dtype=np.uint8)

@@ -24,9 +24,11 @@ LAYOUT = 1  # version of the files. A RUN of another version is refused by name.
 
 
 class RunFolder:
-    """A RUN: config.json, metrics.jsonl, evaluation.json, checkpoints/, tensorboard/, report.html, examples.png.
+    """A RUN: config.json, metrics.jsonl, evaluation.json, checkpoints/, tensorboard/, report.html,
+    examples.png.
 
-    As a context manager it releases the lock that `open` and `write_config` take: one process trains in a RUN.
+    As a context manager it releases the lock that `open` and `write_config` take: one process
+    trains in a RUN.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -52,7 +54,8 @@ class RunFolder:
             resume: whether the run may exist.
 
         Raises:
-            DataError: the run exists without `resume`, is of another layout, is in use, or has other settings.
+            DataError: the run exists without `resume`, is of another layout, is in use, or has
+                other settings.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             if resume:
@@ -148,7 +151,9 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
-        """The scores last found for a checkpoint; None where there are none, or those of another step."""
+        """The scores last found for a checkpoint; None where there are none, or those of another
+        step.
+        """
         found = self._evaluations().get(name)
         return found if found and step in (None, found["step"]) else None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ from .run_folder import RunFolder
 MAX_PIXELS = 2**20  # larger images are segmented in tiles
 TILE = 768  # pixels
 DEEP_STRIDE = 16  # pixels, of block D
-# Pixels around a tile that the network sees: block C 44, block D 56, with smoothing 16 more. The surroundings of a
-# refinement (24 px) are nearer.
+# Pixels around a tile that the network sees: block C 44, block D 56, with smoothing 16 more. The
+# surroundings of a refinement (24 px) are nearer.
 RECEPTIVE_RADIUS = 72
 UPSAMPLING_MARGIN = 2  # positions around a tile that the upsampling of its probabilities reads
 
@@ -31,8 +31,9 @@ UPSAMPLING_MARGIN = 2  # positions around a tile that the upsampling of its prob
 class Piece(NamedTuple):
     """The probabilities of a part of the images, and the place of its labels.
 
-    `probs` [B, K, h, w] cover labels of `size`. The labels from (above, left_of) on fill `rows` and `columns` of the
-    label map. `colours` are those of the covered pixels, None without a refinement.
+    `probs` [B, K, h, w] cover labels of `size`. The labels from (above, left_of) on fill `rows` and
+    `columns` of the label map. `colours` are those of the covered pixels, None without a
+    refinement.
     """
 
     probs: Tensor
@@ -45,7 +46,9 @@ class Piece(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A part of the padded images, `rows` x `columns`. `pixels` begin at `first` and reach beyond the part."""
+    """A part of the padded images, `rows` x `columns`. `pixels` begin at `first` and reach beyond
+    the part.
+    """
 
     pixels: Tensor
     first: tuple[int, int]
@@ -92,7 +95,7 @@ class Segmenter:
             ValueError: the shape or the number of channels is wrong, or a value is not finite.
         """
         self._check(images)
-        size = tuple(images.shape[2:]) if size is None else tuple(size)
+        size = (images.shape[2], images.shape[3]) if size is None else (size[0], size[1])
         labels = torch.empty(len(images), *size, dtype=torch.uint8, device=images.device)
         for piece in self._pieces(images, size):
             found = self._labels(piece)
@@ -101,20 +104,23 @@ class Segmenter:
         return labels
 
     def count(self, images: Tensor, target: Tensor, num_classes: int) -> Tensor:
-        """Joint counts int64 [K, num_classes] of the segmentation at the target's size and the target.
+        """Joint counts int64 [K, num_classes] of the segmentation at the target's size and the
+        target.
 
-        images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground truth.
+        images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground
+        truth.
         """
         self._check(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
-        for piece in self._pieces(images, tuple(target.shape[1:])):
+        for piece in self._pieces(images, (target.shape[1], target.shape[2])):
             part = target[:, piece.rows, piece.columns]
             below = piece.size[0] - piece.above - part.shape[1]
             right_of = piece.size[1] - piece.left_of - part.shape[2]
             # What the features cover beyond the part counts as not labelled.
             framed = F.pad(part, (piece.left_of, right_of, piece.above, below), value=IGNORE)
+            found: Any
             if piece.colours is None:
-                counts += segment_and_count(
+                found = segment_and_count(
                     piece.probs,
                     self._classes(piece.probs),
                     framed,
@@ -125,7 +131,8 @@ class Segmenter:
                 )
             else:
                 labels = self._labels(piece)
-                counts += confusion_matrix(labels, framed, self.num_clusters, num_classes, IGNORE, check=True)
+                found = confusion_matrix(labels, framed, self.num_clusters, num_classes, IGNORE, check=True)
+            counts += found
         return counts
 
     def _check(self, images: Tensor) -> None:
@@ -136,27 +143,29 @@ class Segmenter:
 
     def _labels(self, piece: Piece) -> Tensor:
         """Labels [B, *size] of everything that the piece covers."""
-        if piece.colours is not None:
+        if piece.colours is not None and self.labelling.refinement is not None:
             return self.labelling.refinement.labels(piece.probs, piece.colours, piece.size)
         return segment(piece.probs, self._classes(piece.probs), size=piece.size, interpolate="logits")
 
     def _colours(self, images: Tensor, probs: Tensor) -> Colours | None:
         """The colours of padded images that the probabilities cover; None without a refinement."""
         refinement = self.labelling.refinement
-        return None if refinement is None else colours_of(images, tuple(probs.shape[2:]), refinement.radius)
+        return None if refinement is None else colours_of(images, (probs.shape[2], probs.shape[3]), refinement.radius)
 
     @staticmethod
     def _classes(probs: Tensor) -> Tensor:
-        """Global features with which the similarities of `probs`, taken as local features, are the probabilities."""
+        """Global features with which the similarities of `probs`, taken as local features, are the
+        probabilities.
+        """
         return torch.eye(probs.shape[1], dtype=probs.dtype, device=probs.device).expand(len(probs), -1, -1)
 
     @torch.no_grad()
     def _pieces(self, images: Tensor, size: tuple[int, int]) -> Iterator[Piece]:
         """Every piece of the images, for label maps of `size`."""
         if self.scale != 1:
-            inner = scaled_size(tuple(images.shape[2:]), self.scale)
+            inner = scaled_size((images.shape[2], images.shape[3]), self.scale)
             images = F.interpolate(images, size=inner, mode="bilinear", antialias=True)
-        inner = tuple(images.shape[2:])
+        inner = images.shape[2], images.shape[3]
         # Tiles of other networks or at other sizes would not join without a seam.
         network = self.labelling.network
         if inner[0] * inner[1] > MAX_PIXELS and size == inner and isinstance(getattr(network, "backbone", 0), Encoder):
@@ -164,18 +173,22 @@ class Segmenter:
             return
         probs = self.labelling.probabilities(images)
         # The network saw the images with their padding. The labels cover it too.
-        covered = tuple(max(m, round(m * padded_side(n) / n)) for n, m in zip(inner, size, strict=True))
+        rows, columns = (max(m, round(m * padded_side(n) / n)) for n, m in zip(inner, size, strict=True))
         colours = self._colours(padded(images), probs)
-        yield Piece(probs, colours, covered, 0, 0, slice(0, size[0]), slice(0, size[1]))
+        yield Piece(probs, colours, (rows, columns), 0, 0, slice(0, size[0]), slice(0, size[1]))
 
     def _tiled(self, images: Tensor) -> Iterator[Piece]:
-        """Two passes over the tiles: the mean of block D, which gives the global features, then the local features."""
-        network = self.labelling.network
+        """Two passes over the tiles: the mean of block D, which gives the global features, then the
+        local features.
+        """
+        network: Any = self.labelling.network
         inputs = network.normalize(images)
         margin = UPSAMPLING_MARGIN if self.labelling.refinement is None else REACH
-        # Tiles begin at whole positions of block D, so that they give the same maps as the whole image.
+        # Tiles begin at whole positions of block D, so that they give the same maps as the whole
+        # image.
         halo = -(-(RECEPTIVE_RADIUS + STRIDE * margin) // DEEP_STRIDE) * DEEP_STRIDE
-        total, positions = 0.0, 0
+        total: Any = 0.0
+        positions = 0
         for tile in self._tiles(inputs, halo):
             deep = tile.part(network.backbone(tile.pixels)[1], DEEP_STRIDE, margin=0)
             total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
@@ -212,7 +225,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         device: where it works.
 
     Raises:
-        DataError: there is no such run or checkpoint, it is damaged, or it is of another layout version.
+        DataError: there is no such run or checkpoint, it is damaged, or it is of another layout
+            version.
     """
     return load_with_step(run, checkpoint, device)[0]
 
@@ -229,4 +243,4 @@ def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device)
         raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
     found = folder.evaluation(checkpoint, content["step"])
     labelling = Labelling.from_state(content["labelling"]).to(device)
-    return Segmenter(labelling, found and found["mapping"]), content["step"]
+    return Segmenter(labelling, found["mapping"] if found else None), content["step"]

@@ -1,7 +1,9 @@
-"""The training loop. It knows batches, steps, log lines and checkpoints; a `Recipe` knows everything else.
+"""The training loop. It knows batches, steps, log lines and checkpoints; a `Recipe` knows
+everything else.
 
-All random numbers follow from the seed and the step, and a checkpoint holds everything that a step depends on. So a
-run that is killed at any moment continues from its last checkpoint to the same bits.
+All random numbers follow from the seed and the step, and a checkpoint holds everything that a step
+depends on. So a run that is killed at any moment continues from its last checkpoint to the same
+bits.
 """
 
 import functools
@@ -36,14 +38,17 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
     """Train, evaluate and report into the folder `out`.
 
     Args:
-        given: settings of `Settings` that differ from the defaults (from the run's own, when it is resumed).
+        given: settings of `Settings` that differ from the defaults (from the run's own, when it is
+            resumed).
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
 
     Returns:
-        The scores of the last step on the eval split; None without labels, or when the run was finished before.
+        The scores of the last step on the eval split; None without labels, or when the run was
+        finished before.
 
     Raises:
-        DataError: the settings, the data or the run are not as they must be. Nothing is half written.
+        DataError: the settings, the data or the run are not as they must be. Nothing is half
+            written.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("infoseg train runs in one process; start it without torchrun")
@@ -86,7 +91,9 @@ def run_steps(
     eval_set: ImageSet,
     device: torch.device,
 ) -> dict[str, Any] | None:
-    """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then the report."""
+    """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
+    the report.
+    """
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     sample = sample_of(train_set, settings, device)
 

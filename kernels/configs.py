@@ -141,12 +141,6 @@ TABLE: list[Row] = [
         (8, ANY, {"BLOCK": 128}, 4, None, "a thread holds 2 c numbers of a pixel: 4 pixels spill at c = 16"),
     ),
     *_by_size(
-        "refined_probs",
-        (4, 4, {"BLOCK": 512}, 4, None, "as refined_labels: 32 positions of 4 x 4 pixels"),
-        (8, 4, {"BLOCK": 256}, 4, None, "as refined_labels"),
-        (8, ANY, {"BLOCK": 128}, 4, None, "as refined_labels"),
-    ),
-    *_by_size(
         "local_appearance_cells",
         (4, ANY, {"BLOCK": 512}, 4, None, "4 columns of 128 cells: a thread has a row of a cell at once"),
     ),

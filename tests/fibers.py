@@ -1,4 +1,4 @@
-"""CUDA sources compiled for the CPU by tests/cuda_harness, and the programs that sanitizers watch."""
+"""CUDA sources compiled for the CPU by tests/cuda_harness, and programs for sanitizers."""
 
 import os
 import platform

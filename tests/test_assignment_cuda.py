@@ -1,4 +1,5 @@
-"""The CUDA matcher: its source run on the CPU by tests/cuda_harness, watched by sanitizers, and compiled by nvcc.
+"""The CUDA matcher: its source run on the CPU by tests/cuda_harness, watched by sanitizers, and
+compiled by nvcc.
 
 On a machine with a GPU the same matrices go through the GPU as well.
 """
@@ -72,7 +73,7 @@ def test_batches_with_any_strides(fibers, shape):
 
 @needs_compiler
 @pytest.mark.parametrize("size", [6, 45])
-def test_failures_are_told_for_their_own_problem_only(fibers, size):
+def test_failures_are_reported_for_their_own_problem_only(fibers, size):
     costs = torch.rand(4, size, size + 1, dtype=torch.float64)
     costs[1, 2, 3] = costs[1, 4, 0] = float("nan")
     costs[3, 5] = float("inf")
@@ -115,7 +116,8 @@ def test_what_the_kernels_do_not_take_is_refused(fibers):
 
 
 def watched(program: Path) -> subprocess.CompletedProcess:
-    # Some kernels place memory where ThreadSanitizer cannot have it; without randomisation they do not.
+    # Some kernels place memory where ThreadSanitizer cannot have it; without randomisation they do
+    # not.
     command = ["setarch", "-R", str(program)] if shutil.which("setarch") else [str(program)]
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)

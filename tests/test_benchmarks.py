@@ -44,12 +44,12 @@ def sets(tmp_path_factory):
     return root
 
 
-def test_train_and_eval_tell_the_protocol_beside_the_number(sets, tmp_path, capsys):
+def test_train_and_eval_print_the_protocol_beside_the_number(sets, tmp_path, capsys):
     run, data = tmp_path / "run", sets / "coco-stuff-3"
     assert main(["train", "--data", str(data), "--out", str(run), *TRAIN, "--loss-mask", "gt"]) == 0
     config = json.loads((run / "config.json").read_text())["config"]
     assert config["crop"] == WINDOW and config["classes"] == 3 and config["loss_mask"] == "gt"
-    for text in (capsys.readouterr().out, told(capsys, "eval", run, "--data", data)):
+    for text in (capsys.readouterr().out, output_of(capsys, "eval", run, "--data", data)):
         (line,) = [line for line in text.splitlines() if line.startswith("protocol: coco-stuff-3")]
         for part in (
             "eval split: 7 images of train2017/Mini_List_1, val2017/Mini_List_1", "partition iid", "scored",
@@ -58,17 +58,17 @@ def test_train_and_eval_tell_the_protocol_beside_the_number(sets, tmp_path, caps
             "accuracy by --unlabelled: ignore 0.", "iic 0.",
         ):  # fmt: skip
             assert part in line, part
-    text = told(capsys, "eval", run, "--data", data, "--checkpoint", "best_loss", "--split", "val")
+    text = output_of(capsys, "eval", run, "--data", data, "--checkpoint", "best_loss", "--split", "val")
     assert "val split: 2 images" in text and "epoch rule lowest training loss" in text
 
 
-def told(capsys, *arguments) -> str:
+def output_of(capsys, *arguments) -> str:
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
 
 
 def test_json_holds_the_protocol(sets, tmp_path, capsys):
-    scores = json.loads(told(capsys, "baseline", "constant", "--data", sets / "coco-stuff-3", "--json"))
+    scores = json.loads(output_of(capsys, "baseline", "constant", "--data", sets / "coco-stuff-3", "--json"))
     protocol = scores["protocol"]
     found = open_set(str(sets / "coco-stuff-3"), "eval")
     labels = np.stack([found.label(i) for i in range(len(found))])
@@ -77,8 +77,8 @@ def test_json_holds_the_protocol(sets, tmp_path, capsys):
     assert scores["pixel_accuracy"] == scores["majority_accuracy"] == max(scores["class_shares"])
 
 
-def test_both_ways_to_count_unlabelled_pixels_are_told(sets):
-    """One count gives both numbers, and each is what a set prepared so reports as its own."""
+def test_both_ways_to_count_unlabelled_pixels_are_reported(sets):
+    """One count gives both numbers, and each equals the number of a set that is prepared that way."""
     scores = {}
     for name in ("coco-stuff-3", "coco-stuff-3-held-out"):
         scores[name], _ = baseline("constant", str(sets / name), "val")
@@ -98,7 +98,7 @@ def test_unlabelled_patches_are_trained_on_and_not_scored(sets, tmp_path, capsys
     by_split = {}
     capsys.readouterr()
     for split in ("eval", "all", "train"):
-        by_split[split] = json.loads(told(capsys, "eval", run, "--data", data, "--split", split, "--json"))
+        by_split[split] = json.loads(output_of(capsys, "eval", run, "--data", data, "--split", split, "--json"))
         assert by_split[split]["num_pixels"] == 18 * 64 and by_split[split]["protocol"]["images"] == 18
         assert by_split[split]["protocol"]["ignored_share"] == 0
     assert (run / "report.html").stat().st_size > 1000  # RGB of four channels
@@ -116,7 +116,7 @@ def test_grey_and_sobel_inputs_train_and_predict(sets, tmp_path, inputs, capsys)
     assert main(["train", "--data", str(data), "--out", str(run), *TRAIN, "--inputs", inputs]) == 0
     assert network_of(run)["inputs"] == inputs
     capsys.readouterr()
-    told(capsys, "eval", run, "--data", data)
+    output_of(capsys, "eval", run, "--data", data)
 
 
 def test_grey_and_sobel_are_the_published_arithmetic():
@@ -141,12 +141,12 @@ def test_grey_and_sobel_are_the_published_arithmetic():
         InfoSegNet(inputs="edges")
 
 
-def test_predict_sees_downloaded_files_as_the_benchmark_has_them(sets, tmp_path, capsys):
-    """Labels of a file are those of the file resized by the protocol's factor, at the file's size."""
+def test_predict_resizes_downloaded_files_as_the_benchmark_does(sets, tmp_path, capsys):
+    """The labels of a file equal those of the file resized by the factor of the protocol, at the size of the file."""
     run, data = tmp_path / "run", sets / "coco-stuff-3"
     assert main(["train", "--data", str(data), "--out", str(run), *TRAIN]) == 0
     image = sets / "coco/images/train2017/000000001009.jpg"
-    told(capsys, "predict", run, image, "--out", tmp_path / "out")
+    output_of(capsys, "predict", run, image, "--out", tmp_path / "out")
     segmenter = isf.load(run)
     assert segmenter.scale == 1 and segmenter.raw_scale == 0.33
     segmenter.scale = 0.33
@@ -154,7 +154,7 @@ def test_predict_sees_downloaded_files_as_the_benchmark_has_them(sets, tmp_path,
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/000000001009.png")), segmenter.segment(pixels[None])[0])
 
 
-def test_the_loss_mask_leaves_out_what_has_no_label(sets):
+def test_the_loss_mask_excludes_pixels_without_a_label(sets):
     found = open_set(str(sets / "coco-stuff-3"), "train")
     (batch,) = list(CropSampler(len(found), len(found), 2, 0, 0, 1))
     plain, masked = CropSet(found, WINDOW).__getitems__(batch), CropSet(found, WINDOW, True).__getitems__(batch)
@@ -205,8 +205,8 @@ def test_kmeans_finds_colours_and_gabor_energies_find_textures(tmp_path, capsys)
     accuracy = {}
     for method in ("constant", "kmeans", "kmeans-gabor"):
         arguments = ["baseline", method, "--data", str(tmp_path / "data"), "--samples", "5000", "--json"]
-        scores = json.loads(told(capsys, *arguments))
-        assert scores == json.loads(told(capsys, *arguments))  # a seed, a result
+        scores = json.loads(output_of(capsys, *arguments))
+        assert scores == json.loads(output_of(capsys, *arguments))  # a seed, a result
         accuracy[method] = scores["pixel_accuracy"]
         assert scores["num_pixels"] == 6 * 48 * 48
     assert accuracy["constant"] == scores["majority_accuracy"]

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,34 @@ def test_match_needs_an_evaluation(tmp_path, capsys):
     assert call("train", "--data", data, "--out", tmp_path / "run", "--classes", 2, *TRAIN) == 0
     assert call("predict", tmp_path / "run", data / "images", "--out", tmp_path / "out", "--match") == 2
     assert "infoseg eval" in capsys.readouterr().err and not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "export"])
+def test_a_command_that_uses_a_run_does_not_load_the_training(trained, tmp_path, command):
+    """In a process of its own, since other tests have imported everything."""
+    run, data = str(trained / "run"), trained / "data"
+    arguments = {
+        "eval": [run, "--data", str(data)],
+        "predict": [run, str(data / "images/im0.png"), "--out", str(tmp_path / "out")],
+        "export": [run, "--format", "torchscript", "--out", str(tmp_path / "model.pt")],
+    }[command]
+    code = f"""
+import sys
+from infoseg_fast.cli import main
+assert main({[command, *arguments]!r}) == 0
+loaded = {{"matplotlib", "torch.utils.tensorboard", "infoseg_fast.train", "infoseg_fast.report"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_predict_names_a_damaged_file_and_writes_the_others(trained, tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((33, 40, 3), dtype=np.uint8)).save(source / name)
+    (source / "b.png").write_bytes((source / "b.png").read_bytes()[:60])
+    assert call("predict", trained / "run", source, "--out", tmp_path / "out") == 1
+    assert "b.png" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]

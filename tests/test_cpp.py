@@ -1,4 +1,4 @@
-"""The C++ kernels: against float64 truth on every instruction set, dtype and layout, and what their threads promise."""
+"""The C++ kernels against float64 on every instruction set, dtype and layout, and their threads."""
 
 import multiprocessing
 
@@ -19,7 +19,8 @@ NAMES = ("portable", "avx2", "avx512", "avx512bf16")
 BEST = extension.compiled().best_instruction_set() if extension.compiled() else "portable"
 ISAS = NAMES[: NAMES.index(BEST) + 1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation dtype.
+# Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation
+# dtype.
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 
 
@@ -48,7 +49,8 @@ def laid_out(x, layout):
     return x
 
 
-# B, C, D (0: no projection), K, h, w, layout, mask: whole tiles, ragged ones, more classes than positions.
+# B, C, D (0: no projection), K, h, w, layout, mask: whole tiles, ragged ones, more classes than
+# positions.
 SHAPES = [
     (5, 21, 33, 3, 9, 11, "contiguous", False),
     (5, 21, 33, 7, 9, 11, "channels_last", True),
@@ -86,7 +88,8 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         x, exact, mask = arguments(shape, dtype)
         stated = statement.loss(*exact, mask=mask, **how)
         found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
-        # bfloat16 products take global features rounded to bfloat16 where the CPU has instructions for them.
+        # bfloat16 products take global features rounded to bfloat16 where the CPU has instructions
+        # for them.
         rtol = {torch.float64: 1e-12, torch.bfloat16: 1e-3}.get(dtype, 1e-5)
         torch.testing.assert_close(found.double(), stated, rtol=rtol, atol=1e-6)
         (-1.7 * found).backward()
@@ -98,8 +101,8 @@ def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
         torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
 
 
-# B, partners, C, K, h, w, layout, mask: runs of one image and more, partners up to the whole batch, through all three
-# kernels.
+# B, partners, C, K, h, w, layout, mask: runs of one image and more, partners up to the whole batch,
+# through all three kernels.
 PARTNERS = [
     (2, 1, 16, 4, 3, 5, "channels_last", False),
     (3, 2, 32, 15, 9, 8, "channels_last", True),
@@ -181,7 +184,8 @@ def test_moments_and_their_gradients_are_true(isa, shape, dtype):
         upstream = torch.randn_like(found)
         found.backward(upstream)
         stated.backward(upstream.double())
-        # Not rounded to the features' dtype; a product of bfloat16 pairs rounds the global features.
+        # Not rounded to the features' dtype; a product of bfloat16 pairs rounds the global
+        # features.
         rtol = {torch.float64: 1e-13, torch.bfloat16: 5e-3}.get(dtype, 5e-6)
         assert (found.double() - stated).norm() <= rtol * stated.norm()
         for a, b in zip(x, exact, strict=True):
@@ -204,7 +208,7 @@ def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
                 how = {"temperature": 1.3, "interpolate": interpolate, "backend": "cpp"}
                 labels = isf.segment(*x, size=size, **how)
                 chosen = large.gather(1, labels.long()[:, None])[:, 0]
-                # A near tie may go either way.
+                # Near ties may differ.
                 torch.testing.assert_close(
                     chosen, large.amax(1), rtol=0, atol=2e-5 if dtype != torch.float64 else 1e-12
                 )
@@ -269,7 +273,7 @@ def test_every_subset_of_gradients_of_the_moments(needed):
     expected = torch.autograd.grad(isf.class_moments(*every, statistics=Y, backend="reference"), every, upstream)
     some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
     found = isf.class_moments(*some, statistics=Y, backend="cpp")
-    for _ in range(2):  # going back twice gives the same gradient twice
+    for _ in range(2):  # a second backward pass gives the same gradient
         found.backward(upstream, retain_graph=True)
     for t, gradient in zip(some, expected, strict=True):
         if t.requires_grad:
@@ -287,7 +291,7 @@ def test_moments_over_many_positions_are_summed_in_float64():
 
 
 @pytest.mark.parametrize("how", LOSSES)
-def test_going_back_twice_gives_the_same_gradient_twice(how):
+def test_a_second_backward_pass_gives_the_same_gradient(how):
     x = inputs(B=5, C=21, K=7, size=(5, 6), requires_grad=True)
     middle = x[0] * 1.0
     loss = isf.mutual_information_loss(middle, *x[1:], backend="cpp", **how)
@@ -443,7 +447,10 @@ def test_many_classes_and_few_positions(isa):
 
 
 def _train(backend, steps=100, disturbed=None):
-    """Losses of a training run and its labels. With a seed, every step changes the weights by about one rounding."""
+    """Losses and labels of a training run.
+
+    With a seed, every step changes the weights by about one rounding.
+    """
     torch.manual_seed(3)
     net = torch.nn.Conv2d(3, 16, 5, padding=2)
     head, projection = torch.nn.Linear(16, 4 * 24), torch.nn.Conv2d(16, 24, 1)

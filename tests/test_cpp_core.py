@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-KERNELS = ("mutual_information_loss", "similarity", "segment", "appearance", "refinement")
+KERNELS = ("mutual_information_loss", "similarity", "segment", "appearance", "refined_labels")
 FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -20,7 +20,7 @@ FLAGS = {
 
 
 def best_flags() -> list[str]:
-    """Flags of the widest instruction set of this CPU. Its kernels alone are compiled, under the name "portable"."""
+    """Flags of the widest instruction set of this CPU, compiled under the name "portable"."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         return FLAGS["portable"]
     has = Path("/proc/cpuinfo").read_text()

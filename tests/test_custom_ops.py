@@ -235,7 +235,7 @@ def dynamic(name, example):
     sizes = {4: (0, 2, 3), 3: (0,)}
     if name in ("segment_and_count", "mutual_information_loss", "appearance_statistics"):
         sizes[3] = 0, 1, 2  # targets and masks
-    kept = {"refined_labels": (3, 4), "refined_probs": (1, 3, 4), "information_of_moments": (0, 1)}.get(name, ())
+    kept = {"refined_labels": (3, 4), "information_of_moments": (0, 1)}.get(name, ())
     auto = torch.export.Dim.AUTO
     found = []
     for place, x in enumerate(example):
@@ -245,7 +245,7 @@ def dynamic(name, example):
     return (tuple(found),)
 
 
-@pytest.mark.parametrize("name", [name for name in WIRED if name != "refined_probs"])
+@pytest.mark.parametrize("name", WIRED)
 def test_an_exported_program_gives_the_eager_numbers_at_any_size(name):
     module, example, others, expected = recorded(name, "auto")
     program = torch.export.export(module, example, dynamic_shapes=dynamic(name, example))

@@ -100,7 +100,9 @@ def test_a_network_that_is_not_finite_makes_no_labels():
 
 
 def test_batches_with_and_without_padding_share_one_scale():
-    """Where a batch has no mask every position counts. The statistics are those of all batches together."""
+    """Where a batch has no mask every position counts. The statistics are those of all batches
+    together.
+    """
     images = torch.rand(6, 3, 32, 32)
     mask = torch.ones(3, 32, 32, dtype=torch.bool)
     mask[:, 20:] = False

@@ -11,6 +11,8 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast.cli import main
 from infoseg_fast.data import open_set
+from infoseg_fast.recipe import DataInfo
+from infoseg_fast.recipe.labelling import Labelling
 from infoseg_fast.scores.evaluate import as_text, evaluate, without_nan
 
 
@@ -23,10 +25,11 @@ def strict(text: str):
     return json.loads(text, parse_constant=refuse)
 
 
-def scored(folder, num_classes):
-    segmenter = isf.Segmenter(isf.InfoSegNet(width=4, dim=8, num_classes=num_classes).eval())
+def scored(folder, num_clusters, num_classes=None):
+    network = isf.InfoSegNet(width=4, dim=8, num_classes=num_clusters).eval()
+    labelling = Labelling(network, {}, DataInfo(3, num_clusters, None, [0.5] * 3, [0.3] * 3))
     images = open_set(str(folder), "all", num_classes=num_classes)
-    return evaluate(segmenter, images, torch.device("cpu")), images
+    return evaluate(isf.Segmenter(labelling), images, torch.device("cpu")), images
 
 
 def test_nan_becomes_none_at_any_depth():
@@ -40,8 +43,7 @@ def test_nan_becomes_none_at_any_depth():
 def test_a_class_that_occurs_nowhere_is_null_in_json_and_a_dash_in_text(tmp_path):
     folder = write_folder(tmp_path / "data", number=2)
     (folder / "classes.txt").write_text("one\ntwo\nnowhere\n")
-    segmenter = isf.Segmenter(isf.InfoSegNet(width=4, dim=8, num_classes=2).eval())
-    scores = evaluate(segmenter, open_set(str(folder), "all"), torch.device("cpu"))
+    scores, _ = scored(folder, 2)
     assert scores["iou"][2] is None and strict(json.dumps(scores)) == scores
     assert as_text(scores, ["one", "two", "nowhere"]).splitlines()[-1].split()[:5] == [
         "nowhere",
@@ -56,7 +58,7 @@ def test_a_set_whose_pixels_are_all_ignored_has_no_scores(tmp_path):
     folder = write_folder(tmp_path / "data", number=2)
     for path in (folder / "labels").iterdir():
         Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
-    scores, images = scored(folder, 3)
+    scores, images = scored(folder, 3, 3)
     assert scores["num_pixels"] == 0 and scores["pixel_accuracy"] is None and scores["iou"] == [None] * 3
     assert strict(json.dumps(scores)) == scores and "no pixel has ground truth" in as_text(scores, images.classes)
 

@@ -204,6 +204,18 @@ def test_exif_orientation_is_not_applied(tmp_path):
     assert_reads(tmp_path / "x.png", pixels)
 
 
+def test_a_cameras_jpeg_with_previews_is_its_first_frame_and_says_so(tmp_path):
+    frames = [Image.fromarray(last(random_pixels("uint8", 3, seed=seed))) for seed in (0, 1)]
+    frames[0].save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert_reads(tmp_path / "x.jpg", np.asarray(Image.open(tmp_path / "x.jpg")).transpose(2, 0, 1).copy())
+    assert "further frames" in describe(tmp_path / "x.jpg").note
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    refused(lambda: describe(tmp_path / "x.png"), "x.png", "not a regular file")
+
+
 # Alpha, no-data and masks
 
 
@@ -551,3 +563,10 @@ def test_a_block_beyond_the_end_of_the_file(tmp_path):
     tifffile.imwrite(path, random_pixels("uint8")[0], rowsperstrip=ROWS, compression="deflate")
     patched(path, 279, 2**31 - 1)
     refused(lambda: read_image(path), "x.tif", "ends before")
+
+
+def test_a_width_that_the_compressed_bytes_cannot_hold(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint16")[0], rowsperstrip=5, compression="deflate")
+    patched(path, 256, 16_711_730)
+    refused(lambda: read_image(path), "x.tif", "cannot hold")

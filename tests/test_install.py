@@ -1,4 +1,4 @@
-"""Building and installing: from a wheel and an sdist, without torch in the build, and without a compiler."""
+"""Building and installing from a wheel and an sdist, without torch and without a compiler."""
 
 import json
 import os
@@ -27,7 +27,8 @@ def build(source: Path, out: Path, kind: str, **environment) -> Path:
     """Build with the tools of this environment, in which importing torch fails."""
     out.mkdir()
     (out / "torch.py").write_text("raise ImportError('the build must not need torch')\n")
-    # Without optimisation the kernels compile in a fraction of the time. Only the tests about nvcc run it.
+    # Without optimisation the kernels compile in a fraction of the time. Only the tests about nvcc
+    # run it.
     defaults = {"PYTHONPATH": str(out), "CXXFLAGS": "-O0", "INFOSEG_BUILD_CUDA": "0"}
     environment = os.environ | defaults | environment
     command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(source)]
@@ -38,7 +39,7 @@ def build(source: Path, out: Path, kind: str, **environment) -> Path:
 
 
 def run_with(wheel: Path, where: Path, code: str) -> str:
-    """Run code with the wheel's content first on the path, and without the editable install's import hook."""
+    """Run code with the wheel's content first on the path, without the editable install's hook."""
     where.mkdir()
     zipfile.ZipFile(wheel).extractall(where)
     first = f"""import sys
@@ -115,7 +116,7 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
     shutil.copytree(source, checkout)
 
     def compiled(version: str = "1.0", flags: str = "") -> list[str]:
-        """The objects that a build compiles, with a compiler that only writes down what it is asked for."""
+        """The objects that a build compiles, with a compiler that only logs its outputs."""
         log.write_text("")
         compiler.write_text(
             f'#!/bin/sh\nif [ "$1" = --version ]; then echo {version}; exit; fi\n'

@@ -1,4 +1,4 @@
-"""`linear_sum_assignment`: scipy's meaning, exactness, errors, and proofs of optimality, on every CPU backend."""
+"""`linear_sum_assignment` on every CPU backend: scipy's answers, errors, proofs of optimality."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,8 @@ def test_constants_added_to_rows_add_to_the_total(cost, constants):
 
 
 def test_integers_are_exact_where_floats_are_not(instruction_set):
-    # Neighbouring integers beyond 2^53 are one float64: scipy cannot tell the two assignments apart.
+    # Neighbouring integers beyond 2^53 are one float64: scipy cannot distinguish the two
+    # assignments.
     for big in (2**53, 2**60, 2**62):
         cost = np.array([[big + 1, big], [big, big]])
         rows, cols = isf.linear_sum_assignment(cost, maximize=True)
@@ -234,7 +235,7 @@ def test_a_batch_is_its_matrices(threads, instruction_set):
 
 
 @needs_extension
-def test_the_first_failure_of_a_batch_is_told_whatever_the_threads():
+def test_the_first_failure_of_a_batch_is_reported_for_any_number_of_threads():
     costs = np.ones((500, 3, 3))
     costs[123, 1, 1] = costs[124, 0, 0] = costs[499, 2, 2] = np.nan
     module = extension.compiled()

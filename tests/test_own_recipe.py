@@ -36,8 +36,9 @@ def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     a, b = whole.load()["recipe"], parts.load()["recipe"]
     assert all(torch.equal(a[name], b[name]) for name in a)
+    train({"steps": 60}, tmp_path / "whole", resume=True)
     rows = whole.read_metrics()
-    assert rows[-1]["loss"] < rows[0]["loss"] < 0, "the information grows"
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.01, "the information grows"
 
 
 def test_its_command_trains_predicts_and_exports(how, tmp_path):
@@ -52,7 +53,7 @@ def test_its_command_trains_predicts_and_exports(how, tmp_path):
     call("predict", run, Path(how["data"], "images"), "--out", tmp_path / "labels")
     call("export", run, "--format", "torchscript", "--out", tmp_path / "model.pt")
     image = np.asarray(Image.open(Path(how["data"], "images/im0.png")))
-    pixels = torch.from_numpy(image).movedim(2, 0)[None].float() / 255
+    pixels = torch.tensor(image).movedim(2, 0)[None].float() / 255
     labels = torch.jit.load(tmp_path / "model.pt")(pixels)[0].numpy()
     predicted = np.asarray(Image.open(tmp_path / "labels/im0.png"))
     assert (labels == predicted).mean() > 0.9999

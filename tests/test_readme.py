@@ -9,6 +9,8 @@ from conftest import inputs
 from torch import nn
 from torch.nn.functional import softplus
 
+import infoseg_fast as isf
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -37,3 +39,18 @@ def test_the_lines_before_and_after_are_equivalent():
 def test_every_file_the_readme_names_is_there():
     named = re.findall(r"\]\(([^)#]+)\)", README.read_text())
     assert named and all((README.parent / name).exists() for name in named)
+
+
+def test_the_package_has_the_error_texts_of_the_questions():
+    package = Path(isf.__file__).parent
+    source = "\n".join(path.read_text() for path in sorted(package.rglob("*.py")))
+    texts = re.findall(r"^- \*`(.+?)`\*", README.read_text(), flags=re.MULTILINE)
+    assert len(texts) >= 5
+    for text in texts:
+        pattern = re.sub(r"\b(RUN|nan)\b", r"\\{[^{}]+\\}", re.escape(text))
+        assert re.search(pattern, source), text
+
+
+def test_every_op_of_the_readme_is_exported():
+    named = re.findall(r"`isf\.(\w+)", README.read_text())
+    assert len(set(named)) >= 14 and all(hasattr(isf, name) for name in named)

@@ -214,6 +214,17 @@ def test_a_scene_larger_than_memory_is_read_by_windows(tmp_path):
     refused(lambda: open_set(str(path), "eval").read(0), "scene.tif", "11.9 GiB")
 
 
+@pytest.mark.parametrize("windowed", [True, False])
+def test_an_overview_is_every_nth_pixel(tmp_path, monkeypatch, windowed):
+    pixels = scene(tmp_path, (2, 300, 400), np.uint16)
+    monkeypatch.setattr("infoseg_fast.data.base.OVERVIEW_BYTES", 400 * 2 * 2 * 30)
+    images = open_set(str(tmp_path / "scene.tif"), "eval", nodata=-1)
+    images.windowed = windowed
+    for side, step in ((100, 4), (133, 4), (400, 1), (7, 58)):
+        found, valid = images.overview(0, side)
+        assert np.array_equal(found, pixels[:, ::step, ::step]) and valid is None and max(found.shape) <= side
+
+
 def test_worker_processes_read_the_same_crops(tmp_path):
     scene(tmp_path, (3, 300, 400), np.uint16)
     images = for_training(open_set(str(tmp_path / "scene.tif"), "train"))

@@ -31,7 +31,7 @@ def network():
 
 
 def segmenter(network, refined=False, scale=1.0, smooth=0, **how):
-    data = DataInfo(3, 5, None, [0.0] * 3, [1.0] * 3, scale)
+    data = DataInfo(3, 5, None, [0.0] * 3, [1.0] * 3, scale=scale)
     labelling = Labelling(network, {}, data, smooth=smooth, **how)
     if refined:
         images = torch.rand(4, 3, 64, 64)

@@ -44,7 +44,7 @@ def test_every_kernel_and_dtype_is_compiled_and_documented():
     expected = {
         *itertools.product(("similarity_forward", "similarity_backward", "class_moments_forward"), DTYPES),
         *itertools.product(("appearance_statistics_sums", "appearance_statistics_products"), ("fp32", "fp64")),
-        *itertools.product(("information_of_moments", "refined_labels", "refined_probs"), ("fp32", "fp64")),
+        *itertools.product(("information_of_moments", "refined_labels"), ("fp32", "fp64")),
         *itertools.product(("loss_forward", "loss_image_gradient", "loss_partner_gradient"), DTYPES[:3]),
         ("local_appearance_cells", "fp32"),
         ("local_appearance_texture", "fp32"),

@@ -59,7 +59,6 @@ def test_an_op_stays_on_the_device_of_its_features_and_never_waits_for_it(op):
         ("appearance_statistics", {"C": 5}, "appearance_statistics_sums appearance_statistics_products", ""),
         ("information_of_moments", {"C": 5}, "information_of_moments sum_rows_kernel", ""),
         ("refined_labels", {"C": 3, "size": (99, 99)}, "refined_labels", ""),
-        ("refined_probs", {"C": 3, "size": (64, 96)}, "refined_probs", ""),
     ],
 )
 def test_the_launches_of_an_op(op, more, forward, backward):
@@ -94,10 +93,9 @@ def test_equal_code_is_compiled_once():
     assert forward == compiled("assign", B=128, h=64)["forward"] != compiled("assign", K=14)["forward"]
     smoothed = compiled("appearance_statistics", C=5, h=64, settings={"smooth": 3})
     assert smoothed == compiled("appearance_statistics", C=5)
-    for op in ("refined_labels", "refined_probs"):
-        assert compiled(op, C=3) == compiled(op, C=3, K=200, h=7, size=(28, 128)) != compiled(op, C=4)
+    refined = compiled("refined_labels", C=3)
+    assert refined == compiled("refined_labels", C=3, K=200, h=7, size=(28, 128)) != compiled("refined_labels", C=4)
     assert compiled("refined_labels", C=3) != compiled("refined_labels", C=3, size=(33, 39))  # its divisor is 1
-    assert compiled("refined_probs", C=3) != compiled("refined_probs", C=3, size=(64, 64))  # 4 pixels of a position
 
 
 def test_auto_takes_the_triton_kernel_of_every_op_on_a_gpu(monkeypatch):

@@ -3,10 +3,11 @@
     python benchmarks/recipe/real.py landcover DIR ... --csv real.csv
     python benchmarks/recipe/real.py landcover DIR --set overcluster=1 --csv real.csv --baselines
 
-A set is what `infoseg train --data` takes, or a drawn set of `benchmarks/sets`. The landcover sets are scored on all
-tiles, since their eval split is small; others on the eval split. No label is used before the score. The CSV has one row
-for each run. A run that is in it is not repeated, so an interrupted table is continued by the same command.
-`--set NAME=VALUE` changes a setting of `infoseg train`. `--without PART` leaves out a part of the default recipe.
+A set is what `infoseg train --data` takes, or a drawn set of `benchmarks/sets`. The landcover sets
+are scored on all tiles, since their eval split is small; others on the eval split. No label is used
+before the score. The CSV has one row for each run. A run that is in it is not repeated, so an
+interrupted table is continued by the same command. `--set NAME=VALUE` changes a setting of `infoseg
+train`. `--without PART` leaves out a part of the default recipe.
 """
 
 import argparse
@@ -69,7 +70,9 @@ class Table:
 
 
 def opened(name: str, folder: Path) -> tuple[str, str]:
-    """A set as `--data` takes it, drawn in the folder if need be, and the split that it is scored on."""
+    """A set as `--data` takes it, drawn in the folder if need be, and the split that it is scored
+    on.
+    """
     source = str(DRAWN_SETS[name].write(folder / "data")) if name in DRAWN_SETS else name
     return source, "all" if name in NAMES else "eval"
 

@@ -1,5 +1,5 @@
-// The ops of the appearance term: local_appearance, appearance_statistics and information_of_moments
-// (infoseg_fast/reference/appearance.py has the equations).
+// The ops of the appearance term: local_appearance, appearance_statistics and
+// information_of_moments (infoseg_fast/reference/appearance.py has the equations).
 #pragma once
 
 #include "common/cpu.h"
@@ -18,8 +18,8 @@ struct AppearanceArguments {
 
 INFOSEG_KERNEL(void, local_appearance, AppearanceArguments)
 
-// The products of pairs of (1, y), with y scaled to mean 0 and variance 1, times the position's share, through the
-// adjoint of the mean over 2 radius + 1 positions in each direction.
+// The products of pairs of (1, y), with y scaled to mean 0 and variance 1, times the position's
+// share, through the adjoint of the mean over 2 radius + 1 positions in each direction.
 struct StatisticsArguments {
   const float* y = nullptr;        // [B, d, h, w]
   const uint8_t* valid = nullptr;  // [B, h, w], or null when every position is valid
@@ -30,7 +30,8 @@ struct StatisticsArguments {
 
 INFOSEG_KERNEL(void, appearance_statistics, StatisticsArguments)
 
-// The mutual information of class and appearance from the moments of the K classes, and its gradient by the moments.
+// The mutual information of class and appearance from the moments of the K classes, and its
+// gradient by the moments.
 struct InformationArguments {
   DType dtype = DType::f32;       // f32 or f64, of every tensor; sums are in float64
   const void* moments = nullptr;  // [K, n (n + 1) / 2]

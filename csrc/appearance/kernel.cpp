@@ -48,15 +48,17 @@ static inline void pool_row(const float* __restrict from, float* __restrict to, 
   }
 }
 
-// Computes one image row by row and keeps nothing of the image's size. The result for a transposed image is the
-// transposed result, so "rows" are the direction in which pixels are consecutive in memory.
+// Computes one image row by row and keeps nothing of the image's size. The result for a transposed
+// image is the transposed result, so "rows" are the direction in which pixels are consecutive in
+// memory.
 struct CellSums {
   const AppearanceArguments& a;
   const FeatureMap images;
   const bool transposed;
   const int64_t c, rows, columns, width, cell_rows, cell_columns, padded;
-  // The structure tensor has three numbers: the trace, the difference of the diagonal, and twice the other entry.
-  // `tensor` holds their sums over the rows of a cell, `cells` their means over cells.
+  // The structure tensor has three numbers: the trace, the difference of the diagonal, and twice
+  // the other entry. `tensor` holds their sums over the rows of a cell, `cells` their means over
+  // cells.
   float *pixels, *bright, *before, *colour, *tensor, *cells, *maps;
 
   CellSums(const AppearanceArguments& a, float* scratch)
@@ -98,7 +100,8 @@ struct CellSums {
       float* sum = colour + i * padded;
       for (int64_t x = 0; x < width; ++x) {
         sum[x] += from[x];
-        // The mean of the logarithms of the channels is the logarithm of their product, divided by their number.
+        // The mean of the logarithms of the channels is the logarithm of their product, divided by
+        // their number.
         bright[x] = i == 0 ? from[x] + a.dark : bright[x] * (from[x] + a.dark);
       }
     }
@@ -185,8 +188,9 @@ void local_appearance(const AppearanceArguments& a) {
   parallel_for_floats(a.threads, body);
 }
 
-// The adjoint of the mean over 2 radius + 1 positions in each direction that repeats the border, for planes [h, w]:
-// every number is added to its neighbours, and to the border for neighbours beyond it.
+// The adjoint of the mean over 2 radius + 1 positions in each direction that repeats the border,
+// for planes [h, w]: every number is added to its neighbours, and to the border for neighbours
+// beyond it.
 struct AdjointMean {
   const int64_t h, w, r, pitch;
   float *rows, *wide, *tall;

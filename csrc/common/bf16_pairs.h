@@ -1,5 +1,6 @@
-// The three products on pairs of bfloat16 (AVX512-BF16). One instruction multiplies and adds two numbers in each lane,
-// so a product takes its steps in pairs. Sums are float32. Coefficients and global features are rounded to bfloat16.
+// The three products on pairs of bfloat16 (AVX512-BF16). One instruction multiplies and adds two
+// numbers in each lane, so a product takes its steps in pairs. Sums are float32. Coefficients and
+// global features are rounded to bfloat16.
 #pragma once
 
 #include "common/rank_gradient.h"
@@ -104,7 +105,8 @@ struct PairedGlobals {
     }
   }
 
-  // Adds the share of one whole tile to dG, in pairs of positions, which is how a row of bfloat16 lies in memory.
+  // Adds the share of one whole tile to dG, in pairs of positions, which is how a row of bfloat16
+  // lies in memory.
   void add_dG(const FeatureTiles<float>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients,
               int64_t count, float* sums, float* scratch, float* transposed, NextTile& next) const {
     constexpr int kHalf = kTile / 2;

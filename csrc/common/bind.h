@@ -1,9 +1,9 @@
-// Binds kernels, functions of one struct, to Python. Every bound member of the struct is a named argument. A tensor
-// comes as its address, a feature map as (address, dtype, B, C, h, w, stride_b, stride_c, stride_h, stride_w). Python
-// has checked shapes, dtypes and devices before.
+// Binds kernels, functions of one struct, to Python. Every bound member of the struct is a named
+// argument. A tensor comes as its address, a feature map as (address, dtype, B, C, h, w, stride_b,
+// stride_c, stride_h, stride_w). Python has checked shapes, dtypes and devices before.
 //
-// The names are interned once and looked up in the keywords of a call. With py::arg a call of 11 arguments took 1.2 to
-// 2.5 us longer, a tenth of an op on a tiny tensor.
+// The names are interned once and looked up in the keywords of a call. With py::arg a call of 11
+// arguments took 1.2 to 2.5 us longer, a tenth of an op on a tiny tensor.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,5 +1,5 @@
-// Scratch memory, aligned to a cache line, that frees itself. It is allocated before a parallel region starts, never
-// inside one, so that bad_alloc reaches the caller.
+// Scratch memory, aligned to a cache line, that frees itself. It is allocated before a parallel
+// region starts, never inside one, so that bad_alloc reaches the caller.
 #pragma once
 
 #include <cstddef>

@@ -21,8 +21,9 @@ namespace {
 Isa fastest_isa() {
   const Isa best = best_isa();
 #if INFOSEG_X86
-  // A Sapphire or Emerald Rapids executes a quarter as many bfloat16 pair instructions as float32 multiplications a
-  // second, which is half as many numbers. On a Zen 4 the loss on pairs took about as long as in float32.
+  // A Sapphire or Emerald Rapids executes a quarter as many bfloat16 pair instructions as float32
+  // multiplications a second, which is half as many numbers. On a Zen 4 the loss on pairs took
+  // about as long as in float32.
   if (best == Isa::avx512bf16 && !__builtin_cpu_is("amd")) return Isa::avx512;
 #endif
   return best;

@@ -1,9 +1,10 @@
 // The instruction set that the kernels run on, and the dispatch to it.
 //
-// Every kernel.cpp is compiled once for each instruction set, with INFOSEG_ISA defined as its name (setup.py). Its code
-// lies in the namespace of that name. Functions in headers are static: an inline function compiled for AVX-512 in one
-// source must not become the copy that the linker keeps for all sources. For the same reason a kernel.cpp calls no
-// inline function of the standard library.
+// Every kernel.cpp is compiled once for each instruction set, with INFOSEG_ISA defined as its name
+// (setup.py). Its code lies in the namespace of that name. Functions in headers are static: an
+// inline function compiled for AVX-512 in one source must not become the copy that the linker keeps
+// for all sources. For the same reason a kernel.cpp calls no inline function of the standard
+// library.
 #pragma once
 
 // The sanitizers' build compiles one instruction set alone, under the name "portable".
@@ -35,8 +36,8 @@ const char* isa_name(Isa isa);
 #define INFOSEG_COMPILED(name) portable::name
 #endif
 
-// Declares a kernel, a function of one struct, for each instruction set; kernel.cpp defines it. Also defines
-// infoseg::name, which calls the kernel for the instruction set in use.
+// Declares a kernel, a function of one struct, for each instruction set; kernel.cpp defines it.
+// Also defines infoseg::name, which calls the kernel for the instruction set in use.
 #define INFOSEG_KERNEL(Result, name, Arguments) \
   namespace portable {                          \
   Result name(const Arguments& a);              \

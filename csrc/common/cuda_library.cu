@@ -3,7 +3,8 @@
 
 extern "C" {
 
-// The cudaError_t of any call: no driver, a driver older than the library's runtime, no device; 0 for no error.
+// The cudaError_t of any call: no driver, a driver older than the library's runtime, no device; 0
+// for no error.
 __attribute__((visibility("default"))) int infoseg_cuda_ready() {
   int devices = 0;
   return cudaGetDeviceCount(&devices);

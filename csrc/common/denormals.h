@@ -1,6 +1,6 @@
-// Makes denormal numbers (below 1e-38 in float32) count as 0 in the floating-point kernels. The probabilities of
-// confident assignments and their products are that small, and a processor multiplies them up to a hundred times
-// slower.
+// Makes denormal numbers (below 1e-38 in float32) count as 0 in the floating-point kernels. The
+// probabilities of confident assignments and their products are that small, and a processor
+// multiplies them up to a hundred times slower.
 #pragma once
 
 #include "common/threads.h"

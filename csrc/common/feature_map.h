@@ -17,8 +17,8 @@ struct float16 {
 
 static inline int64_t item_size(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 
-// A tensor [B, C, h, w] of any layout; strides are in elements. float64 is accumulated in float64, every other type in
-// float32 ("the accumulation type").
+// A tensor [B, C, h, w] of any layout; strides are in elements. float64 is accumulated in float64,
+// every other type in float32 ("the accumulation type").
 struct FeatureMap {
   void* data = nullptr;
   DType dtype = DType::f32;

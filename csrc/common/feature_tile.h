@@ -1,6 +1,6 @@
-// A tile of up to kTile positions of one image as [C, kTile] rows in the accumulation type. It is read in place where
-// the layout allows. Channels-last tiles are transposed, half types widened and other strides gathered, one tile at a
-// time: no copy of the whole map is made.
+// A tile of up to kTile positions of one image as [C, kTile] rows in the accumulation type. It is
+// read in place where the layout allows. Channels-last tiles are transposed, half types widened and
+// other strides gathered, one tile at a time: no copy of the whole map is made.
 #pragma once
 
 #include "common/feature_map.h"
@@ -40,7 +40,8 @@ struct FeatureTiles {
     return accumulated && flat && map.stride_w == 1 && size(tile) % Lanes<A>::W == 0;
   }
 
-  // The channels of a position lie in whole vectors: products along the channels need no transposed tile.
+  // The channels of a position lie in whole vectors: products along the channels need no transposed
+  // tile.
   bool channel_rows() const { return accumulated && flat && map.stride_c == 1 && map.C % Lanes<A>::W == 0; }
 
   // The tile where it lies; the elements are of type A.
@@ -69,8 +70,8 @@ struct FeatureTiles {
   // Where rows of df may be written as they come; null where they must go through write().
   A* place(int64_t b, int64_t tile) const { return in_place(tile) ? at(b, tile) : nullptr; }
 
-  // A map that is too large for a core's own cache is written past it. That spares reading every line before it is
-  // overwritten.
+  // A map that is too large for a core's own cache is written past it. That spares reading every
+  // line before it is overwritten.
   bool streams(const A* place) const {
     constexpr int64_t kLargeBytes = 2 << 20;
     return map.B * map.C * P * static_cast<int64_t>(sizeof(A)) >= kLargeBytes && map.stride_c % Lanes<A>::W == 0 &&

@@ -7,8 +7,9 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// The candidates of image b are its own K classes and those of its n partners (b + 1 .. b + n) mod B. The rows of the
-// first n images are repeated after the last, so that the candidates of every image are consecutive rows.
+// The candidates of image b are its own K classes and those of its n partners (b + 1 .. b + n) mod
+// B. The rows of the first n images are repeated after the last, so that the candidates of every
+// image are consecutive rows.
 template <class A>
 struct GlobalFeatures {
   int64_t B, K, C, partners;
@@ -38,8 +39,8 @@ struct GlobalFeatures {
     }
   }
 
-  // Scores of one tile by the classes of images c .. c + images - 1: out[k, 0..vectors*W). With `pack`, the tile is
-  // also copied there, its rows kPack apart.
+  // Scores of one tile by the classes of images c .. c + images - 1: out[k, 0..vectors*W). With
+  // `pack`, the tile is also copied there, its rows kPack apart.
   template <int kPack = kTile>
   void scores(int64_t c, int64_t images, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
               A* pack = nullptr) const {

@@ -1,7 +1,7 @@
-// Sums out[r, c] += sum_t a[r, t] f[c, t] of a few rows r. The sums stay in vector lanes over all tiles of an image.
-// The coefficients are transposed, not the features, which are many more. Rows form groups of at most W, and each
-// channel of a group has one vector of sums. In a group of W / n rows each row has n lanes, for n neighbouring
-// positions:
+// Sums out[r, c] += sum_t a[r, t] f[c, t] of a few rows r. The sums stay in vector lanes over all
+// tiles of an image. The coefficients are transposed, not the features, which are many more. Rows
+// form groups of at most W, and each channel of a group has one vector of sums. In a group of W / n
+// rows each row has n lanes, for n neighbouring positions:
 //   a[r, t] .. a[r, t + n - 1], a[r + 1, t] .. a[r + 1, t + n - 1], ..
 // Such a vector is multiplied by n neighbouring features, repeated.
 #pragma once
@@ -113,8 +113,8 @@ class LaneSums {
     int64_t rows, first;
   };
 
-  // Whole vectors first, then one or two groups of a power of two. Every group costs a pass over the features, and
-  // empty lanes cost as much as full ones.
+  // Whole vectors first, then one or two groups of a power of two. Every group costs a pass over
+  // the features, and empty lanes cost as much as full ones.
   static int64_t split(int64_t rows, Group* groups) {
     int64_t count = 0, first = 0;
     for (; first + W <= rows; first += W) groups[count++] = {W, first};

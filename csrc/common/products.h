@@ -2,7 +2,8 @@
 //   scores  z[r, t]  = sum_c G[r, c] f[c, t] + g0[r]
 //   df[c, t]         = sum_r G[r, c] a[r, t]
 //   dG[r, c]        += sum_t a[r, t] f[c, t]
-// In each, one operand is broadcast number by number and the other is read in vectors, so all three are one kernel:
+// In each, one operand is broadcast number by number and the other is read in vectors, so all three
+// are one kernel:
 //   out[m, n] = sum_k left[k, m] right[k, n].
 #pragma once
 
@@ -17,14 +18,15 @@ constexpr int kTile = 64;  // positions in a tile: two [.., kTile] operands and 
 constexpr int kBlockVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kBlockRows = kVectorRegisters == 32 ? 6 : 5;
 
-// Cache lines to prefetch while a product runs: two neighbours in each step of its inner loop, `stride` bytes apart.
+// Cache lines to prefetch while a product runs: two neighbours in each step of its inner loop,
+// `stride` bytes apart.
 struct Ahead {
   const char* line;
   int64_t stride;
 };
 
-// The cache lines of the tile that is read next. They are prefetched in pairs, down the rows, while other products run.
-// The rows lie too far apart for the hardware to prefetch them.
+// The cache lines of the tile that is read next. They are prefetched in pairs, down the rows, while
+// other products run. The rows lie too far apart for the hardware to prefetch them.
 struct NextTile {
   const char* first;
   int64_t stride, rows, lines_a_row;  // stride in bytes
@@ -40,7 +42,8 @@ struct NextTile {
 
 INFOSEG_INLINE Ahead nothing_ahead(const void* here) { return {static_cast<const char*>(here), 0}; }
 
-// sum + x y. With kPairs, the 32 bits of each float hold a pair of bfloat16, and both products are added.
+// sum + x y. With kPairs, the 32 bits of each float hold a pair of bfloat16, and both products are
+// added.
 template <bool kPairs, class T>
 INFOSEG_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) {
 #if defined(__AVX512BF16__)
@@ -49,7 +52,8 @@ INFOSEG_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) {
   return sum + x * y;
 }
 
-// How a product writes its result: it stores it, adds it to the old value, or stores it past the caches.
+// How a product writes its result: it stores it, adds it to the old value, or stores it past the
+// caches.
 enum class Out { store, add, stream };
 
 // A tile as rows of numbers, `stride` apart.
@@ -64,7 +68,8 @@ constexpr bool kIsRows = false;
 template <class A>
 constexpr bool kIsRows<TileRows<A>> = true;
 
-// The start of the sums of vector v of row m: zero, a number for each row (or null for zero), or rows.
+// The start of the sums of vector v of row m: zero, a number for each row (or null for zero), or
+// rows.
 template <class T>
 INFOSEG_INLINE Vec<T> first_sum(std::nullptr_t, int, int) {
   return Vec<T>{};
@@ -94,9 +99,9 @@ INFOSEG_INLINE TileRows<T> rows_on(TileRows<T> start, int64_t rows) {
   return {start.data + rows * start.stride, start.stride};
 }
 
-// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m * left_stride]; rows of right
-// and of out are contiguous. With kPack, the rows of right are also copied to `pack`, kPack apart, for the products
-// that follow.
+// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m *
+// left_stride]; rows of right and of out are contiguous. With kPack, the rows of right are also
+// copied to `pack`, kPack apart, for the products that follow.
 constexpr int kLeftRows = 0;
 
 template <class T, int kRows, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs, class Start>
@@ -218,8 +223,8 @@ static inline void transpose_plain(T* __restrict to, int64_t to_stride, const T*
 }
 
 #if defined(__AVX512F__)
-// 16 x 16 numbers. Each source row is one cache line and is loaded once: rows a power of two apart fall into the same
-// cache set, so a second load of a line would miss.
+// 16 x 16 numbers. Each source row is one cache line and is loaded once: rows a power of two apart
+// fall into the same cache set, so a second load of a line would miss.
 INFOSEG_INLINE void transpose_16(float* __restrict to, int64_t to_stride, const float* __restrict from,
                                  int64_t from_stride) {
   __m512 pair[16], quad[16];

@@ -1,5 +1,5 @@
-// The gradient of a function of the inner products of features and global features has rank K. With the gradient
-// a[r, t] by each score of a tile:
+// The gradient of a function of the inner products of features and global features has rank K. With
+// the gradient a[r, t] by each score of a tile:
 //   df[:, t] = sum_r a[r, t] G[r],   dG[r] += sum_t a[r, t] f[:, t],   dg0[r] += sum_t a[r, t].
 #pragma once
 
@@ -9,11 +9,12 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Channels in a transposed block of features: kTile x kChannels numbers and the coefficients fit in L1.
+// Channels in a transposed block of features: kTile x kChannels numbers and the coefficients fit in
+// L1.
 constexpr int kChannels = 64;
 
-// Adds the share of one tile to the sums [count, padded C]. Its features are [positions, stride], with channels in
-// whole vectors.
+// Adds the share of one tile to the sums [count, padded C]. Its features are [positions, stride],
+// with channels in whole vectors.
 template <class A>
 static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
                                     const A* coefficients, int64_t count, A* sums, NextTile& next) {
@@ -43,16 +44,18 @@ static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, i
 // The largest number of coefficient rows whose sums by lane stay in the caches.
 constexpr int64_t kFewRows = 32;
 
+// Numbers of scratch for the share of a tile.
 template <class A>
-constexpr int64_t kGradientScratch = LaneSums<A>::scratch_size(kFewRows) > kTile* kChannels
-                                         ? LaneSums<A>::scratch_size(kFewRows)
-                                         : kTile* kChannels;
+constexpr int64_t kLaneScratch = LaneSums<A>::scratch_size(kFewRows);
+constexpr int64_t kTransposedSize = int64_t{kTile} * kChannels;
+template <class A>
+constexpr int64_t kGradientScratch = kLaneScratch<A> > kTransposedSize ? kLaneScratch<A> : kTransposedSize;
 
 template <class A>
 struct GlobalGradient {
   static constexpr int W = Lanes<A>::W;
-  // Each thread has a set of sums, [B + n][K][padded C] and [B + n][K][W]. It clears those of an image when it first
-  // meets the image. At the end the sets are added in the order of the threads.
+  // Each thread has a set of sums, [B + n][K][padded C] and [B + n][K][W]. It clears those of an
+  // image when it first meets the image. At the end the sets are added in the order of the threads.
   int64_t B, K, C, partners, padded;
   int threads;
   bool with_offset;
@@ -90,8 +93,8 @@ struct GlobalGradient {
     return sums ? sums + (thread * images() + b) * K * padded : nullptr;
   }
 
-  // Adds the share of a tile of image b, with features [C, stride] and coefficients [candidates' K, kTile], to the sums
-  // that of() returned. `scratch` has kGradientScratch numbers.
+  // Adds the share of a tile of image b, with features [C, stride] and coefficients [candidates' K,
+  // kTile], to the sums that of() returned. `scratch` has kGradientScratch numbers.
   template <int kStride = kTile>
   void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch, NextTile& next) {
     if (lanes.used)
@@ -144,8 +147,8 @@ struct GlobalGradient {
   }
 };
 
-// Writes df of one tile: `start` (TileRows, or nullptr for zero) plus the product of the coefficients [count, kTile]
-// and as many rows of G. `block` is scratch of [kBlockRows, kTile].
+// Writes df of one tile: `start` (TileRows, or nullptr for zero) plus the product of the
+// coefficients [count, kTile] and as many rows of G. `block` is scratch of [kBlockRows, kTile].
 template <class A, class Start = std::nullptr_t>
 static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
                             int64_t count, A* block, NextTile& next, Start start = nullptr) {

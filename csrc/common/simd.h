@@ -1,4 +1,5 @@
-// Vectors of the instruction set that this source is compiled for, which INFOSEG_ISA names (common/cpu.h).
+// Vectors of the instruction set that this source is compiled for, which INFOSEG_ISA names
+// (common/cpu.h).
 #pragma once
 
 #include <cstddef>
@@ -249,8 +250,9 @@ inline void narrow_row<bfloat16, float>(bfloat16* __restrict to, const float* __
 }
 #endif
 
-// Calls f with a number of the accumulation type of `type`. Half types are only stored: every sum over them is a
-// float32 sum, so kernels are compiled for two types, and element types matter where numbers are read and written.
+// Calls f with a number of the accumulation type of `type`. Half types are only stored: every sum
+// over them is a float32 sum, so kernels are compiled for two types, and element types matter where
+// numbers are read and written.
 template <class F>
 static inline auto by_accumulation(DType type, const F& f) {
   return type == DType::f64 ? f(double{}) : f(float{});

@@ -27,7 +27,8 @@ struct Job {
 
 class OwnPool {
  public:
-  // Returns false when another thread uses the pool: the caller then works alone instead of waiting.
+  // Returns false when another thread uses the pool: the caller then works alone instead of
+  // waiting.
   bool run(const Job& job) {
     std::unique_lock<std::mutex> inside(entry_, std::try_to_lock);
     if (!inside.owns_lock()) return false;
@@ -71,8 +72,8 @@ class OwnPool {
   uint64_t generation_ = 0;
 };
 
-// Never destroyed: its threads may outlive every static destructor. After a fork the child abandons the parent's pool,
-// whose threads it does not have.
+// Never destroyed: its threads may outlive every static destructor. After a fork the child abandons
+// the parent's pool, whose threads it does not have.
 std::atomic<OwnPool*> own_pool{nullptr};
 
 OwnPool* own() {
@@ -86,8 +87,8 @@ OwnPool* own() {
 
 // ---------------------------------------------------------------- PyTorch's OpenMP pool
 //
-// libgomp's threads spin for a while after each parallel region. A second pool would share the cores with the spinning
-// threads, so the kernels use the pool that PyTorch has loaded.
+// libgomp's threads spin for a while after each parallel region. A second pool would share the
+// cores with the spinning threads, so the kernels use the pool that PyTorch has loaded.
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using OmpInt = int (*)();
@@ -201,8 +202,8 @@ void parallel(int threads, void (*fn)(void*, int), void* context) {
       try {
         if (own()->run(job)) return;
       } catch (...) {
-        // No thread could be started. The caller does all the parts below. None ran before: run() throws only before
-        // the first part starts.
+        // No thread could be started. The caller does all the parts below. None ran before: run()
+        // throws only before the first part starts.
       }
     }
   }

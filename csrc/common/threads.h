@@ -1,17 +1,19 @@
-// Runs one function on several threads. Every kernel divides its work by thread number only, so the same number of
-// threads always gives the same bits, on either pool.
+// Runs one function on several threads. Every kernel divides its work by thread number only, so the
+// same number of threads always gives the same bits, on either pool.
 #pragma once
 
 #include <cstdint>
 
 namespace infoseg {
 
-// Calls fn(context, t) for every t in 0..threads-1 and returns when all are done. The functions must not throw.
+// Calls fn(context, t) for every t in 0..threads-1 and returns when all are done. The functions
+// must not throw.
 void parallel(int threads, void (*fn)(void*, int), void* context);
 
 enum class Pool : int { automatic = 0, own = 1 };
 void set_pool(Pool pool);
-// The pool that the next parallel region would use: "openmp" (the pool that PyTorch has loaded) or "own".
+// The pool that the next parallel region would use: "openmp" (the pool that PyTorch has loaded) or
+// "own".
 const char* pool_name();
 
 struct Range {

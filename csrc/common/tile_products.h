@@ -1,5 +1,5 @@
-// The products of a tile of positions that the loss and the similarity kernel share: the scores by the global features
-// of an image's candidates, and from the gradient by the scores df, dG and dg0.
+// The products of a tile of positions that the loss and the similarity kernel share: the scores by
+// the global features of an image's candidates, and from the gradient by the scores df, dG and dg0.
 #pragma once
 
 #include "common/bf16_pairs.h"
@@ -43,9 +43,9 @@ class TileProducts {
 
   const GlobalFeatures<A>& globals() const { return G_; }
 
-  // Scores [K, kTile] of a tile of image b by each of its candidates first .. last, each at its place in q [R, kTile].
-  // Candidate 0 is the image itself, candidate j its j-th partner. Leaves the tile in `copy` [C, kTile] for
-  // add_gradient().
+  // Scores [K, kTile] of a tile of image b by each of its candidates first .. last, each at its
+  // place in q [R, kTile]. Candidate 0 is the image itself, candidate j its j-th partner. Leaves
+  // the tile in `copy` [C, kTile] for add_gradient().
   void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
     if constexpr (kHasPairs<A>)
       if (paired(tile)) {
@@ -58,8 +58,9 @@ class TileProducts {
               rows.data == copy ? nullptr : copy);
   }
 
-  // Writes df of a tile of image b, and adds its share to dG and dg0, from the gradient q [R, kTile] by its scores.
-  // `rows` is the tile from score() or FeatureTiles::read(). It is not used where reads_in_place().
+  // Writes df of a tile of image b, and adds its share to dG and dg0, from the gradient q [R,
+  // kTile] by its scores. `rows` is the tile from score() or FeatureTiles::read(). It is not used
+  // where reads_in_place().
   void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
     A* transposed = block + kBlockRows * kTile;

@@ -1,4 +1,5 @@
-// Bilinear upsampling within a kernel: the source coordinates of the rows and columns of the output.
+// Bilinear upsampling within a kernel: the source coordinates of the rows and columns of the
+// output.
 #pragma once
 
 #include "common/buffer.h"
@@ -58,7 +59,8 @@ INFOSEG_INLINE void pick(const A* row, const int32_t* low, const int32_t* high, 
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4) {
     if (span <= 32) {
-      // An upsampled row reads few neighbours: two registers hold them, and a permutation is faster than a gather.
+      // An upsampled row reads few neighbours: two registers hold them, and a permutation is faster
+      // than a gather.
       const __m512i i = _mm512_loadu_si512(low), j = _mm512_loadu_si512(high);
       const __m512 a = _mm512_loadu_ps((const float*)row);
       if (span <= 16) {

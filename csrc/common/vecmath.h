@@ -29,7 +29,8 @@ constexpr double kInverseFactorial[14] = {
     1.,        1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,
     1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800.};
 
-// exp(x) for x <= 0, which is all that softmax and sigmoid need. Below `lowest` the result is 0; NaN stays NaN.
+// exp(x) for x <= 0, which is all that softmax and sigmoid need. Below `lowest` the result is 0;
+// NaN stays NaN.
 template <class T>
 INFOSEG_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   using K = ExpConstants<T>;

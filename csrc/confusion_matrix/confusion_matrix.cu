@@ -1,8 +1,9 @@
-// Joint counts of predicted clusters and target classes on a GPU. Each block counts a share of the pixels in shared
-// memory and adds its counts to the result. Nothing waits for the host; values out of range have a counter of their
-// own.
+// Joint counts of predicted clusters and target classes on a GPU. Each block counts a share of the
+// pixels in shared memory and adds its counts to the result. Nothing waits for the host; values out
+// of range have a counter of their own.
 //
-// Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a GPU.
+// Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a
+// GPU.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -68,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Work work) {
   for (int64_t base = static_cast<int64_t>(blockIdx.x) * kThreads; base < work.size; base += step) {
     const int64_t i = base + thread;
     const int64_t cell = i < work.size ? cell_at(work, i) : -1;
-    // Neighbours mostly lie in one region. Then one addition serves the warp; 32 additions would wait for one another.
+    // Neighbours mostly lie in one region. Then one addition serves the warp; 32 additions would
+    // wait for one another.
     const int64_t first = __shfl_sync(kAllLanes, cell, 0);
     const bool together = __ballot_sync(kAllLanes, cell == first) == kAllLanes;
     const unsigned amount = !together ? 1 : thread % kWarp == 0 ? kWarp : 0;
@@ -92,9 +94,10 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Work work) {
 
 extern "C" {
 
-// Adds the joint counts of `size` contiguous labels (types: 0 uint8, 1 int16, 2 int32, 3 int64) to counts[num_clusters
-// * num_classes + 1]; the last one counts pixels with a value out of range. With has_ignore, pixels whose target is
-// ignore_index are left out. All pointers are to memory of the device, which must be current. Returns a cudaError_t.
+// Adds the joint counts of `size` contiguous labels (types: 0 uint8, 1 int16, 2 int32, 3 int64) to
+// counts[num_clusters * num_classes + 1]; the last one counts pixels with a value out of range.
+// With has_ignore, pixels whose target is ignore_index are left out. All pointers are to memory of
+// the device, which must be current. Returns a cudaError_t.
 __attribute__((visibility("default"))) int infoseg_count_confusion(const void* pred, int pred_type, const void* target,
                                                                    int target_type, int64_t size, int64_t num_clusters,
                                                                    int64_t num_classes, int has_ignore,

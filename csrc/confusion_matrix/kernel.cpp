@@ -1,5 +1,5 @@
-// The confusion count of a range of pixels for one instruction set, block by block: cell numbers, which the compiler
-// vectorises, then counters.
+// The confusion count of a range of pixels for one instruction set, block by block: cell numbers,
+// which the compiler vectorises, then counters.
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -118,7 +118,8 @@ void cells_of_block(const PixelRange& a, int64_t done, int64_t size, Cell* out) 
 
 constexpr int64_t kGroup = 32;
 
-// Bit i is set where group[i] differs from group[i - 1]; bit 0 is always set. group[-1] must be readable.
+// Bit i is set where group[i] differs from group[i - 1]; bit 0 is always set. group[-1] must be
+// readable.
 uint32_t starts_of_runs(const uint16_t* group) {
   uint32_t starts = 0;
 #if defined(__AVX512BW__)
@@ -165,7 +166,8 @@ void count_few(const PixelRange& a) {
       uint32_t starts = starts_of_runs(group);
       const int runs = __builtin_popcount(starts);
       if (runs <= 2) {
-        // The usual case, without a branch between one run and two. The bit after the group ends a single run.
+        // The usual case, without a branch between one run and two. The bit after the group ends a
+        // single run.
         const int end = __builtin_ctzll((starts & ~uint64_t{1}) | uint64_t{1} << kGroup);
         t0[group[0]] += end;
         t1[group[kGroup - 1]] += kGroup - end;

@@ -1,10 +1,13 @@
-// The solver of one assignment problem for one instruction set: shortest augmenting paths over vectors of columns.
+// The solver of one assignment problem for one instruction set: shortest augmenting paths over
+// vectors of columns.
 //
-// v are the prices of the columns. The distance of a row to column j on an alternating path is the sum of the reduced
-// costs c[i][j] - u[i] - v[j] along the path. These are never negative, so Dijkstra's algorithm finds the shortest path
-// to a free column. Matching along that path keeps the reduced costs of matched entries at 0 and all others at 0 or
-// above, so the final matching is optimal. u is not stored: it is c - v at the column of a matched row. With fewer rows
-// than columns, the prices of free columns stay 0, as optimality requires. With more rows, the caller transposes.
+// v are the prices of the columns. The distance of a row to column j on an alternating path is the
+// sum of the reduced costs c[i][j] - u[i] - v[j] along the path. These are never negative, so
+// Dijkstra's algorithm finds the shortest path to a free column. Matching along that path keeps the
+// reduced costs of matched entries at 0 and all others at 0 or above, so the final matching is
+// optimal. u is not stored: it is c - v at the column of a matched row. With fewer rows than
+// columns, the prices of free columns stay 0, as optimality requires. With more rows, the caller
+// transposes.
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -60,8 +63,8 @@ struct Lanes {
   }
 };
 
-// A vector of lanes. Comparisons give vectors of all ones or zeros. With AVX-512 they give bits in a mask register,
-// which the compiler does not generate from vectors by itself.
+// A vector of lanes. Comparisons give vectors of all ones or zeros. With AVX-512 they give bits in
+// a mask register, which the compiler does not generate from vectors by itself.
 template <class T>
 struct WideLanes {
   static constexpr int kCount = kLanesBytes / sizeof(T);
@@ -81,7 +84,8 @@ struct WideLanes {
   }
   static Vector min(Vector a, Vector b) { return b < a ? b : a; }
   static Vector max(Vector a, Vector b) { return b < a ? a : b; }
-  // Every lane becomes the smallest. (The masks of all ones cost nothing; without them GCC 12 gives a false warning.)
+  // Every lane becomes the smallest. (The masks of all ones cost nothing; without them GCC 12 gives
+  // a false warning.)
   static Vector smallest(Vector x) {
 #if defined(__AVX512DQ__)
     const auto raw = reinterpret_cast<__m512i>(x);
@@ -194,7 +198,8 @@ struct Matching {
   int64_t* reached_parent;  // [width] by column
 };
 
-// Sets the distances of the columns from the first row of a search. Returns the smallest in every lane.
+// Sets the distances of the columns from the first row of a search. Returns the smallest in every
+// lane.
 template <class T>
 typename Lanes<T>::Vector scan_first(const Matching<T>& m, int32_t row) {
   using L = Lanes<T>;
@@ -211,7 +216,8 @@ typename Lanes<T>::Vector scan_first(const Matching<T>& m, int32_t row) {
   return L::smallest(best);
 }
 
-// Shortens distances by paths through `row`, whose distance is `base`. Returns the smallest of all open columns.
+// Shortens distances by paths through `row`, whose distance is `base`. Returns the smallest of all
+// open columns.
 template <class T>
 typename Lanes<T>::Vector scan(const Matching<T>& m, int32_t row, T base) {
   using L = Lanes<T>;
@@ -231,8 +237,9 @@ typename Lanes<T>::Vector scan(const Matching<T>& m, int32_t row, T base) {
   return L::smallest(best);
 }
 
-// Closes the open columns at distance `level`. Returns the first free one, or -1 if all are matched. Stores whole
-// vectors: after a store to one lane, the next scan's load of the vector would wait.
+// Closes the open columns at distance `level`. Returns the first free one, or -1 if all are
+// matched. Stores whole vectors: after a store to one lane, the next scan's load of the vector
+// would wait.
 template <class T>
 int32_t reach(const Matching<T>& m, typename Lanes<T>::Vector level, int32_t& num_reached) {
   using L = Lanes<T>;
@@ -294,9 +301,10 @@ bool augment(const Matching<T>& m, int32_t free_row) {
   }
 }
 
-// Initial prices of square problems, at which no reduced cost is negative and every column has a row with reduced cost
-// 0. The minimum of each row is subtracted first; otherwise one very large row would determine prices. About two thirds
-// of the rows of a random matrix get their column here.
+// Initial prices of square problems, at which no reduced cost is negative and every column has a
+// row with reduced cost 0. The minimum of each row is subtracted first; otherwise one very large
+// row would determine prices. About two thirds of the rows of a random matrix get their column
+// here.
 template <class T>
 void lower_columns(const Matching<T>& m, int32_t row, T least_of_row) {
   using L = Lanes<T>;
@@ -371,8 +379,9 @@ int32_t free_column_at(const Matching<T>& m, int32_t row, T value) {
   return -1;
 }
 
-// Each free row takes its best column and changes that column's price until its second best is as good. A row that is
-// displaced continues in the same way. On some matrices such chains make no progress, so their total length is limited.
+// Each free row takes its best column and changes that column's price until its second best is as
+// good. A row that is displaced continues in the same way. On some matrices such chains make no
+// progress, so their total length is limited.
 template <class T>
 int32_t compete(const Matching<T>& m, int32_t num_free, int32_t budget) {
   int32_t kept = 0;
@@ -432,7 +441,8 @@ T converted(int64_t x, const AssignmentProblem& p) {
   return static_cast<T>(p.maximize ? shift - value : value - shift);
 }
 
-// The smallest number of a row of whole vectors. `valid` is false for a NaN or the infinity that would be preferred.
+// The smallest number of a row of whole vectors. `valid` is false for a NaN or the infinity that
+// would be preferred.
 template <class T>
 T least_of(const T* cost, int32_t width, bool& valid) {
   using L = Lanes<T>;
@@ -449,8 +459,8 @@ T least_of(const T* cost, int32_t width, bool& valid) {
   return L::first(L::smallest(least));
 }
 
-// Row i of the costs: in place, or a copy. In place, the last vector of a row reads into the next row, which the prices
-// past cols make harmless. The last row has no next row and is copied.
+// Row i of the costs: in place, or a copy. In place, the last vector of a row reads into the next
+// row, which the prices past cols make harmless. The last row has no next row and is copied.
 template <class In, class T>
 const T* row_of_costs(const Matching<T>& m, const AssignmentProblem& p, int32_t i, T* copies) {
   const In* source = static_cast<const In*>(p.data) + i * p.row_stride;
@@ -543,7 +553,10 @@ IntegerRange range_of_costs(const AssignmentProblem& p) {
 AssignmentResult solve_problem(const AssignmentProblem& p) {
   if (p.type == CostType::kFloat32) return solve<float, double>(p);
   if (p.type == CostType::kFloat64) return solve<double, double>(p);
-  return p.wide ? solve<int64_t, __int128>(p) : solve<int64_t, int64_t>(p);
+  // Integers of 128 bits have no vectors, so one instruction set is enough.
+  if constexpr (Isa::INFOSEG_ISA == Isa::portable)
+    if (p.wide) return solve<int64_t, __int128>(p);
+  return solve<int64_t, int64_t>(p);
 }
 
 }  // namespace INFOSEG_ISA

@@ -15,7 +15,8 @@ namespace infoseg {
 
 namespace {
 
-// Memory that grows as needed. A thread keeps a small one between calls: allocating takes longer than a small problem.
+// Memory that grows as needed. A thread keeps a small one between calls: allocating takes longer
+// than a small problem.
 class Workspace {
  public:
   void* of(std::size_t bytes) {
@@ -73,7 +74,8 @@ AssignmentResult solve_one(const CostBatch& costs, std::int64_t index, Workspace
   p.cols = static_cast<std::int32_t>(turned ? costs.rows : costs.cols);
   p.maximize = costs.maximize;
   p.shift = 0;
-  // Small matrices are copied all the same: padded and aligned rows save more time than the copy takes.
+  // Small matrices are copied all the same: padded and aligned rows save more time than the copy
+  // takes.
   p.in_place = !turned && !p.maximize && p.col_stride == 1 && p.row_stride == p.cols && p.cols > 128;
 
   if (costs.type == CostType::kFloat32) {
@@ -93,7 +95,7 @@ AssignmentResult solve_one(const CostBatch& costs, std::int64_t index, Workspace
     }
   }
   p.workspace = workspace.of(assignment_workspace(p.rows, p.cols, p.wide ? 16 : 8, p.in_place));
-  return solve_problem(p);
+  return p.wide ? portable::solve_problem(p) : solve_problem(p);
 }
 
 void write_indices(const CostBatch& costs, const std::int32_t* columns, std::int64_t* row_indices,

@@ -1,13 +1,14 @@
-// Minimum-cost assignment of rows to columns on a GPU, batched. A problem of up to 32 columns is solved by one warp,
-// one of up to 2,048 columns by one block. Nothing is allocated and nothing waits for the host. `status`, on the
-// device, reports problems without an answer.
+// Minimum-cost assignment of rows to columns on a GPU, batched. A problem of up to 32 columns is
+// solved by one warp, one of up to 2,048 columns by one block. Nothing is allocated and nothing
+// waits for the host. `status`, on the device, reports problems without an answer.
 //
-// Method: shortest augmenting paths, a row at a time. Each thread has one or a few columns. In every step of a search a
-// reduction over the warp or the block finds the nearest column not yet reached. Sums have scipy's order and ties are
-// broken as in scipy's solver. So for floating-point costs the assignments are the same as scipy's, which takes float32
-// costs as float64.
+// Method: shortest augmenting paths, a row at a time. Each thread has one or a few columns. In
+// every step of a search a reduction over the warp or the block finds the nearest column not yet
+// reached. Sums have scipy's order and ties are broken as in scipy's solver. So for floating-point
+// costs the assignments are the same as scipy's, which takes float32 costs as float64.
 //
-// Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a GPU.
+// Compiled by nvcc alone, and by a C++ compiler against tests/cuda_harness, which runs it without a
+// GPU.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -36,8 +37,8 @@ struct Batch {
   int32_t* status;       // [batch, 2]: Status and its row (after turning)
 };
 
-// Maps values of either type to unsigned integers of the same order, so that reductions over warps need one type of
-// key. Adding zero turns -0.0 into 0.0, which it equals but would precede.
+// Maps values of either type to unsigned integers of the same order, so that reductions over warps
+// need one type of key. Adding zero turns -0.0 into 0.0, which it equals but would precede.
 __device__ uint64_t key_of(double x) {
   const auto bits = static_cast<uint64_t>(__double_as_longlong(x + 0.0));
   return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
@@ -73,7 +74,8 @@ __device__ int64_t cost_of(int64_t x, bool maximize, int64_t shift) {
   return static_cast<int64_t>(maximize ? from - value : value - from);
 }
 
-// The shift of integers, and whether sums along a path, which are below 2 * rows + 4 spreads, fit in 64 bits.
+// The shift of integers, and whether sums along a path, which are below 2 * rows + 4 spreads, fit
+// in 64 bits.
 struct Range {
   int64_t shift;
   bool fits;
@@ -91,8 +93,8 @@ __device__ const In* matrix_of(const Batch& batch, int64_t problem) {
   return static_cast<const In*>(batch.cost) + problem * batch.batch_stride;
 }
 
-// The order in which scipy takes columns at the same distance: the last free one in its list of open columns, else the
-// first. The smallest number is taken; its lowest part is the column.
+// The order in which scipy takes columns at the same distance: the last free one in its list of
+// open columns, else the first. The smallest number is taken; its lowest part is the column.
 __device__ unsigned preference(bool is_free, int order, int col) {
   return (is_free ? static_cast<unsigned>(kMaxColumns - 1 - order) : static_cast<unsigned>(kMaxColumns + order)) << 12 |
          static_cast<unsigned>(col);
@@ -125,7 +127,8 @@ __device__ Nearest warp_nearest(uint64_t key, unsigned preferred) {
 }
 
 // ----------------------------------------------------------------------------------- one warp for each problem
-// Lane j holds column j and row j. All state is in registers; lanes exchange it by shuffles and votes only.
+// Lane j holds column j and row j. All state is in registers; lanes exchange it by shuffles and
+// votes only.
 
 struct Answer {
   int32_t status, place;
@@ -193,8 +196,8 @@ __device__ Answer solve_in_warp(const In* cost, const Batch& batch, int lane) {
       if (nearest.is_free()) sink = col;
     }
 
-    // Prices of the reached rows and columns. A reached row other than the first was reached through its matched
-    // column.
+    // Prices of the reached rows and columns. A reached row other than the first was reached
+    // through its matched column.
     const T distance_of_row = __shfl_sync(kAllLanes, distance, col_of < 0 ? 0 : col_of);
     if (lane == free_row)
       row_price += level;
@@ -243,7 +246,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 8) warp_kernel(Batch ba
 }
 
 // ---------------------------------------------------------------------------------- one block for each problem
-// Thread t owns columns t, t + threads, ...: only it reads and writes their state, except at the end of a search.
+// Thread t owns columns t, t + threads, ...: only it reads and writes their state, except at the
+// end of a search.
 
 template <class T>
 struct Shared {
@@ -284,8 +288,9 @@ __device__ Shared<T> divide(unsigned char* memory, int rows, int cols) {
   return s;
 }
 
-// The nearest column of the block, returned to every thread. One barrier for each call: calls alternate between the two
-// halves of the slots, so a half is written again only after a barrier that its readers have reached.
+// The nearest column of the block, returned to every thread. One barrier for each call: calls
+// alternate between the two halves of the slots, so a half is written again only after a barrier
+// that its readers have reached.
 template <class T>
 __device__ Nearest block_nearest(const Shared<T>& s, int& turn, uint64_t key, unsigned preferred) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -377,7 +382,8 @@ __device__ int2 solve_in_block(const In* cost, const Batch& batch, const Shared<
       value_of(nearest.key, level);
       const int col = nearest.col();
       --num_open;
-      // scipy moves the last entry of its list into the gap. Every thread reads the last entry, none writes it now.
+      // scipy moves the last entry of its list into the gap. Every thread reads the last entry,
+      // none writes it now.
       const int moved = s.listed[num_open];
       if (col % threads == thread) s.order[col] = -1;
       if (moved != col && moved % threads == thread) {
@@ -390,7 +396,8 @@ __device__ int2 solve_in_block(const In* cost, const Batch& batch, const Shared<
         row = s.row_of[col];
     }
 
-    // Prices of the reached columns, and of each reached row but the first through its matched column.
+    // Prices of the reached columns, and of each reached row but the first through its matched
+    // column.
     for (int j = thread; j < cols; j += threads) {
       if (s.order[j] >= 0) continue;
       const T lower = level - s.distance[j];
@@ -481,10 +488,11 @@ extern "C" {
 // The largest number of rows or columns that infoseg_assign takes.
 __attribute__((visibility("default"))) int infoseg_assign_max_columns() { return kMaxColumns; }
 
-// Solves on `stream`. cost: batch matrices [rows, cols] of `type` (0 float32, 1 float64, 2 int64), strides in elements.
-// row_indices, col_indices: [batch, min(rows, cols)], rows ascending; a problem without an answer has columns -1.
-// status: [batch, 2], a Status and its row (with more rows than columns: its column). All pointers are to memory of the
-// device, which must be current. Returns a cudaError_t.
+// Solves on `stream`. cost: batch matrices [rows, cols] of `type` (0 float32, 1 float64, 2 int64),
+// strides in elements. row_indices, col_indices: [batch, min(rows, cols)], rows ascending; a
+// problem without an answer has columns -1. status: [batch, 2], a Status and its row (with more
+// rows than columns: its column). All pointers are to memory of the device, which must be current.
+// Returns a cudaError_t.
 __attribute__((visibility("default"))) int infoseg_assign(const void* cost, int type, int64_t batch, int64_t rows,
                                                           int64_t cols, int64_t batch_stride, int64_t row_stride,
                                                           int64_t col_stride, int maximize, int64_t* row_indices,

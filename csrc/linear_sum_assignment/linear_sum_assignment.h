@@ -16,9 +16,10 @@ struct CostBatch {
   bool maximize;
 };
 
-// Why a problem has no answer. `kInvalid`: an entry is NaN, or infinite with the sign that would always be preferred.
-// `kInfeasibleRow`, or `kInfeasibleColumn` with more rows than columns: forbidden entries (infinite of the other sign)
-// leave no place for one row or column beside those that are matched.
+// Why a problem has no answer. `kInvalid`: an entry is NaN, or infinite with the sign that would
+// always be preferred. `kInfeasibleRow`, or `kInfeasibleColumn` with more rows than columns:
+// forbidden entries (infinite of the other sign) leave no place for one row or column beside those
+// that are matched.
 enum class AssignmentStatus { kSolved, kInvalid, kInfeasibleRow, kInfeasibleColumn };
 
 struct AssignmentOutcome {
@@ -29,10 +30,11 @@ struct AssignmentOutcome {
   double value = 0;          // the invalid entry
 };
 
-// Writes min(rows, cols) row indices, ascending, and their columns for each problem. Costs are summed in float64, or in
-// integers wide enough never to overflow for kInt64, so integer answers are exact. Returns the first problem that
-// failed, which does not depend on the threads; the written indices then mean nothing. Throws std::bad_alloc, and
-// std::invalid_argument for more than about 2^31 rows or columns.
+// Writes min(rows, cols) row indices, ascending, and their columns for each problem. Costs are
+// summed in float64, or in integers wide enough never to overflow for kInt64, so integer answers
+// are exact. Returns the first problem that failed, which does not depend on the threads; the
+// written indices then mean nothing. Throws std::bad_alloc, and std::invalid_argument for more than
+// about 2^31 rows or columns.
 AssignmentOutcome solve_assignment(const CostBatch& costs, int threads, std::int64_t* row_indices,
                                    std::int64_t* col_indices);
 

@@ -13,7 +13,7 @@ namespace infoseg {
 struct AssignmentProblem {
   const void* data;
   CostType type;
-  bool wide;  // integers whose sums would overflow 64 bits: computed in 128 bits
+  bool wide;  // integers whose sums would overflow 64 bits: portable::solve_problem takes 128 bits
   std::int64_t row_stride, col_stride;
   std::int32_t rows, cols;
   bool maximize;
@@ -32,7 +32,8 @@ struct IntegerRange {
   std::int64_t least, greatest;
 };
 
-// Workspaces are aligned to this, the size of the widest vector, so rows padded to it suit every kernel.
+// Workspaces are aligned to this, the size of the widest vector, so rows padded to it suit every
+// kernel.
 constexpr std::size_t kAssignmentAlign = 64;
 
 static inline std::int32_t assignment_width(std::int32_t cols) { return (cols + 7) / 8 * 8; }

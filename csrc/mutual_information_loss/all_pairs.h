@@ -1,6 +1,6 @@
-// jsd, same_position, with many partners, through the assigned features S' (assigned_terms.h). T- of all pairs is one
-// [B x C] [C x B] product at every position, and so are df and dS'. Each of W positions has a lane, so every operand is
-// a vector, and both factors of a product are loaded.
+// jsd, same_position, with many partners, through the assigned features S' (assigned_terms.h). T-
+// of all pairs is one [B x C] [C x B] product at every position, and so are df and dS'. Each of W
+// positions has a lane, so every operand is a vector, and both factors of a product are loaded.
 #pragma once
 
 #include "mutual_information_loss/assigned_terms.h"

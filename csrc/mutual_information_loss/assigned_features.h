@@ -1,6 +1,7 @@
-// jsd, same_position, with a few partners, through the assigned features S' (assigned_terms.h). For any n, an image
-// takes two products with its own K global features for the scores and S', and four more for the gradients. A pair
-// takes C multiplications for each of T-, dS' and df. The walk over the images of a tile computes
+// jsd, same_position, with a few partners, through the assigned features S' (assigned_terms.h). For
+// any n, an image takes two products with its own K global features for the scores and S', and four
+// more for the gradients. A pair takes C multiplications for each of T-, dS' and df. The walk over
+// the images of a tile computes
 //   at image c:      scores, V_c, S'_c; T- and g of the pairs (c - n, c) .. (c - 1, c), and dS'_c. These complete the
 //                    gradient by c's scores, so dG_c and dg0_c follow
 //   at image c + n:  S' of the last partner is known, so df_c follows
@@ -88,8 +89,8 @@ struct AssignedFeatures {
       return {f, dz, dz + s.K * kTile, dz + (s.K + s.n) * kTile};
     }
 
-    // S' [C, kRow], then s0 [kTile]. Those of the run's first n images stay: in a whole batch these images are also the
-    // partners of its last ones.
+    // S' [C, kRow], then s0 [kTile]. Those of the run's first n images stay: in a whole batch these
+    // images are also the partners of its last ones.
     A* assigned_to(int64_t c) const {
       const int64_t i = (c - run.first) % s.B;
       return assigned + (i < s.n ? i : s.n + i % (s.n + 1)) * s.assigned_size;
@@ -129,8 +130,8 @@ struct AssignedFeatures {
     }
   }
 
-  // The terms of the pairs of the images first .. end - 1 with image c and, with_dS, dS' of c. Terms of images outside
-  // the run only serve the gradient.
+  // The terms of the pairs of the images first .. end - 1 with image c and, with_dS, dS' of c.
+  // Terms of images outside the run only serve the gradient.
   void meet(const Walk& w, int64_t c, int64_t first, int64_t end, bool with_dS, V_& negative) const {
     const int groups = vectors_of<A>(loss.f.size(w.run.tile));
     const A* S = w.assigned_to(c);
@@ -153,7 +154,8 @@ struct AssignedFeatures {
     }
   }
 
-  // Completes the gradient by the scores of image c and adds its share to dG and dg0. c has met the n images before it.
+  // Completes the gradient by the scores of image c and adds its share to dG and dg0. c has met the
+  // n images before it.
   void differentiate(const Walk& w, int64_t c, NextTile& next) {
     const Image image = w.image(c);
     const int64_t b = c % B, positions = loss.f.size(w.run.tile);

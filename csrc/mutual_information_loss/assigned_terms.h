@@ -1,5 +1,6 @@
-// The assigned global feature of a position is S'[p] = sum_k V[k, p] G[k] (C numbers, and the scalar s0 = sum_k V g0).
-// With it, a pair of images b, c at a position is one inner product (METHOD, last of the three identities):
+// The assigned global feature of a position is S'[p] = sum_k V[k, p] G[k] (C numbers, and the
+// scalar s0 = sum_k V g0). With it, a pair of images b, c at a position is one inner product
+// (METHOD, last of the three identities):
 //   T-[b, c] = <f_b, S'_c> + s0_c,   g[b, c] = dloss / dT-[b, c]
 //   df_b += sum_c g[b, c] S'_c,   dS'_c = sum_b g[b, c] f_b,   ds0_c = sum_b g[b, c]
 //   dV[c, k] = <dS'_c, G_ck> + ds0_c g0_ck,   dG_ck += V[c, k] dS'_c,   dg0_ck += V[c, k] ds0_c
@@ -27,9 +28,9 @@ static inline Vec<A> pair_term(const Loss<A>& loss, A* T, Vec<A> s0, Vec<A> vali
   return select<A>(valid > Vec<A>{}, sp.of_x, Vec<A>{});
 }
 
-// At W positions of image c: adds to dz, the gradient by the scores, the part that comes through V. dV is the gradient
-// by V without the part of ds0. Adds V ds0 to the sums `dg0` [K, W] unless null. The K rows of V and dz lie kTile
-// apart.
+// At W positions of image c: adds to dz, the gradient by the scores, the part that comes through V.
+// dV is the gradient by V without the part of ds0. Adds V ds0 to the sums `dg0` [K, W] unless null.
+// The K rows of V and dz lie kTile apart.
 template <class A>
 static inline void through_assignment(const GlobalFeatures<A>& G, int64_t c, const A* V, A* dV, int64_t dV_stride,
                                       Vec<A> ds0, A tau, A* dz, A* dg0) {

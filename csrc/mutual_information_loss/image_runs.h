@@ -1,6 +1,7 @@
-// A walk over the images of a tile, for terms of pairs of images. The partners of image b are b + 1 .. b + n, so the
-// walk takes the images in order and each waits for its last partner. Threads share the work by runs of consecutive
-// images of a tile. A run also needs the n images after it, and for gradients the n images before it.
+// A walk over the images of a tile, for terms of pairs of images. The partners of image b are b + 1
+// .. b + n, so the walk takes the images in order and each waits for its last partner. Threads
+// share the work by runs of consecutive images of a tile. A run also needs the n images after it,
+// and for gradients the n images before it.
 #pragma once
 
 #include "mutual_information_loss/loss.h"
@@ -8,14 +9,16 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Images first .. end - 1 of a tile. Image numbers are modulo B and may be negative or exceed B - 1.
+// Images first .. end - 1 of a tile. Image numbers are modulo B and may be negative or exceed B -
+// 1.
 struct Run {
   int64_t tile, first, end;
   bool whole;  // holds the whole batch
   bool holds(int64_t b) const { return first <= b && b < end; }
 };
 
-// Calls walk(thread, run, coming) for each run of a loss; `coming` is the thread's next run, or this one at the end.
+// Calls walk(thread, run, coming) for each run of a loss; `coming` is the thread's next run, or
+// this one at the end.
 template <class A, class F>
 static inline void for_each_run(const Loss<A>& loss, const F& walk) {
   const int64_t B = loss.B, tiles = loss.tiles;

@@ -1,5 +1,5 @@
-// The parts that all ways to compute the loss share: valid positions, the positive term, the balance term, and the
-// value from the sums. The gradient by the scores takes their place.
+// The parts that all ways to compute the loss share: valid positions, the positive term, the
+// balance term, and the value from the sums. The gradient by the scores takes their place.
 #pragma once
 
 #include "common/softmax.h"
@@ -88,8 +88,8 @@ struct Loss {
     }
   }
 
-  // The positive term of jsd at W positions: adds softplus(-T) to `total`, writes V (K rows of W) and replaces z by the
-  // gradient.
+  // The positive term of jsd at W positions: adds softplus(-T) to `total`, writes V (K rows of W)
+  // and replaces z by the gradient.
   void positive_term(A* z, A* V, V_ valid, V_& total, int64_t V_stride = W) const {
     const V_ T = softmax_and_mean<A>(z, kTile, K, tau, V, V_stride);
     const Softplus<A> sp = softplus<A>(T);
@@ -105,7 +105,8 @@ struct Loss {
       store<A>(to + k * W, load<A>(to + k * W) + select<A>(valid > V_{}, load<A>(V + k * W), V_{}));
   }
 
-  // Sums V over all valid positions. The gradient needs their mean, so this is a pass over the features of its own.
+  // Sums V over all valid positions. The gradient needs their mean, so this is a pass over the
+  // features of its own.
   void sum_usage(const GlobalFeatures<A>& G) {
     const int64_t scratch_size = C * kTile + (K + 1) * kTile + 2 * K * W;
     const Buffer<A> scratch(threads * scratch_size);
@@ -133,7 +134,8 @@ struct Loss {
     };
     parallel_for_floats(threads, body);
     if (!grad || !M) return;
-    // As in the reference, the clamp keeps the derivative of x log x finite for a class without positions.
+    // As in the reference, the clamp keeps the derivative of x log x finite for a class without
+    // positions.
     const double tiny = sizeof(A) == 8 ? 2.2250738585072014e-308 : 1.17549435e-38;
     for (int64_t k = 0; k < K; ++k) {
       const double m = mean_usage(k), clamped = m < tiny ? tiny : m;

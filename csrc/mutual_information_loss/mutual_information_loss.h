@@ -1,4 +1,5 @@
-// The mutual-information loss and its gradients from folded global features (METHOD, the three identities).
+// The mutual-information loss and its gradients from folded global features (METHOD, the three
+// identities).
 #pragma once
 
 #include "common/cpu.h"
@@ -22,7 +23,8 @@ struct LossArguments {
   double balance = 0;
   int threads = 1;
 
-  // The gradients of `upstream` times the loss, formed in the same pass. One whose pointer is null is not computed.
+  // The gradients of `upstream` times the loss, formed in the same pass. One whose pointer is null
+  // is not computed.
   double upstream = 1;
   FeatureMap df;
   void* dG = nullptr;
@@ -34,7 +36,8 @@ double mutual_information_loss_kernel(const LossArguments& a);
 }
 INFOSEG_KERNEL(double, mutual_information_loss_kernel, LossArguments)
 
-// Returns the loss and writes the wanted gradients. Only bfloat16 features gain from instructions on bfloat16 pairs.
+// Returns the loss and writes the wanted gradients. Only bfloat16 features gain from instructions
+// on bfloat16 pairs.
 static inline double mutual_information_loss(const LossArguments& a) {
 #if INFOSEG_X86
   if (a.features.dtype == DType::bf16 && current_isa() == Isa::avx512bf16)

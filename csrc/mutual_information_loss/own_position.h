@@ -1,5 +1,5 @@
-// infonce, and jsd with reassigned negatives. The terms of a position depend only on its own (1 + n) K scores, so each
-// tile of an image is finished by itself: scores, terms, gradients.
+// infonce, and jsd with reassigned negatives. The terms of a position depend only on its own (1 +
+// n) K scores, so each tile of an image is finished by itself: scores, terms, gradients.
 #pragma once
 
 #include "mutual_information_loss/loss.h"
@@ -31,7 +31,8 @@ struct OwnPosition {
         scratch_size(C * kTile + R * kTile + kTile + 2 * K * W),
         scratch(loss.threads * scratch_size) {}
 
-  // Both functions compute the terms of W positions and replace the scores q [R, kTile] by the gradient.
+  // Both functions compute the terms of W positions and replace the scores q [R, kTile] by the
+  // gradient.
 
   void infonce(A* q, V_ valid, A* V, V_& total) const {
     A* own = V + K * W;  // exponentials of the own scores, which are used twice
@@ -73,7 +74,8 @@ struct OwnPosition {
   double forward() {
     const bool is_infonce = loss.a.estimator == Estimator::infonce;
     if (loss.balance) loss.sum_usage(products.globals());
-    // All tiles of an image before the next image: its global features and their sums stay in cache.
+    // All tiles of an image before the next image: its global features and their sums stay in
+    // cache.
     auto body = [&](int t) {
       A* copy = scratch + t * scratch_size;
       A* q = copy + C * kTile;

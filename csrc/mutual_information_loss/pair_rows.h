@@ -1,6 +1,6 @@
-// Inner products of a few tiles with one more tile, position by position, and weighted sums of tiles. These load more
-// than they multiply, so a tile that is used twice is read in columns of one cache line, which stay in the first-level
-// cache.
+// Inner products of a few tiles with one more tile, position by position, and weighted sums of
+// tiles. These load more than they multiply, so a tile that is used twice is read in columns of one
+// cache line, which stay in the first-level cache.
 #pragma once
 
 #include "common/products.h"
@@ -8,7 +8,8 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// The distance of the rows of such tiles: a cache line more than kTile numbers, so that a column uses many cache sets.
+// The distance of the rows of such tiles: a cache line more than kTile numbers, so that a column
+// uses many cache sets.
 template <class A>
 constexpr int kApart = kTile + 64 / static_cast<int>(sizeof(A));
 
@@ -21,7 +22,8 @@ struct Constant {
   static constexpr int kValue = kNumber;
 };
 
-// Calls block(vectors, v) for groups of kBlockVectors vectors and then for single ones; `vectors` is a Constant.
+// Calls block(vectors, v) for groups of kBlockVectors vectors and then for single ones; `vectors`
+// is a Constant.
 template <class F>
 static inline void by_vectors(int vectors, const F& block) {
   int v = 0;
@@ -65,8 +67,8 @@ static inline void inner_products_block(int64_t rows, const A* y, const A* const
   }
 }
 
-// out[j][t] = sum_r x[j][r, t] y[r, t] for each of `tiles` tiles [rows, kApart], at W positions from `column` on; y
-// begins at that column.
+// out[j][t] = sum_r x[j][r, t] y[r, t] for each of `tiles` tiles [rows, kApart], at W positions
+// from `column` on; y begins at that column.
 template <class A>
 static inline void inner_products(int64_t tiles, int64_t rows, const A* y, const A* const* x, int64_t column,
                                   A* const* out) {
@@ -99,8 +101,9 @@ static inline void weighted_sum_block(int64_t rows, const A* const* x, const A* 
     }
 }
 
-// out[r, t] = sum_j weights[j][t] x[j][r, t] for `tiles` tiles [rows, kApart] and `vectors` vectors of positions from
-// `column` on. With `masked`, a tile does not count where its weight is 0, even if it is NaN.
+// out[r, t] = sum_j weights[j][t] x[j][r, t] for `tiles` tiles [rows, kApart] and `vectors` vectors
+// of positions from `column` on. With `masked`, a tile does not count where its weight is 0, even
+// if it is NaN.
 template <class A>
 static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const A* const* x, const A* const* weights,
                                 int64_t column, bool masked, A* out) {
@@ -108,11 +111,11 @@ static inline void weighted_sum(int64_t tiles, int64_t rows, int vectors, const 
   by_tiles(tiles, [&](auto count, int64_t first) {
     by_vectors(vectors, [&](auto wide, int v) {
       constexpr int kTiles = decltype(count)::kValue, kVectors = decltype(wide)::kValue;
-      const auto block = first    ? masked ? weighted_sum_block<A, kTiles, kVectors, true, true>
-                                           : weighted_sum_block<A, kTiles, kVectors, true, false>
-                            : masked ? weighted_sum_block<A, kTiles, kVectors, false, true>
-                                  : weighted_sum_block<A, kTiles, kVectors, false, false>;
-      block(rows, x + first, weights + first, column + v * W, out);
+      const auto stored = masked ? weighted_sum_block<A, kTiles, kVectors, false, true>
+                                 : weighted_sum_block<A, kTiles, kVectors, false, false>;
+      const auto added = masked ? weighted_sum_block<A, kTiles, kVectors, true, true>
+                                : weighted_sum_block<A, kTiles, kVectors, true, false>;
+      (first ? added : stored)(rows, x + first, weights + first, column + v * W, out);
     });
   });
 }

@@ -1,10 +1,12 @@
-// jsd, same_position, with one partner, or with a few partners and few classes. The negative terms of image b need the
-// probabilities of its partners b + 1 .. b + n at the same position and give gradients by the partners' scores. So an
-// image waits, with its scores and features in cache, until its last partner has been scored:
+// jsd, same_position, with one partner, or with a few partners and few classes. The negative terms
+// of image b need the probabilities of its partners b + 1 .. b + n at the same position and give
+// gradients by the partners' scores. So an image waits, with its scores and features in cache,
+// until its last partner has been scored:
 //   at image c:      scores q_c, V_c, the terms of the pairs (c - n, c) .. (c - 1, c)
 //   at image c + n:  the gradient by q_c is complete; df, dG and dg0 follow
-// The features are read once. A run needs the scores of the n images before it by its own classes, and the
-// probabilities of the n images after it. A run that holds the whole batch keeps its first n images for that.
+// The features are read once. A run needs the scores of the n images before it by its own classes,
+// and the probabilities of the n images after it. A run that holds the whole batch keeps its first
+// n images for that.
 #pragma once
 
 #include "mutual_information_loss/image_runs.h"
@@ -58,7 +60,8 @@ struct SamePosition {
     const SamePosition& s;
     const int t;
     const Run run;
-    // The first n images of the run stay: in a whole batch they are also the partners of its last images.
+    // The first n images of the run stay: in a whole batch they are also the partners of its last
+    // images.
     Image image(int64_t c) const {
       const int64_t i = run.whole ? (c - run.first) % s.B : c - run.first + s.n;
       const int64_t place = run.whole && i < s.n ? i : s.n + i % (s.n + 1);
@@ -68,8 +71,9 @@ struct SamePosition {
     }
   };
 
-  // The terms of a pair at W positions. w: the scores of the first image by the classes of the second, replaced by the
-  // gradient. V, dz: the probabilities of the second image and the gradient by its own scores. Rows lie kTile apart.
+  // The terms of a pair at W positions. w: the scores of the first image by the classes of the
+  // second, replaced by the gradient. V, dz: the probabilities of the second image and the gradient
+  // by its own scores. Rows lie kTile apart.
   void pair_terms(A* w, const A* V, A* dz, V_ valid, V_& total) const {
     V_ T{};
     for (int64_t k = 0; k < K; ++k) T += load<A>(V + k * kTile) * load<A>(w + k * kTile);
@@ -85,8 +89,8 @@ struct SamePosition {
     }
   }
 
-  // The terms of the pairs of the images first .. end - 1 with image c. Terms of images outside the run only serve the
-  // gradient.
+  // The terms of the pairs of the images first .. end - 1 with image c. Terms of images outside the
+  // run only serve the gradient.
   void meet(const Walk& w, int64_t c, int64_t first, int64_t end, V_& negative) const {
     const Image own = w.image(c);
     V_ elsewhere{};
@@ -117,7 +121,8 @@ struct SamePosition {
                                             : loss.f.none();
       if (c < scored_end) {
         loss.mark_valid(b, run.tile, image.ok);
-        // An image before the run needs the scores by the run's classes only; one after it needs its own only.
+        // An image before the run needs the scores by the run's classes only; one after it needs
+        // its own only.
         products.score(b, run.tile, c < run.first ? run.first - c : 0, c < run.end ? n : 0, image.copy, image.q, next);
         if (c < run.first) continue;
         for (int g = 0; g < vectors_of<A>(loss.f.size(run.tile)); ++g)

@@ -17,8 +17,8 @@ static int64_t segment_with(const SegmentArguments& a) {
   const GlobalFeatures<A> G(static_cast<const A*>(a.G), static_cast<const A*>(a.g0), B, K, C, 0);
   const Columns<A> columns(w, a.columns);
 
-  // A slab is a range of output rows with the feature rows that it needs. Slabs fit in the cache, and there are enough
-  // for the threads.
+  // A slab is a range of output rows with the feature rows that it needs. Slabs fit in the cache,
+  // and there are enough for the threads.
   constexpr int64_t kSlabBytes = 256 << 10;
   int64_t slabs = (K * h * w * static_cast<int64_t>(sizeof(A)) + kSlabBytes - 1) / kSlabBytes;
   if (B == 0) return -1;
@@ -110,7 +110,8 @@ static int64_t segment_with(const SegmentArguments& a) {
         if (a.counts) {
           const uint8_t* target = a.target + (b * a.rows + y) * a.columns;
           const int64_t width = a.num_classes + 2;
-          // Two tables: in a run of one label, each addition to one table would wait for the one before.
+          // Two tables: in a run of one label, each addition to one table would wait for the one
+          // before.
           int64_t x = 0;
           for (; x + 1 < a.columns; x += 2) {
             ++even[labels[x] * width + column_of[target[x]]];

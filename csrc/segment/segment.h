@@ -1,5 +1,5 @@
-// One kernel for segment and segment_and_count: labels at image resolution by similarity, softmax, bilinear upsampling
-// and argmax, row by row. The upsampled maps are never stored.
+// One kernel for segment and segment_and_count: labels at image resolution by similarity, softmax,
+// bilinear upsampling and argmax, row by row. The upsampled maps are never stored.
 #pragma once
 
 #include "common/cpu.h"
@@ -26,7 +26,8 @@ struct SegmentArguments {
   int64_t* counts = nullptr;  // [K, num_classes], added to
 };
 
-// Returns the flat index of the first target value that is neither below num_classes nor ignored, or -1.
+// Returns the flat index of the first target value that is neither below num_classes nor ignored,
+// or -1.
 INFOSEG_KERNEL(int64_t, segment, SegmentArguments)
 
 }  // namespace infoseg

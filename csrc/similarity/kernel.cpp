@@ -8,8 +8,9 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Sums of V Y over all positions. A few tiles are summed by lane in the accumulation type, and their sums in float64.
-// Each thread has a set of sums; the sets are added in the order of the threads.
+// Sums of V Y over all positions. A few tiles are summed by lane in the accumulation type, and
+// their sums in float64. Each thread has a set of sums; the sets are added in the order of the
+// threads.
 template <class A>
 class Moments {
   static constexpr int kTiles = 4;  // tiles that are summed by lane
@@ -28,7 +29,8 @@ class Moments {
     for (int64_t i = 0; out && i < threads * K * S_; ++i) sums_[i] = 0;
   }
 
-  // Adds a tile of image b with probabilities V [K, kTile]; the thread has added `done` tiles before.
+  // Adds a tile of image b with probabilities V [K, kTile]; the thread has added `done` tiles
+  // before.
   void add(int t, int64_t done, int64_t b, int64_t tile, const A* V) {
     A* copy = scratch_ + t * scratch_size_;
     NextTile none = Y_.none();
@@ -75,8 +77,8 @@ static void forward(const SimilarityArguments& a) {
       const int vectors = vectors_of<A>(n);
       const int64_t place = b * K * P + tile * kTile;
       NextTile next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
-      // Scores are computed in the block: rows of the output lie a power of two apart and would evict one another from
-      // L1.
+      // Scores are computed in the block: rows of the output lie a power of two apart and would
+      // evict one another from L1.
       products.score(b, tile, 0, 0, copy, block, next);
       // Whole vectors of the element type are written to the output directly.
       const bool direct = f.accumulated && n % W == 0 && !a.moments;
@@ -120,7 +122,8 @@ static void backward(const SimilarityArguments& a) {
   TileProducts<A> products(a.features, a.G, nullptr, a.K, 0, a.threads, wanted);
   const FeatureTiles<A>& f = products.f;
   const int64_t B = a.features.B, C = a.features.C, K = a.K, P = f.P;
-  // The gradient by the probabilities is dM Y. It has the form of the scores and is computed like them.
+  // The gradient by the probabilities is dM Y. It has the form of the scores and is computed like
+  // them.
   const FeatureTiles<A> statistics(a.statistics);
   const GlobalFeatures<A> dM(static_cast<const A*>(a.moments), nullptr, 1, K, a.statistics.C, 0);
   const int64_t scratch_size = (C + 2 * K + a.statistics.C) * kTile;

@@ -1,5 +1,5 @@
-// One kernel for three ops: local_global_similarity (the scores z), assign (V = softmax(temperature z)) and
-// class_moments (sums of V times statistics). METHOD has the equations.
+// One kernel for three ops: local_global_similarity (the scores z), assign (V = softmax(temperature
+// z)) and class_moments (sums of V times statistics). METHOD has the equations.
 #pragma once
 
 #include "common/cpu.h"
@@ -19,13 +19,13 @@ struct SimilarityArguments {
   // Forward: z or V, [B, K, P] in the type of the features. May be null when moments are given.
   void* out = nullptr;
 
-  // Forward: moments[k, s] = sum_{b,p} V[b, k, p] statistics[b, s, p], both in the accumulation type; null: not wanted.
-  // Backward: the gradient by the moments, which takes the place of `grad`.
+  // Forward: moments[k, s] = sum_{b,p} V[b, k, p] statistics[b, s, p], both in the accumulation
+  // type; null: not wanted. Backward: the gradient by the moments, which takes the place of `grad`.
   FeatureMap statistics;
   void* moments = nullptr;
 
-  // Backward: the gradient by the output, [B, K, P]. With `softmax`, `probs` is the forward output V. A gradient whose
-  // pointer is null is not computed.
+  // Backward: the gradient by the output, [B, K, P]. With `softmax`, `probs` is the forward output
+  // V. A gradient whose pointer is null is not computed.
   DType grad_dtype = DType::f32;
   const void* grad = nullptr;
   const void* probs = nullptr;

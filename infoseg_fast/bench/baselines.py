@@ -82,10 +82,6 @@ def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
     return scores.unflatten(2, colour.shape[2:])
 
 
-def refined_probs(prior, *x) -> Tensor:
-    return F.adaptive_avg_pool2d(_refined_scores(prior, *x).softmax(1), prior.shape[2:])
-
-
 def mutual_information_loss(
     features,
     global_features,

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ MAX_DIFFERING_SHARE = 1e-3  # of integer results
 SMALL = {"B": 4, "C": 70, "D": 9, "K": 5, "h": 9, "w": 13, "size": (36, 52)}  # ragged in every direction
 COCO = {"B": 16, "C": 256, "D": 64, "K": 15, "h": 32, "w": 32, "size": (128, 128)}
 POTSDAM = {"B": 8, "C": 128, "D": 64, "K": 6, "h": 50, "w": 50, "size": (200, 200)}
-LOSSES = [  # None: all other images
+LOSSES: list[dict[str, Any]] = [  # None: all other images
     {},
     {"negatives": "same_position", "num_negatives": 2},
     {"negatives": "reassigned", "num_negatives": 1},
@@ -210,7 +211,7 @@ def reruns(device: torch.device, shape: dict) -> None:
 
 def compiled(device: torch.device, shape: dict) -> None:
     """One graph of all ops, with the gradients."""
-    made = [(case, OPS[case.op].function, *rest) for case, *rest in calls(device, shape, losses=False)]
+    made: list[Any] = [(case, OPS[case.op].function, *rest) for case, *rest in calls(device, shape, losses=False)]
 
     def step() -> list[Tensor]:
         found = [function(*x, **keywords, backend="triton") for _, function, x, keywords in made]

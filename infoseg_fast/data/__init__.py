@@ -1,4 +1,6 @@
-"""Sets of images: files of one's own, a prepared benchmark, and the satellite images that two wheels bring."""
+"""Sets of images: files of one's own, a prepared benchmark, and the satellite images that two
+wheels bring.
+"""
 
 from pathlib import Path
 
@@ -25,11 +27,11 @@ def open_set(
     """The set of that name, or the images at that path.
 
     Args:
-        data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg prepare` made (see
-            `PreparedSet`); an image file; or a text file (.txt) that lists the paths of images. A name takes
-            precedence over a folder of that name.
-        split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has the same images in
-            every split.
+        data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg
+            prepare` made (see `PreparedSet`); an image file; or a text file (.txt) that lists the
+            paths of images. A name takes precedence over a folder of that name.
+        split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has
+            the same images in every split.
         num_classes: number of label values of a folder without classes.txt.
         scale: factor by which images are resized when they are read.
         options: how image files are read.

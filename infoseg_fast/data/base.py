@@ -25,16 +25,18 @@ import torch.nn.functional as F
 from .images import IGNORE
 from .scaling import Scaling, estimate
 
+OVERVIEW_BYTES = 64 * 2**20  # of a band of rows
 Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class ImageSet:
     """Images with stems, and labels where there are any.
 
     Attributes:
-        name: for messages. stems: one for each image. sizes: (rows, columns) of each image, before scaling.
-        channels, dtype: of all images. classes: names of the label values, or None if they have no names.
+        name: for messages. stems: one for each image. sizes: (rows, columns) of each image, before
+            scaling.
+        channels, dtype: of all images. classes: names of the label values, or None if they have no
+            names.
         num_classes: number of label values; None if the set's description does not say it.
         has_labels: whether `label` works for every image.
         scale: factor by which images are resized when they are read; labels keep their size.
@@ -42,7 +44,8 @@ class ImageSet:
         in_process: whether cutting crops is so cheap that it needs no worker processes.
         windowed: whether `read_window` decodes less than the whole image.
         raw_scale: factor by which the images were resized when the set was made.
-        unlabelled_as: class that a published protocol gives to pixels without ground truth, see `target`.
+        unlabelled_as: class that a published protocol gives to pixels without ground truth, see
+            `target`.
     """
 
     name: str
@@ -67,7 +70,9 @@ class ImageSet:
     # What a subclass implements
 
     def read(self, index: int) -> Pixels:
-        """The image at native size: pixels [channels, rows, columns] of `dtype`, and which of them have data."""
+        """The image at native size: pixels [channels, rows, columns] of `dtype`, and which of them
+        have data.
+        """
         raise NotImplementedError
 
     def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
@@ -77,13 +82,17 @@ class ImageSet:
         return pixels[:, rows, columns], None if valid is None else valid[rows, columns]
 
     def label(self, index: int) -> np.ndarray:
-        """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is none or no data."""
+        """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is
+        none or no data.
+        """
         raise NotImplementedError
 
     def target(self, index: int) -> np.ndarray:
-        """The map that is scored against: `label`, with one more value for pixels that a protocol leaves undecided.
+        """The map that is scored against: `label`, with one more value for pixels that a protocol
+        leaves undecided.
 
-        Values are below `num_targets` or 255; `folded` turns counts of these values into counts of classes.
+        Values are below `num_targets` or 255; `folded` turns counts of these values into counts of
+        classes.
         """
         return self.label(index)
 
@@ -96,14 +105,18 @@ class ImageSet:
         return counts
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """The protocol's facts to print beside the scores of counts [clusters, num_targets]; empty without protocol."""
+        """The protocol's facts to print beside the scores of counts [clusters, num_targets]; empty
+        without protocol.
+        """
         return {}
 
     def check_labels(self) -> None:
         """Raise DataError for a label map that is not as `label` promises."""
 
     def fingerprint(self) -> dict:
-        """{"images": number, "sha256": of stems, sizes and contents}; the place of the images does not change it."""
+        """{"images": number, "sha256": of stems, sizes and contents}; the place of the images does
+        not change it.
+        """
         digest = hashlib.sha256(repr((self.sizes, self.channels, str(self.dtype))).encode())
         for stem, content in zip(self.stems, self.digests(), strict=True):
             digest.update(os.fsencode(stem) + b"\0" + content)
@@ -134,6 +147,24 @@ class ImageSet:
         pixels, valid = self.read(index)
         return rescale(pixels, self.scale), None if valid is None else nearest(valid, self.size(index))
 
+    def overview(self, index: int, side: int) -> Pixels:
+        """Every n-th pixel of the image, so that no side is above `side`; a large file is read by
+        bands of rows.
+        """
+        rows, columns = self.sizes[index]
+        step = -(-max(rows, columns) // side)
+        band = rows
+        if self.windowed:
+            row_bytes = columns * self.channels * self.dtype.itemsize
+            band = max(1, OVERVIEW_BYTES // (row_bytes * step)) * step
+        parts, masks = [], []
+        for row in range(0, rows, band):
+            pixels, valid = self.read_window(index, row, 0, min(band, rows - row), columns)
+            parts.append(pixels[:, ::step, ::step].copy())
+            masks.append(np.ones(parts[-1].shape[1:], bool) if valid is None else valid[::step, ::step])
+        mask = np.concatenate(masks)
+        return np.concatenate(parts, axis=1), None if mask.all() else mask
+
     def image(self, index: int) -> np.ndarray:
         return self.scaled(index)[0]
 
@@ -142,13 +173,15 @@ class ImageSet:
         return scaled_size(self.sizes[index], self.scale)
 
     def part(self, index: int, row: int, column: int, side: int) -> Pixels:
-        """The square at the set's scale with its upper left corner at (row, column), cut off at the image's border."""
+        """The square at the set's scale with its upper left corner at (row, column), cut off at the
+        image's border.
+        """
         rows, columns = self.size(index)
         height, width = min(side, rows - row), min(side, columns - column)
         if not self.windowed:
             pixels, valid = self.scaled(index)
             inside = slice(row, row + height), slice(column, column + width)
-            return pixels[(slice(None), *inside)], None if valid is None else valid[inside]
+            return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
         if self.scale == 1:
             return self.read_window(index, row, column, height, width)
         pixels, valid = self.read_window(index, *self.native_part(index, row, column, height, width))
@@ -179,7 +212,8 @@ class ImageSet:
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cut a square out of each image at the set's scale; images smaller than that are padded by their edge.
+        """Cut a square out of each image at the set's scale; images smaller than that are padded by
+        their edge.
 
         Args:
             indices: [B] of images. y, x: [B] in [0, 1): the corners, see `corner`.
@@ -187,7 +221,8 @@ class ImageSet:
             labelled: pixels without ground truth are not valid.
 
         Returns:
-            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None if every pixel is.
+            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None
+            if every pixel is.
         """
         batch = np.empty((len(indices), self.channels, side, side), dtype=self.dtype)
         valid = np.zeros((len(indices), side, side), dtype=bool)
@@ -220,7 +255,9 @@ class ImageSet:
 
 
 class InMemory(ImageSet):
-    """A set whose scaled images are held in memory; everything else comes from the set it was made of."""
+    """A set whose scaled images are held in memory; everything else comes from the set it was made
+    of.
+    """
 
     in_process = True
 
@@ -245,7 +282,9 @@ def rescale(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [c, rows, columns] to a size, bilinear, with antialiasing when it shrinks; the dtype stays."""
+    """Resize [c, rows, columns] to a size, bilinear, with antialiasing when it shrinks; the dtype
+    stays.
+    """
     if pixels.shape[1:] == size:
         return pixels
     work = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
@@ -269,8 +308,3 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """Repeat a grey image [1, rows, columns] over the channels of a colour set."""
     return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)
-
-
-def to_float(pixels: np.ndarray) -> torch.Tensor:
-    """Pixels of uint8, uint16 or float32 -> float32 tensor in [0, 1], by the largest value of their dtype."""
-    return torch.from_numpy(pixels.astype(np.float32) / np.float32(WHITE[pixels.dtype]))

@@ -1,4 +1,5 @@
-"""COCO-Stuff as downloaded: JPEG images, stuffthingmaps PNGs, and the curated lists that name the benchmark's images.
+"""COCO-Stuff as downloaded: JPEG images, stuffthingmaps PNGs, and the curated lists that name the
+benchmark's images.
 
     ROOT/images/{train2017,val2017}/*.jpg
     ROOT/annotations/{train2017,val2017}/*.png
@@ -22,13 +23,16 @@ from .resize import linear, nearest, resized_side
 
 PER_SHARD = 512
 IMAGE_MODES = ("RGB", "L", "CMYK", "YCbCr")
-# Stored label of a pixel without ground truth to which the protocol's published code gives a class. The option
-# `unlabelled` is applied when labels are read, so that the scores of both choices can be computed.
+# Stored label of a pixel without ground truth to which the protocol's published code gives a class.
+# The option `unlabelled` is applied when labels are read, so that the scores of both choices can be
+# computed.
 UNLABELLED = 254
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
-    """The listed images with their labels. Raises DataError if a file is missing or not the protocol's."""
+    """The listed images with their labels. Raises DataError if a file is missing or not the
+    protocol's.
+    """
     items, stems, parts, sources = [], [], [], {}
     for listed in protocol.lists:
         path = root / "curated" / listed.part / f"{listed.name}.txt"

@@ -1,4 +1,6 @@
-"""Random crops for training. They are a function of (seed, epoch), so that a run can start at any step."""
+"""Random crops for training. They are a function of (seed, epoch), so that a run can start at any
+step.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,9 @@ MAX_WORKERS = 4
 
 
 class Crop(NamedTuple):
-    """A crop of image `index`, with its corner at the fractions y and x of the free rows and columns."""
+    """A crop of image `index`, with its corner at the fractions y and x of the free rows and
+    columns.
+    """
 
     index: int
     y: float
@@ -25,14 +29,18 @@ class Crop(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every pixel is."""
+    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every
+    pixel is.
+    """
 
     images: torch.Tensor
     valid: torch.Tensor | None
 
 
 class CropSampler(Sampler):
-    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's `size` images."""
+    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
+    `size` images.
+    """
 
     def __init__(self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int) -> None:
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
@@ -92,7 +100,9 @@ def held_in_memory(images: ImageSet) -> ImageSet:
 
 
 def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False) -> DataLoader:
-    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for CropSet."""
+    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for
+    CropSet.
+    """
     return DataLoader(
         CropSet(images, crop, labelled),
         batch_sampler=sampler,
@@ -107,12 +117,13 @@ def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
 
 
 def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in [0, 1], over the valid pixels of at most `limit` images.
+    """Mean and standard deviation of each channel in [0, 1], over the valid pixels of at most
+    `limit` images.
 
     The images are spread evenly over the set.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for index in chosen:
         stored, valid = images.scaled(int(index))
         pixels = images.scaling.to_float(stored).double().flatten(1)
@@ -122,5 +133,6 @@ def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float]
         total, squares = total + pixels.sum(1), squares + pixels.square().sum(1)
     mean = total / max(count, 1)
     std = (squares / max(count, 1) - mean.square()).clamp_min(0).sqrt()
-    # A constant channel carries no information; its scale is left alone, which avoids a division by 0.
+    # A constant channel carries no information; its scale is left alone, which avoids a division by
+    # 0.
     return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()

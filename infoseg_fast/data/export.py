@@ -14,8 +14,8 @@ from .landcover import LandcoverSet
 def export_landcover(name: str, out: Path) -> int:
     """Write the tiles of a landcover set to `out`; the number of images.
 
-    The eval split has the eval tiles, the train split the other tiles of the grid, because a folder's images do not
-    overlap. The folder gets its name when it is complete.
+    The eval split has the eval tiles, the train split the other tiles of the grid, because a
+    folder's images do not overlap. The folder gets its name when it is complete.
     """
     if out.exists():
         raise DataError(f"--out {out} exists; choose another folder")

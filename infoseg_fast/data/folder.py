@@ -49,13 +49,15 @@ class FileSet(ImageSet):
     Args:
         name: for messages.
         files: (stem, path of the image, path of its label map or None).
-        num_classes: number of label values; None takes the number of `classes`, else the largest label + 1.
+        num_classes: number of label values; None takes the number of `classes`, else the largest
+            label + 1.
         classes: names of the label values.
         options: how image files are read.
 
     Raises:
-        DataError: a header is damaged, or the images do not have the same bands and dtype. Grey images are repeated
-            over the bands of colour images, and 8-bit images widened to 16 bits, white staying white.
+        DataError: a header is damaged, or the images do not have the same bands and dtype. Grey
+            images are repeated over the bands of colour images, and 8-bit images widened to 16
+            bits, white staying white.
     """
 
     _other_labels: Sequence[Path] = ()  # label maps of the same folder that another split has
@@ -211,16 +213,19 @@ def _kept_label(images: FileSet, index: int) -> np.ndarray:
 
 
 class FolderSet(FileSet):
-    """`root`/images (subfolders kept), and with ground truth `root`/labels; or image files directly in `root`.
+    """`root`/images (subfolders kept), and with ground truth `root`/labels; or image files directly
+    in `root`.
 
     Args:
-        root: the folder. `labels/` holds one map of integers per image stem (255 = ignore); `train.txt` and `eval.txt`
-            list the stems of the splits (without them every image is in both); `classes.txt` names the label values.
+        root: the folder. `labels/` holds one map of integers per image stem (255 = ignore);
+            `train.txt` and `eval.txt` list the stems of the splits (without them every image is in
+            both); `classes.txt` names the label values.
         split: "train", "eval" or "all".
         num_classes, options: as for FileSet.
 
     Raises:
-        DataError: the layout, a header or a list is not as above. Label values are checked when they are read.
+        DataError: the layout, a header or a list is not as above. Label values are checked when
+            they are read.
     """
 
     def __init__(
@@ -255,7 +260,9 @@ def largest_label(values: np.ndarray) -> int:
 
 
 def labels_of(root: Path, images: dict[str, Path]) -> dict[str, Path]:
-    """The label maps of `root`/labels by stem; empty without that folder. DataError for one without an image."""
+    """The label maps of `root`/labels by stem; empty without that folder. DataError for one without
+    an image.
+    """
     folder = root / "labels"
     if not folder.is_dir():
         return {}
@@ -299,7 +306,9 @@ def open_list(path: Path, num_classes: int | None, options: ReadOptions) -> File
 
 
 def folder_of(image: Path) -> Path:
-    """The data folder of an image file: that of its images/ folder if it lies in one, else its own folder."""
+    """The data folder of an image file: that of its images/ folder if it lies in one, else its own
+    folder.
+    """
     return next((folder.parent for folder in image.absolute().parents if folder.name == "images"), image.parent)
 
 
@@ -318,7 +327,9 @@ def labels_beside(images: Sequence[Path]) -> list[Path | None]:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's size and content; of a large file of parts that are spread evenly over it."""
+    """SHA-256 of a file's size and content; of a large file of parts that are spread evenly over
+    it.
+    """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

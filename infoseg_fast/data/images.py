@@ -4,12 +4,13 @@
     image = read_image(path, bands=(4, 3, 2))          # .pixels [c, H, W] as stored, .valid, .georeference
     part = read_window(path, row, column, height, width)
 
-TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by imagecodecs, all
-other formats by Pillow. Orientation tags are not applied: pixels are as stored, for images and labels alike. Every
-fault is a DataError that names the file.
+TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
+imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,
+for images and labels alike. Every fault is a DataError that names the file.
 """
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -33,9 +34,11 @@ class Image(NamedTuple):
     """A decoded image.
 
     Attributes:
-        pixels: [c, H, W] in the stored dtype and native byte order; a value that is not finite is 0.
-        valid: bool [H, W], False where a pixel has no data: by the no-data value in every band, by the file's mask,
-            by alpha 0 (alpha="mask"), or by a band that is not finite. None if every pixel is valid.
+        pixels: [c, H, W] in the stored dtype and native byte order; a value that is not finite is
+            0.
+        valid: bool [H, W], False where a pixel has no data: by the no-data value in every band, by
+            the file's mask, by alpha 0 (alpha="mask"), or by a band that is not finite. None if
+            every pixel is valid.
         georeference: None unless the file has one and rasterio is installed.
     """
 
@@ -75,10 +78,11 @@ def read_image(
 def read_window(
     path: str | os.PathLike, row: int, column: int, height: int, width: int, options: ReadOptions | None = None
 ) -> Image:
-    """The part of `height` x `width` pixels with its upper left corner at (row, column), as `read_image` reads it.
+    """The part of `height` x `width` pixels with its upper left corner at (row, column), as
+    `read_image` reads it.
 
-    TIFF files and rasters decode only the blocks that the part touches. Other formats are decoded as a whole, and the
-    file that was read last is kept.
+    TIFF files and rasters decode only the blocks that the part touches. Other formats are decoded
+    as a whole, and the file that was read last is kept.
     """
     return read_with(path, options or ReadOptions(), window=(row, column, height, width))
 
@@ -184,7 +188,8 @@ def _validated(
 
 
 def read_label(path: Path, num_classes: int | None = None, page: int = 0) -> np.ndarray:
-    """A label map uint8 [H, W] from a file of one band of any integer dtype; of a palette its indices.
+    """A label map uint8 [H, W] from a file of one band of any integer dtype; of a palette its
+    indices.
 
     Pixels without data become IGNORE.
 
@@ -234,14 +239,16 @@ def image_endings() -> set[str]:
 
 
 def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
-    """What `use` returns for the open file; every exception becomes a DataError that names the file."""
+    """What `use` returns for the open file; every exception becomes a DataError that names the
+    file.
+    """
     try:
-        stat = path.stat()
-        if path.is_dir():
-            raise DataError("a folder")
-        if stat.st_size == 0:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("not a regular file")
+        if found.st_size == 0:
             raise DataError("empty (zero bytes)")
-        return use(_reader(path, stat.st_mtime_ns, stat.st_size, os.getpid()))
+        return use(_reader(path, found.st_mtime_ns, found.st_size, os.getpid()))
     except FileNotFoundError:
         raise DataError(f"{what} {path} does not exist") from None
     except Exception as error:  # the libraries raise many kinds on a damaged file
@@ -250,7 +257,9 @@ def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
 
 @lru_cache(maxsize=OPEN_FILES)
 def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
-    """The reader of a file. The further arguments make a file that changed, or a forked process, open it anew."""
+    """The reader of a file. The further arguments make a file that changed, or a forked process,
+    open it anew.
+    """
     with open(path, "rb") as file:
         head = file.read(32)
     if head.startswith(MAGIC):

@@ -1,8 +1,10 @@
-"""Real satellite images with land-cover labels, from two PyPI wheels: nothing is downloaded at run time.
+"""Real satellite images with land-cover labels, from two PyPI wheels: nothing is downloaded at run
+time.
 
-Images: NASA Blue Marble Next Generation (about 2004), 5400 x 2700 pixels, about 7 km each. Labels: MODIS MCD12C1 of
-2019, 7200 x 3600, 17 IGBP classes. Both are plate carree over the whole globe. Tiles are chosen by their labels (share
-of water, dominant class), and most classes differ in tone; every result has to be read with that.
+Images: NASA Blue Marble Next Generation (about 2004), 5400 x 2700 pixels, about 7 km each. Labels:
+MODIS MCD12C1 of 2019, 7200 x 3600, 17 IGBP classes. Both are plate carree over the whole globe.
+Tiles are chosen by their labels (share of water, dominant class), and most classes differ in tone;
+every result has to be read with that.
 """
 
 from importlib import metadata
@@ -53,10 +55,11 @@ def wheel_file(requirement: str, path: str) -> Path:
 
 
 class LandcoverSet(ImageSet):
-    """Tiles of 64 x 64 pixels between 58 S and 75 N with at most 40 % water and at most 90 % of one class.
+    """Tiles of 64 x 64 pixels between 58 S and 75 N with at most 40 % water and at most 90 % of one
+    class.
 
-    "all" has every tile of the grid, "eval" those in every fifth block of 3 x 3 tiles. "train" has windows at half the
-    tile's stride that touch no eval block.
+    "all" has every tile of the grid, "eval" those in every fifth block of 3 x 3 tiles. "train" has
+    windows at half the tile's stride that touch no eval block.
     """
 
     has_labels = True

@@ -1,4 +1,6 @@
-"""Which files a folder has, the stems that images and labels share, and the text files that list them."""
+"""Which files a folder has, the stems that images and labels share, and the text files that list
+them.
+"""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +13,8 @@ from .images import image_endings
 def image_files(root: Path) -> list[Path]:
     """Every file below `root` with the ending of an image, in any case, sorted.
 
-    Hidden files and folders are passed over. Links to folders are followed unless they lead back to a folder above.
+    Hidden files and folders are passed over. Links to folders are followed unless they lead back to
+    a folder above.
     """
     endings, found = image_endings(), []
     waiting = [(root, frozenset([_identity(root)]))]
@@ -42,7 +45,9 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def stem_of(path: Path, root: Path) -> str:
-    """The path below `root` without its ending, with forward slashes: the name that an image and its label share."""
+    """The path below `root` without its ending, with forward slashes: the name that an image and
+    its label share.
+    """
     return path.relative_to(root).with_suffix("").as_posix()
 
 
@@ -57,7 +62,9 @@ def by_stem(root: Path, files: Iterable[Path], what: str = "images") -> dict[str
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, with or without byte-order mark, stripped, without the empty ones."""
+    """The lines of a UTF-8 text file, with or without byte-order mark, stripped, without the empty
+    ones.
+    """
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -87,6 +94,5 @@ def require_unique(path: Path, lines: list[str]) -> None:
     if not lines:
         raise DataError(f"list {path} is empty")
     if len(set(lines)) != len(lines):
-        seen: set[str] = set()
-        twice = next(line for line in lines if line in seen or seen.add(line))
+        twice = next(line for i, line in enumerate(lines) if line in lines[:i])
         raise DataError(f"list {path} names {twice!r} twice")

@@ -3,9 +3,9 @@
     ROOT/images/{train2017,val2017}/*.jpg
     ROOT/annotations/instances_{train2017,val2017}.json
 
-No public text says how the InfoSeg paper chose and cut its images. This module takes images with a person outside
-crowds, with no side below `min_side`, and with a share of persons in the scored window within a range. The manifest
-records these rules.
+No public text says how the InfoSeg paper chose and cut its images. This module takes images with a
+person outside crowds, with no side below `min_side`, and with a share of persons in the scored
+window within a range. The manifest records these rules.
 """
 
 import json
@@ -86,7 +86,9 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
-    """The resized label map: 1 on persons, 0 elsewhere. Crowds follow the option; a person overrides a crowd."""
+    """The resized label map: 1 on persons, 0 elsewhere. Crowds follow the option; a person
+    overrides a crowd.
+    """
     path, _, (rows, columns), persons = item
     label = np.full((rows, columns), BACKGROUND_LABEL, dtype=np.uint8)
     for segmentation, crowd in sorted(persons, key=lambda person: not person[1]):
@@ -97,7 +99,9 @@ def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
 
 
 def mask_of(segmentation: list | dict, rows: int, columns: int, path: Path) -> np.ndarray:
-    """bool [rows, columns] of polygons or of a run-length encoding, whose counts are numbers or text."""
+    """bool [rows, columns] of polygons or of a run-length encoding, whose counts are numbers or
+    text.
+    """
     from pycocotools import mask
 
     try:

@@ -1,4 +1,6 @@
-"""Formats that Pillow reads, with imagecodecs where Pillow would narrow the values: 16-bit PNG, and JPEG 2000."""
+"""Formats that Pillow reads, with imagecodecs where Pillow would narrow the values: 16-bit PNG, and
+JPEG 2000.
+"""
 
 import os
 import struct
@@ -50,7 +52,9 @@ class NotForPillowError(Exception):
 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
-    """Without Pillow's limit on the number of pixels; readers have their own (ReadOptions.max_bytes)."""
+    """Without Pillow's limit on the number of pixels; readers have their own
+    (ReadOptions.max_bytes).
+    """
     with _limit_lock:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
@@ -59,7 +63,7 @@ def no_pixel_limit() -> Iterator[None]:
             PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def opened(file: Path | BinaryIO) -> PIL.Image.Image:
+def opened(file: Path | BinaryIO) -> PIL.ImageFile.ImageFile:
     """`PIL.Image.open` without its limit on the number of pixels."""
     with no_pixel_limit():
         return PIL.Image.open(file)
@@ -74,33 +78,39 @@ class PillowReader(WholeReader):
             image = opened(path)
         except PIL.UnidentifiedImageError as error:
             raise NotForPillowError("not in a known image format") from error
-        with image:
-            narrowed = narrowed_by_pillow(image)
-            if isinstance(image, PIL.ImageFile.StubImageFile) or narrowed:
-                raise NotForPillowError(narrowed or f"{image.format} files are not read by Pillow")
-            if image.mode not in MODES:
-                raise DataError(f"images of Pillow's mode {image.mode} are not accepted")
-            mode, bands, dtype = MODES[image.mode]
-            if "transparency" in image.info and image.mode in WITH_ALPHA:
-                mode = WITH_ALPHA[image.mode]
-                bands = len(mode)
-            self._mode = mode
-            # Further frames of a camera's MPO file are previews.
-            self.pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            self._described = Description(
-                image.height,
-                image.width,
-                bands,
-                np.dtype(dtype),
-                alpha=mode in ("LA", "RGBA"),
-                note="CMYK colours are converted to RGB" if image.mode == "CMYK" else "",
-            )
+        narrowed = narrowed_by_pillow(image)
+        if isinstance(image, PIL.ImageFile.StubImageFile) or narrowed:
+            raise NotForPillowError(narrowed or f"{image.format} files are not read by Pillow")
+        if image.mode not in MODES:
+            raise DataError(f"images of Pillow's mode {image.mode} are not accepted")
+        mode, bands, dtype = MODES[image.mode]
+        if "transparency" in image.info and image.mode in WITH_ALPHA:
+            mode = WITH_ALPHA[image.mode]
+            bands = len(mode)
+        self._mode = mode
+        self.pages = getattr(image, "n_frames", 1)
+        note = "CMYK colours are converted to RGB" if image.mode == "CMYK" else ""
+        if image.format == "MPO" and self.pages > 1:  # a camera's JPEG with its previews
+            self.pages, note = 1, "further frames of a camera's MPO file are not read"
+        self._described = Description(
+            image.height,
+            image.width,
+            bands,
+            np.dtype(dtype),
+            alpha=mode in ("LA", "RGBA"),
+            note=note,
+        )
+        self._opened = [image]  # for the first decoding, which saves opening the file again
 
     def describe(self, page: int) -> Description:
         return self._described
 
     def decode(self, page: int, raw: bool) -> np.ndarray:
-        with opened(self.path) as image:
+        try:
+            image = self._opened.pop()
+        except IndexError:
+            image = opened(self.path)
+        with image:
             if page:
                 image.seek(page)
             keep = raw and image.mode in ("1", "P")
@@ -161,7 +171,7 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def narrowed_by_pillow(image: PIL.Image.Image) -> str:
+def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
     """Why Pillow's pixels would have fewer bits than the file; empty if they have all."""
     if image.format == "PPM":
         with open(image.filename, "rb") as file:

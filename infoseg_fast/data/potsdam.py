@@ -3,7 +3,8 @@
 ROOT/4_Ortho_RGBIR/*_RGBIR.tif               38 tiles, 6000 x 6000 x 4: R, G, B, infrared
 ROOT/5_Labels_for_participants/*_label.tif   24 tiles, 6000 x 6000 x 3: the colours of PALETTE
 
-ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt", ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
+ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt",
+ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
 """
 
 import hashlib
@@ -131,7 +132,9 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def read(protocol: Protocol, options: Options, item: tuple, digest):
-    """The patches of a tile, row by row, or the one patch of a .mat file: [4, 200, 200] and labels, both uint8."""
+    """The patches of a tile, row by row, or the one patch of a .mat file: [4, 200, 200] and labels,
+    both uint8.
+    """
     image, label = item
     if image.suffix == ".mat":
         yield _read_mat(protocol, image, label, digest)

@@ -1,13 +1,14 @@
-"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped into memory.
+"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped
+into memory.
 
     DIR/manifest.json          protocol, options, sources, hashes, versions, counts
     DIR/index.npy              one INDEX record for each image
     DIR/stems.txt, classes.txt
     DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows, columns]
 
-Images are stored resized and uncropped. An image below the protocol's window is framed with zeros (label 255). The
-folder gets its name when it is complete. Until then `.DIR.partial` holds the finished shards, and the same command
-continues there.
+Images are stored resized and uncropped. An image below the protocol's window is framed with zeros
+(label 255). The folder gets its name when it is complete. Until then `.DIR.partial` holds the
+finished shards, and the same command continues there.
 """
 
 import dataclasses
@@ -42,7 +43,8 @@ PLAN = "plan.json"  # in the unfinished folder: describes the shards
 CHUNK = 256  # items of one task of the header and selection passes
 SPARE_BYTES = 64 * 2**20  # for index, manifest and the rounding of the file system
 
-# Shard and offset (pixels) of an image; its stored rows and columns; the rectangle inside the frame.
+# Shard and offset (pixels) of an image; its stored rows and columns; the rectangle inside the
+# frame.
 INDEX = np.dtype(
     [("shard", "i4"), ("offset", "i8"), ("rows", "i4"), ("columns", "i4"), ("top", "i4"), ("left", "i4"),
      ("inner_rows", "i4"), ("inner_columns", "i4"), ("labelled", "?"), ("held_out", "?")]
@@ -86,8 +88,8 @@ def prepare(
         The manifest (with `check`, without the shards' hashes).
 
     Raises:
-        DataError: a file is missing or is not the protocol's; the text says where to get it. Finished shards stay in
-            the unfinished folder, and the same command continues there.
+        DataError: a file is missing or is not the protocol's; the text says where to get it.
+            Finished shards stay in the unfinished folder, and the same command continues there.
     """
     protocol = PROTOCOLS[name]
     reader = READERS[protocol.source]
@@ -260,7 +262,8 @@ def _convert(pool, protocol, options, raw, index, groups, folder, description, d
 def convert(
     protocol: Protocol, options: Options, items: list, index: np.ndarray, folder: Path | None, shard: int
 ) -> dict:
-    """Read a shard's images and write them with their frames; without a folder only read. Runs in a worker process.
+    """Read a shard's images and write them with their frames; without a folder only read. Runs in a
+    worker process.
 
     Returns the shard's record: bytes and sha256 of its two files, and sha256 of the raw files read.
     """

@@ -24,9 +24,10 @@ def is_prepared(folder: Path) -> bool:
 class PreparedSet(ImageSet):
     """A prepared benchmark.
 
-    The train split has whole resized images, from which crops are cut. Every other split has the protocol's centre
-    windows. "train" and "eval" are the manifest's partition, "all" has every image, "val" those of val2017 (Potsdam:
-    the held-out patches). The label map of an image without ground truth is 255 everywhere.
+    The train split has whole resized images, from which crops are cut. Every other split has the
+    protocol's centre windows. "train" and "eval" are the manifest's partition, "all" has every
+    image, "val" those of val2017 (Potsdam: the held-out patches). The label map of an image without
+    ground truth is 255 everywhere.
 
     Raises:
         DataError: the manifest, the index or a shard is damaged or of another version.
@@ -69,7 +70,8 @@ class PreparedSet(ImageSet):
             raise DataError(f"the {split} split of {root} has no image")
         self.stems = [stems[i] for i in chosen]
         self._index = index[chosen]
-        # Plain numbers, because reading a record of a structured array takes longer than copying a crop.
+        # Plain numbers, because reading a record of a structured array takes longer than copying a
+        # crop.
         self._places = [index[name][chosen].tolist() for name in ("shard", "offset", "rows", "columns")]
         self._whole = split == "train"
         rows, columns = self._index["rows"].astype(np.int64), self._index["columns"].astype(np.int64)
@@ -99,7 +101,9 @@ class PreparedSet(ImageSet):
         return vars(self) | {"_maps": None}  # a worker process maps the files itself
 
     def _mapped(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The bytes of every shard's images and labels, as plain arrays, which are faster to slice than np.memmap."""
+        """The bytes of every shard's images and labels, as plain arrays, which are faster to slice
+        than np.memmap.
+        """
         if self._maps is None:
             self._maps = [
                 tuple(np.memmap(path, np.uint8, "r").view(np.ndarray) for path in paths) for paths in self._paths
@@ -159,7 +163,9 @@ class PreparedSet(ImageSet):
         return self._table[self._view(index, labels=True)[0]]
 
     def target(self, index: int) -> np.ndarray:
-        """As `label`, with the additional value `num_classes` for pixels that the option decides about."""
+        """As `label`, with the additional value `num_classes` for pixels that the option decides
+        about.
+        """
         stored = self._view(index, labels=True)[0]
         if self.unlabelled_as is None:
             return self._table[stored]
@@ -177,7 +183,9 @@ class PreparedSet(ImageSet):
         return kept
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """Images, partition, pixels and options of a score, and the accuracy by each choice of `unlabelled`."""
+        """Images, partition, pixels and options of a score, and the accuracy by each choice of
+        `unlabelled`.
+        """
         manifest, place = self.manifest, self._index
         scored = int(place["labelled"].sum())
         pixels = int((self._rows * self._columns)[place["labelled"]].sum())

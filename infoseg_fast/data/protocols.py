@@ -1,12 +1,14 @@
-"""The protocols of the benchmarks as data: images, classes, geometry, partitions and addresses of the raw files.
+"""The protocols of the benchmarks as data: images, classes, geometry, partitions and addresses of
+the raw files.
 
-Nothing here computes; what reads it is in `coco.py`, `persons.py`, `potsdam.py` (raw files), `prepare.py` and
-`prepared.py`. docs/benchmarks.md describes each protocol.
+Nothing here computes; what reads it is in `coco.py`, `persons.py`, `potsdam.py` (raw files),
+`prepare.py` and `prepared.py`. docs/benchmarks.md describes each protocol.
 """
 
 from dataclasses import dataclass
 
-# The values of the stuffthingmaps PNGs (0 to 181; 255 is unlabelled) of the 27 coarse classes of COCO-Stuff.
+# The values of the stuffthingmaps PNGs (0 to 181; 255 is unlabelled) of the 27 coarse classes of
+# COCO-Stuff.
 COARSE = {
     "electronic-things": (71, 72, 73, 74, 75, 76),
     "appliance-things": (77, 78, 79, 80, 81, 82),
@@ -80,12 +82,13 @@ class Protocol:
 
     Attributes:
         classes: names of the label values 0, 1, ...
-        values: the raw label values of each class (COCO-Stuff: PNG values; Potsdam: rows of PALETTE).
-        unlabelled_as: class that the code of REFERENCE gives to unlabelled pixels ("unlabelled=iic"); None if it
-            ignores them, as "unlabelled=ignore" does.
+        values: the raw label values of each class (COCO-Stuff: PNG values; Potsdam: rows of
+            PALETTE).
+        unlabelled_as: class that the code of REFERENCE gives to unlabelled pixels
+            ("unlabelled=iic"); None if it ignores them, as "unlabelled=ignore" does.
         scale: factor by which images (bilinear) and labels (nearest) are resized first.
-        window: side in pixels of the scored centre window and of the training crops. Images that are smaller after
-            scaling are framed with zeros without label.
+        window: side in pixels of the scored centre window and of the training crops. Images that
+            are smaller after scaling are framed with zeros without label.
         channels: of the images, in the order R, G, B, infrared.
         lists: the images, for the COCO-Stuff protocols.
     """
@@ -99,7 +102,8 @@ class Protocol:
     window: int = 128
     channels: int = 3
     lists: tuple[ImageList, ...] = ()
-    # Potsdam: tiles and those with labels, side of a tile, of a patch after scaling; patches kept for testing.
+    # Potsdam: tiles and those with labels, side of a tile, of a patch after scaling; patches kept
+    # for testing.
     tiles: int = 0
     labelled_tiles: int = 0
     tile_side: int = 0
@@ -170,8 +174,8 @@ PROTOCOLS = {
             values=((0, 4), (1, 5), (2, 3)),
             **POTSDAM,
         ),
-        # No public text says how InfoSeg chose these images. The selection is this project's; its parameters are in
-        # `Options` and printed with every result.
+        # No public text says how InfoSeg chose these images. The selection is this project's; its
+        # parameters are in `Options` and printed with every result.
         Protocol("coco-persons", "coco-persons", classes=("background", "person"), **COCO),
     )
 }
@@ -179,16 +183,18 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that a protocol leaves open. They are recorded in the manifest and printed with every result.
+    """Choices that a protocol leaves open. They are recorded in the manifest and printed with every
+    result.
 
     Attributes:
-        partition: "iid", train and score on the same images (REFERENCE's unsupervised protocol); "iid+", train on
-            train2017 and score on val2017 (Potsdam: score on `held_out` labelled patches, train on the others).
+        partition: "iid", train and score on the same images (REFERENCE's unsupervised protocol);
+            "iid+", train on train2017 and score on val2017 (Potsdam: score on `held_out` labelled
+            patches, train on the others).
         unlabelled: "ignore", or "iic" for `Protocol.unlabelled_as`.
         split_seed: seed of Potsdam's held-out patches (the .mat archive has its own).
-        min_side, person_min, person_max, crowd: COCO-Persons. Images with a side below `min_side` are left out, and
-            images whose share of persons in the scored window is outside the range. Crowd regions count as "person" or
-            are ignored ("ignore").
+        min_side, person_min, person_max, crowd: COCO-Persons. Images with a side below `min_side`
+            are left out, and images whose share of persons in the scored window is outside the
+            range. Crowd regions count as "person" or are ignored ("ignore").
     """
 
     partition: str = "iid"

@@ -1,4 +1,6 @@
-"""Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file. Everything else works without rasterio."""
+"""Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file. Everything else works
+without rasterio.
+"""
 
 import importlib.util
 import threading

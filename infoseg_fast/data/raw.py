@@ -1,4 +1,6 @@
-"""Shared by the readers of raw downloads: the found files, and reading a file with errors that name it."""
+"""Shared by the readers of raw downloads: the found files, and reading a file with errors that name
+it.
+"""
 
 import importlib.util
 import io
@@ -20,11 +22,13 @@ class Raw:
 
     Attributes:
         items: the arguments of the calls of a reader's `read`, which give the images in order.
-        stems, parts, labelled: of each image: its name, its part of the download, and whether it has labels.
+        stems, parts, labelled: of each image: its name, its part of the download, and whether it
+            has labels.
         held_out: of each image, whether the "iid+" partition keeps it for scoring.
         per_item: images of one item. per_shard: items of one shard.
         sources: files with their counts, hashes and addresses, for the manifest.
-        selection: the rule that chose the images, if it is more than a list; printed with every result.
+        selection: the rule that chose the images, if it is more than a list; printed with every
+            result.
     """
 
     items: list[Any]

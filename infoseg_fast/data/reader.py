@@ -1,4 +1,6 @@
-"""What all readers of image files share: the options, the description of a file, and the reader's interface."""
+"""What all readers of image files share: the options, the description of a file, and the reader's
+interface.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +26,10 @@ class ReadOptions:
     Attributes:
         bands: the bands to take, in this order, counted from 1. None takes all.
         nodata: value of pixels without data, in addition to the value that the file names.
-        alpha: "band" keeps an alpha channel as a band; "mask" drops it, and pixels with alpha 0 are invalid.
-        pages: of a file of several pages, "first" takes the first and "each" takes every page as an image. None
-            refuses such a file.
+        alpha: "band" keeps an alpha channel as a band; "mask" drops it, and pixels with alpha 0 are
+            invalid.
+        pages: of a file of several pages, "first" takes the first and "each" takes every page as an
+            image. None refuses such a file.
         max_bytes: largest number of decoded bytes of one read.
     """
 
@@ -71,9 +74,11 @@ class Description(NamedTuple):
 
 
 class Georeference(NamedTuple):
-    """Coordinate reference system as WKT ("" if unknown), and the transform (a, b, c, d, e, f) of pixels to it.
+    """Coordinate reference system as WKT ("" if unknown), and the transform (a, b, c, d, e, f) of
+    pixels to it.
 
-    x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper left corner.
+    x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper
+    left corner.
     """
 
     crs: str
@@ -96,11 +101,15 @@ class Reader:
         raise NotImplementedError
 
     def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
-        """The bands [bands, rows, columns] of a part; `raw` leaves palette indices and bits as they are stored."""
+        """The bands [bands, rows, columns] of a part; `raw` leaves palette indices and bits as they
+        are stored.
+        """
         raise NotImplementedError
 
     def mask(self, page: int, rows: slice, columns: slice) -> np.ndarray | None:
-        """bool [rows, columns], True where the file's mask says that there is data; None without a mask."""
+        """bool [rows, columns], True where the file's mask says that there is data; None without a
+        mask.
+        """
         return None
 
     def georeference(self) -> Georeference | None:
@@ -108,7 +117,9 @@ class Reader:
 
 
 class WholeReader(Reader):
-    """A format that can only be decoded as a whole. The page that was last read by parts is kept, of all files."""
+    """A format that can only be decoded as a whole. The page that was last read by parts is kept,
+    of all files.
+    """
 
     _kept: tuple[tuple, np.ndarray | None] = ((), None)
 
@@ -128,7 +139,9 @@ class WholeReader(Reader):
 
 
 def accepted_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype, in native byte order, that holds stored values of `dtype`; DataError for one that is not accepted."""
+    """The dtype, in native byte order, that holds stored values of `dtype`; DataError for one that
+    is not accepted.
+    """
     native = np.dtype(dtype).newbyteorder("=")
     native = WIDENED.get(native, native)
     if native not in DTYPES:

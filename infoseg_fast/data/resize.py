@@ -1,7 +1,8 @@
 """Resizing by the rules of OpenCV, with which the published protocols were run, in numpy.
 
-`nearest` and `halved` give OpenCV's values exactly. `linear`, before it rounds, is within 0.01 of OpenCV's float result
-(versions of OpenCV differ by as much), so that a stored value is within 0.51 of the protocol's.
+`nearest` and `halved` give OpenCV's values exactly. `linear`, before it rounds, is within 0.01 of
+OpenCV's float result (versions of OpenCV differ by as much), so that a stored value is within 0.51
+of the protocol's.
 """
 
 from functools import lru_cache
@@ -26,7 +27,9 @@ def _taps(n: int, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def linear(pixels: np.ndarray, scale: float) -> np.ndarray:
-    """INTER_LINEAR on float32, no antialiasing, rounded: [rows, columns, c] uint8 -> the same, resized."""
+    """INTER_LINEAR on float32, no antialiasing, rounded: [rows, columns, c] uint8 -> the same,
+    resized.
+    """
     above, below, wy = _taps(pixels.shape[0], scale)
     left, right, wx = _taps(pixels.shape[1], scale)
     wx, wy = wx[:, None], wy[:, None, None]
@@ -43,14 +46,18 @@ def linear(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 
 def halved(pixels: np.ndarray) -> np.ndarray:
-    """INTER_LINEAR by 0.5 on uint8: the mean of 2 x 2 pixels, halves rounded up. [rows, columns, c], even sides."""
+    """INTER_LINEAR by 0.5 on uint8: the mean of 2 x 2 pixels, halves rounded up. [rows, columns,
+    c], even sides.
+    """
     wide = pixels.astype(np.uint16)
     total = wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2]
     return ((total + 2) >> 2).astype(np.uint8)
 
 
 def nearest(labels: np.ndarray, scale: float) -> np.ndarray:
-    """INTER_NEAREST: the input position is floor(output position / scale). [rows, columns] of any dtype."""
+    """INTER_NEAREST: the input position is floor(output position / scale). [rows, columns] of any
+    dtype.
+    """
     rows, columns = (
         np.minimum(np.floor(np.arange(resized_side(n, scale)) * (1 / scale)).astype(np.intp), n - 1)
         for n in labels.shape

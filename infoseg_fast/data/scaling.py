@@ -32,9 +32,11 @@ class Scaling:
     dtype: str
 
     def to_float(self, pixels: np.ndarray | Tensor) -> Tensor:
-        """Stored values [..., c, H, W] as float32 in [0, 1], on their device. uint8 values give exactly value / 255.
+        """Stored values [..., c, H, W] as float32 in [0, 1], on their device. uint8 values give
+        exactly value / 255.
 
-        Arrays are converted by numpy: a reading thread that used torch would compete with the network for its threads.
+        Arrays are converted by numpy: a reading thread that used torch would compete with the
+            network for its threads.
         """
         if pixels.shape[-3] != len(self.low):
             raise ValueError(f"pixels have {pixels.shape[-3]} channels, the scaling has {len(self.low)}")
@@ -58,7 +60,9 @@ class Scaling:
         return ((pixels.to(work) - low) / (high - low)).clamp(0, 1).float()
 
     def accepts(self, dtype: np.dtype) -> bool:
-        """Whether values of `dtype` can have been measured on the same scale: 8-bit values only with 8-bit values."""
+        """Whether values of `dtype` can have been measured on the same scale: 8-bit values only
+        with 8-bit values.
+        """
         return (np.dtype(dtype) == np.uint8) == (self.dtype == "uint8")
 
     def state(self) -> dict:
@@ -75,7 +79,8 @@ def eight_bit(channels: int) -> Scaling:
 
 
 def estimate(images: "ImageSet") -> Scaling:
-    """The limits of a set: 0 and 255 for 8-bit values, else the QUANTILES of each channel in a sample of valid pixels.
+    """The limits of a set: 0 and 255 for 8-bit values, else the QUANTILES of each channel in a
+    sample of valid pixels.
 
     Raises:
         DataError: no sampled pixel is valid.

@@ -1,4 +1,6 @@
-"""Few large images for training: every part of a scene counts as an image, and crops are drawn from the whole scene."""
+"""Few large images for training: every part of a scene counts as an image, and crops are drawn from
+the whole scene.
+"""
 
 import numpy as np
 
@@ -21,8 +23,9 @@ def for_training(images: ImageSet) -> ImageSet:
 class SceneCrops(ImageSet):
     """An image for each point of a grid over the scenes.
 
-    `read` gives the part of PART_SIDE pixels around the point. `crops` places a crop so that the point, moved by at
-    most half the grid's stride, is its centre: crops of any side cover the scenes evenly.
+    `read` gives the part of PART_SIDE pixels around the point. `crops` places a crop so that the
+    point, moved by at most half the grid's stride, is its centre: crops of any side cover the
+    scenes evenly.
     """
 
     def __init__(self, source: ImageSet) -> None:

@@ -1,6 +1,8 @@
-"""TIFF files of every layout, by tifffile: classic and BigTIFF, strips and tiles, any compression it knows.
+"""TIFF files of every layout, by tifffile: classic and BigTIFF, strips and tiles, any compression
+it knows.
 
-Parts are read block by block with positioned reads, so that threads and forked processes share an open file.
+Parts are read block by block with positioned reads, so that threads and forked processes share an
+open file.
 """
 
 import logging
@@ -23,6 +25,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks o
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHED_BYTES = 64 * 2**20  # decoded blocks that are kept, of all files together
 JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr colours are decoded to RGB
+LIMITED = {5, 8, 32773, 32946}  # LZW, deflate and PackBits, which compress by less than LARGEST_RATIO
+LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
@@ -30,7 +34,9 @@ REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 
 class BlockCache:
-    """Decoded blocks, least recently used first, up to CACHED_BYTES; the newest block is always kept."""
+    """Decoded blocks, least recently used first, up to CACHED_BYTES; the newest block is always
+    kept.
+    """
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple, np.ndarray] = OrderedDict()
@@ -56,7 +62,9 @@ os.register_at_fork(after_in_child=_blocks.__init__)  # the lock may be held by 
 
 
 class TiffReader(Reader):
-    """A TIFF file. Overviews and masks are no pages; channels that ImageJ or OME metadata declare are bands."""
+    """A TIFF file. Overviews and masks are no pages; channels that ImageJ or OME metadata declare
+    are bands.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +92,9 @@ class TiffReader(Reader):
         self._sidecar = tifffile.TiffFile(sidecar) if sidecar.is_file() else None
 
     def _images_behind_one_header(self) -> int:
-        """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others: their number."""
+        """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others:
+        their number.
+        """
         metadata = (self._file.imagej_metadata or {}) if self._file.is_imagej else {}
         images = int(metadata.get("images", 1))
         return images if len(self._pages) == 1 and self._pages[0].is_contiguous and images > 1 else 1
@@ -102,7 +112,9 @@ class TiffReader(Reader):
         return False
 
     def _page(self, page: int) -> tuple[tifffile.TiffPage, int]:
-        """The header of a page, and the number of pages' data that lie before its own behind that header."""
+        """The header of a page, and the number of pages' data that lie before its own behind that
+        header.
+        """
         return (self._pages[0], page) if self._contiguous > 1 else (self._pages[page], 0)
 
     def describe(self, page: int) -> Description:
@@ -187,9 +199,9 @@ class TiffReader(Reader):
         tag = header.tags.get(GDAL_NODATA)
         nodata = (0 if tag is None else number_in(tag.value)) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
-        out = np.full(
-            (separate, rows.stop - rows.start, columns.stop - columns.start, samples), fill, dtype=header.dtype
-        )
+        shape = separate, rows.stop - rows.start, columns.stop - columns.start, samples
+        # Zeros take no memory until a block is copied to them.
+        out = np.full(shape, fill, header.dtype) if fill else np.zeros(shape, header.dtype)
         touched = (range(span.start // n, -(-span.stop // n)) for span, n in ((rows, tall), (columns, wide)))
         for plane, (r, c) in product(range(separate), product(*touched)):
             block = self._block(header, (plane * down + r) * across + c)
@@ -207,6 +219,11 @@ class TiffReader(Reader):
             return None
         if offset + size > header.parent.filehandle.size:
             raise DataError("the file ends before its last block (truncated)")
+
+        tall, wide, _, _ = grid_of(header)
+        decoded = tall * wide * header.shaped[4] * header.dtype.itemsize
+        if header.compression in LIMITED and decoded > LARGEST_RATIO * size + MIN_BLOCK_BYTES:
+            raise DataError(f"{size} compressed bytes cannot hold a block of {decoded} (damaged)")
 
         def decode() -> np.ndarray:
             data = os.pread(header.parent.filehandle._fh.fileno(), size, offset)
@@ -227,7 +244,9 @@ def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
 
 
 def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
-    """Where a block of `length` pixels from `start`, cut off at `end`, lies in `span`, and which of its pixels do."""
+    """Where a block of `length` pixels from `start`, cut off at `end`, lies in `span`, and which of
+    its pixels do.
+    """
     first, stop = max(span.start, start), min(span.stop, start + length, end)
     return slice(first - span.start, stop - span.start), slice(first - start, stop - start)
 
@@ -242,7 +261,9 @@ def palette_of(header: tifffile.TiffPage) -> np.ndarray:
 
 
 def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
-    """Stored samples [bands, rows, columns] as values: palettes become colours, white is the largest value."""
+    """Stored samples [bands, rows, columns] as values: palettes become colours, white is the
+    largest value.
+    """
     bits, photometric = header.bitspersample, header.photometric
     if photometric == PALETTE:
         colours = palette_of(header)

@@ -72,7 +72,7 @@ def local_and_global(
     return features, global_features, weight, bias
 
 
-def without_autocast(device_type: str):
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast is off. Where it is off anyway there is nothing to do, which
     costs less.
     """

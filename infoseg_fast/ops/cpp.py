@@ -152,8 +152,9 @@ class _SegmentAndCount(_Kernel):
 
 
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
-    """Write the labels and the counts that are given. Returns the flat index of a target value out
-    of range, or -1.
+    """Write the labels and the counts that are given.
+
+    Returns the flat index of the first target value out of range, or -1.
     """
     return extension.compiled().segment(
         features=_map(features),
@@ -297,42 +298,28 @@ class _InformationOfMoments(_Kernel):
 class _RefinedLabels(_Float32):
     def forward(self, prior, colour, around, residual, log_scale):
         labels = prior.new_empty(len(colour), *colour.shape[2:], dtype=torch.uint8)
-        run = extension.compiled().refined_labels
-        _refine(run, prior, colour, around, residual, log_scale, labels=labels.data_ptr())
+        prior, colour, around, residual, log_scale = (
+            x.contiguous() for x in (prior, colour, around, residual, log_scale)
+        )
+        B, K, h, w = prior.shape
+        extension.compiled().refined_labels(
+            prior=prior.data_ptr(),
+            around=around.data_ptr(),
+            colour=colour.data_ptr(),
+            residual=residual.data_ptr(),
+            log_scale=log_scale.data_ptr(),
+            B=B,
+            K=K,
+            c=colour.shape[1],
+            h=h,
+            w=w,
+            rows=colour.shape[2],
+            columns=colour.shape[3],
+            floor=FLOOR,
+            threads=torch.get_num_threads(),
+            labels=labels.data_ptr(),
+        )
         return labels
-
-
-class _RefinedProbs(_Float32):
-    def forward(self, prior, colour, around, residual, log_scale):
-        probs = prior.new_empty(prior.shape)
-        run = extension.compiled().refined_probs
-        _refine(run, prior, colour, around, residual, log_scale, probs=probs.data_ptr())
-        return probs
-
-
-def _refine(run, *tensors, **out):
-    """Call `run` on prior, colour, around, residual and log_scale, with the address of its output
-    by name.
-    """
-    prior, colour, around, residual, log_scale = [x.contiguous() for x in tensors]
-    B, K, h, w = prior.shape
-    run(
-        prior=prior.data_ptr(),
-        around=around.data_ptr(),
-        colour=colour.data_ptr(),
-        residual=residual.data_ptr(),
-        log_scale=log_scale.data_ptr(),
-        B=B,
-        K=K,
-        c=colour.shape[1],
-        h=h,
-        w=w,
-        rows=colour.shape[2],
-        columns=colour.shape[3],
-        floor=FLOOR,
-        threads=torch.get_num_threads(),
-        **out,
-    )
 
 
 # op name -> kernel, as infoseg_fast.ops.protocol describes.
@@ -347,5 +334,4 @@ KERNELS: dict[str, object] = {
     "appearance_statistics": _AppearanceStatistics(),
     "information_of_moments": _InformationOfMoments(),
     "refined_labels": _RefinedLabels(),
-    "refined_probs": _RefinedProbs(),
 }

@@ -13,7 +13,7 @@ makes `backend="auto"` take the reference there.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -125,33 +125,33 @@ class Wiring:
         """The kernel's arguments from those of the custom op."""
         if self.settings is None:
             return tuple(arguments)
-        number = len(self.settings.__dataclass_fields__)
+        number = len(fields(self.settings))
         return *arguments[:-number], self.settings(*arguments[-number:])
 
     def _plain(self, *arguments: Any) -> Any:
-        *arguments, backend = arguments
-        return dispatch.kernel(self.name, backend).forward(*self._packed(arguments))
+        *inputs, backend = arguments
+        return dispatch.kernel(self.name, backend).forward(*self._packed(inputs))
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
-        *arguments, needs, backend = arguments
-        out, saved = dispatch.kernel(self.name, backend).forward(*self._packed(arguments), self.needs(needs))
+        *inputs, needs, backend = arguments
+        out, saved = dispatch.kernel(self.name, backend).forward(*self._packed(inputs), self.needs(needs))
         return out, list(saved)
 
     def _fake_forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
-        *arguments, needs, backend = arguments
-        arguments = self._packed(arguments)
+        *inputs, needs, backend = arguments
+        packed = self._packed(inputs)
         fake_saved = getattr(dispatch.kernel(self.name, backend), "fake_saved", None)
-        return self.fake(*arguments), [] if fake_saved is None else fake_saved(*arguments, self.needs(needs))
+        return self.fake(*packed), [] if fake_saved is None else fake_saved(*packed, self.needs(needs))
 
     def _backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
-        *arguments, needs, backend = arguments
+        *inputs, needs, backend = arguments
         kernel = dispatch.kernel(self.name, backend)
-        return list(kernel.backward(grad.contiguous(), saved, *self._packed(arguments), self.needs(needs)))
+        return list(kernel.backward(grad.contiguous(), saved, *self._packed(inputs), self.needs(needs)))
 
     def _fake_backward(self, grad: Tensor, saved: list[Tensor], *arguments: Any) -> list[Tensor]:
-        *arguments, needs, _ = arguments
-        found, like = [], arguments[0]
-        for x, need in zip(arguments, needs, strict=False):
+        *inputs, needs, _ = arguments
+        found, like = [], inputs[0]
+        for x, need in zip(inputs, needs, strict=False):
             like = like if x is None else x
             found.append(torch.empty_like(like) if need else like.new_empty(0))
         return found
@@ -182,6 +182,7 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, wiring: Wiring, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
         wanted = ctx.needs_input_grad[3:]
         inputs = wiring._folded(tensors)
+        needs: Any
         if wiring.folds:
             needs = Needs(wanted[0], wanted[1] or wanted[2], tensors[3] is not None and (wanted[1] or wanted[3]))
         else:
@@ -227,7 +228,8 @@ def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor |
         return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
     wanted = ctx.needs_input_grad
     df, dG, dg0 = found
-    projected = fold_projection_gradient(dG, dg0, *tensors[number : number + 3], wanted[4:7])
+    global_features, weight, bias = tensors[number : number + 3]
+    projected = fold_projection_gradient(dG, dg0, global_features, weight, bias, wanted[4:7])
     return df if wanted[3] else None, *projected
 
 

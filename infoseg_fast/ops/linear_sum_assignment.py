@@ -2,8 +2,12 @@
 GPU.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .. import cuda_library, extension, reference
@@ -21,7 +25,7 @@ CUDA_STATUS = {
     3: "cost matrix{where} holds integers too far apart to be summed exactly in 64 bits; the CPU takes them",
 }
 
-_solve = None  # the extension's solver, set by the first call: to look it up takes longer than a small problem
+_solve: Any = None  # the extension's solver, set by the first call: to look it up takes longer than a small problem
 
 
 def linear_sum_assignment(
@@ -65,7 +69,7 @@ def linear_sum_assignment(
     return _solve_array(cost, maximize, backend)
 
 
-def _solve_array(cost, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
+def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
     global _solve
     if backend == "reference" or (_solve is None and not _find_solver(backend)):
         return reference.linear_sum_assignment(np.asarray(cost), maximize)
@@ -139,8 +143,8 @@ def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) ->
 def _unsupported_by_cuda(cost: Tensor) -> str | None:
     if not cost.is_cuda:
         return f"it takes tensors on a CUDA device, not on {cost.device}"
-    reason = cuda_library.unavailable()
-    if reason is None and max(cost.shape[-2:]) > (most := cuda_library.library().infoseg_assign_max_columns()):
+    reason, library = cuda_library.unavailable(), cuda_library.library()
+    if library is not None and reason is None and max(cost.shape[-2:]) > (most := library.infoseg_assign_max_columns()):
         return f"it takes up to {most} rows and columns, not {list(cost.shape[-2:])}"
     if reason is None and cost.dtype == torch.uint64:
         return "it does not take uint64"
@@ -156,7 +160,7 @@ def _solve_on_cuda(cost: Tensor, maximize: bool, check: bool) -> tuple[Tensor, T
     return rows, cols
 
 
-def launch(run, cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def launch(run: Callable[..., object], cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits
     for nothing.
     """

@@ -32,7 +32,7 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
         ValueError: the backend asked for by name does not take cells of this size.
         BackendUnavailableError: the backend asked for by name cannot run here.
     """
-    images, size = images.detach().float(), tuple(size)
+    images, size = images.detach().float(), (size[0], size[1])
     whole = all(n > 0 and m % n == 0 for n, m in zip(size, images.shape[2:], strict=True))
     if not whole and backend not in ("auto", "reference"):
         raise ValueError(

@@ -101,14 +101,14 @@ def segment_and_count(
             weight,
             bias,
             temperature=temperature,
-            size=tuple(target.shape[1:]),
+            size=(target.shape[1], target.shape[2]),
             interpolate=interpolate,
             backend=backend,
         )
         counts, found = count_pairs(labels, target, global_features.shape[1], num_classes, ignore_index)
         outside = counts.new_zeros(()) if found is None else found
     if check and target.is_cuda and outside:
-        raise_out_of_range(torch.zeros_like(target), target, *counts.shape, ignore_index)
+        raise_out_of_range(torch.zeros_like(target), target, counts.shape[0], counts.shape[1], ignore_index)
     chosen = (counts, *([labels] if return_labels else []), *([outside] if return_outside else []))
     return chosen if len(chosen) > 1 else counts
 

@@ -1,8 +1,9 @@
 """Recipes: what is trained, and how its result becomes labels.
 
-A recipe is a class that extends `Recipe`. The training loop (`infoseg_fast.train`) owns the batches, the
-backward pass, the optimiser, the log and the checkpoints. The recipe owns the networks, the loss and the
-`Labelling` that they give. `infoseg train --recipe MODULE:CLASS` takes a recipe of one's own.
+A recipe is a class that extends `Recipe`. The training loop (`infoseg_fast.train`) owns the
+batches, the backward pass, the optimiser, the log and the checkpoints. The recipe owns the
+networks, the loss and the `Labelling` that they give. `infoseg train --recipe MODULE:CLASS` takes a
+recipe of one's own.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..data.reader import ReadOptions
-from ..data.scaling import Scaling
+from ..data.scaling import Scaling, eight_bit
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ class DataInfo:
         channels: channels of an image.
         num_classes: K, the number of classes that labels have.
         class_names: names of the classes of the ground truth, if it has any.
-        mean, std: mean and standard deviation of each channel over the training images, in the scale [0, 1].
-        scaling: limits by which stored values become [0, 1].
+        mean, std: mean and standard deviation of each channel over the training images, in the
+            scale [0, 1].
+        scaling: limits by which stored values become [0, 1]. None: of 8-bit values.
         scale: factor by which images are resized before they enter the network.
-        raw_scale: factor by which files were resized when a prepared set was made. Raw files need it too.
-        noise_share: share of the variance that noise has at the scale of a position (`smoothing.noise_share`).
+        raw_scale: factor by which files were resized when a prepared set was made. Raw files need
+            it too.
+        noise_share: share of the variance that noise has at the scale of a position
+            (`smoothing.noise_share`).
         reading: how the files of the images were read: bands, no-data, alpha channel, pages.
     """
 
@@ -58,11 +62,15 @@ class DataInfo:
     class_names: list[str] | None
     mean: list[float]
     std: list[float]
-    scaling: Scaling
+    scaling: Scaling = None  # type: ignore[assignment]
     scale: float = 1.0
     raw_scale: float = 1.0
     noise_share: float = 0.0
-    reading: ReadOptions = ReadOptions()
+    reading: ReadOptions = field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        if self.scaling is None:
+            object.__setattr__(self, "scaling", eight_bit(self.channels))
 
     def state(self) -> dict[str, Any]:
         """Lists, numbers and text, for a checkpoint."""
@@ -86,7 +94,8 @@ class Recipe(nn.Module):
     `settings.seed` and the step, so that a resumed run gives the same bits.
     """
 
-    # Values for settings of `Settings` that the user leaves out. A subclass replaces those that it names.
+    # Values for settings of `Settings` that the user leaves out. A subclass replaces those that it
+    # names.
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
@@ -98,7 +107,8 @@ class Recipe(nn.Module):
 
         Args:
             step: number of the step, from 0.
-            images: augmented crops, float [B, c, crop, crop] in [0, 1], on the device of the parameters.
+            images: augmented crops, float [B, c, crop, crop] in [0, 1], on the device of the
+                parameters.
             mask: bool [B, crop, crop], True for pixels that count. None: all count.
 
         Returns:
@@ -114,7 +124,9 @@ class Recipe(nn.Module):
         return {}
 
     def labelling(self, sample: Sample) -> Labelling:
-        """What turns images into labels now: a function of the state and of the sample. At most once per step."""
+        """What turns images into labels now: a function of the state and of the sample. At most
+        once per step.
+        """
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The appearance term: the information of the class of a position about what its pixels look like.
 
-I(k; y) is the mutual information of the class k of a position and its appearance y, which is taken from the image and
-not learnt. No class can be invented for it that cannot be seen. With h the differential entropy,
-I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance the normal density has the largest entropy.
-So the normal entropies of the classes bound I from below, up to h(y), which no assignment changes.
+I(k; y) is the mutual information of the class k of a position and its appearance y, which is taken
+from the image and not learnt. No class can be invented for it that cannot be seen. With h the
+differential entropy, I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance
+the normal density has the largest entropy. So the normal entropies of the classes bound I from
+below, up to h(y), which no assignment changes.
 
-The bound depends on the assignment V through its moments sum_p V[k,p] (1, y, y y^T)[p] alone. `appearance_statistics`
-gives the factors of V and `information_of_moments` the bound. `class_moments` forms the moments without V, for the
-training loop (`appearance_term`). `appearance_information` takes V.
+The bound depends on the assignment V through its moments sum_p V[k,p] (1, y, y y^T)[p] alone.
+`appearance_statistics` gives the factors of V and `information_of_moments` the bound.
+`class_moments` forms the moments without V, for the training loop (`appearance_term`).
+`appearance_information` takes V.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def appearance_term(
     resolution: float = RESOLUTION,
     backend: str = "auto",
 ) -> Tensor:
-    """`appearance_information` of the smoothed assignment and of `local_appearance`, without forming an assignment.
+    """`appearance_information` of the smoothed assignment and of `local_appearance`, without
+    forming an assignment.
 
     Args:
         features, global_features, weight, bias, temperature: as in `assign`.
@@ -102,19 +105,20 @@ def appearance_information(
 
         I = 1/2 log det(S + r^2) - sum_k pi_k 1/2 log det(S_k + r^2)
 
-    S is the covariance of y over all positions. pi_k and S_k are the share and the covariance of class k, where
-    position p counts V[b,k,p] times. Each channel of y is scaled to variance 1. Never negative; 0 when all classes look
-    alike.
+    S is the covariance of y over all positions. pi_k and S_k are the share and the covariance of
+    class k, where position p counts V[b,k,p] times. Each channel of y is scaled to variance 1.
+    Never negative; 0 when all classes look alike.
 
     Args:
         probs: V [B, K, h, w], from `assign`.
-        appearance: y [B, d, h, w], from `local_appearance` or any other description of the positions; a constant.
+        appearance: y [B, d, h, w], from `local_appearance` or any other description of the
+            positions; a constant.
         mask: bool [B, h, w]; only positions where it holds count.
         resolution: r > 0, in standard deviations. Smaller differences do not count.
 
     Returns:
-        A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN when no position
-        counts.
+        A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN
+        when no position counts.
 
     Raises:
         ValueError: the shapes do not match, or resolution is not above 0.

@@ -1,4 +1,6 @@
-"""Averaged weights: labels are made from them, since the weights of a single step scatter around their mean."""
+"""Averaged weights: labels are made from them, since the weights of a single step scatter around
+their mean.
+"""
 
 import copy
 from typing import TypeVar
@@ -19,8 +21,8 @@ def average_of(model: Network) -> Network:
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the parameters and buffers of `average` towards those of `model`.
 
-    The exponential moving average over about 1 / (1 - decay) steps. The decay of the first steps is lower,
-    (step + 1) / (step + 10), so that the initial weights are forgotten.
+    The exponential moving average over about 1 / (1 - decay) steps. The decay of the first steps is
+    lower, (step + 1) / (step + 10), so that the initial weights are forgotten.
 
     Args:
         decay: weight of the old average, below 1.

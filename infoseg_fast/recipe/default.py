@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class DefaultRecipe(Recipe):
     """A network of K classes with the parts that its settings ask for.
 
-    Each part can be left out by one setting: the appearance term (`appearance=0`), the over-clustered network
-    (`overcluster=1`), smoothing (`smooth=0`), averaged weights (`average=0`), and pixel refinement (`refine=False`).
+    Each part can be left out by one setting: the appearance term (`appearance=0`), the
+    over-clustered network (`overcluster=1`), smoothing (`smooth=0`), averaged weights
+    (`average=0`), and pixel refinement (`refine=False`).
     """
 
     defaults: ClassVar[dict[str, Any]] = {

@@ -24,16 +24,17 @@ class Labelling:
     """A network with what is done to its probabilities.
 
     Attributes:
-        network: maps images [B, c, H, W] in [0, 1] to features [B, C, h, w] and global features [B, K, D], and has a
-            `local_projection`, a 1x1 convolution. It is in evaluation mode.
+        network: maps images [B, c, H, W] in [0, 1] to features [B, C, h, w] and global features [B,
+            K, D], and has a `local_projection`, a 1x1 convolution. It is in evaluation mode.
         arguments: keyword arguments with which `builder` builds the network.
         data: what the network expects of images, and the names of the classes.
-        builder: "module:function" that builds the network, imported again where a checkpoint is loaded.
+        builder: "module:function" that builds the network, imported again where a checkpoint is
+            loaded.
         temperature: tau.
         smooth: probabilities are averaged over 2 smooth + 1 positions a side.
         groups: the classes of the network that form each cluster. None: each class is a cluster.
-        refinement: densities of the colours of each cluster, for labels that follow edges of colour. None: labels are
-            the argmax of the upsampled probabilities.
+        refinement: densities of the colours of each cluster, for labels that follow edges of
+            colour. None: labels are the argmax of the upsampled probabilities.
     """
 
     network: nn.Module
@@ -91,7 +92,8 @@ class Labelling:
         """The labelling of a checkpoint, on the CPU.
 
         Raises:
-            DataError: the function that builds the network cannot be imported, or builds another network.
+            DataError: the function that builds the network cannot be imported, or builds another
+                network.
         """
         network = imported(state["builder"], "the builder of the checkpoint's network")(**state["arguments"])
         try:
@@ -111,7 +113,9 @@ class Labelling:
 
 
 def grouped(probs: Tensor, groups: list[list[int]] | None) -> Tensor:
-    """Probabilities [B, n, h, w] of classes -> [B, K, h, w] of groups of classes: sums over each group."""
+    """Probabilities [B, n, h, w] of classes -> [B, K, h, w] of groups of classes: sums over each
+    group.
+    """
     if groups is None:
         return probs
     return torch.stack([probs[:, group].sum(dim=1) for group in groups], dim=1)

@@ -1,17 +1,18 @@
 """Merging of over-clusters: which classes of an over-clustered network form each of K groups.
 
-A network with three times the classes finds things that a network of K classes divides wrongly or misses: a rare
-class, a background of two thirds of all pixels, the parts of a class of several colours. Its classes are then merged
-to K groups. A partition is scored by three criteria, each as a share of the value before any merge:
+A network with three times the classes finds things that a network of K classes divides wrongly or
+misses: a rare class, a background of two thirds of all pixels, the parts of a class of several
+colours. Its classes are then merged to K groups. A partition is scored by three criteria, each as a
+share of the value before any merge:
 
-- appearance, I(k; y): the information of the class about the appearance (`recipe.appearance`). It counts for a
-  partition.
-- image, I(k; k'): the mutual information of the classes of two positions of one image. It counts against a partition:
-  classes that follow the light of an image have much of it.
+- appearance, I(k; y): the information of the class about the appearance (`recipe.appearance`). It
+  counts for a partition.
+- image, I(k; k'): the mutual information of the classes of two positions of one image. It counts
+  against a partition: classes that follow the light of an image have much of it.
 - diversity, -log P(k = k'): small where a background is one class. It counts against a partition.
 
-All three are functions of sums over images, and the sums of merged classes are sums of theirs. So no image is read
-while partitions are compared.
+All three are functions of sums over images, and the sums of merged classes are sums of theirs. So
+no image is read while partitions are compared.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ..reference.class_moments import moments_of
+from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
-# (weight of image, weight of diversity). The first pair scores partitions. The others are further starts of the greedy
-# search, whose best result is taken.
+# (weight of image, weight of diversity). The first pair scores partitions. The others are further
+# starts of the greedy search, whose best result is taken.
 WEIGHTS = (0.175, 0.1)
 GREEDY_WEIGHTS = (WEIGHTS, (0.0, 0.0), (0.4, 0.0), (0.2, 0.3))
 MAX_SWEEPS = 20  # over all classes, of single moves
@@ -56,8 +58,8 @@ def statistics_of(batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> St
     """The statistics of batches of images.
 
     Args:
-        batches: probabilities [B, n, h, w], `appearance_statistics` [B, S, h, w], and mask, bool [B, h, w] of the
-            positions that count, or None.
+        batches: probabilities [B, n, h, w], `appearance_statistics` [B, S, h, w], and mask, bool
+            [B, h, w] of the positions that count, or None.
     """
     moments, joint = [], []
     for probs, statistics, mask in batches:
@@ -79,7 +81,9 @@ class Criteria(NamedTuple):
     diversity: Tensor
 
     def score(self, whole: Criteria, weights: tuple[float, float] = WEIGHTS) -> Tensor:
-        """The partition score: the first criterion less the weighted others, as shares of those of `whole`."""
+        """The partition score: the first criterion less the weighted others, as shares of those of
+        `whole`.
+        """
         share = [x / y.clamp_min(EPSILON) for x, y in zip(self, whole, strict=True)]
         return share[0] - weights[0] * share[1] - weights[1] * share[2]
 
@@ -161,7 +165,9 @@ def _joined(statistics: Statistics) -> Criteria:
 
 
 class _Pairs:
-    """The criteria after the merge of two classes, for all pairs. Terms that a merge leaves alone are kept."""
+    """The criteria after the merge of two classes, for all pairs. Terms that a merge leaves alone
+    are kept.
+    """
 
     def __init__(self, statistics: Statistics) -> None:
         self.moments, self.joint = statistics
@@ -233,14 +239,8 @@ def _joining(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _entropy(moments: Tensor) -> Tensor:
-    """pi_k 1/2 log det(S_k + r^2) of classes with these moments [.., S], as in `information_of_moments`."""
-    size = moments.shape[-1]
-    d = int(((8 * size + 1) ** 0.5 - 3) / 2)  # S = (d + 1) (d + 2) / 2
-    share = moments[..., 0]
-    mean = moments[..., 1 : d + 1] / share[..., None].clamp_min(EPSILON)
-    row, column = torch.triu_indices(d, d)
-    second = moments.new_zeros(*moments.shape[:-1], d, d)
-    second[..., row, column] = second[..., column, row] = moments[..., d + 1 :]
-    covariance = second / share[..., None, None].clamp_min(EPSILON) - mean[..., :, None] * mean[..., None, :]
-    # A class with hardly any position can have a covariance that rounding makes indefinite.
-    return share * 0.5 * torch.logdet(covariance + RESOLUTION**2 * torch.eye(d, dtype=moments.dtype)).nan_to_num()
+    """pi_k 1/2 log det(S_k + r^2) of classes with these moments [.., S], as in
+    `information_of_moments`.
+    """
+    share, half_log_det = half_log_dets(moments, RESOLUTION, EPSILON)
+    return torch.where(share > EPSILON, share, 0.0) * half_log_det

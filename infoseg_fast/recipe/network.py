@@ -1,4 +1,6 @@
-"""`TrainedNetwork`: a network with its loss and its averaged weights, the part that recipes are made of."""
+"""`TrainedNetwork`: a network with its loss and its averaged weights, the part that recipes are
+made of.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class TrainedNetwork(nn.Module):
-    """An `InfoSegNet` that is trained with the mutual information loss, and the appearance term if there is one.
+    """An `InfoSegNet` that is trained with the mutual information loss, and the appearance term if
+    there is one.
 
     Args:
         settings: the resolved settings of the run.
@@ -74,7 +77,9 @@ class TrainedNetwork(nn.Module):
 
     @torch.no_grad()
     def classes_in_use(self) -> float:
-        """exp of the entropy of the mean assignment of the last batch: 1 for one class, K for K equal ones."""
+        """exp of the entropy of the mean assignment of the last batch: 1 for one class, K for K
+        equal ones.
+        """
         if self._last is None:
             return float("nan")
         projection = self.model.local_projection

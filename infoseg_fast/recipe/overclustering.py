@@ -1,4 +1,6 @@
-"""Over-clustering: labels from the merged classes of a second network, where these have the better partition score."""
+"""Over-clustering: labels from the merged classes of a second network, where these have the better
+partition score.
+"""
 
 import logging
 
@@ -11,8 +13,8 @@ from .sample import Sample
 logger = logging.getLogger("infoseg_fast")
 
 MAX_CLASSES = 256
-# The least gain of the score that decides for the merged classes. Smaller differences follow from rounding alone, for
-# example from the number of threads.
+# The least gain of the score that decides for the merged classes. Smaller differences follow from
+# rounding alone, for example from the number of threads.
 MIN_SCORE_GAIN = 0.006
 
 
@@ -23,7 +25,8 @@ def over_clusters(num_classes: int, factor: float) -> int:
 
 
 def choose_groups(probs: list[Tensor], over_probs: list[Tensor], sample: Sample, smooth: int) -> list[list[int]] | None:
-    """The groups of the over-clusters that labels are made of; None keeps the classes of the first network.
+    """The groups of the over-clusters that labels are made of; None keeps the classes of the first
+    network.
 
     Args:
         probs: probabilities of the K classes, a tensor [B, K, h, w] for each batch of the sample.

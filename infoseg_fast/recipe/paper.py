@@ -9,8 +9,8 @@ from .default import DefaultRecipe
 class PaperRecipe(DefaultRecipe):
     """The Jensen-Shannon loss of the paper, without any other part.
 
-    The paper leaves the negatives, the temperature, the sizes and the settings of the optimiser open. They are settings
-    here.
+    The paper leaves the negatives, the temperature, the sizes and the settings of the optimiser
+    open. They are settings here.
     """
 
     defaults: ClassVar[dict[str, Any]] = dict(COMMON_DEFAULTS)

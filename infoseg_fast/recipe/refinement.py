@@ -1,14 +1,15 @@
 """Refinement at the pixels: labels that follow edges of colour, by Bayes' rule.
 
-The label of a position is that of a cell of 4 x 4 pixels, and a network that sees few pixels is uncertain along every
-edge. So the probabilities of the positions are the prior of a pixel's class, and
+The label of a position is that of a cell of 4 x 4 pixels, and a network that sees few pixels is
+uncertain along every edge. So the probabilities of the positions are the prior of a pixel's class,
+and
 
     p(k | y, s) ~ prior_k p(y | s, k)
 
-with y the colour of the pixel and s the colour of its surroundings. p(y | s, k) is the conditional density of a normal
-distribution of (y, s). Its moments are those of class k over the sample, weighted with the probabilities: no label is
-used. s is a condition and not evidence, because light and texture vary over a region: what a region is, is left to the
-network.
+with y the colour of the pixel and s the colour of its surroundings. p(y | s, k) is the conditional
+density of a normal distribution of (y, s). Its moments are those of class k over the sample,
+weighted with the probabilities: no label is used. s is a condition and not evidence, because light
+and texture vary over a region: what a region is, is left to the network.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Refinement(NamedTuple):
 
     Attributes:
         residual: [K, c, 2c + 1], maps (y, s, 1) to R_k (y - E[y | s, k]) of unit covariance.
-        log_scale: [K], log det R_k. log p(y | s, k) = log_scale - 1/2 |residual (y, s, 1)|^2 + const.
+        log_scale: [K], log det R_k. log p(y | s, k) = log_scale - 1/2 |residual (y, s, 1)|^2 +
+            const.
         radius: y is the mean over 2 radius + 1 pixels a side.
     """
 
@@ -54,7 +56,8 @@ class Refinement(NamedTuple):
         Args:
             probs: [B, K, h, w], probabilities of the positions.
             colours: of the pixels that the positions cover.
-            size: of the labels. Where it is not that of the pixels, log p(k | y, s) is upsampled bilinearly.
+            size: of the labels. Where it is not that of the pixels, log p(k | y, s) is upsampled
+                bilinearly.
         """
         prior = spread(probs)
         if tuple(size) == tuple(colours.pixels.shape[2:]):
@@ -67,7 +70,9 @@ class Refinement(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """Logarithms of the channels: y [B, c, H, W] of the pixels, s [B, c, h, w] around the positions."""
+    """Logarithms of the channels: y [B, c, H, W] of the pixels, s [B, c, h, w] around the
+    positions.
+    """
 
     pixels: Tensor
     around: Tensor
@@ -78,7 +83,8 @@ def colours_of(images: Tensor, size: tuple[int, int], radius: int) -> Colours:
 
     Args:
         images: float [B, c, H, W] in [0, 1].
-        size: (h, w) of the positions that cover them. s is the mean over 2 SURROUNDINGS_RADIUS + 1 positions a side.
+        size: (h, w) of the positions that cover them. s is the mean over 2 SURROUNDINGS_RADIUS + 1
+            positions a side.
         radius: y is the mean over 2 radius + 1 pixels a side.
     """
     images = images.float()
@@ -92,7 +98,8 @@ def log_colours(images: Tensor) -> Tensor:
 
 
 def spread(probs: Tensor) -> Tensor:
-    """Probabilities of positions and their neighbours, weighted with (1 2 1) / 4 each way: float32 [B, K, h, w].
+    """Probabilities of positions and their neighbours, weighted with (1 2 1) / 4 each way: float32
+    [B, K, h, w].
 
     By sums and not by a convolution, whose factors a GPU may round.
     """
@@ -118,7 +125,8 @@ def fit_refinement(probs: list[Tensor], sample: Sample, radius: int) -> Refineme
 
 @torch.no_grad()
 def colour_moments(probs: Tensor, images: Tensor, mask: Tensor | None, radius: int) -> Tensor:
-    """Moments of (1, y, s) over the pixels of each class. A pixel has the probabilities of its position.
+    """Moments of (1, y, s) over the pixels of each class. A pixel has the probabilities of its
+    position.
 
     Args:
         probs: [B, K, h, w]. images: float [B, c, H, W] in [0, 1], which the positions cover.
@@ -144,7 +152,8 @@ def colour_moments(probs: Tensor, images: Tensor, mask: Tensor | None, radius: i
 def refinement_of(moments: Tensor, radius: int) -> Refinement:
     """The conditional densities of normal distributions with these moments, of `colour_moments`.
 
-    Differences below RESOLUTION, in standard deviations of all pixels, do not count, as in the appearance term.
+    Differences below RESOLUTION, in standard deviations of all pixels, do not count, as in the
+    appearance term.
     """
     total = moments.sum(dim=0)
     moments = moments + PRIOR_SHARE * total

@@ -19,8 +19,8 @@ class Sample:
     """Batches of crops without augmentation. They are read when they are first asked for, and once.
 
     Args:
-        read: yields the batches: images, float [B, c, crop, crop] in [0, 1], and mask, bool [B, crop, crop] of the
-            pixels that count, or None.
+        read: yields the batches: images, float [B, c, crop, crop] in [0, 1], and mask, bool [B,
+            crop, crop] of the pixels that count, or None.
     """
 
     def __init__(self, read: Callable[[], Iterator[CropBatch]]) -> None:
@@ -29,7 +29,9 @@ class Sample:
 
     @cached_property
     def batches(self) -> list[CropBatch]:
-        """Images as the network sees them, with their padding, and the mask of their positions, bool [B, h, w]."""
+        """Images as the network sees them, with their padding, and the mask of their positions,
+        bool [B, h, w].
+        """
         return [(padded(images), position_mask(mask, images)) for images, mask in self._read()]
 
     def statistics(self, smooth: int) -> list[Tensor]:

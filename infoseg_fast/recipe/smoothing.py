@@ -15,17 +15,21 @@ LEAST_VARIANCE = 1e-12  # a channel of less variance is constant
 
 
 def smoothing_radius(setting: int | str, noise_share: float) -> int:
-    """The radius in positions. "auto": 1 for images that are noisy at the scale of a position, else 0."""
+    """The radius in positions. "auto": 1 for images that are noisy at the scale of a position, else
+    0.
+    """
     return int(noise_share > 0) if setting == AUTO else int(setting)
 
 
 def noise_share(images: ImageSet) -> float:
-    """The share of the variance of the positions' colours that no position shares with its neighbour.
+    """The share of the variance of the positions' colours that no position shares with its
+    neighbour.
 
-    This is the nugget of the variogram in geostatistics (Matheron, 1963). v(h) is half the mean squared difference of
-    positions h apart, in rows and in columns. A line through v(1) and v(2) leaves 2 v(1) - v(2) at distance 0. It is
-    all of the variance where positions are independent, and at most 0 where colours change gradually or with objects,
-    even objects of two positions. The colour is that of `local_appearance`. The share is the mean over its channels.
+    This is the nugget of the variogram in geostatistics (Matheron, 1963). v(h) is half the mean
+    squared difference of positions h apart, in rows and in columns. A line through v(1) and v(2)
+    leaves 2 v(1) - v(2) at distance 0. It is all of the variance where positions are independent,
+    and at most 0 where colours change gradually or with objects, even objects of two positions. The
+    colour is that of `local_appearance`. The share is the mean over its channels.
     """
     number = min(SAMPLED_IMAGES, len(images))
     chosen = np.unique(np.linspace(0, len(images) - 1, number).round().astype(int))

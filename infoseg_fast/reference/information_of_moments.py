@@ -20,19 +20,24 @@ def information_of_moments(moments: Tensor, total: Tensor, resolution: float) ->
         dI / dM_k = -Q_k^-1 / 2, by the corner plus -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1))
         / 2
     """
-    n = (math.isqrt(8 * moments.shape[1] + 1) - 1) // 2  # d + 1
+    M = torch.cat([moments, total[None]]).double()
+    share, half_log_det = half_log_dets(M, resolution, torch.finfo(moments.dtype).tiny)
+    return (half_log_det[-1] - share[:-1] @ half_log_det[:-1]).to(moments.dtype)
+
+
+def half_log_dets(moments: Tensor, resolution: float, least_share: float) -> tuple[Tensor, Tensor]:
+    """pi_k and 1/2 log det(S_k + r^2) of classes with these moments [..., S]: two tensors [...]."""
+    n = (math.isqrt(8 * moments.shape[-1] + 1) - 1) // 2  # d + 1
     row, column = torch.triu_indices(n, n, device=moments.device)
     place = torch.empty(n, n, dtype=torch.int64, device=moments.device)
     place[row, column] = place[column, row] = torch.arange(len(row), device=moments.device)
-    M = torch.cat([moments, total[None]]).double()
     # The derivative is that of the share itself where the share is clamped, so that a class without
     # positions has the derivative of the formula. All moments of such a class are 0, and its Q is
     # r^2 R with the corner 1.
-    share = M[:, :1]
-    share = share + (share.clamp_min(torch.finfo(moments.dtype).tiny) - share).detach()
-    corner = torch.zeros(n, n, dtype=torch.bool, device=M.device)
+    share = moments[..., :1]
+    share = share + (share.clamp_min(least_share) - share).detach()
+    corner = torch.zeros(n, n, dtype=torch.bool, device=moments.device)
     corner[0, 0] = True
-    floor = torch.full((n,), resolution**2, dtype=M.dtype, device=M.device)
-    Q = torch.where(corner, 1.0, (M / share)[:, place] + floor.diag())
-    half_log_det = torch.linalg.slogdet(Q)[1] / 2
-    return (half_log_det[-1] - share[:-1, 0] @ half_log_det[:-1]).to(moments.dtype)
+    floor = torch.full((n,), resolution**2, dtype=moments.dtype, device=moments.device)
+    Q = torch.where(corner, 1.0, (moments / share)[..., place] + floor.diag())
+    return share[..., 0], torch.linalg.slogdet(Q)[1] / 2

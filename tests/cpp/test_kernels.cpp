@@ -1,5 +1,6 @@
-// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it must have. Values are
-// compared with plain loops in float64, gradients with differences of the loss. Exits 1 and says what differs.
+// Tests of the C++ core without Python, for the sanitizers: every buffer has exactly the size it
+// must have. Values are compared with plain loops in float64, gradients with differences of the
+// loss. Exits 1 and says what differs.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,7 +19,7 @@
 #include "common/cpu.h"
 #include "common/threads.h"
 #include "mutual_information_loss/mutual_information_loss.h"
-#include "refinement/refinement.h"
+#include "refined_labels/refined_labels.h"
 #include "segment/segment.h"
 #include "similarity/similarity.h"
 
@@ -39,7 +40,7 @@ static double noise() {
   return (seed >> 8) / 8388608.0 - 1.0;
 }
 
-// Memory of exactly n numbers: a sanitizer sees the first one beyond.
+// Memory of exactly n numbers: a sanitizer reports an access to the next one.
 template <class T>
 using Exact = std::unique_ptr<T[]>;
 template <class T>
@@ -187,7 +188,7 @@ static void test_loss(const Problem& p, const LossSettings& s, int threads) {
   check(!std::memcmp(dG.get(), dG2.get(), sizeof(T) * static_cast<size_t>(p.B * p.K * p.C)),
         "the same bits of dG again");
   if (sizeof(T) == 4) return;
-  // Along one random direction in everything at once.
+  // The derivative along one random direction of all inputs.
   double slope = 0;
   Data<T> low(p), high(p);
   const double step = 1e-5;
@@ -284,7 +285,7 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
   const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-3;
   for (int64_t i = 0; i < p.K * S; ++i)
     check(std::fabs(moments[i] - expected[i]) < tolerance, "moment", moments[i], expected[i]);
-  // Going back, as with the gradient by the probabilities written out.
+  // The backward pass equals the one with the gradient by the probabilities written out.
   std::vector<Exact<T>> found;
   const Exact<T> grad = exact<T>(p.B * p.K * p.P());
   for (int64_t b = 0; b < p.B; ++b)
@@ -295,7 +296,6 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
           sum += static_cast<double>(moments[k * S + s]) * static_cast<double>(Y.f[place(y, b, s, q)]);
         grad[(b * p.K + k) * p.P() + q] = static_cast<T>(sum);
       }
-  a.probs = probs.get();
   for (bool written : {false, true}) {
     Exact<T> df = exact<T>(p.numbers()), dG = exact<T>(p.B * p.K * p.C), dg0 = exact<T>(p.B * p.K);
     a.grad_dtype = a.features.dtype;
@@ -446,9 +446,10 @@ static void test_segment(const Problem& p, int64_t rows, int64_t columns, int th
   check(segment(a) == p.B * rows * columns - 1, "place of the target out of range");
 }
 
-// Labels against scores in float64; a label whose score is within rounding of the greatest is right too.
-static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
-                            int threads) {
+// Labels against scores in float64; a label whose score is within rounding of the greatest is right
+// too.
+static void test_refined_labels(int64_t B, int64_t K, int64_t c, int64_t h, int64_t w, int64_t rows, int64_t columns,
+                                int threads) {
   const int64_t sizes[] = {B * K * h * w, B * c * h * w, B * c * rows * columns, K * c * (2 * c + 1), K};
   std::vector<Exact<float>> given;
   for (int64_t n : sizes) {
@@ -457,8 +458,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   }
   for (int64_t i = 0; i < sizes[0]; ++i) given[0][i] = static_cast<float>(0.5 + 0.5 * noise());
   const Exact<uint8_t> labels = exact<uint8_t>(B * rows * columns);
-  const Exact<float> probs = exact<float>(B * K * h * w);
-  RefinementArguments a;
+  RefinedLabelsArguments a;
   a.prior = given[0].get();
   a.around = given[1].get();
   a.colour = given[2].get();
@@ -468,10 +468,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
   a.floor = 1e-6f;
   a.threads = threads;
   a.labels = labels.get();
-  a.probs = probs.get();
   refined_labels(a);
-  const bool whole = rows % h == 0 && columns % w == 0;
-  if (whole) refined_probs(a);
   const auto source = [](int64_t i, int64_t in, int64_t out) {
     const double x = (static_cast<double>(i) + 0.5) * static_cast<double>(in) / static_cast<double>(out) - 0.5;
     return std::min(std::max(x, 0.0), static_cast<double>(in - 1));
@@ -484,7 +481,6 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
            v * ((1 - u) * map[i1 * w + j] + u * map[i1 * w + j1]);
   };
   std::vector<double> seen(static_cast<size_t>(2 * c)), scores(static_cast<size_t>(K));
-  std::vector<double> means(static_cast<size_t>(B * K * h * w));
   for (int64_t q = 0; q < B * rows * columns; ++q) {
     const int64_t b = q / (rows * columns), row = q / columns % rows, column = q % columns;
     const double y = source(row, h, rows), x = source(column, w, columns);
@@ -506,17 +502,7 @@ static void test_refinement(int64_t B, int64_t K, int64_t c, int64_t h, int64_t 
     }
     check(labels[q] < K, "label below K", labels[q]);
     check(scores[labels[q]] > top - 1e-3, "score of the label", scores[labels[q]], top);
-    if (!whole) continue;
-    const int64_t position = row / (rows / h) * w + column / (columns / w);
-    double total = 0;
-    for (double score : scores) total += std::exp(score - top);
-    for (int64_t k = 0; k < K; ++k)
-      means[static_cast<size_t>((b * K + k) * h * w + position)] +=
-          std::exp(scores[static_cast<size_t>(k)] - top) / total / static_cast<double>(rows / h * (columns / w));
   }
-  for (int64_t i = 0; whole && i < B * K * h * w; ++i)
-    check(std::abs(probs[i] - means[static_cast<size_t>(i)]) < 1e-4, "probability", probs[i],
-          means[static_cast<size_t>(i)]);
 }
 
 static void test_threads() {
@@ -593,8 +579,8 @@ int main(int argc, char** argv) {
         test_segment(p, 4 * p.h, 4 * p.w, threads);
         test_segment(p, p.h + 1, 2 * p.w + 5, threads);
         test_segment(p, 2, 3, threads);
-        test_refinement(p.B, p.K, 1 + p.C % 4, p.h, p.w, 4 * p.h, 4 * p.w, threads);
-        test_refinement(p.B, p.K, 3, p.h, p.w, p.h + 1, 2 * p.w + 5, threads);
+        test_refined_labels(p.B, p.K, 1 + p.C % 4, p.h, p.w, 4 * p.h, 4 * p.w, threads);
+        test_refined_labels(p.B, p.K, 3, p.h, p.w, p.h + 1, 2 * p.w + 5, threads);
       }
     }
   }

@@ -1,5 +1,5 @@
-// csrc/confusion_matrix/confusion_matrix.cu as a CPU library with the same C interface: "device" pointers are the
-// host's.
+// csrc/confusion_matrix/confusion_matrix.cu as a CPU library with the same C interface: "device"
+// pointers are the host's.
 #include "../../csrc/confusion_matrix/confusion_matrix.cu"
 
 namespace {

@@ -1,15 +1,19 @@
-// Runs CUDA kernels on a CPU, unchanged: a stand-in for CUDA's header of the same name, for g++ or clang++ on x86-64.
+// Runs CUDA kernels on a CPU, unchanged: a stand-in for CUDA's header of the same name, for g++ or
+// clang++ on x86-64.
 //
-// Each CUDA thread of a block is a fiber (a stack and a switch of some nanoseconds); the fibers of a block take turns
-// on one OS thread, blocks run one after another. A fiber runs until a collective makes it wait, so a schedule is
-// chosen by `set_schedule`. Mistakes that hang or corrupt silently on a GPU abort here with the state of every lane:
-// collectives of one warp that do not match, a lane outside the mask, a barrier that some threads never reach.
+// Each CUDA thread of a block is a fiber (a stack and a switch of some nanoseconds); the fibers of
+// a block take turns on one OS thread, blocks run one after another. A fiber runs until a
+// collective makes it wait, so a schedule is chosen by `set_schedule`. Mistakes that hang or
+// corrupt silently on a GPU abort here with the state of every lane: collectives of one warp that
+// do not match, a lane outside the mask, a barrier that some threads never reach.
 //
-// Under ThreadSanitizer each fiber is a thread of its own. As in CUDA's memory model only __syncthreads and __syncwarp
-// order memory; shuffles, votes and reductions do not, so a missing __syncwarp is a race here too. The functions that
-// keep the fibers' state are not instrumented and use no library types, whose inlines would be.
+// Under ThreadSanitizer each fiber is a thread of its own. As in CUDA's memory model only
+// __syncthreads and __syncwarp order memory; shuffles, votes and reductions do not, so a missing
+// __syncwarp is a race here too. The functions that keep the fibers' state are not instrumented and
+// use no library types, whose inlines would be.
 //
-// Not modelled: warps that diverge into two collectives at once, more than one block at a time, streams.
+// Not modelled: warps that diverge into two collectives at once, more than one block at a time,
+// streams.
 #pragma once
 
 #include <sys/mman.h>
@@ -392,8 +396,8 @@ inline double __longlong_as_double(long long bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
-// Fibers change only at collectives, so nothing comes between; ThreadSanitizer is to see that it is atomic, and
-// unordered.
+// Fibers change only at collectives, so nothing comes between; ThreadSanitizer is to see that it is
+// atomic, and unordered.
 template <class T>
 T atomicAdd(T* address, T value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);

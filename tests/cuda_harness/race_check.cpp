@@ -1,7 +1,8 @@
 // Runs the kernels of csrc/linear_sum_assignment/linear_sum_assignment.cu and
-// csrc/confusion_matrix/confusion_matrix.cu, and one that needs its __syncwarp, for ThreadSanitizer to watch. A program
-// of its own, since the sanitizer must be there from the start. INFOSEG_ASSIGNMENT and INFOSEG_CONFUSION name the
-// sources, so that a test can give a copy with a barrier removed and see it found.
+// csrc/confusion_matrix/confusion_matrix.cu, and one that needs its __syncwarp, for ThreadSanitizer
+// to watch. A program of its own, since the sanitizer must be there from the start.
+// INFOSEG_ASSIGNMENT and INFOSEG_CONFUSION name the sources, so that a test can give a copy with a
+// barrier removed and see it found.
 #include <cuda_runtime.h>
 
 #include <cstdint>

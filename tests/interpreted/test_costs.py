@@ -47,8 +47,6 @@ CASES = [
     case("information_of_moments", "no gradient", 1, 1, 2, 1, 1, gradient=False),
     case("refined_labels", "two tiles", 2, 3, 3, 6, 5, size=(24, 25)),
     case("refined_labels", "float64", 1, 5, 2, 2, 3, dtype=torch.float64, size=(7, 9)),
-    case("refined_probs", "two tiles", 2, 3, 3, 8, 5, size=(32, 20)),
-    case("refined_probs", "float64", 1, 5, 2, 2, 3, dtype=torch.float64, size=(6, 15)),
     loss("same_position", 1, masked=True),
     loss("same_position", 1, C=20, bias=False),
     loss("same_position", 1, B=2, C=300, K=2, h=4, w=9),  # its scores are kept

@@ -1,19 +1,20 @@
-// refined_labels and refined_probs for one instruction set.
+// refined_labels for one instruction set.
 #include "common/buffer.h"
 #include "common/denormals.h"
-#include "refinement/refinement.h"
 #include "common/softmax.h"
 #include "common/upsampling.h"
+#include "refined_labels/refined_labels.h"
 
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Calls `use(k, score)` with the scores of W pixels for each class. `from` holds the prior of K classes and the
-// surroundings at the output's row and the input's columns, `stride` apart; `at` interpolates between columns. y holds
-// the colours, W apart. `kColours` is c, or 0 for any c: then `scratch` has room for 2 c vectors.
+// Calls `use(k, score)` with the scores of W pixels for each class. `from` holds the prior of K
+// classes and the surroundings at the output's row and the input's columns, `stride` apart; `at`
+// interpolates between columns. y holds the colours, W apart. `kColours` is c, or 0 for any c: then
+// `scratch` has room for 2 c vectors.
 template <int kColours, class Pick, class Use>
 INFOSEG_INLINE void scores_of(const float* from, int64_t stride, const Pick& at, const float* y, float* scratch,
-                              const RefinementArguments& a, const Use& use) {
+                              const RefinedLabelsArguments& a, const Use& use) {
   constexpr int W = Lanes<float>::W;
   const int64_t c = kColours ? kColours : a.c;
   Vec<float> seen[kColours ? 2 * kColours : 1];
@@ -49,19 +50,19 @@ INFOSEG_INLINE void scores_of(const float* from, int64_t stride, const Pick& at,
 template <int kColours>
 struct Rows {
   static constexpr int W = Lanes<float>::W;
-  const RefinementArguments& a;
+  const RefinedLabelsArguments& a;
   const Columns<float> columns;
   // Rows are padded: `pick` reads two vectors from a column on.
   const int64_t stride, scratch_size;
 
-  explicit Rows(const RefinementArguments& given)
+  explicit Rows(const RefinedLabelsArguments& given)
       : a(given),
         columns(a.w, a.columns),
         stride((a.w + W - 1) / W * W + 2 * W),
         scratch_size((a.K + a.c) * stride + 3 * a.c * W) {}
 
-  // Scores of one row, W pixels at a time: calls `use(k, score)` for every class, then `end(g, n)`, where n of the
-  // pixels from g W on are inside the row. `scratch` has scratch_size numbers.
+  // Scores of one row, W pixels at a time: calls `use(k, score)` for every class, then `end(g, n)`,
+  // where n of the pixels from g W on are inside the row. `scratch` has scratch_size numbers.
   template <class Use, class End>
   inline __attribute__((always_inline)) void scores(int64_t b, int64_t line, float* scratch, const Use& use,
                                                     const End& end) const {
@@ -93,7 +94,7 @@ struct Rows {
 };
 
 template <int kColours>
-static void labels_with(const RefinementArguments& a) {
+static void labels_with(const RefinedLabelsArguments& a) {
   constexpr int W = Lanes<float>::W;
   const Rows<kColours> rows(a);
   const Buffer<float> scratch(a.threads * rows.scratch_size);
@@ -116,56 +117,10 @@ static void labels_with(const RefinementArguments& a) {
   parallel_for_floats(a.threads, body);
 }
 
-template <int kColours>
-static void probs_with(const RefinementArguments& a) {
-  constexpr int W = Lanes<float>::W;
-  const int64_t K = a.K, h = a.h, w = a.w, high = a.rows / h, wide = a.columns / w;
-  const Rows<kColours> rows(a);
-  // Scratch of a thread: the scores of W pixels, and for every class and pixel of a row the sum over a position's rows.
-  const int64_t padded = rows.columns.groups * W, of_thread = rows.scratch_size + K * W + K * padded;
-  const Buffer<float> scratch(a.threads * of_thread);
-  auto body = [&](int t) {
-    float *own = scratch + t * of_thread, *z = own + rows.scratch_size, *sums = z + K * W;
-    for (int64_t i = 0; i < rows.scratch_size; ++i) own[i] = 0;  // the end of each row is read but not used
-    const Range part = share(a.B * h, a.threads, t);
-    for (int64_t u = part.begin; u < part.end; ++u) {
-      const int64_t b = u / h;
-      for (int64_t i = 0; i < K * padded; ++i) sums[i] = 0;
-      for (int64_t line = u % h * high; line < (u % h + 1) * high; ++line)
-        rows.scores(
-            b, line, own, [&](int64_t k, Vec<float> score) { store<float>(z + k * W, score); },
-            [&](int64_t g, int64_t) {
-              softmax_and_mean<float>(z, W, K, 1.0f, z);
-              for (int64_t k = 0; k < K; ++k) {
-                float* sum = sums + k * padded + g * W;
-                store<float>(sum, load<float>(sum) + load<float>(z + k * W));
-              }
-            });
-      const float each = 1.0f / static_cast<float>(high * wide);
-      for (int64_t k = 0; k < K; ++k) {
-        float* out = a.probs + ((b * K + k) * h + u % h) * w;
-        const float* sum = sums + k * padded;
-        for (int64_t x = 0; x < w; ++x) {
-          float total = 0;
-          for (int64_t i = 0; i < wide; ++i) total += sum[x * wide + i];
-          out[x] = total * each;
-        }
-      }
-    }
-  };
-  parallel_for_floats(a.threads, body);
-}
-
-void refined_labels(const RefinementArguments& a) {
+void refined_labels(const RefinedLabelsArguments& a) {
   if (a.c == 1) return labels_with<1>(a);
   if (a.c == 3) return labels_with<3>(a);
   return labels_with<0>(a);
-}
-
-void refined_probs(const RefinementArguments& a) {
-  if (a.c == 1) return probs_with<1>(a);
-  if (a.c == 3) return probs_with<3>(a);
-  return probs_with<0>(a);
 }
 
 }  // namespace INFOSEG_ISA
