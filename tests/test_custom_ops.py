@@ -1,4 +1,6 @@
-"""What the factory settles for every op: custom ops, recorded graphs, transforms, second derivatives."""
+"""What the factory settles for every op: custom ops, recorded graphs, transforms, second
+derivatives.
+"""
 
 from dataclasses import replace
 
@@ -47,7 +49,9 @@ def call(name, dtype=None, backend="auto", **more):
 
 
 def kernel_arguments(name, dtype):
-    """A kernel's arguments that hold numbers, those of the public call, with the settings one by one."""
+    """A kernel's arguments that hold numbers, those of the public call, with the settings one by
+    one.
+    """
     op, case = OPS[name], case_of(name, dtype)
     x, keywords = op.arguments(case, "cpu", dtype)
     tensors = [*x, *(v for v in keywords.values() if isinstance(v, torch.Tensor))]
@@ -194,7 +198,9 @@ class Module(torch.nn.Module):
 
 
 def recorded(name, backend, dtype=torch.float32):
-    """The module of an op, its example, inputs of another batch, height and width, and what they give."""
+    """The module of an op, its example, inputs of another batch, height and width, and what they
+    give.
+    """
     op, case = OPS[name], case_of(name, dtype)
     x, keywords = op.arguments(case, "cpu", dtype)
     module = Module(name, backend, keywords)

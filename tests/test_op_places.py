@@ -1,4 +1,6 @@
-"""Every op of `OPS` has all its places: module, reference, kernels, tests, a row of the documentation."""
+"""Every op of `OPS` has all its places: module, reference, kernels, tests, a row of the
+documentation.
+"""
 
 import importlib
 import re

@@ -1,6 +1,7 @@
 """The public ops, one module each, and `OPS`, their records.
 
-A public op checks its arguments once for every backend. Every module here that defines `OP` is an op.
+A public op checks its arguments once for every backend. Every module here that defines `OP` is an
+op.
 """
 
 import importlib

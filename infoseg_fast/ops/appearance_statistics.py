@@ -1,4 +1,4 @@
-"""`appearance_statistics`: the statistics whose class moments describe the appearance of classes."""
+"""`appearance_statistics`: statistics whose class moments describe the appearance of classes."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ from .record import Case, Op
 def appearance_statistics(
     appearance: Tensor, mask: Tensor | None = None, smooth: int = 0, *, backend: str = "auto"
 ) -> Tensor:
-    """The products of (1, y), with y scaled to mean 0 and variance 1, whose sums the moments of classes are.
+    """The products of (1, y), with y scaled to mean 0 and variance 1, whose sums the moments of
+    classes are.
 
     Args:
         appearance: y, [B, d, h, w] float32 or float64; a constant.
@@ -23,11 +24,13 @@ def appearance_statistics(
         smooth: radius in positions of the `neighbourhood_mean` that the probabilities would go
             through. The statistics go through the adjoint of that mean instead, which leaves the
             sums over all positions the same.
-        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64 too.
+        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64
+            too.
 
     Returns:
-        (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the positions
-        that count, [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y. NaN when no position counts.
+        (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the
+        positions that count, [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y. NaN when no
+        position counts.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run here.

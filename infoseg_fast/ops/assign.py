@@ -33,7 +33,8 @@ def assign(
     temperature: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Class probabilities of every position: V = softmax_k(temperature * z), z as in `local_global_similarity`.
+    """Class probabilities of every position: V = softmax_k(temperature * z), z as in
+    `local_global_similarity`.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.

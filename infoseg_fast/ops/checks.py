@@ -1,4 +1,6 @@
-"""What every public op asks of its arguments. Each error names the argument, what it was and what is accepted."""
+"""What every public op asks of its arguments. Each error names the argument, what it was and what
+is accepted.
+"""
 
 import contextlib
 import math
@@ -22,7 +24,9 @@ def described(x: object) -> str:
 def local_and_global(
     features: Tensor, global_features: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Check the four tensors against each other; return `weight` as [D, C], and all in autocast's dtype if on."""
+    """Check the four tensors against each other; return `weight` as [D, C], and all in autocast's
+    dtype if on.
+    """
     named = {"features": features, "global_features": global_features, "weight": weight, "bias": bias}
     for name, x in named.items():
         if x is None and name in ("weight", "bias"):
@@ -69,7 +73,9 @@ def local_and_global(
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """A context in which autocast is off. Where it is off anyway there is nothing to do, which costs less."""
+    """A context in which autocast is off. Where it is off anyway there is nothing to do, which
+    costs less.
+    """
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 

@@ -35,10 +35,11 @@ def class_moments(
     temperature: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p} V[b,k,p] Y[b,s,p].
+    """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p}
+    V[b,k,p] Y[b,s,p].
 
-    V is that of `assign`. With Y = (1, y, y_i y_j) the sums are the size, the mean and the covariance
-    of y in every class. V is written only where a gradient is wanted, and dV[b,k,p] =
+    V is that of `assign`. With Y = (1, y, y_i y_j) the sums are the size, the mean and the
+    covariance of y in every class. V is written only where a gradient is wanted, and dV[b,k,p] =
     sum_s dM[k,s] Y[b,s,p] is never formed as a whole.
 
     Args:

@@ -1,4 +1,5 @@
-"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see `infoseg_fast.ops.protocol`).
+"""The backend "cpp": C++ kernels for CPUs, from the compiled extension (see
+`infoseg_fast.ops.protocol`).
 
 The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a
 tensor that is not given or not wanted. The number of threads is `torch.get_num_threads()`.
@@ -105,7 +106,9 @@ class _ClassMoments(_Kernel):
 def _gradients(
     features, G, needs, *, grad=None, grad_moments=None, statistics=None, probs=None, temperature=1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics` (`grad_moments`)."""
+    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics`
+    (`grad_moments`).
+    """
     df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
         features=_map(features),

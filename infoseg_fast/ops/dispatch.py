@@ -72,9 +72,9 @@ def log_once(message: str) -> None:
 def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op` on tensors of this device type and dtype.
 
-    "auto" takes the first of `PREFERENCE` that can, and logs once for each reason why an earlier one
-    could not. A backend asked for by name that cannot run raises BackendUnavailableError with the
-    reason of every backend.
+    "auto" takes the first of `PREFERENCE` that can, and logs once for each reason why an earlier
+    one could not. A backend asked for by name that cannot run raises BackendUnavailableError with
+    the reason of every backend.
     """
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
@@ -103,8 +103,8 @@ def select(op: str, backend: str, tensor: Tensor) -> str:
 
     Kernels run neither under `torch.func` transforms and forward-mode differentiation, nor where
     `torch.jit.trace` records a graph. There "auto" takes the reference, and a backend asked for by
-    name raises BackendUnavailableError. `torch.export` records the reference for "auto", so that the
-    program runs without this package, and the custom op of a backend asked for by name.
+    name raises BackendUnavailableError. `torch.export` records the reference for "auto", so that
+    the program runs without this package, and the custom op of a backend asked for by name.
     """
     chosen = choose(op, backend, tensor.device.type, tensor.dtype)
     if chosen == "reference":
@@ -136,14 +136,18 @@ def _no_kernels_now() -> str | None:
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary tensors outside the compiler, with no mode that looks at operations."""
+    """Whether these are ordinary tensors outside the compiler, with no mode that looks at
+    operations.
+    """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return _PLAIN.issuperset(map(type, tensors))
 
 
 def direct(*tensors: Tensor | None) -> bool:
-    """Whether compiled code may read these tensors: plain ones in a call that nothing records or transforms."""
+    """Whether compiled code may read these tensors: plain ones in a call that nothing records or
+    transforms.
+    """
     return plain(*tensors) and _no_kernels_now() is None
 
 

@@ -1,4 +1,5 @@
-"""How PyTorch sees the kernels of an op: custom op, fake, gradient, and the direct call outside of the compiler.
+"""How PyTorch sees the kernels of an op: custom op, fake, gradient, and the direct call outside of
+the compiler.
 
 Two ways lead into a kernel. Ordinary tensors outside the compiler take the direct one, a plain call
 or an `autograd.Function`, which costs a few tenths of a millisecond less per training step than a
@@ -80,7 +81,9 @@ class Wiring:
         return Needs(*each) if self.folds else tuple(each)
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
-        """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it folds."""
+        """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it
+        folds.
+        """
         number = self.tensors + self.folds
         tensors, settings = arguments[:number], arguments[number:]
         if not dispatch.plain(*tensors):
@@ -171,7 +174,9 @@ class Wiring:
 
 
 class _Function(torch.autograd.Function):
-    """The direct call with a gradient. The projection is folded inside, so a step has one node in the graph."""
+    """The direct call with a gradient. The projection is folded inside, so a step has one node in
+    the graph.
+    """
 
     @staticmethod
     def forward(ctx: Any, wiring: Wiring, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
@@ -229,7 +234,8 @@ def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor |
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in silence.
+    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in
+    silence.
 
     The inputs of the op are arguments so that the graph leads from the gradients to them.
     """

@@ -1,4 +1,6 @@
-"""`information_of_moments`: the mutual information of class and appearance, from the moments of the classes."""
+"""`information_of_moments`: the mutual information of class and appearance, from the moments of the
+classes.
+"""
 
 from typing import Any
 
@@ -57,7 +59,9 @@ def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
 
 
 def _floor(case: Case, phase: str) -> int:
-    """Forward: the moments of classes and of all positions, and the gradient, which is formed there."""
+    """Forward: the moments of classes and of all positions, and the gradient, which is formed
+    there.
+    """
     of_one = products_of(case.C) * case.accumulation_dtype.itemsize
     return (2 * case.K + 1 if phase == "forward" else 2 * case.K) * of_one
 

@@ -1,4 +1,6 @@
-"""Inputs of the ops of features, for their records: the schema's head, random arguments, usual sizes."""
+"""Inputs of the ops of features, for their records: the schema's head, random arguments, usual
+sizes.
+"""
 
 from typing import Any
 
@@ -50,6 +52,8 @@ def folded_arguments(case: Case, device: torch.device | str) -> tuple[Tensor, Te
 
 
 def similarity_operations(case: Case, phase: str) -> int:
-    """Operations of the product of features and global features; of the two products of its gradient."""
+    """Operations of the product of features and global features; of the two products of its
+    gradient.
+    """
     product = 2 * case.B * case.h * case.w * case.C * case.K
     return product if phase == "forward" else 2 * product

@@ -1,4 +1,6 @@
-"""`linear_sum_assignment`: optimal one-to-one assignment, one matrix or a batch, on the CPU or a GPU."""
+"""`linear_sum_assignment`: optimal one-to-one assignment, one matrix or a batch, on the CPU or a
+GPU.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,8 @@ from . import dispatch
 from .record import Case, Op
 
 BACKENDS = ("auto", "reference", "cpp", "cuda")
-# Dtypes that the CUDA kernels read, with their numbers in csrc/linear_sum_assignment/linear_sum_assignment.cu.
+# Dtypes that the CUDA kernels read, with their numbers in
+# csrc/linear_sum_assignment/linear_sum_assignment.cu.
 CUDA_TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
 CUDA_STATUS = {
     1: "cost matrix contains invalid numeric entries: {line} {place}{where} holds one",
@@ -30,8 +33,8 @@ def linear_sum_assignment(
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Choose entries, at most one per row and column, of least (or greatest) total cost.
 
-    Equivalent to scipy's function of this name. Floating-point costs are summed in float64, integers
-    exactly.
+    Equivalent to scipy's function of this name. Floating-point costs are summed in float64,
+    integers exactly.
 
     Args:
         cost: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype.
@@ -158,7 +161,9 @@ def _solve_on_cuda(cost: Tensor, maximize: bool, check: bool) -> tuple[Tensor, T
 
 
 def launch(run: Callable[..., object], cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits for nothing."""
+    """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits
+    for nothing.
+    """
     batch = cost if cost.ndim == 3 else cost[None]
     number, height, width = batch.shape
     if height > max(width, 32):

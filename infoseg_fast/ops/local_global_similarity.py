@@ -28,10 +28,11 @@ def local_global_similarity(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Similarity of every position with every global feature of its image: z[b,k,p] = <W f[b,p] + b, H[b,k]>.
+    """Similarity of every position with every global feature of its image: z[b,k,p] = <W f[b,p] +
+    b, H[b,k]>.
 
-    The projection is folded into the global features (identity 2 of METHOD), so no D-dimensional map
-    is formed.
+    The projection is folded into the global features (identity 2 of METHOD), so no D-dimensional
+    map is formed.
 
     Args:
         features: f, [B, C, h, w], any strides; float32, float64, bfloat16 or float16. Without

@@ -45,7 +45,8 @@ def mutual_information_loss(
     mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Minus the mutual information, up to a constant, between local features and the global feature of their class.
+    """Minus the mutual information, up to a constant, between local features and the global feature
+    of their class.
 
     With V = softmax_k(temperature * z) and T = sum_k V_k z_k = <L, S> (identity 1 of METHOD: the
     assigned global feature S is never formed):

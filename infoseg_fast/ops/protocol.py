@@ -1,12 +1,14 @@
-"""What a kernel gets and returns. A leaf: kernels of every backend import it, and it imports torch alone.
+"""What a kernel gets and returns. A leaf: kernels of every backend import it, and it imports torch
+alone.
 
-A backend is a module with `unavailable() -> str | None`, the reason why nothing of it can run here, and
-`KERNELS: dict[str, Kernel]`, its kernels by the name of their op.
+A backend is a module with `unavailable() -> str | None`, the reason why nothing of it can run here,
+and `KERNELS: dict[str, Kernel]`, its kernels by the name of their op.
 
 The arguments of a kernel are, in this order, the tensors that a gradient may be wanted by, the
 constant tensors, and the settings; `Wiring.schema` of the op lists them. Ops of features get these
 [B, C, h, w] in any of four dtypes and any strides, and the folded global features G [B, K, C] and
-g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float64 features, else float32).
+g0 [B, K] or None, contiguous, in the accumulation dtype (float64 for float64 features, else
+float32).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""The record of an op. Wiring, benchmarks, checks, ahead-of-time table, cost model and tests read it."""
+"""The record of an op. Wiring, benchmarks, checks, ahead-of-time table, cost model and tests read
+it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,8 +20,8 @@ USES = ("cpu", "cuda", "aot", "aot_more", "aot_all", "roofline")
 class Case:
     """The sizes, the dtype and the settings at which an op is timed, checked, compiled or costed.
 
-    Defaults are the sizes of the paper on COCO-Stuff: batches of 64 images of 128 x 128 pixels, at a
-    stride of 4.
+    Defaults are the sizes of the paper on COCO-Stuff: batches of 64 images of 128 x 128 pixels, at
+    a stride of 4.
     """
 
     name: str

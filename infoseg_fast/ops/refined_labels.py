@@ -48,7 +48,7 @@ def _shapes(case: Case) -> list[tuple[int, ...]]:
 def refinement_arguments(
     case: Case, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """prior, colour, around, residual and log_scale; the case's C is the number of colour channels."""
+    """prior, colour, around, residual, log_scale; C of the case is the number of colours."""
     prior, *others = normal(case, 6, *_shapes(case))
     return [x.to(device, dtype) for x in (torch.softmax(2 * prior, dim=1), *others)], {}
 

@@ -37,7 +37,8 @@ def segment(
     interpolate: str = "probs",
     backend: str = "auto",
 ) -> Tensor:
-    """The class of every pixel: argmax_k of the probabilities (or similarities), upsampled bilinearly to `size`.
+    """The class of every pixel: argmax_k of the probabilities (or similarities), upsampled
+    bilinearly to `size`.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.

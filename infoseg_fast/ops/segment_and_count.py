@@ -45,7 +45,8 @@ def segment_and_count(
     check: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """Joint counts of the segmentation at the target's size and the target, which an evaluation sums up.
+    """Joint counts of the segmentation at the target's size and the target, which an evaluation
+    sums up.
 
     Args:
         features, global_features, weight, bias, temperature, interpolate, backend: as in `segment`.
@@ -59,9 +60,9 @@ def segment_and_count(
             pixels are left out of the counts.
 
     Returns:
-        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside` a
-        tuple of it and, in this order, the labels [B, H_img, W_img] uint8 and the number of pixels
-        out of range, int64 [].
+        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside`
+        a tuple of it and, in this order, the labels [B, H_img, W_img] uint8 and the number of
+        pixels out of range, int64 [].
 
     Raises:
         As `segment`; ValueError also for a target value of at least num_classes that is not

@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth: int = 0) -> Tensor:
-    """Products of (1, y), times the share of the position, after the adjoint of `neighbourhood_mean`.
+    """Products of (1, y), times the share of the position, after the adjoint of
+    `neighbourhood_mean`.
 
     y is scaled to mean 0 and variance 1. See `infoseg_fast.ops.appearance_statistics`.
     """
@@ -28,7 +29,9 @@ def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth
 
 
 def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
-    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from the left."""
+    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from
+    the left.
+    """
     place = torch.arange(n, device=like.device)
     neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
     weights = torch.full_like(neighbour, 1 / (2 * radius + 1), dtype=like.dtype)

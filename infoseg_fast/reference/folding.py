@@ -43,8 +43,8 @@ def fold_projection_gradient(
     """Gradients by H, W and b: dH = dG W^T + dg0 b^T, dW = H^T dG, db = H^T dg0.
 
     Args:
-        dG, dg0: gradients by G [B, K, C] and g0 [B, K], in the accumulation dtype. dG is read for dH
-            and dW only, dg0 only where there is a bias.
+        dG, dg0: gradients by G [B, K, C] and g0 [B, K], in the accumulation dtype. dG is read for
+            dH and dW only, dg0 only where there is a bias.
         needs: which of the three gradients are wanted; the others are None.
 
     Returns:

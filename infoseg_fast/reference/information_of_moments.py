@@ -17,7 +17,8 @@ def information_of_moments(moments: Tensor, total: Tensor, resolution: float) ->
 
     in float64, since a class of one colour is nearly singular. A kernel forms the derivative
 
-        dI / dM_k = -Q_k^-1 / 2, by the corner plus -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1)) / 2
+        dI / dM_k = -Q_k^-1 / 2, by the corner plus -log det Q_k / 2 + (d + 1 - r^2 trace(R Q_k^-1))
+        / 2
     """
     M = torch.cat([moments, total[None]]).double()
     share, half_log_det = half_log_dets(M, resolution, torch.finfo(moments.dtype).tiny)

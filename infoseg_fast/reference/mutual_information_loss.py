@@ -27,7 +27,9 @@ def candidate_similarity(features: Tensor, G: Tensor, g0: Tensor | None, num_neg
 
 
 def mean_over_valid(x: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of x [B, ..., P] over dims 0 and -1 where valid [B, P] holds; NaN when nothing is valid."""
+    """The mean of x [B, ..., P] over dims 0 and -1 where valid [B, P] holds; NaN when nothing is
+    valid.
+    """
     if valid is None:
         return x.mean(dim=(0, -1))
     valid = valid.reshape(valid.shape[:1] + (1,) * (x.dim() - 2) + valid.shape[1:])
@@ -35,9 +37,12 @@ def mean_over_valid(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def class_usage_penalty(V: Tensor, valid: Tensor | None) -> Tensor:
-    """log K - entropy(mean_{b,p} V), in nats: 0 when all classes are used alike, log K when one is used alone."""
+    """log K - entropy(mean_{b,p} V), in nats: 0 when all classes are used alike, log K when one is
+    used alone.
+    """
     usage = mean_over_valid(V, valid)
-    # The clamp keeps the gradient finite where a class is not used at all: there x log x has slope -inf.
+    # The clamp keeps the gradient finite where a class is not used at all: there x log x has slope
+    # -inf.
     entropy = -(usage * usage.clamp_min(torch.finfo(V.dtype).tiny).log()).sum()
     return math.log(V.shape[1]) - entropy
 
@@ -55,7 +60,8 @@ def mutual_information_loss(
     balance: float = 0.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The loss, a scalar in the accumulation dtype; see `infoseg_fast.mutual_information_loss` for the arguments.
+    """The loss, a scalar in the accumulation dtype; see `infoseg_fast.mutual_information_loss` for
+    the arguments.
 
     `num_negatives` is a number here.
     """
@@ -85,7 +91,9 @@ def folded_loss(
     num_negatives: int,
     balance: float,
 ) -> Tensor:
-    """The loss from folded global features. features [B, C, h, w], G [B, K, C], g0 [B, K], valid [B, P] bool."""
+    """The loss from folded global features. features [B, C, h, w], G [B, K, C], g0 [B, K], valid
+    [B, P] bool.
+    """
     q = candidate_similarity(features, G, g0, num_negatives)  # [B, 1 + n, K, P]
     z, w = q[:, 0], q[:, 1:]  # own image, partners
     V = torch.softmax(temperature * z, dim=1)  # [B, K, P]
@@ -115,9 +123,11 @@ def folded_loss_gradient(
     num_negatives: int,
     balance: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `folded_loss` by features, G and g0, written out (identity 3 of the method: they have rank K).
+    """Gradients of `folded_loss` by features, G and g0, written out (identity 3 of the method: they
+    have rank K).
 
-    What kernels compute, step by step: the coefficient dq of every similarity, then df, dG and dg0 as its products.
+    What kernels compute, step by step: the coefficient dq of every similarity, then df, dG and dg0
+    as its products.
     """
     B, tau = features.shape[0], temperature
     f = features.to(G.dtype).flatten(2)
@@ -126,7 +136,8 @@ def folded_loss_gradient(
     z, w = q[:, 0], q[:, 1:]
     V = torch.softmax(tau * z, dim=1)
     T_pos = (V * z).sum(dim=1)
-    # 1 / M at each of the M valid positions, 0 elsewhere; where nothing is valid there is nothing to divide.
+    # 1 / M at each of the M valid positions, 0 elsewhere; where nothing is valid there is nothing
+    # to divide.
     if valid is None:
         share = torch.full_like(T_pos, 1 / max(T_pos.numel(), 1))
     else:

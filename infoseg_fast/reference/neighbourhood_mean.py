@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def neighbourhood_mean(maps: Tensor, radius: int) -> Tensor:
-    """Means over 2 radius + 1 positions each way of [B, K, h, w]; border positions are repeated beyond the border."""
+    """Means over 2 radius + 1 positions each way of [B, K, h, w]; border positions are repeated
+    beyond the border.
+    """
     if radius == 0:
         return maps
     maps = F.pad(maps, (radius,) * 4, mode="replicate")

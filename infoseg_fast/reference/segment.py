@@ -19,7 +19,8 @@ def segment(
     size: tuple[int, int] | None = None,
     interpolate: str = "probs",
 ) -> Tensor:
-    """argmax_k of V ("probs") or z ("logits"), upsampled bilinearly (align_corners=False): [B, *size] uint8.
+    """argmax_k of V ("probs") or z ("logits"), upsampled bilinearly (align_corners=False): [B,
+    *size] uint8.
 
     The argmax of upsampled probabilities is not the upsampled argmax.
     """

@@ -10,5 +10,7 @@ def recorded() -> bool:
 
 
 def parts(batch: Tensor) -> list[slice]:
-    """The images of a batch one by one, which bounds the memory; all at once while a graph is recorded."""
+    """The images of a batch one by one, which bounds the memory; all at once while a graph is
+    recorded.
+    """
     return [slice(None)] if recorded() or len(batch) == 0 else [slice(b, b + 1) for b in range(len(batch))]
