@@ -1,4 +1,5 @@
-"""Measure the two speeds of docs/benchmarks.md: feeding crops from a prepared set, and preparing raw images.
+"""Measure the two speeds of docs/benchmarks.md: feeding crops from a prepared set, and preparing
+raw images.
 
     python benchmarks/data_throughput.py feed DIR [--images 51804]       # writes 6.6 GB to DIR once
     python benchmarks/data_throughput.py prepare DIR [--images 3000] [--workers 2]
@@ -80,7 +81,9 @@ def feed(folder: Path, images: int, epochs: int = 4, batch_size: int = 64) -> No
 
 
 def write_raw(root: Path, images: int) -> None:
-    """Write raw COCO-Stuff: JPEGs of about 150 kB of noisy smooth textures; label maps of regions and a disc."""
+    """Write raw COCO-Stuff: JPEGs of about 150 kB of noisy smooth textures; label maps of regions
+    and a disc.
+    """
     rng = np.random.default_rng(0)
     for folder in ("images", "annotations", "curated"):
         for part in PARTS:

@@ -1,4 +1,5 @@
-"""Where the time of a step of the loss goes: the kernel, its memory, the fold of the projection, Python.
+"""Where the time of a step of the loss goes: the kernel, its memory, the fold of the projection,
+Python.
 
     python benchmarks/loss_parts.py [--rounds 80] [--only TEXT] [CASE ...]
 

@@ -1,4 +1,5 @@
-"""The speed-up of two threads over one, for every op: medians of wall-clock times, measured in turns.
+"""The speed-up of two threads over one, for every op: medians of wall-clock times, measured in
+turns.
 
     python benchmarks/thread_scaling.py [--rounds 60]
 

@@ -1,4 +1,5 @@
-"""Time a whole training step with the loss on PyTorch's thread pool, on its own pool, and in plain PyTorch.
+"""Time a whole training step with the loss on PyTorch's thread pool, on its own pool, and in plain
+PyTorch.
 
     python benchmarks/train_step.py [--width 16] [--images 16] [--side 128] [--threads 1 2] [--rounds 15]
 
@@ -22,7 +23,9 @@ WAYS = {"PyTorch's pool": ("cpp", "automatic"), "own pool": ("cpp", "own"), "pla
 
 
 def step_of(backend: str, pool: str, args: argparse.Namespace):
-    """A function that runs one training step and returns the seconds of the loss and of the whole step."""
+    """A function that runs one training step and returns the seconds of the loss and of the whole
+    step.
+    """
     torch.manual_seed(0)
     model = isf.InfoSegNet(num_classes=15, width=args.width)
     criterion = isf.InfoSegLoss(num_negatives=1, backend=backend)

@@ -1,4 +1,5 @@
-"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" of `infoseg_fast.ops.dispatch`.
+"""Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" of
+`infoseg_fast.ops.dispatch`.
 
 A module here is named as the op that owns it; the others hold what several ops share. Importing
 this module needs neither Triton nor a GPU driver: the first access to `KERNELS` imports Triton.
@@ -21,7 +22,9 @@ def __getattr__(name: str):
 
 @functools.cache
 def _kernels() -> dict[str, object]:
-    """The kernel of each op by the op's name: every `launch.OpKernel` of the modules in this folder."""
+    """The kernel of each op by the op's name: every `launch.OpKernel` of the modules in this
+    folder.
+    """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     from .launch import OP_KERNELS
@@ -49,5 +52,7 @@ def unavailable() -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter. Triton reads the variable when a kernel is defined."""
+    """Whether kernels run in Triton's interpreter. Triton reads the variable when a kernel is
+    defined.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"

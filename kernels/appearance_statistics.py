@@ -1,4 +1,5 @@
-"""`appearance_statistics`: products of (1, y), y scaled to mean 0 and variance 1, through the adjoint of a mean.
+"""`appearance_statistics`: products of (1, y), y scaled to mean 0 and variance 1, through the
+adjoint of a mean.
 
 `appearance_statistics_sums` writes for each of a few runs of positions their number, and per
 channel the sum and the sum of squares about the mean of the run, in float64. Each program of
@@ -32,7 +33,9 @@ def _sums_cost(started: Launch) -> Cost:
 
 @triton.jit
 def channels_of_tile(y, valid, tile, P, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
-    """y [BLOCK_D, BLOCK_P] of a tile of positions in float64, and a mask [BLOCK_P] of the valid positions."""
+    """y [BLOCK_D, BLOCK_P] of a tile of positions in float64, and a mask [BLOCK_P] of the valid
+    positions.
+    """
     tiles = tl.cdiv(P, BLOCK_P)
     b = (tile // tiles).to(tl.int64)
     p = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -105,7 +108,9 @@ def _products_cost(started: Launch) -> Cost:
 
 @triton.jit
 def standardisation(partials, row, parts, D: tl.constexpr, TINY: tl.constexpr):
-    """Mean and 1 / deviation of the channels of the factors `row` [BLOCK_N], and the number of valid positions."""
+    """Mean and 1 / deviation of the channels of the factors `row` [BLOCK_N], and the number of
+    valid positions.
+    """
     part = tl.arange(0, MAX_PARTS)
     n = tl.load(partials + part, mask=part < parts, other=0)
     mask = ((row >= 1) & (row <= D))[:, None] & (part < parts)[None, :]
@@ -122,7 +127,9 @@ def standardisation(partials, row, parts, D: tl.constexpr, TINY: tl.constexpr):
 
 @triton.jit
 def taps(source, to, n, radius):
-    """How often the mean around position `source` of n in a row takes position `to`. Border positions repeat."""
+    """How often the mean around position `source` of n in a row takes position `to`. Border
+    positions repeat.
+    """
     least = tl.where(to == 0, -radius, tl.maximum(to - source, -radius))
     most = tl.where(to == n - 1, radius, tl.minimum(to - source, radius))
     return tl.maximum(most - least + 1, 0)

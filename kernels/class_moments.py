@@ -1,4 +1,5 @@
-"""`class_moments`: M[k, s] = sum_{b,p} V[b, k, p] Y[b, s, p]. V is stored only if a gradient is wanted.
+"""`class_moments`: M[k, s] = sum_{b,p} V[b, k, p] Y[b, s, p]. V is stored only if a gradient is
+wanted.
 
 Forward: a program computes the probabilities of a tile of positions as `similarity_forward` does
 and multiplies them, in registers, with the tile's statistics. A second launch adds the products of

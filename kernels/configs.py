@@ -31,14 +31,18 @@ class Config:
     registers: int | None = None  # maximum per thread; None: ptxas chooses
 
     def options(self) -> dict[str, object]:
-        """Options of Triton's compiler. `enable_fp_fusion` is explicit: its default changes in Triton 3.10."""
+        """Options of Triton's compiler. `enable_fp_fusion` is explicit: its default changes in
+        Triton 3.10.
+        """
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
 class Key:
-    """What the choice of a tile depends on. `variant` is free text of the kernel, such as the dtype of the features."""
+    """What the choice of a tile depends on. `variant` is free text of the kernel, such as the dtype
+    of the features.
+    """
 
     itemsize: int  # of the features
     C: int
@@ -55,12 +59,16 @@ class Row:
 
 
 def feature_key(features: Tensor, K: int) -> Key:
-    """The key of a kernel that reads features [B, C, h, w] with K classes; the variant is the dtype."""
+    """The key of a kernel that reads features [B, C, h, w] with K classes; the variant is the
+    dtype.
+    """
     return Key(features.element_size(), features.shape[1], K, str(features.dtype).removeprefix("torch."))
 
 
 def _by_dtype(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (dtype of the features, maximum K, BLOCK_P, BLOCK_C, warps, stages, registers, reason)."""
+    """Rows of (dtype of the features, maximum K, BLOCK_P, BLOCK_C, warps, stages, registers,
+    reason).
+    """
 
     def fits(dtype: str, max_K: int) -> Callable[[Key], bool]:
         return lambda key: key.variant == dtype and max_K >= key.K
@@ -72,7 +80,9 @@ def _by_dtype(kernel: str, *rows: tuple) -> list[Row]:
 
 
 def _by_size(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (maximum bytes of an element, maximum C, blocks, warps, registers, reason). Nothing is pipelined."""
+    """Rows of (maximum bytes of an element, maximum C, blocks, warps, registers, reason). Nothing
+    is pipelined.
+    """
 
     def fits(max_itemsize: int, max_C: int) -> Callable[[Key], bool]:
         return lambda key: key.itemsize <= max_itemsize and max_C >= key.C
@@ -194,7 +204,9 @@ def autotunes(device: torch.device) -> bool:
 
 
 def _time(body: Callable[[Config], object], config: Config, repeats: int = 9) -> float:
-    """Median milliseconds of `body(config)` on the current stream; infinite if it does not fit the GPU."""
+    """Median milliseconds of `body(config)` on the current stream; infinite if it does not fit the
+    GPU.
+    """
     try:
         body(config)
     except Exception as error:

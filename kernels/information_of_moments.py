@@ -1,4 +1,5 @@
-"""`information_of_moments`: log-determinants of small symmetric positive definite matrices, one program per class.
+"""`information_of_moments`: log-determinants of small symmetric positive definite matrices, one
+program per class.
 
 The matrix Q of a class is one tile in float64. It is swept by each of its pivots in turn: with d
 the pivot p, element q_ij becomes q_ij - q_ip q_pj / d, row and column p become q_ip / d, and the

@@ -23,7 +23,8 @@ OP_KERNELS: dict[str, "OpKernel"] = {}
 
 
 class OpKernel:
-    """Base class of the object that an op calls: `class AssignKernel(OpKernel, op="assign")` registers one of it.
+    """Base class of the object that an op calls: `class AssignKernel(OpKernel, op="assign")`
+    registers one of it.
 
     The methods of a subclass are those of the kernel protocol in `infoseg_fast.ops.protocol`.
     """
@@ -79,7 +80,8 @@ def product_operations(m: int, n: int, k: int, precision: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A Triton function with the promises about its machine code and its cost. The decorator `kernel` makes it.
+    """A Triton function with the promises about its machine code and its cost. The decorator
+    `kernel` makes it.
 
     Attributes:
         products: the kernel multiplies matrices, so tensor-core instructions must appear.
@@ -106,7 +108,8 @@ class Kernel:
 def kernel(
     *, cost: Callable[["Launch"], Cost], products: bool = False, wide_loads: bool = False
 ) -> Callable[..., Kernel]:
-    """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a stated type.
+    """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a
+    stated type.
 
     Triton would compile another variant for numbers that are 1 or divisible by 16. Numbers here are
     not specialised: a divisibility that matters is a constexpr. This keeps the variants few, so all
@@ -157,7 +160,8 @@ def launch(
     constexprs: dict[str, object],
     config: Config,
 ) -> None:
-    """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid does nothing.
+    """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid
+    does nothing.
 
     The block sizes of `config` are added to the constexprs. An argument of None is a pointer that
     the kernel skips.

@@ -109,7 +109,9 @@ class _Plan:
         return {name: kept if self.keeps == kind else None for kind, name in names.items()}
 
     def _splits(self, config, units: int, programs: int = PROGRAMS) -> int:
-        """The number of parts that tiles of positions are split into, if `units` programs are needed without."""
+        """The number of parts that tiles of positions are split into, if `units` programs are
+        needed without.
+        """
         return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(programs, max(units, 1))))
 
     def forward(self, share, kept=None):
@@ -212,7 +214,9 @@ class _Plan:
         return found
 
     def _chunked(self, config) -> tuple[configs.Config, int]:
-        """The configuration with the BLOCK_D that the kernels expect, and the number of chunks of channels."""
+        """The configuration with the BLOCK_D that the kernels expect, and the number of chunks of
+        channels.
+        """
         blocks = config.blocks
         if blocks["BLOCK_C"] >= self.C:
             config = replace(config, blocks=blocks | {"BLOCK_D": blocks["BLOCK_C"]})

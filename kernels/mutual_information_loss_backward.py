@@ -1,4 +1,5 @@
-"""Backward pass: df, dG and dg0 of the loss from the gradient by the scores (identity 3 of the method).
+"""Backward pass: df, dG and dg0 of the loss from the gradient by the scores (identity 3 of the
+method).
 
 `loss_image_gradient`: a program owns an image, a chunk of channels and every splits-th tile of
 positions. From one read of f it computes the coefficients of the scores with the own image and the

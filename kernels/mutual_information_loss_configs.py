@@ -12,7 +12,8 @@ REGISTERS = 255  # without a limit ptxas spills a few bytes to stay below 80, 12
 
 
 def _rows(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (precisions, modes, losses, maximum K, maximum C, blocks, stages, reason); "" fits any.
+    """Rows of (precisions, modes, losses, maximum K, maximum C, blocks, stages, reason); "" fits
+    any.
 
     The blocks are BLOCK_P, BLOCK_C, IMAGES and, of gradients, BLOCK_D.
     """

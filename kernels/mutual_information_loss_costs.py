@@ -31,7 +31,9 @@ class _Sizes:
         return self.product(images * c["BLOCK_K"], c["BLOCK_P"], triton.cdiv(self.C, c["BLOCK_C"]) * c["BLOCK_C"])
 
     def own(self) -> tuple[int, int, int]:
-        """Images in the own block, rows of G of the partners beyond it, and blocks of these partners."""
+        """Images in the own block, rows of G of the partners beyond it, and blocks of these
+        partners.
+        """
         own = min(self.c["OWN_IMAGES"], 1 + self.n)
         left = self.n + 1 - max(self.c["OWN_IMAGES"], 1) if self.c["MORE"] else 0
         return own, left * self.K, triton.cdiv(left, self.c["IMAGES"])

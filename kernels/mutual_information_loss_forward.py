@@ -1,4 +1,5 @@
-"""Forward pass: the loss from one read of f (two reads for jsd with several partners at the same position).
+"""Forward pass: the loss from one read of f (two reads for jsd with several partners at the same
+position).
 
 A program owns an image and every splits-th tile of its positions, and writes the sums of its terms.
 A second kernel adds them in a fixed order. The first block of columns is the own image with the

@@ -15,7 +15,8 @@ from .tiles import feature_offsets, product
 
 @triton.jit
 def partner_columns(b, first, B, last, K: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Rows of G [B * K, C] of the columns of partners first .. first + IMAGES - 1 of image b, and a mask of live ones.
+    """Rows of G [B * K, C] of the columns of partners first .. first + IMAGES - 1 of image b, and a
+    mask of live ones.
 
     Partner j of image b is image (b + j) mod B, b itself for j = 0. Partners above `last` are dead.
     -> [N], [N]
@@ -44,7 +45,9 @@ def feature_tile(
     features, first, p, inside, stride_c, stride_y, stride_x, w, C: tl.constexpr, LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Channels first .. first + BLOCK - 1 of one image at positions p [BLOCK_P] -> [BLOCK, BLOCK_P]."""
+    """Channels first .. first + BLOCK - 1 of one image at positions p [BLOCK_P] -> [BLOCK,
+    BLOCK_P].
+    """
     c = first + tl.arange(0, BLOCK)
     offsets = feature_offsets(c, p, stride_c, stride_y, stride_x, w, LAYOUT, ALIGN)
     return tl.load(features + offsets, mask=(c < C)[:, None] & inside[None, :], other=0)
@@ -119,7 +122,9 @@ def position_tile(x, row, live, p, inside, P):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x) to the last bits of float32 at every x: 2 artanh(e / (2 + e)), since log(1 + e) loses a small e."""
+    """log(1 + e^x) to the last bits of float32 at every x: 2 artanh(e / (2 + e)), since log(1 + e)
+    loses a small e.
+    """
     e = tl.exp(-tl.abs(x))
     s = e / (2 + e)
     t = s * s  # at most 1 / 9: the first omitted term is below 1e-9 of the sum
@@ -171,7 +176,9 @@ def own_coefficients(z, V, usage, tau, INFONCE: tl.constexpr, BALANCE: tl.conste
 
 @triton.jit
 def log_sum_exp(q, live):
-    """Maximum of the live scores of each position, and the sum of exp(score - maximum). q [BLOCK_P, N]"""
+    """Maximum of the live scores of each position, and the sum of exp(score - maximum). q [BLOCK_P,
+    N]
+    """
     q = tl.where(live[None, :], q, float("-inf"))
     top = tl.max(q, 1)
     return top, tl.sum(tl.exp(q - top[:, None]), 1)
@@ -179,7 +186,9 @@ def log_sum_exp(q, live):
 
 @triton.jit
 def at_same_position(w, V, tau, n):
-    """jsd of one partner: T- = sum_k V_k w_k, its gradients by w and the partner's z. w, V [BLOCK_P, BLOCK_K]"""
+    """jsd of one partner: T- = sum_k V_k w_k, its gradients by w and the partner's z. w, V
+    [BLOCK_P, BLOCK_K]
+    """
     T = tl.sum(V * w, 1)
     by_w = (sigmoid(T) / n)[:, None] * V
     return T, by_w, by_w * (tau * (w - T[:, None]))
@@ -187,7 +196,9 @@ def at_same_position(w, V, tau, n):
 
 @triton.jit
 def partner_negatives(q, V, tau, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Scores by image, their weights R, and T- = sum_k R_k q_k of each partner. R is V [BLOCK_P, N] if given."""
+    """Scores by image, their weights R, and T- = sum_k R_k q_k of each partner. R is V [BLOCK_P, N]
+    if given.
+    """
     q = by_image(q, IMAGES, BLOCK_K)
     R = by_image(V, IMAGES, BLOCK_K) if LOSS == "same_position" else softmax(q, tau, K)
     return q, R, tl.sum(R * q, 2)
@@ -197,7 +208,8 @@ def partner_negatives(q, V, tau, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl
 def partner_coefficients(
     q, V, lse, tau, n, K: tl.constexpr, LOSS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """Gradients by the scores with partners and by the partner's own scores, times the number of valid positions.
+    """Gradients by the scores with partners and by the partner's own scores, times the number of
+    valid positions.
 
     q [BLOCK_P, N], lse [BLOCK_P] -> [BLOCK_P, N] twice. The second is used with same_position only.
     """

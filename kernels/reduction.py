@@ -1,4 +1,6 @@
-"""The second pass of sums over many programs. Parts are added in a fixed order, so reruns give the same bits."""
+"""The second pass of sums over many programs. Parts are added in a fixed order, so reruns give the
+same bits.
+"""
 
 import triton
 import triton.language as tl
@@ -74,7 +76,9 @@ def sum_rows_kernel(
 
 
 def sum_rows(partials: Tensor, out: Tensor) -> None:
-    """out = the sum of `partials` [parts, *out.shape] over the parts, formed in float64. Both are contiguous."""
+    """out = the sum of `partials` [parts, *out.shape] over the parts, formed in float64. Both are
+    contiguous.
+    """
     launch(
         sum_rows_kernel,
         (triton.cdiv(out.numel(), ROWS_CONFIG.blocks["BLOCK"]),),

@@ -25,7 +25,9 @@ FLOOR: tl.constexpr = tl.constexpr(MIN_PRIOR)
 
 
 def pixel_cost(started: Launch, passes: int, output: str) -> Cost:
-    """The cost of a launch that loops over the classes `passes` times and writes the argument `output`."""
+    """The cost of a launch that loops over the classes `passes` times and writes the argument
+    `output`.
+    """
     a = started.arguments
     colour = a["colour"]
     maps = passes * a["K"] + started.constexprs["C"]
@@ -44,7 +46,8 @@ def pixel_cost(started: Launch, passes: int, output: str) -> Cost:
 
 @triton.jit
 def score_of(prior, row, log_scale, seen, at, C: tl.constexpr):
-    """log prior + log p(y | s, k) of the pixels `at`, for the class with this prior [h, w] and matrix [C, 2 C + 1].
+    """log prior + log p(y | s, k) of the pixels `at`, for the class with this prior [h, w] and
+    matrix [C, 2 C + 1].
 
     seen: a tuple of the C channels of y, then of s.
     """

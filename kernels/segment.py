@@ -1,4 +1,5 @@
-"""`segment` and `segment_and_count`: labels of one byte a pixel, and their joint counts with a target.
+"""`segment` and `segment_and_count`: labels of one byte a pixel, and their joint counts with a
+target.
 
 At the size of the features, the labels come straight from the scores in registers. At any other
 size, `similarity_forward` writes its probabilities (or similarities) at low resolution, [B, K, P],
@@ -99,7 +100,9 @@ def upsampled_labels(
 
 
 def upsample(volume, labels, target, counts, outside, size: tuple[int, int], ignore_index: int | None) -> None:
-    """Fill `labels`, add to `counts` and `outside`. `labels` may be None, and so may the other three together."""
+    """Fill `labels`, add to `counts` and `outside`. `labels` may be None, and so may the other
+    three together.
+    """
     B, K, h, w = volume.shape
     rows, columns = size
     num_classes = 0 if counts is None else counts.shape[1]

@@ -1,4 +1,5 @@
-"""Shared by the kernels: addresses of feature tiles, matrix products, and the layout of a map on the host.
+"""Shared by the kernels: addresses of feature tiles, matrix products, and the layout of a map on
+the host.
 
 A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels and flat positions p = y
 * w + x. LAYOUT:
@@ -26,7 +27,9 @@ BLOCK_S: tl.constexpr = tl.constexpr(16)  # statistics in a product, the minimum
 
 @triton.jit
 def divided(x, DIVISOR: tl.constexpr):
-    """x, a multiple of DIVISOR, in a form from which the compiler derives this; wide loads depend on it."""
+    """x, a multiple of DIVISOR, in a form from which the compiler derives this; wide loads depend
+    on it.
+    """
     return x // DIVISOR * DIVISOR
 
 
@@ -93,7 +96,9 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def layout(x: Tensor) -> tuple[str, int]:
-    """LAYOUT of a [B, C, h, w] map, and the power of two that divides its strides and the length of its runs."""
+    """LAYOUT of a [B, C, h, w] map, and the power of two that divides its strides and the length of
+    its runs.
+    """
     _, C, h, w = x.shape
     stride_b, stride_c, stride_y, stride_x = x.stride()
     one_pitch = h <= 1 or stride_y == w * stride_x

@@ -1,4 +1,6 @@
-"""Bilinear upsampling of maps of positions to pixels (align_corners=False), as torch.nn.functional.interpolate does."""
+"""Bilinear upsampling of maps of positions to pixels (align_corners=False), as
+torch.nn.functional.interpolate does.
+"""
 
 import triton
 import triton.language as tl
@@ -6,7 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def source(to, scale, LENGTH, dtype: tl.constexpr):
-    """The positions before and after pixel `to` in a row of LENGTH positions, and the weight of the one after."""
+    """The positions before and after pixel `to` in a row of LENGTH positions, and the weight of the
+    one after.
+    """
     at = tl.maximum((to.to(dtype) + 0.5) * tl.cast(scale, dtype) - 0.5, 0.0)
     before = tl.minimum(at.to(tl.int32), LENGTH - 1)
     return before, tl.minimum(before + 1, LENGTH - 1), tl.minimum(at - before.to(dtype), 1.0)
@@ -14,7 +18,8 @@ def source(to, scale, LENGTH, dtype: tl.constexpr):
 
 @triton.jit
 def sources(i, columns, h, w, scale_y, scale_x, dtype: tl.constexpr):
-    """What `upsampled` takes for the flat pixels i of an image with `columns` columns, from maps [h, w].
+    """What `upsampled` takes for the flat pixels i of an image with `columns` columns, from maps
+    [h, w].
 
     These are the four positions around each pixel (upper left, upper right, lower left, lower
     right) and the weights of the lower and the right ones. Pixels below the image have positions

@@ -1,4 +1,6 @@
-"""Cost matrices that are hard for some solver, the same for every backend, and a certificate of optimality."""
+"""Cost matrices that are hard for some solver, the same for every backend, and a certificate of
+optimality.
+"""
 
 import numpy as np
 
@@ -47,8 +49,8 @@ KINDS = {
 
 
 def hard_costs(seed: int, number: int, most: int):
-    """`number` triples (kind, cost, maximize) with up to `most` rows and columns, wide, tall and square, in C and
-    Fortran order."""
+    """`number` triples (kind, cost, maximize) with up to `most` rows and columns, wide, tall and
+    square, in C and Fortran order."""
     rng = np.random.default_rng(seed)
     names = list(KINDS)
     for index in range(number):
@@ -69,11 +71,12 @@ def total(cost: np.ndarray, rows: np.ndarray, cols: np.ndarray):
 
 
 def assert_optimal(cost: np.ndarray, rows: np.ndarray, cols: np.ndarray, maximize: bool = False) -> None:
-    """Prove that no other assignment is cheaper, without solving: no exchange along a cycle or to free columns gains.
+    """Prove that no other assignment is cheaper, without solving: no exchange along a cycle or to
+    free columns gains.
 
-    Row i taking over row k's column gains or loses D[i, k]; an assignment is optimal exactly when no closed chain of
-    such moves (through one further node for the free columns) has a negative sum. Floyd and Warshall's algorithm finds
-    one.
+    Row i taking over row k's column gains or loses D[i, k]; an assignment is optimal exactly when
+    no closed chain of such moves (through one further node for the free columns) has a negative
+    sum. Floyd and Warshall's algorithm finds one.
     """
     cost = np.asarray(cost, dtype=np.float64)
     cost = -cost if maximize else cost

@@ -24,7 +24,8 @@ def textured(rng: np.random.Generator, rows: int, columns: int, channels: int = 
 
 
 def write_coco(root: Path, seed: int = 0) -> dict[str, list[str]]:
-    """images/, annotations/ and curated/ with one image more than the list names; the listed stems of each part.
+    """images/, annotations/ and curated/ with one image more than the list names; the listed stems
+    of each part.
 
     Among them: odd sizes, sides below the window after scaling, a grey JPEG, a palette PNG.
     """
@@ -73,9 +74,11 @@ def rle(mask: np.ndarray) -> dict:
 
 
 def write_persons(root: Path) -> dict[str, np.ndarray]:
-    """images/ and annotations/instances_*.json; of each image id that COCO-Persons may take, who is where.
+    """images/ and annotations/instances_*.json; of each image id that COCO-Persons may take, who is
+    where.
 
-    Polygons along pixel borders, so that their masks are known without a rasteriser; a crowd as run lengths.
+    Polygons along pixel borders, so that their masks are known without a rasteriser; a crowd as run
+    lengths.
     """
     rng, truth = np.random.default_rng(1), {}
     for p, part in enumerate(("train2017", "val2017")):
@@ -128,7 +131,9 @@ TILES = ("top_potsdam_2_10", "top_potsdam_4_12", "top_potsdam_7_13")  # the last
 
 
 def write_potsdam(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """GeoTIFF tiles as the ISPRS has them, LZW and tiled among them: of each its pixels and its palette rows."""
+    """GeoTIFF tiles as the ISPRS has them, LZW and tiled among them: of each its pixels and its
+    palette rows.
+    """
     import tifffile
 
     rng, truth = np.random.default_rng(2), {}

@@ -1,7 +1,8 @@
-"""The method as the paper states it, forming the local features L and the assigned global features S.
+"""The method as the paper states it, forming the local features L and the assigned global features
+S.
 
-Independent of the package: no identity is used, and negatives, candidates and means are written as loops. float64 in,
-float64 out.
+Independent of the package: no identity is used, and negatives, candidates and means are written as
+loops. float64 in, float64 out.
 """
 
 import math
@@ -22,7 +23,9 @@ def local_features(features, weight=None, bias=None):
 
 
 def assigned(L, H, temperature):
-    """S[p, :] = sum_k V[p, k] H[k], and V, for the positions of one image and the global features of one image."""
+    """S[p, :] = sum_k V[p, k] H[k], and V, for the positions of one image and the global features
+    of one image.
+    """
     V = torch.softmax(temperature * (L @ H.T), dim=1)
     return V @ H, V
 

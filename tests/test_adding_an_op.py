@@ -50,8 +50,7 @@ if what == "checks":
 
 
 def blocks():
-    """Kind ("File" or "Add to"), path and text of every block of the page that belongs to a file.
-    """
+    """Kind ("File" or "Add to"), path and text of every block of the page that belongs to a file."""
     return [match.groups() for match in BLOCK.finditer(PAGE.read_text())]
 
 

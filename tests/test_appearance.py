@@ -1,4 +1,6 @@
-"""`local_appearance`, `appearance_statistics` and `information_of_moments`, and the appearance term made of them."""
+"""`local_appearance`, `appearance_statistics` and `information_of_moments`, and the appearance term
+made of them.
+"""
 
 import math
 
@@ -107,7 +109,9 @@ def test_a_class_that_is_not_used_and_a_channel_without_contrast_keep_everything
 @pytest.mark.parametrize("smooth", [0, 1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(smooth, masked):
-    """Value and gradients of the way that training goes, against the formula on the smoothed assignment."""
+    """Value and gradients of the way that training goes, against the formula on the smoothed
+    assignment.
+    """
     x = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((4, 5, 7, 9), (4, 6, 8), (8, 5), (8,))]
     y = problem(B=4, size=(7, 9))[1]
     mask = torch.rand(4, 7, 9) < 0.7 if masked else None
@@ -204,11 +208,13 @@ def test_appearance_is_colour_roughness_and_coherence_of_the_cells():
     assert y.shape == (1, 5, 8, 8)
     assert torch.allclose(y[:, :3, :, :4], torch.tensor(0.2 + DARK).log())
     assert torch.allclose(y[:, :3, :, 4:], torch.tensor(0.7 + DARK).log())
-    # The edge belongs to the cell on its left, one of three, where one of four columns steps along both diagonals.
+    # The edge belongs to the cell on its left, one of three, where one of four columns steps along
+    # both diagonals.
     step = math.log((0.7 + DARK) / (0.2 + DARK))
     energy = torch.zeros(8, 8)
     energy[:, 2:5] = 2 * step**2 / 12
-    # The last row of pixels has none below it, and beyond the border the last row of cells is repeated.
+    # The last row of pixels has none below it, and beyond the border the last row of cells is
+    # repeated.
     energy[-2] *= 11 / 12
     energy[-1] *= 10 / 12
     assert torch.allclose(y[0, 3], (energy + FLAT).log())

@@ -86,7 +86,9 @@ def test_without_a_gpu_the_gpu_bench_ends_with_one_line(tmp_path):
 
 
 def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_after_the_limit(monkeypatch, tmp_path, capsys):
-    """On the CPU, with the calls of the device replaced: the course of the command, not its figures."""
+    """On the CPU, with the calls of the device replaced: the course of the command, not its
+    figures.
+    """
     compilations = []
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(cuda, "copy_rate", lambda device: 1e6)

@@ -1,4 +1,6 @@
-"""Prepared benchmarks through training, evaluation and the baselines, with the protocol beside every number."""
+"""Prepared benchmarks through training, evaluation and the baselines, with the protocol beside
+every number.
+"""
 
 import builtins
 import json
@@ -142,7 +144,9 @@ def test_grey_and_sobel_are_the_published_arithmetic():
 
 
 def test_predict_resizes_downloaded_files_as_the_benchmark_does(sets, tmp_path, capsys):
-    """The labels of a file equal those of the file resized by the factor of the protocol, at the size of the file."""
+    """The labels of a file equal those of the file resized by the factor of the protocol, at the
+    size of the file.
+    """
     run, data = tmp_path / "run", sets / "coco-stuff-3"
     assert main(["train", "--data", str(data), "--out", str(run), *TRAIN]) == 0
     image = sets / "coco/images/train2017/000000001009.jpg"

@@ -349,7 +349,9 @@ def test_landcover_has_the_known_numbers_of_tiles(name, split, number):
 
 
 def test_landcover_labels_agree_with_the_image_on_water():
-    """Ocean is the darkest, bluest surface: the labels' water must be that, or the two maps would be shifted."""
+    """Ocean is the darkest, bluest surface: the labels' water must be that, or the two maps would
+    be shifted.
+    """
     found = LandcoverSet("landcover", "all")
     pixels = np.stack([found.image(i) for i in range(len(found))]).astype(float)
     water = np.stack([found.label(i) for i in range(len(found))]) == 0

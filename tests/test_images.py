@@ -1,4 +1,6 @@
-"""Image files of every kind: what is read is what was stored, and every refusal is one line that names the file."""
+"""Image files of every kind: what is read is what was stored, and every refusal is one line that
+names the file.
+"""
 
 import io
 import os
@@ -38,7 +40,9 @@ def last(pixels: np.ndarray) -> np.ndarray:
 
 
 def assert_reads(path: Path, expected: np.ndarray, **options) -> None:
-    """The whole image and a window of it are the expected values, and the description announces them."""
+    """The whole image and a window of it are the expected values, and the description announces
+    them.
+    """
     found = read_image(path, **options)
     assert found.pixels.dtype == expected.dtype and found.pixels.dtype.isnative
     assert np.array_equal(found.pixels, expected) and found.pixels.flags.c_contiguous

@@ -67,7 +67,9 @@ def test_merging_classes_adds_their_probabilities():
 
 
 def test_criteria_of_all_pairs_are_those_of_each_partition():
-    """The quick sums for all pairs, and for one class with each other, against the partitions themselves."""
+    """The quick sums for all pairs, and for one class with each other, against the partitions
+    themselves.
+    """
     given = statistics(7)
     given = Statistics(given.moments, given.joint / given.joint.sum())
     groups, pairs = [[k] for k in range(7)], _Pairs(given)
@@ -107,7 +109,9 @@ def test_an_only_partition_is_found():
 
 
 def test_a_poor_partition_is_improved_by_moves():
-    """All partitions of 6 classes in 2 groups: the search from the worst of them ends at none that is worse."""
+    """All partitions of 6 classes in 2 groups: the search from the worst of them ends at none that
+    is worse.
+    """
     given = statistics(6)
     given = Statistics(given.moments, given.joint / given.joint.sum())
     whole = criteria(given)
@@ -143,7 +147,9 @@ def test_classes_that_divide_a_thing_by_chance_go_together():
 
 
 def test_classes_that_follow_the_light_of_the_image_go_together_though_they_look_less_alike():
-    """Ground of a dark or a bright image, 0 and 1, differ more than two things that every image has, 2 and 3."""
+    """Ground of a dark or a bright image, 0 and 1, differ more than two things that every image
+    has, 2 and 3.
+    """
     label = torch.zeros(8, 16, 16, dtype=torch.int64)
     label[4:] = 1
     label[:, :4] = 2

@@ -99,7 +99,9 @@ def test_bad_sizes_are_named(argument, value):
 
 
 def test_the_border_cannot_be_told_from_the_inside():
-    """With zero padding it can, and a class is spent on it; an image without content must look alike everywhere."""
+    """With zero padding it can, and a class is spent on it; an image without content must look
+    alike everywhere.
+    """
     model = isf.InfoSegNet(width=8, dim=8).eval()
     features, _ = model(torch.full((1, 3, 64, 80), 0.3))
     torch.testing.assert_close(features, features[..., :1, :1].expand_as(features))

@@ -1,4 +1,6 @@
-"""`mutual_information_loss`: values, gradients, masks and extremes, against the statement of the paper."""
+"""`mutual_information_loss`: values, gradients, masks and extremes, against the statement of the
+paper.
+"""
 
 import math
 

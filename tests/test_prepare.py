@@ -1,4 +1,6 @@
-"""`infoseg prepare`: raw downloads in the official formats become sets whose every value is the protocol's."""
+"""`infoseg prepare`: raw downloads in the official formats become sets whose every value is the
+protocol's.
+"""
 
 import json
 import math
@@ -602,6 +604,8 @@ def test_the_command_line_names_the_option(coco, arguments, told, capsys):
 
 
 def test_sizes_cover_the_cases():
-    """The miniature download has what it is for: odd sizes and sides below the window after scaling."""
+    """The miniature download has what it is for: odd sizes and sides below the window after
+    scaling.
+    """
     sides = [round(n * 0.33) for sizes in COCO_SIZES.values() for size in sizes for n in size]
     assert min(sides) < WINDOW and any(n % 2 for sizes in COCO_SIZES.values() for size in sizes for n in size)

@@ -55,7 +55,9 @@ def test_moments_are_sums_over_pixels_with_their_positions_probabilities():
 
 
 def two_colours() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of two colours and a little noise, whose edges lie anywhere within the cells, and their labels."""
+    """Images of two colours and a little noise, whose edges lie anywhere within the cells, and
+    their labels.
+    """
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     labels = torch.stack([x + y // 3 > n for n in range(11, 27)]).long()
     dark_and_bright = torch.tensor([[0.3, 0.4, 0.5], [0.6, 0.5, 0.4]])

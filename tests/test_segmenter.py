@@ -52,7 +52,8 @@ def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, groups, ref
     labels, counts = made.segment(images), made.count(images, target, 3)
     monkeypatch.setattr(module, "TILE", 96)
     monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
-    # Sums are formed in another order, so a pixel on the edge between two classes may fall to the other side.
+    # Sums are formed in another order, so a pixel on the edge between two classes may fall to the
+    # other side.
     assert (made.segment(images) != labels).float().mean() < 1e-3
     tiled = made.count(images, target, 3)
     assert (tiled - counts).abs().sum() < 2e-3 * counts.sum()

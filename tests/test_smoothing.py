@@ -25,7 +25,9 @@ def noise(rng):
 
 
 def objects(rng):
-    """Squares of 16 x 16 pixels of two colours, anywhere: no two neighbouring cells alike, and yet no noise."""
+    """Squares of 16 x 16 pixels of two colours, anywhere: no two neighbouring cells alike, and yet
+    no noise.
+    """
     image = np.full((64, 64, 3), 90, np.uint8)
     for y, x in rng.integers(0, 48, (6, 2)):
         image[y : y + 16, x : x + 16] = 200

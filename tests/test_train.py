@@ -76,7 +76,9 @@ def test_a_run_holds_all_that_is_promised(data, tmp_path):
 
 
 def test_two_textures_are_told_apart(tmp_path):
-    """200 steps on a set whose answer is known reach an accuracy that chance (.5 to .6 for two classes) does not."""
+    """200 steps on a set whose answer is known reach an accuracy that chance (.5 to .6 for two
+    classes) does not.
+    """
     data = write_folder(tmp_path / "data", number=24, side=48)
     how = SMALL | {"data": str(data), "steps": 200, "width": 12, "dim": 32, "batch_size": 8, "checkpoint_every": 200}
     scores = train(how, tmp_path / "run")
@@ -116,7 +118,8 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     # How far a last bit carries: the reference against itself.
     runs = torch.stack([run(f"disturbed {seed}", True, seed)[0] for seed in range(3)])
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
-    # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have weight 10.
+    # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have
+    # weight 10.
     assert ((found - expected).abs() <= 4 * growth + 2e-4).all()
     assert (labels == expected_labels).float().mean() > 0.995
 
@@ -246,7 +249,9 @@ def test_a_checkpoint_cut_in_half_is_passed_over_and_that_is_said(data, tmp_path
 
 
 def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
-    """The limit on a file's size stands for the disk: the write of a checkpoint fails half way, as it does there."""
+    """The limit on a file's size stands for the disk: the write of a checkpoint fails half way, as
+    it does there.
+    """
     how = SMALL | {"data": data, "steps": 4}
     run = tmp_path / "run"
     train(how, run)

@@ -1,4 +1,5 @@
-"""The Triton kernels in Triton's interpreter. Each file of tests/interpreted runs in a process of its own.
+"""The Triton kernels in Triton's interpreter. Each file of tests/interpreted runs in a process of
+its own.
 
 Triton reads TRITON_INTERPRET when a kernel is defined.
 """

@@ -1,4 +1,6 @@
-"""Launches of the Triton kernels, recorded on fake CUDA tensors or passed to a stub: no GPU is needed."""
+"""Launches of the Triton kernels, recorded on fake CUDA tensors or passed to a stub: no GPU is
+needed.
+"""
 
 import contextlib
 import itertools
@@ -62,7 +64,9 @@ def test_an_op_stays_on_the_device_of_its_features_and_never_waits_for_it(op):
     ],
 )
 def test_the_launches_of_an_op(op, more, forward, backward):
-    """One launch per phase, one more for sums over programs, or for what needs all positions before it can begin."""
+    """One launch per phase, one more for sums over programs, or for what needs all positions before
+    it can begin.
+    """
     expected = {"forward": forward.split(), "backward": backward.split()}
     names = {phase: [started.kernel.name for started in x] for phase, x in record(Case("", op=op, **more)).items()}
     assert names == {phase: found for phase, found in expected.items() if found}
@@ -88,7 +92,9 @@ def test_the_appearance_gets_the_strides_of_the_images_and_no_copy(channels_last
 
 
 def test_equal_code_is_compiled_once():
-    """Batch and image sizes, the radius of a mean and, for pixels, the number of classes do not matter."""
+    """Batch and image sizes, the radius of a mean and, for pixels, the number of classes do not
+    matter.
+    """
     forward = compiled("assign", B=64)["forward"]
     assert forward == compiled("assign", B=128, h=64)["forward"] != compiled("assign", K=14)["forward"]
     smoothed = compiled("appearance_statistics", C=5, h=64, settings={"smooth": 3})

@@ -137,13 +137,17 @@ def _specialisations(uses: tuple[str, ...]) -> list[Specialisation]:
 
 
 def _report_at(place: tuple[tuple[str, ...], int, int]) -> Report:
-    """Runs in a worker. JIT functions cannot be pickled, so each worker makes its own list of specialisations."""
+    """Runs in a worker. JIT functions cannot be pickled, so each worker makes its own list of
+    specialisations.
+    """
     uses, index, capability = place
     return report(_specialisations(uses)[index], capability)
 
 
 def reports(uses: tuple[str, ...], capabilities: list[int], jobs: int, only: str = "") -> list[Report]:
-    """Reports of the specialisations of `uses` whose description contains `only`, in `jobs` processes."""
+    """Reports of the specialisations of `uses` whose description contains `only`, in `jobs`
+    processes.
+    """
     chosen = [i for i, s in enumerate(_specialisations(uses)) if only in s.described()]
     places = [(uses, index, capability) for index in chosen for capability in capabilities]
     if jobs == 1:

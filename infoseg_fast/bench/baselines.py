@@ -1,4 +1,5 @@
-"""The best PyTorch of each op, by the op's name: identities 1 and 2 of the method in a few large calls.
+"""The best PyTorch of each op, by the op's name: identities 1 and 2 of the method in a few large
+calls.
 
 Only benchmarks use this module. A function takes what the public op takes. An op without a function
 here is compared with its reference.
@@ -20,7 +21,9 @@ def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
 
 
 def as_written(features, global_features, weight, bias, *, mask=None, **settings) -> Tensor:
-    """The paper's loss (jsd, same_position, n = 1, tau = 1), with local features L and assigned features S."""
+    """The paper's loss (jsd, same_position, n = 1, tau = 1), with local features L and assigned
+    features S.
+    """
     L = torch.einsum("dc,bcp->bdp", weight, features.flatten(2)) + bias[:, None]
     V = torch.softmax(torch.einsum("bdp,bkd->bkp", L, global_features), dim=1)
     S = torch.einsum("bkp,bkd->bdp", V, global_features)

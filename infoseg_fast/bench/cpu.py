@@ -1,4 +1,5 @@
-"""`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, memory and the floor.
+"""`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, memory
+and the floor.
 
 The providers of a case run in turn in one process, and their medians are compared. The floor is the
 larger of two times: the bytes that must move at the measured rate of a copy, and the operations at
@@ -28,7 +29,8 @@ COLUMNS = (*MEASURED, "device", "threads", "torch", "machine", "commit")
 
 
 def timed(steps: dict, repeats: int) -> dict:
-    """Milliseconds of each step. Every round has a new order, because a step leaves its data in the caches.
+    """Milliseconds of each step. Every round has a new order, because a step leaves its data in the
+    caches.
 
     With one thread this is processor time, without the waits for other programs.
     """
@@ -64,7 +66,9 @@ def floor_ms(case: Case, mode: str, rates: tuple[float, float]) -> float:
 
 
 def extra_memory(step: Step) -> float | None:
-    """Peak MB above the inputs while `step` runs, without what it returns; None if it cannot be measured."""
+    """Peak MB above the inputs while `step` runs, without what it returns; None if it cannot be
+    measured.
+    """
     if not Path("/proc/self/status").exists():
         return None
     kept = step()

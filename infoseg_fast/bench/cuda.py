@@ -1,4 +1,5 @@
-"""`infoseg bench --device cuda`: check the Triton kernels on the device, then time them, in a few minutes.
+"""`infoseg bench --device cuda`: check the Triton kernels on the device, then time them, in a few
+minutes.
 
 Each case is timed beside the paper as written (eager), the best PyTorch of the same algebra
 (eager), and the latter under torch.compile, by default and with max-autotune. A time is the median
@@ -61,7 +62,9 @@ def extra_memory(step: Step, device: torch.device) -> float:
 
 
 def measure(case: Case, device: torch.device, repeats: int, rate: float, **choice: bool) -> list[dict]:
-    """The rows of one case, with the columns `COLUMNS`. `rate` is the `copy_rate`, `choice` is for `providers`."""
+    """The rows of one case, with the columns `COLUMNS`. `rate` is the `copy_rate`, `choice` is for
+    `providers`.
+    """
     rows = providers.measure(
         case,
         device,
@@ -84,7 +87,9 @@ def run(
     csv_file: Path | None,
     max_compile_seconds: float = MAX_COMPILE_SECONDS,
 ) -> int:
-    """Check, time and write. Returns the number of failed checks; nothing is timed if there are any."""
+    """Check, time and write. Returns the number of failed checks; nothing is timed if there are
+    any.
+    """
     start = time.monotonic()
     number, failed = cuda_checks.run(device)
     for line in failed:

@@ -1,4 +1,5 @@
-"""Correctness of the Triton kernels on the device: `infoseg bench --device cuda` runs these checks before it times.
+"""Correctness of the Triton kernels on the device: `infoseg bench --device cuda` runs these checks
+before it times.
 
 Every op of `infoseg_fast.ops.OPS` that has a Triton kernel is checked. The truth is its reference
 in float64 on the same device. The allowed error is twice that of the reference in the dtype of the
@@ -49,7 +50,8 @@ def triton_ops() -> list[str]:
 
 
 def variants(op: str, shape: dict) -> list[Case]:
-    """Cases of an op at a shape: one for each distinct choice of settings, mask and gradient in its record.
+    """Cases of an op at a shape: one for each distinct choice of settings, mask and gradient in its
+    record.
 
     The sizes of `shape` are upper bounds of C, the number of channels.
     """
@@ -82,7 +84,9 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def close(case: Case, device: torch.device, floor: float, layout: Callable[[Tensor], Tensor] | None = None) -> None:
-    """The results of the kernel are close to the reference in float64. `layout` changes that of the first tensor."""
+    """The results of the kernel are close to the reference in float64. `layout` changes that of the
+    first tensor.
+    """
     reference = OPS[case.op].reference
     tensors, keywords = arguments(case, device)
     if layout is not None:

@@ -1,4 +1,6 @@
-"""The kernel launches of an op's case, recorded on fake CUDA tensors: nothing is computed and no GPU is needed."""
+"""The kernel launches of an op's case, recorded on fake CUDA tensors: nothing is computed and no
+GPU is needed.
+"""
 
 import contextlib
 

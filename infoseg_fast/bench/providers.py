@@ -1,4 +1,6 @@
-"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and the rows of its table."""
+"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and the rows
+of its table.
+"""
 
 import statistics
 import warnings
@@ -30,7 +32,8 @@ def chosen_cases(use: str, names: Sequence[str]) -> list[Case]:
 def providers(
     case: Case, keywords: dict, compiled: bool = False, autotuned: bool = False, backend: str = "auto"
 ) -> dict[str, Callable]:
-    """Functions of the case's tensors by the name of the provider. `keywords` are those of `Op.arguments`.
+    """Functions of the case's tensors by the name of the provider. `keywords` are those of
+    `Op.arguments`.
 
     "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is
     none.
@@ -56,13 +59,16 @@ def differentiated(case: Case) -> bool:
 
 
 def arguments(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> tuple[list[Tensor], dict]:
-    """`Op.arguments` of the case, by default in its own dtype. Tensors require gradients if the case has them."""
+    """`Op.arguments` of the case, by default in its own dtype. Tensors require gradients if the
+    case has them.
+    """
     tensors, keywords = OPS[case.op].arguments(case, device, dtype or case.dtype)
     return [x.requires_grad_() if differentiated(case) else x for x in tensors], keywords
 
 
 def steps(case: Case, provider: Callable, tensors: list[Tensor]) -> dict[str, Step]:
-    """The functions to time by mode, "forward" and, for a case with gradients, "forward + backward".
+    """The functions to time by mode, "forward" and, for a case with gradients, "forward +
+    backward".
 
     A step returns the results: the value or values, then the gradients.
     """
@@ -108,7 +114,8 @@ def measure(
     floor_ms: Callable[[Case, str], float],
     **choice,
 ) -> list[dict]:
-    """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a warning.
+    """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a
+    warning.
 
     Args:
         timed: the times in ms of each of the steps, which are keyed by provider and mode.

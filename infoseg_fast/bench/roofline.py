@@ -1,4 +1,5 @@
-"""Cost model: what each op moves and computes, from the grids and tiles of its launches, against the method's floor.
+"""Cost model: what each op moves and computes, from the grids and tiles of its launches, against
+the method's floor.
 
     python -m infoseg_fast.bench.roofline [--json] [--docs FILE] [--op OP ...]
 
@@ -25,7 +26,9 @@ from .launches import cases_for, record
 
 @dataclass(frozen=True)
 class Chip:
-    """Datasheet rates: bytes per second of DRAM, and operations per second of dense products by dtype."""
+    """Datasheet rates: bytes per second of DRAM, and operations per second of dense products by
+    dtype.
+    """
 
     name: str
     bytes: float
@@ -47,7 +50,9 @@ MAX_RATIO = 1.15  # bytes that the loss with one negative may move, by its floor
 
 @dataclass(frozen=True)
 class Row:
-    """One phase of an op: bytes that its launches move and request, and bytes that any method must move."""
+    """One phase of an op: bytes that its launches move and request, and bytes that any method must
+    move.
+    """
 
     op: str
     case: str
@@ -67,7 +72,9 @@ class Row:
 
 
 def bound_ms(chip: Chip, dtype: torch.dtype, moved: int, operations: int) -> float:
-    """Lower bound of the time, in ms, of moving so many bytes and computing so many operations on the chip."""
+    """Lower bound of the time, in ms, of moving so many bytes and computing so many operations on
+    the chip.
+    """
     return 1e3 * max(moved / chip.bytes, operations / chip.operations[dtype])
 
 
@@ -94,7 +101,9 @@ def rows(cases: list[Case]) -> list[Row]:
 
 
 def above_floor(found: list[Row]) -> list[str]:
-    """The cases of the loss that move more than `MAX_RATIO` times their floor, forward and backward together."""
+    """The cases of the loss that move more than `MAX_RATIO` times their floor, forward and backward
+    together.
+    """
     totals: dict[tuple, list[int]] = {}
     for r in found:
         if r.op == "mutual_information_loss":

@@ -26,7 +26,9 @@ ALIGNMENT = 16  # bytes: Triton needs it for 128-bit loads, and PyTorch's alloca
 
 @dataclass(frozen=True)
 class Specialisation:
-    """A kernel with types, constexprs and launch options. Equal specialisations compile to the same code."""
+    """A kernel with types, constexprs and launch options. Equal specialisations compile to the same
+    code.
+    """
 
     kernel: Kernel = field(compare=False, repr=False)
     name: str
@@ -60,7 +62,9 @@ class Specialisation:
         )
 
     def compile(self, capability: int):
-        """Triton's compiled kernel (`.asm["cubin"]`, `.metadata.shared`) for a compute capability, such as 90."""
+        """Triton's compiled kernel (`.asm["cubin"]`, `.metadata.shared`) for a compute capability,
+        such as 90.
+        """
         names = [name for name, _ in self.signature]
         source = ASTSource(
             fn=self.kernel.function,
@@ -77,7 +81,9 @@ class Specialisation:
 
     @property
     def allows_wide_loads(self) -> bool:
-        """Whether the divisors of the strides (the ALIGN constexprs, in elements) allow 128-bit loads."""
+        """Whether the divisors of the strides (the ALIGN constexprs, in elements) allow 128-bit
+        loads.
+        """
         known = [value for name, value in self.constexprs if "ALIGN" in name]
         return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 

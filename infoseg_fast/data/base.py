@@ -2,11 +2,12 @@
 
 Training uses
     images = for_training(open_set(data, "train", ...))   # few large scenes become many images
-    images.scaling                                        # limits of the stored values; recorded by the run
-    images.fingerprint()                                  # recorded by the run, compared when it is resumed
-    images = held_in_memory(images)                       # small sets are decoded once
-    pixels, valid = images.crops(indices, y, x, side)     # stored values; images.scaling.to_float(pixels)
-    len(images), stems, shortest_side, num_smaller, channels, classes, num_classes, has_labels, crop_side, in_process
+    images.scaling                                        # limits of the stored values; recorded by
+    the run images.fingerprint()                                  # recorded by the run, compared
+    when it is resumed images = held_in_memory(images)                       # small sets are
+    decoded once pixels, valid = images.crops(indices, y, x, side)     # stored values;
+    images.scaling.to_float(pixels) len(images), stems, shortest_side, num_smaller, channels,
+    classes, num_classes, has_labels, crop_side, in_process
 
 Evaluation, with `images.scaling` set to that of the run, uses
     pixels, valid = images.read(index); target = images.target(index)   # 255 where nothing counts

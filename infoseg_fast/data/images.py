@@ -1,8 +1,8 @@
 """Reading image and label files. Nothing is clipped, narrowed or left out in silence.
 
     description = describe(path)                       # size, bands, dtype: nothing is decoded
-    image = read_image(path, bands=(4, 3, 2))          # .pixels [c, H, W] as stored, .valid, .georeference
-    part = read_window(path, row, column, height, width)
+    image = read_image(path, bands=(4, 3, 2))          # .pixels [c, H, W] as stored, .valid,
+    .georeference part = read_window(path, row, column, height, width)
 
 TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
 imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,

@@ -4,7 +4,8 @@ into memory.
     DIR/manifest.json          protocol, options, sources, hashes, versions, counts
     DIR/index.npy              one INDEX record for each image
     DIR/stems.txt, classes.txt
-    DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows, columns]
+    DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows,
+    columns]
 
 Images are stored resized and uncropped. An image below the protocol's window is framed with zeros
 (label 255). The folder gets its name when it is complete. Until then `.DIR.partial` holds the

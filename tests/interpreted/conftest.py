@@ -10,7 +10,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 else:
     from triton.runtime import interpreter
 
-    # Every call of a device function patches the language, two fifths of the time; once per launch is enough.
+    # Every call of a device function patches the language, two fifths of the time; once per launch
+    # is enough.
     _patched: set[object] = set()
     _launch = interpreter.GridExecutor.__call__
 

@@ -47,7 +47,8 @@ def test_what_is_not_a_number_and_what_is_below_black_is_found_in_its_cells():
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6, equal_nan=True)
 
 
-# Two programs an image of both kernels, of which the last is ragged; two blocks of factors; borders on both sides.
+# Two programs an image of both kernels, of which the last is ragged; two blocks of factors; borders
+# on both sides.
 STATISTICS = [((2, 3, 20, 14), 0), ((1, 5, 10, 13), 1), ((1, 8, 3, 4), 1), ((1, 2, 6, 5), 2), ((2, 1, 1, 4), 3)]
 
 
@@ -121,7 +122,9 @@ def test_the_information_of_what_is_not_a_number_is_none():
 
 
 def test_the_whole_term_is_that_of_the_reference():
-    """As training forms it, with gradients by features and global features: float64 against float64."""
+    """As training forms it, with gradients by features and global features: float64 against
+    float64.
+    """
     x = [t.requires_grad_() for t in inputs(B=2, C=5, K=3, size=(4, 5))]
     images = torch.rand(2, 3, 16, 20)
     y = local_appearance(images, (4, 5), backend="triton").double()

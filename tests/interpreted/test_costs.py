@@ -1,4 +1,6 @@
-"""The cost model of every launch, against the loads, stores and products that the interpreter executes."""
+"""The cost model of every launch, against the loads, stores and products that the interpreter
+executes.
+"""
 
 import numpy as np
 import pytest

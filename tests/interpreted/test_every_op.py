@@ -1,4 +1,6 @@
-"""Every op of the records in the interpreter: the checks of `infoseg bench --device cuda`, and the custom ops."""
+"""Every op of the records in the interpreter: the checks of `infoseg bench --device cuda`, and the
+custom ops.
+"""
 
 from dataclasses import asdict
 

@@ -1,4 +1,6 @@
-"""The Triton kernels of `local_global_similarity` and `assign` in the interpreter, against the reference in float64."""
+"""The Triton kernels of `local_global_similarity` and `assign` in the interpreter, against the
+reference in float64.
+"""
 
 import itertools
 
@@ -17,7 +19,8 @@ from infoseg_fast.ops.record import Case
 
 OPS = [isf.local_global_similarity, isf.assign]
 ALL = Needs(True, True, True)
-# (B, C, K, size): one program; ragged tiles of positions and channels; several chunks of classes and of channels.
+# (B, C, K, size): one program; ragged tiles of positions and channels; several chunks of classes
+# and of channels.
 SHAPES = [(2, 5, 3, (3, 4)), (2, 70, 15, (11, 13)), (1, 40, 70, (9, 8))]
 
 
@@ -48,7 +51,9 @@ def distance(a, b):
 
 
 def check(op, x, floor):
-    """The error of value and gradients is at most twice that of eager PyTorch in the same dtype, plus a floor."""
+    """The error of value and gradients is at most twice that of eager PyTorch in the same dtype,
+    plus a floor.
+    """
     f, K = x[0], x[1].shape[1]
     upstream = torch.randn(len(f), K, *f.shape[2:]).to(f.dtype)
     exact = results(op, [t.double() for t in x], upstream, "reference")
@@ -59,7 +64,8 @@ def check(op, x, floor):
         assert distance(a, b) <= 2 * distance(e, b) + floor, name
 
 
-# The kernels round the folded global features and the coefficients to the dtype; PyTorch keeps them in float32.
+# The kernels round the folded global features and the coefficients to the dtype; PyTorch keeps them
+# in float32.
 FLOORS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
 
 

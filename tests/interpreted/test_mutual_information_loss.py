@@ -1,4 +1,6 @@
-"""The kernels of the mutual-information loss in Triton's interpreter, against the reference in float64."""
+"""The kernels of the mutual-information loss in Triton's interpreter, against the reference in
+float64.
+"""
 
 import itertools
 import math
@@ -25,7 +27,9 @@ EVERYTHING = Needs(True, True, True)
 
 
 def folded(B=5, C=40, K=5, h=6, w=11, dtype=torch.float32, bias=True, scale=1.0):
-    """features, G, g0 as a kernel gets them: several programs on every axis of every grid, and a ragged last one."""
+    """features, G, g0 as a kernel gets them: several programs on every axis of every grid, and a
+    ragged last one.
+    """
     f = torch.randn(B, C, h, w).mul_(scale).to(dtype)
     return f, torch.randn(B, K, C) * 0.3, torch.randn(B, K) if bias else None
 
@@ -53,7 +57,9 @@ def distance(a, b):
 
 
 def check(x, valid, how, floor=2e-6):
-    """Error of loss and gradients at most twice that of eager PyTorch in the same dtype, and a floor."""
+    """Error of loss and gradients at most twice that of eager PyTorch in the same dtype, and a
+    floor.
+    """
     f = x[0]
     upstream = torch.randn(())
     found = run(x, valid, how, upstream, Needs(True, True, x[2] is not None))
