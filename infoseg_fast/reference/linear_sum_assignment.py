@@ -1,7 +1,6 @@
 """Optimal one-to-one assignment, by scipy."""
 
 import numpy as np
-import scipy.optimize
 
 
 def linear_sum_assignment(cost: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -9,6 +8,8 @@ def linear_sum_assignment(cost: np.ndarray, maximize: bool = False) -> tuple[np.
 
     cost [N, M] gives int64 [min(N, M)] each; a batch [B, N, M] gives [B, min(N, M)] each.
     """
+    import scipy.optimize  # takes a fifth of the package's import time, and is seldom used
+
     if cost.ndim == 2:
         rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
         return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
