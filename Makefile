@@ -31,12 +31,15 @@ lint: setup
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 
+# Tests run in two processes, a file in one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The tests that take minutes.
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 # On a machine with a GPU: check every Triton kernel, then time it. Installs nothing: PYTHON must
 # have a CUDA build of PyTorch and Triton.
