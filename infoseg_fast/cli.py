@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
-from .recipe import BUILT_IN, recipe_class
+from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 
 PROGRAM = "infoseg"
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog=PROGRAM, description="Unsupervised semantic segmentation by mutual information maximisation.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     data = (
-        f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), or one "
-        "that infoseg prepare made"
+        f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), a folder "
+        "that infoseg prepare made, an image file, or a .txt file that lists image files"
     )
 
     def add(name: str, function, help: str) -> argparse.ArgumentParser:
@@ -126,16 +126,19 @@ def parser() -> argparse.ArgumentParser:
 
 def add_settings(command: argparse.ArgumentParser, data: str) -> None:
     """An option for each field of `Settings`, in its group, with its default."""
-    defaults = {name: recipe_class(name).defaults for name in BUILT_IN}
+    by_recipe = {name: {**COMMON_DEFAULTS, **recipe_class(name).defaults} for name in BUILT_IN}
     groups = {name: command.add_argument_group(name) for name in GROUPS}
     for field in dataclasses.fields(Settings):
         how = dict(field.metadata)
         help = data if field.name == "data" else how["help"]
-        by_recipe = {name: defaults[name][field.name] for name in BUILT_IN if field.name in defaults[name]}
-        if by_recipe:
-            help += f" (default: {', '.join(f'{value} ({name} recipe)' for name, value in by_recipe.items())})"
-        elif field.default not in (None, ""):
-            help += f" (default: {field.default})"
+        default = by_recipe[Settings.recipe].get(field.name, field.default)
+        if default not in (None, ""):
+            others = [
+                f"; {name} recipe: {values[field.name]}"
+                for name, values in by_recipe.items()
+                if values.get(field.name, default) != default
+            ]
+            help += f" (default: {default}{''.join(others)})"
         argument = {key: how[key] for key in ("type", "choices", "metavar") if key in how}
         if how.get("switch"):
             argument = {"action": argparse.BooleanOptionalAction}
