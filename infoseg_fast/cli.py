@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from . import __version__
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     from .scores.baselines import METHODS
 
     top = Parser(prog=PROGRAM, description="Unsupervised semantic segmentation by mutual information maximisation.")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     data = (
         f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), a folder "

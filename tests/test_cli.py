@@ -180,3 +180,10 @@ def test_predict_names_a_damaged_file_and_writes_the_others(trained, tmp_path, c
     assert call("predict", trained / "run", source, "--out", tmp_path / "out") == 1
     assert "b.png" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_the_version_is_printed(capsys):
+    import infoseg_fast
+
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"infoseg {infoseg_fast.__version__}\n"
