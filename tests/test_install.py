@@ -67,6 +67,7 @@ print(extension.unavailable())
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_a_wheel_from_an_sdist_has_the_extension_and_the_kernels(source, tmp_path):
     sdist = build(source, tmp_path / "sdist", "sdist")
@@ -138,6 +139,7 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
     assert compiled(flags="-DNEW", version="1.1") == everything
 
 
+@pytest.mark.long
 def test_a_compile_error_is_reported_in_one_line(source, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(source, broken)
