@@ -96,7 +96,7 @@ def test_both_ways_to_count_unlabelled_pixels_are_reported(sets):
 def test_unlabelled_patches_are_trained_on_and_not_scored(sets, tmp_path, capsys):
     run, data = tmp_path / "run", sets / "potsdam-3"
     assert main(["train", "--data", str(data), "--out", str(run), *TRAIN, "--jitter", "0.1"]) == 0
-    assert json.loads((run / "config.json").read_text())["dataset"]["images"] == 27
+    assert json.loads((run / "config.json").read_text())["data"]["images"] == 27
     by_split = {}
     capsys.readouterr()
     for split in ("eval", "all", "train"):
@@ -108,7 +108,7 @@ def test_unlabelled_patches_are_trained_on_and_not_scored(sets, tmp_path, capsys
 
 
 def network_of(run) -> dict:
-    return torch.load(run / "checkpoints/last.pt", weights_only=True)["network"]
+    return torch.load(run / "checkpoints/last.pt", weights_only=True)["labelling"]["arguments"]
 
 
 @pytest.mark.parametrize("inputs", ["grey", "sobel"])
@@ -152,7 +152,7 @@ def test_predict_resizes_downloaded_files_as_the_benchmark_does(sets, tmp_path, 
     image = sets / "coco/images/train2017/000000001009.jpg"
     output_of(capsys, "predict", run, image, "--out", tmp_path / "out")
     segmenter = isf.load(run)
-    assert segmenter.scale == 1 and segmenter.raw_scale == 0.33
+    assert segmenter.scale == 1 and segmenter.labelling.data.raw_scale == 0.33
     segmenter.scale = 0.33
     pixels = torch.from_numpy(np.asarray(Image.open(image)).transpose(2, 0, 1) / np.float32(255))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/000000001009.png")), segmenter.segment(pixels[None])[0])

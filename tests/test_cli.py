@@ -110,7 +110,7 @@ def test_help_is_there(command, capsys):
         (["train", "--data", "landcover", "--out", "{run}"], "exists"),
         (["eval", "{tmp}/none", "--data", "landcover"], "{tmp}/none"),
         (["eval", "{run}", "--data", "{tmp}/none"], "{tmp}/none"),
-        (["eval", "{run}", "--data", "{unlabelled}"], "no labels"),
+        (["eval", "{run}", "--data", "{unlabelled}"], "no ground truth"),
         (["eval", "{run}", "--data", "landcover", "--split", "test"], "--split"),
         (["eval", "{run}", "--data", "landcover", "--checkpoint", "best"], "--checkpoint"),
         (["predict", "{run}", "{tmp}/none.png", "--out", "{tmp}/o"], "{tmp}/none.png"),

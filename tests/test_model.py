@@ -6,6 +6,8 @@ from torch import nn
 
 import infoseg_fast as isf
 from infoseg_fast.model import padded_side
+from infoseg_fast.recipe import DataInfo
+from infoseg_fast.recipe.labelling import Labelling
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,8 @@ def test_any_module_that_returns_maps_is_a_backbone():
 
 def test_a_segmenter_works_on_a_backbone_of_another_stride():
     model = isf.InfoSegNet.from_backbone(TwoMaps(), 0, 1, num_classes=4, dim=9)
-    labels = isf.Segmenter(model).segment(torch.rand(2, 3, 41, 50))
+    labelling = Labelling(model, {}, DataInfo(3, 4, None, [0.0] * 3, [1.0] * 3))
+    labels = isf.Segmenter(labelling).segment(torch.rand(2, 3, 41, 50))
     assert labels.shape == (2, 41, 50) and (labels < 4).all()
 
 

@@ -354,10 +354,15 @@ def test_a_folder_that_is_no_run_is_not_resumed(data, tmp_path):
 def test_a_run_in_use_is_refused_and_a_crash_releases_it(data, tmp_path):
     how = SMALL | {"data": data, "steps": 4}
     train(how, tmp_path / "run")
-    with RunFolder(tmp_path / "run") as held:
-        held.open({"steps": 6}, resume=True)
+    code = (
+        "import time; from infoseg_fast.run_folder import RunFolder\n"
+        f"RunFolder({str(tmp_path / 'run')!r}).open({{}}, resume=True); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(DataError, match="in use: another process"):
             train({"steps": 6}, tmp_path / "run", resume=True)
+        holder.kill()
     train({"steps": 6}, tmp_path / "run", resume=True)
     assert losses(tmp_path / "run")[-1][0] == 6
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
+LONG = ("test_mutual_information_loss", "test_costs")  # every op has a check in test_every_op too
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, id=f.stem, marks=[pytest.mark.long] if f.stem in LONG else []) for f in FILES]
+)
 def test_in_the_interpreter(file):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)],

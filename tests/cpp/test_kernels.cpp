@@ -274,6 +274,7 @@ static void test_moments(const Problem& p, int64_t S, int threads) {
   a.out = probs.get();
   a.moments = moments.get();
   similarity_forward(a);
+  a.probs = probs.get();
   check(!std::memcmp(alone.get(), moments.get(), sizeof(T) * static_cast<size_t>(p.K * S)), "moments, V kept or not");
   std::vector<double> expected(static_cast<size_t>(p.K * S), 0.0);
   for (int64_t b = 0; b < p.B; ++b)
