@@ -356,7 +356,8 @@ def test_a_run_in_use_is_refused_and_a_crash_releases_it(data, tmp_path):
     train(how, tmp_path / "run")
     code = (
         "import time; from infoseg_fast.run_folder import RunFolder\n"
-        f"RunFolder({str(tmp_path / 'run')!r}).open({{}}, resume=True); print('held', flush=True); time.sleep(60)"
+        f"held = RunFolder({str(tmp_path / 'run')!r}); held.open({{}}, resume=True)\n"
+        "print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
