@@ -229,7 +229,7 @@ def padded(images: Tensor) -> Tensor:
 
 def padded_side(n: int) -> int:
     """The side in pixels that the network sees for an image of side n."""
-    side = -(-n // STRIDE) * STRIDE
+    side = (n + STRIDE - 1) // STRIDE * STRIDE  # of positive numbers: exported graphs round to 0
     if isinstance(side, Tensor):  # of torch.jit.trace
         return side.clamp(min=MIN_SIDE)
     return torch.sym_max(side, MIN_SIDE)

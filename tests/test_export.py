@@ -1,0 +1,52 @@
+"""Export: the labels of the written model are those of the segmenter, at any batch and size."""
+
+import pytest
+import torch
+
+import infoseg_fast as isf
+from infoseg_fast.config import Settings
+from infoseg_fast.errors import DataError
+from infoseg_fast.export import export
+from infoseg_fast.recipe import DataInfo, recipe_class
+from infoseg_fast.recipe.sample import Sample
+
+SIZES = ((1, 3, 40, 52), (2, 3, 33, 64), (3, 3, 20, 97))
+SETTINGS = ({"overcluster": 1.0}, {"refine": False, "smooth": 1}, {"recipe": "paper"})
+
+
+def segmenter(scale: float = 1.0, **given) -> isf.Segmenter:
+    sizes = {"data": "any", "classes": 3, "width": 8, "dim": 16, "crop": 32}
+    settings, images = Settings.create(sizes | given), torch.rand(8, 3, 32, 32)
+    recipe = recipe_class(settings.recipe)(settings, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, scale=scale))
+    return isf.Segmenter(recipe.labelling(Sample(lambda: iter([(images, None)]))))
+
+
+@pytest.mark.parametrize("given", SETTINGS)
+def test_torchscript_gives_the_labels(given, tmp_path):
+    made, file = segmenter(**given), tmp_path / "model.pt"
+    export(made, "torchscript", file)
+    model = torch.jit.load(file)
+    for size in SIZES:
+        images = torch.rand(size)
+        assert (model(images) == made.segment(images)).float().mean() > 0.9999
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("given", SETTINGS)
+def test_onnx_gives_the_labels(given, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    made, file = segmenter(**given), tmp_path / "model.onnx"
+    export(made, "onnx", file)
+    model = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for size in SIZES:
+        images = torch.rand(size)
+        labels = torch.from_numpy(model.run(None, {"images": images.numpy()})[0])
+        assert labels.dtype == torch.uint8 and (labels == made.segment(images)).float().mean() > 0.9999
+
+
+def test_a_run_that_resizes_its_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="--scale 1, not 0.5"):
+        export(segmenter(scale=0.5), "torchscript", tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
