@@ -18,7 +18,6 @@ from .recipe.labelling import Labelling
 from .recipe.refinement import SURROUNDINGS_RADIUS, log_colours, spread
 from .segmenter import Segmenter
 
-FORMATS = ("onnx", "torchscript")
 EXAMPLE_SIDE = 64  # pixels, of the images that the graph is recorded with
 ONNX_OPSET = 18
 

@@ -203,9 +203,6 @@ class FileSet(ImageSet):
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda file: file_digest(file.path), self._files))
 
-    def image_path(self, index: int) -> Path:
-        return self._files[index].path
-
 
 @lru_cache(maxsize=2)
 def _kept_label(images: FileSet, index: int) -> np.ndarray:
