@@ -88,6 +88,7 @@ class DefaultRecipe(Recipe):
             network.frozen(),
             network.arguments,
             self.data,
+            network.builder,
             temperature=self.settings.temperature,
             smooth=self.smooth,
             groups=groups,
