@@ -132,7 +132,10 @@ class Settings:
     )
 
     recipe: str = setting(
-        "objective", "default", "objective with its settings: default, paper, or a class of your own", metavar="RECIPE"
+        "objective",
+        "default",
+        "objective with its settings: default, paper, iic, or your own class",
+        metavar="RECIPE",
     )
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
     negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
@@ -154,6 +157,12 @@ class Settings:
         "number of over-clusters per class. 1 disables the over-clustered network",
         type=float,
         minimum=1,
+    )
+    displacement: int = setting(
+        "objective", 2, "iic: positions that the two views may lie apart, each way", type=int, minimum=0, maximum=10
+    )
+    marginal_weight: float = setting(
+        "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
     )
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)

@@ -79,11 +79,13 @@ class TrainedNetwork(nn.Module):
         return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
 
 
-def new_network(settings: Settings, data: DataInfo, num_classes: int) -> tuple[InfoSegNet, str, dict[str, Any]]:
+def new_network(
+    settings: Settings, data: DataInfo, num_classes: int, dim: int | None = None
+) -> tuple[InfoSegNet, str, dict[str, Any]]:
     """An untrained network of the settings, and the function with the arguments that build it again
-    (`Labelling`).
+    (`Labelling`). `dim` replaces that of the settings.
     """
-    sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": settings.dim}
+    sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": dim or settings.dim}
     torch.manual_seed(settings.seed)
     if settings.backbone is None:
         arguments = {**sizes, "width": settings.width, "inputs": settings.inputs, "depth": settings.depth}
