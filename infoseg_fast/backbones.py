@@ -239,6 +239,15 @@ def build(
     return model.train()
 
 
+def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int], channels: int) -> InfoSegNet:
+    """A frozen backbone that gives the local features of images; its global features mean nothing."""
+    network = build(
+        backbone=backbone, weights=weights, frozen=True, local_index=local_index, global_index=-1,
+        in_channels=channels, num_classes=2, dim=1,
+    )  # fmt: skip
+    return network.requires_grad_(False).eval()
+
+
 def module_of(name: str, weights: str | None, channels: int, pretrained: bool) -> nn.Module:
     """The module of a name, with the weights of a file."""
     state = None if weights is None else read_weights(weights)

@@ -299,6 +299,16 @@ def test_the_command_trains_predicts_and_scores(tmp_path, capsys):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "no"), "--freeze-backbone"]) == 2
 
 
+def test_the_baseline_clusters_the_features(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    data = write_folder(tmp_path / "data", number=6, side=48)
+    command = ["baseline", "kmeans-backbone", "--data", str(data), "--json"]
+    assert main([*command, "--backbone", PYRAMID, "--local-index", "1,2"]) == 0
+    assert json.loads(capsys.readouterr().out)["pixel_accuracy"] > 0.65, "two textures"
+    assert main(command) == 2 and "kmeans-backbone needs --backbone" in capsys.readouterr().err
+    assert main(["baseline", "kmeans", "--data", str(data), "--backbone", PYRAMID]) == 2
+
+
 # timm
 
 
