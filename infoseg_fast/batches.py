@@ -16,6 +16,8 @@ from .recipe.sample import SAMPLE_CROPS, Sample
 from .recipe.smoothing import noise_share
 
 MAX_WORKERS = 4
+# Crops of an image for a frozen backbone, whose features are computed once and cached.
+FROZEN_VIEWS = 4
 
 
 def data_info(images: ImageSet, settings: Settings) -> DataInfo:
@@ -39,7 +41,8 @@ def crops(
     Raises:
         DataError: an image cannot be read.
     """
-    sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, start, stop)
+    views = FROZEN_VIEWS if settings.freeze_backbone else None
+    sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, start, stop, views)
     for batch in crop_loader(images, settings.crop, sampler, workers, settings.loss_mask == "gt"):
         if isinstance(batch, DataError):  # from a worker process
             raise batch

@@ -30,6 +30,7 @@ PREPARE_OPTIONS = {
     "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
     "crowd": {"metavar": "C", "help": "coco-persons: crowd regions are person (default) or ignore"},
 }
+BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # of infoseg train and infoseg baseline
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=500_000, metavar="N", help="pixels it is fitted to (default: 500000)"
     )
     baseline.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
+    for name in BACKBONE_OPTIONS:
+        how = {key: fields[name][key] for key in ("type", "metavar") if key in fields[name]}
+        baseline.add_argument(option(name), help=f"kmeans-backbone: {fields[name]['help']}", **how)
     for command in (evaluate, baseline):
         command.add_argument(
             "--split", default="eval", metavar="SPLIT",
@@ -267,6 +272,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
     from .scores.baselines import baseline
     from .scores.evaluate import as_text
 
+    given = [name for name in BACKBONE_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.method != "kmeans-backbone" and given:
+        raise DataError(f"{option(given[0])} belongs to the baseline kmeans-backbone, not to {arguments.method}")
+    if arguments.method == "kmeans-backbone" and not arguments.backbone:
+        raise DataError("kmeans-backbone needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
     scores, classes = baseline(
         arguments.method,
         arguments.data,
@@ -275,6 +285,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         seed=arguments.seed,
         progress=not arguments.json,
+        backbone={
+            "backbone": arguments.backbone,
+            "weights": arguments.backbone_weights,
+            "local_index": arguments.local_index or (-1,),
+        },
     )
     if arguments.json:
         print(json.dumps(scores))

@@ -47,7 +47,7 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     return field(default=default, metadata={"group": group, "help": help, **how})
 
 
-def band_numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
@@ -79,7 +79,7 @@ class Settings:
     )
     bands: tuple[int, ...] | None = setting(
         "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
-        type=band_numbers, metavar="LIST",
+        type=numbers, metavar="LIST",
     )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
@@ -108,8 +108,34 @@ class Settings:
         "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS
     )
 
+    backbone: str | None = setting(
+        "network",
+        None,
+        "network to build on instead of the package's own: timm:NAME, or a function that returns a module",
+        metavar="timm:NAME|MODULE:FUNCTION",
+    )
+    backbone_weights: str | None = setting(
+        "network",
+        None,
+        "weights of the backbone: .safetensors, or a state dict written by torch.save (default: the backbone's own)",
+        metavar="FILE",
+    )
+    freeze_backbone: bool = setting(
+        "network", False, "keep the backbone as it is; its features are computed once and cached", switch=True
+    )
+    local_index: tuple[int, ...] | None = setting(
+        "network", None, "maps of the backbone that are the local features, as 4,10 (default: -1, the last)",
+        type=numbers, metavar="LIST",
+    )  # fmt: skip
+    global_index: int | None = setting(
+        "network", None, "map of the backbone whose mean gives the global features (default: -1)", type=int, metavar="N"
+    )
+
     recipe: str = setting(
-        "objective", "default", "objective with its settings: default, paper, or a class of your own", metavar="RECIPE"
+        "objective",
+        "default",
+        "objective with its settings: default, paper, iic, or your own class",
+        metavar="RECIPE",
     )
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
     negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
@@ -131,6 +157,12 @@ class Settings:
         "classes of the network per class of the labels, which are merged. 1 disables over-clustering",
         type=float,
         minimum=1,
+    )
+    displacement: int = setting(
+        "objective", 2, "iic: positions that the two views may lie apart, each way", type=int, minimum=0, maximum=10
+    )
+    marginal_weight: float = setting(
+        "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
     )
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
@@ -171,8 +203,9 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        if self.bands is not None:  # a list, where it comes from JSON
-            object.__setattr__(self, "bands", tuple(self.bands))
+        for name in ("bands", "local_index"):  # lists, where they come from JSON
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod
     def create(cls, given: dict) -> "Settings":
@@ -184,6 +217,9 @@ class Settings:
         """
         if not given.get("data"):
             raise DataError("--data is missing: give the name of a set or a folder with images/")
+        _check_backbone(given)
+        if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
+            given = {"flip": False, "rotate": False, **given}
         settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
         if settings.steps is None and settings.epochs is None:
             settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)
@@ -271,6 +307,22 @@ class Settings:
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
+
+
+def _check_backbone(given: dict) -> None:
+    """Raise DataError for settings that need a backbone, or that only the package's own network
+    has.
+    """
+    if given.get("backbone") is None:
+        for name in ("backbone_weights", "freeze_backbone", "local_index", "global_index"):
+            if given.get(name) not in (None, False):
+                raise DataError(f"{option(name)} needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
+        return
+    if not str(given["backbone"]).partition(":")[2]:
+        raise DataError(f"--backbone must be timm:NAME or MODULE:FUNCTION, not {given['backbone']!r}")
+    for name in ("width", "depth", "inputs"):
+        if name in given:
+            raise DataError(f"{option(name)} belongs to the package's own network; leave it out with --backbone")
 
 
 def option(name: str) -> str:

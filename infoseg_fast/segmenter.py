@@ -12,19 +12,18 @@ from .checkpoint import CHECKPOINTS, LAST
 from .data.base import scaled_size
 from .data.images import IGNORE
 from .errors import DataError
-from .model import STRIDE, Encoder, padded, padded_side
+from .model import STRIDE, padded, padded_side
 from .ops import segment, segment_and_count
 from .ops.confusion_matrix import confusion_matrix
 from .recipe.labelling import Labelling
-from .recipe.refinement import REACH, Colours, colours_of
+from .recipe.refinement import REACH, SURROUNDINGS_RADIUS, Colours, colours_of
+from .recipe.smoothing import MAX_RADIUS
 from .run_folder import RunFolder
 
 MAX_PIXELS = 2**20  # larger images are segmented in tiles
 TILE = 768  # pixels
-DEEP_STRIDE = 16  # pixels, of block D
-# Pixels around a tile that the network sees: block C 44, block D 56, with smoothing 16 more. The
-# surroundings of a refinement (24 px) are nearer.
-RECEPTIVE_RADIUS = 72
+# Pixels around a tile that smoothing reads, and that the surroundings of a refinement read.
+SMOOTHING, SURROUNDINGS = STRIDE * MAX_RADIUS, STRIDE * (SURROUNDINGS_RADIUS + 1)
 UPSAMPLING_MARGIN = 2  # positions around a tile that the upsampling of its probabilities reads
 
 
@@ -166,10 +165,10 @@ class Segmenter:
             inner = scaled_size((images.shape[2], images.shape[3]), self.scale)
             images = F.interpolate(images, size=inner, mode="bilinear", antialias=True)
         inner = images.shape[2], images.shape[3]
-        # Tiles of other networks or at other sizes would not join without a seam.
-        network = self.labelling.network
-        if inner[0] * inner[1] > MAX_PIXELS and size == inner and isinstance(getattr(network, "backbone", 0), Encoder):
-            yield from self._tiled(images)
+        # Tiles at other sizes would not join without a seam.
+        halo = self._halo() if inner[0] * inner[1] > MAX_PIXELS and size == inner else None
+        if halo is not None:
+            yield from self._tiled(images, halo)
             return
         probs = self.labelling.probabilities(images)
         # The network saw the images with their padding. The labels cover it too.
@@ -177,20 +176,31 @@ class Segmenter:
         colours = self._colours(padded(images), probs)
         yield Piece(probs, colours, (rows, columns), 0, 0, slice(0, size[0]), slice(0, size[1]))
 
-    def _tiled(self, images: Tensor) -> Iterator[Piece]:
+    def _halo(self) -> int | None:
+        """Pixels around a tile that its labels depend on. None: tiles would not join without a
+        seam, since a position depends on the whole image.
+        """
+        backbone: Any = getattr(self.labelling.network, "backbone", None)
+        radius = backbone.receptive_radius() if hasattr(backbone, "receptive_radius") else None
+        if radius is None or TILE % backbone.multiple:
+            return None
+        margin = UPSAMPLING_MARGIN if self.labelling.refinement is None else REACH
+        halo = max(radius + SMOOTHING, SURROUNDINGS) + STRIDE * margin
+        # Tiles begin at whole positions of all maps, so that they give the same maps as the whole
+        # image.
+        return -(-halo // backbone.multiple) * backbone.multiple
+
+    def _tiled(self, images: Tensor, halo: int) -> Iterator[Piece]:
         """Two passes over the tiles: the mean of block D, which gives the global features, then the
         local features.
         """
         network: Any = self.labelling.network
         inputs = network.normalize(images)
         margin = UPSAMPLING_MARGIN if self.labelling.refinement is None else REACH
-        # Tiles begin at whole positions of block D, so that they give the same maps as the whole
-        # image.
-        halo = -(-(RECEPTIVE_RADIUS + STRIDE * margin) // DEEP_STRIDE) * DEEP_STRIDE
         total: Any = 0.0
         positions = 0
         for tile in self._tiles(inputs, halo):
-            deep = tile.part(network.backbone(tile.pixels)[1], DEEP_STRIDE, margin=0)
+            deep = tile.part(network.backbone(tile.pixels)[1], network.backbone.global_stride, margin=0)
             total = total + deep.sum(dim=(2, 3), dtype=torch.float64)
             positions += deep.shape[2] * deep.shape[3]
         global_features = network.global_features((total / positions).to(images.dtype))

@@ -40,10 +40,17 @@ class Batch(NamedTuple):
 class CropSampler(Sampler):
     """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
     `size` images.
+
+    Args:
+        views: an image has this many crops, which are the same for every seed. None: each epoch
+            draws new ones.
     """
 
-    def __init__(self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int, views: int | None = None
+    ) -> None:
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
+        self.views = views
         self.steps_per_epoch = steps_per_epoch(size, batch_size, least)
 
     def __len__(self) -> int:
@@ -56,6 +63,8 @@ class CropSampler(Sampler):
                 epoch = step // self.steps_per_epoch
                 rng = np.random.default_rng((self.seed, epoch))
                 order, corners = rng.permutation(self.size), rng.random((self.size, 2))
+                if self.views is not None:
+                    corners = np.random.default_rng(epoch % self.views).random((self.size, 2))[order]
             first = step % self.steps_per_epoch * self.batch_size
             chosen = slice(first, first + self.batch_size)
             yield [Crop(int(i), *map(float, c)) for i, c in zip(order[chosen], corners[chosen], strict=True)]

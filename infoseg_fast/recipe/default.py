@@ -65,6 +65,7 @@ class DefaultRecipe(Recipe):
             self.network.frozen(),
             self.network.arguments,
             self.data,
+            self.network.builder,
             temperature=self.settings.temperature,
             smooth=self.smooth,
         )

@@ -26,7 +26,7 @@ from ..recipe.overclustering import MAX_CLASSES
 from ..recipe.sample import SAMPLE_CROPS, Sample
 from .evaluate import score
 
-METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged")
+METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged", "kmeans-backbone")
 FIT_IMAGES = 2000  # most images that a fit reads, spread evenly over the train split
 FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; angles in half a turn
 BLUR_SIGMA = 2.0  # of the mixture's features, in pixels
@@ -45,8 +45,12 @@ def baseline(
     samples: int = 500_000,
     seed: int = 0,
     progress: bool = False,
+    backbone: dict | None = None,
 ) -> tuple[dict, list[str] | None]:
     """Fit a method of METHODS to the train split of a set and score it on `split`.
+
+    Args:
+        backbone: of kmeans-backbone: "backbone", "weights" and "local_index" (`fit_kmeans_backbone`).
 
     Returns:
         The scores (see `evaluate.score`) and the names of the classes.
@@ -64,7 +68,12 @@ def baseline(
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
     train_set = open_set(data, "train")
     images.scaling = train_set.scaling
-    labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
+    if method == "kmeans-backbone":
+        from .backbone_baseline import fit_kmeans_backbone
+
+        labels = fit_kmeans_backbone(train_set, number, seed, **(backbone or {}))
+    else:
+        labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
         return torch.as_tensor(confusion_matrix(labels(pixels), target, number, images.num_targets))
