@@ -145,9 +145,9 @@ def test_a_labelling_is_the_same_after_its_state():
 
 
 def test_each_network_trains_as_it_does_alone(how, tmp_path):
-    train(how, tmp_path / "both")
-    train(how | {"overcluster": 1.0}, tmp_path / "alone")
-    train(how | {"classes": 9, "overcluster": 1.0}, tmp_path / "many")
+    train(out=tmp_path / "both", **how)
+    train(out=tmp_path / "alone", **how | {"overcluster": 1.0})
+    train(out=tmp_path / "many", **how | {"classes": 9, "overcluster": 1.0})
     both = content(tmp_path / "both")
     assert same(part(content(tmp_path / "alone"), "network"), part(both, "network"))
     many = {key.replace("network.", "over_network.", 1): x for key, x in content(tmp_path / "many")["recipe"].items()}
@@ -156,9 +156,9 @@ def test_each_network_trains_as_it_does_alone(how, tmp_path):
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
-    train(how, tmp_path / "whole")
-    train(how | {"steps": steps}, tmp_path / "parts")
-    train({"steps": 8}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how)
+    train(out=tmp_path / "parts", **how | {"steps": steps})
+    train(None, tmp_path / "parts", resume=True, steps=8)
     whole, parts = content(tmp_path / "whole"), content(tmp_path / "parts")
     for key in ("recipe", "optimizer", "labelling", "step"):
         assert same(whole[key], parts[key]), key
