@@ -55,7 +55,7 @@ def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sam
     most the epoch.
     """
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
-    return Sample(lambda: crops(images, settings, device, 0, steps))
+    return Sample(lambda: crops(images.spread(), settings, device, 0, steps))
 
 
 def batches_per_epoch(images: ImageSet, settings: Settings) -> int:
@@ -64,7 +64,7 @@ def batches_per_epoch(images: ImageSet, settings: Settings) -> int:
 
 
 def worker_count(images: ImageSet, settings: Settings) -> int:
-    """Processes that read crops: none where the images are in memory."""
+    """Processes, or threads for large images, that read crops: none where the images are in memory."""
     if settings.workers is not None:
         return settings.workers
     return 0 if isinstance(images, InMemory) or images.in_process else min(MAX_WORKERS, os.cpu_count() or 1)

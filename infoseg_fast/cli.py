@@ -182,7 +182,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)}
-    train(given, arguments.out, arguments.resume)
+    train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
 def run_bench(args) -> None:

@@ -1,6 +1,8 @@
 """The settings of a training run: each with its default, its bounds and its help, in one place."""
 
+import argparse
 import dataclasses
+import difflib
 import logging
 import math
 import operator
@@ -11,6 +13,7 @@ import torch
 
 from .data import ImageSet, ReadOptions, open_set
 from .data.crops import steps_per_epoch
+from .data.reader import MAX_BYTES
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -31,7 +34,8 @@ BOUNDS = (
     ("maximum", "at most", operator.le),
 )
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
-CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+# The data may lie elsewhere: the fingerprint says whether they are the same.
+CHANGEABLE = ("data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
 
 
 def setting(group: str, default: Any, help: str, **how: Any) -> Any:
@@ -48,7 +52,10 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes numbers as 4,3,2, not {text!r}") from None
 
 
 def number_or_all(text: str) -> int | str:
@@ -81,9 +88,16 @@ class Settings:
         "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
         type=numbers, metavar="LIST",
     )  # fmt: skip
+    rgb: tuple[int, ...] | None = setting(
+        "data", None, "channels that the report shows as red, green and blue, from 1 (default: the first three)",
+        type=numbers, metavar="LIST",
+    )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
     pages: str | None = setting("data", None, "pages of a file with several that are read", choices=("first", "each"))
+    max_bytes: int = setting(
+        "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
+    )
     scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
@@ -203,7 +217,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name in ("bands", "local_index"):  # lists, where they come from JSON
+        for name in ("bands", "rgb", "local_index"):  # lists, where they come from JSON
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -216,7 +230,7 @@ class Settings:
             DataError: a setting is out of its bounds, or contradicts another.
         """
         if not given.get("data"):
-            raise DataError("--data is missing: give the name of a set or a folder with images/")
+            raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
         _check_backbone(given)
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
             given = {"flip": False, "rotate": False, **given}
@@ -278,7 +292,7 @@ class Settings:
     @property
     def reading(self) -> ReadOptions:
         """How image files are read."""
-        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages)
+        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages, self.max_bytes)
 
     def open(self, split: str) -> ImageSet:
         """A split of the data."""
@@ -323,6 +337,30 @@ def _check_backbone(given: dict) -> None:
     for name in ("width", "depth", "inputs"):
         if name in given:
             raise DataError(f"{option(name)} belongs to the package's own network; leave it out with --backbone")
+
+
+def checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings that Python code gives, as the command line would read them.
+
+    Raises:
+        DataError: there is no setting of that name, or it does not take the value.
+    """
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
+    found = {}
+    for name, value in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {near[0]}?" if near else " (see infoseg train --help)"
+            raise DataError(f"there is no setting {name!r}{hint}")
+        how = fields[name]
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        try:
+            found[name] = {"True": True, "False": False}[text] if how.get("switch") else how.get("type", str)(text)
+        except (KeyError, ValueError, argparse.ArgumentTypeError):
+            raise DataError(f"{option(name)} does not take {value!r}") from None
+        if "choices" in how and found[name] not in how["choices"]:
+            raise DataError(f"{option(name)} must be {' or '.join(how['choices'])}, not {value!r}")
+    return found
 
 
 def option(name: str) -> str:

@@ -9,18 +9,15 @@ bits.
 import functools
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from . import report
 from .augment import augmented
 from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
 from .checkpoint import LAST
-from .config import Settings, pick_device
+from .config import Settings, checked, pick_device
 from .data import ImageSet, for_training
 from .data.crops import held_in_memory
 from .data.scaling import Scaling
@@ -34,22 +31,31 @@ from .segmenter import Segmenter
 LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
 
-def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[str, Any] | None:
-    """Train, evaluate and report into the folder `out`.
+def train(
+    data: str | os.PathLike | None, out: str | os.PathLike, *, resume: bool = False, **settings: Any
+) -> dict[str, Any] | None:
+    """Train, evaluate and report into the folder `out`: the command `infoseg train`.
+
+        scores = isf.train("scene.tif", "run", classes=6, bands=(4, 3, 2), steps=400)
+        labels = isf.load("run").segment(images)
 
     Args:
-        given: settings of `Settings` that differ from the defaults (from the run's own, when it is
-            resumed).
+        data: what `--data` takes: the name of a set, a folder, an image file, or a list of images.
+            A resumed run may leave it out with None.
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
+        settings: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
+            resumed run, the run's own value.
 
     Returns:
-        The scores of the last step on the eval split; None without labels, or when the run was
-        finished before.
+        The scores of the last step on the eval split, as `ClusterMetrics.compute` gives them, with
+        None in place of NaN. None without labels, or when the run was finished before.
 
     Raises:
         DataError: the settings, the data or the run are not as they must be. Nothing is half
             written.
     """
+    given = {"data": None if data is None else os.fspath(data)} | settings
+    given = checked({name: value for name, value in given.items() if value is not None})
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("infoseg train runs in one process; start it without torchrun")
     with RunFolder(out) as run:
@@ -94,6 +100,8 @@ def run_steps(
     """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
     the report.
     """
+    from torch.utils.tensorboard import SummaryWriter  # here, since `import infoseg_fast` should be quick
+
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     sample = sample_of(train_set, settings, device)
 
@@ -160,6 +168,8 @@ def finish(
     device: torch.device,
 ) -> dict[str, Any] | None:
     """Score the last step, write the report, and print where it is."""
+    from . import report
+
     if eval_set.has_labels:
         scores = scores or evaluate(segmenter, eval_set, device)
         add_training(scores, settings.loss_mask, LAST)

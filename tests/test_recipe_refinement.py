@@ -118,7 +118,7 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
     settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0, "overcluster": 1.0}
     images, labels = torch.rand(2, 3, 48, 40), {}
     for name, refine in (("with", True), ("without", False)):
-        train(settings | {"refine": refine}, tmp_path / name)
+        train(out=tmp_path / name, **settings | {"refine": refine})
         labels[name] = isf.load(tmp_path / name)
         assert (labels[name].labelling.refinement is not None) == refine
     assert labels["with"].labelling.refinement.residual.shape == (2, 3, 7)

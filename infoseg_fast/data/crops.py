@@ -2,7 +2,7 @@
 step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import DataError
 from .base import ImageSet, InMemory
 from .scenes import SceneCrops
+from .threaded import read_ahead
 
 IN_MEMORY_BYTES = 256 * 2**20  # sets up to this size are decoded once
 MAX_WORKERS = 4
@@ -39,12 +40,14 @@ class Batch(NamedTuple):
 
 class CropSampler(Sampler):
     """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
-    `size` images.
+    `size` images, or has their `order` of (seed, epoch) where that gives one.
 
     Args:
         views: an image has this many crops, which are the same for every seed. None: each epoch
             draws new ones.
     """
+
+    order: Callable[[int, int], np.ndarray | None] | None = None
 
     def __init__(
         self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int, views: int | None = None
@@ -63,6 +66,8 @@ class CropSampler(Sampler):
                 epoch = step // self.steps_per_epoch
                 rng = np.random.default_rng((self.seed, epoch))
                 order, corners = rng.permutation(self.size), rng.random((self.size, 2))
+                own = self.order and self.order(self.seed, epoch)
+                order = order if own is None else own
                 if self.views is not None:
                     corners = np.random.default_rng(epoch % self.views).random((self.size, 2))[order]
             first = step % self.steps_per_epoch * self.batch_size
@@ -97,6 +102,15 @@ class CropSet(Dataset):
             return error
         return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid))
 
+    def pinned(self, crops: list[Crop]) -> Batch | DataError:
+        """The batch in memory from which a GPU copies without waiting."""
+        found = self.__getitems__(crops)
+        if isinstance(found, DataError):
+            return found
+        return found._replace(
+            images=found.images.pin_memory(), valid=None if found.valid is None else found.valid.pin_memory()
+        )
+
 
 def held_in_memory(images: ImageSet) -> ImageSet:
     """The set with its images decoded once if they fit in IN_MEMORY_BYTES, else the set itself."""
@@ -108,12 +122,17 @@ def held_in_memory(images: ImageSet) -> ImageSet:
         return InMemory(images, list(pool.map(images.scaled, range(len(images)))))
 
 
-def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False) -> DataLoader:
-    """The sampler's batches, read ahead by `workers` processes (0: in this one); `labelled` as for
-    CropSet.
+def crop_loader(
+    images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False
+) -> Iterable[Batch | DataError]:
+    """The sampler's batches in the set's order, read ahead by `workers` processes (0: by none);
+    `labelled` as for CropSet. Large images are read by threads, which share what is decoded.
     """
+    cut, sampler.order = CropSet(images, crop, labelled), images.epoch_order
+    if images.windowed and workers:
+        return read_ahead(cut.pinned if torch.cuda.is_available() else cut.__getitems__, sampler, workers)
     return DataLoader(
-        CropSet(images, crop, labelled),
+        cut,
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=workers,
