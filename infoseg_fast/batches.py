@@ -1,5 +1,6 @@
 """Batches of crops for training, and what a recipe is told of the images."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ from .errors import DataError
 from .recipe import DataInfo
 from .recipe.sample import SAMPLE_CROPS, Sample
 from .recipe.smoothing import noise_share
+
+logger = logging.getLogger("infoseg_fast")
 
 MAX_WORKERS = 4
 
@@ -40,9 +43,13 @@ def crops(
         DataError: an image cannot be read.
     """
     sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, start, stop)
+    named: set[str] = set()
     for batch in crop_loader(images, settings.crop, sampler, workers, settings.loss_mask == "gt"):
         if isinstance(batch, DataError):  # from a worker process
             raise batch
+        for fault in set(batch.damaged) - named:
+            logger.warning("skipped: %s", fault)
+        named.update(batch.damaged)
         pixels = images.scaling.to_float(batch.images.to(device, non_blocking=True))
         yield pixels, None if batch.valid is None else batch.valid.to(device, non_blocking=True)
 
@@ -53,6 +60,12 @@ def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sam
     """
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
     return Sample(lambda: crops(images, settings, device, 0, steps))
+
+
+def stems_of_step(images: ImageSet, settings: Settings, step: int) -> list[str]:
+    """The stems of the images of step number `step`."""
+    sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, step, step + 1)
+    return [images.stems[crop.index] for batch in sampler for crop in batch]
 
 
 def batches_per_epoch(images: ImageSet, settings: Settings) -> int:

@@ -17,6 +17,7 @@ from . import __version__
 from .config import GROUPS, Settings, option, pick_device
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
+from .signals import Stopped
 
 PROGRAM = "infoseg"
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
@@ -300,6 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130

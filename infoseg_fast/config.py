@@ -31,7 +31,10 @@ BOUNDS = (
     ("maximum", "at most", operator.le),
 )
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
-CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+CHANGEABLE = (
+    "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "skip_damaged",
+    "skip_nonfinite",
+)  # fmt: skip
 
 
 def setting(group: str, default: Any, help: str, **how: Any) -> Any:
@@ -168,6 +171,13 @@ class Settings:
     device: str = setting("run", "auto", "device that trains", choices=("auto", "cpu", "cuda"))
     workers: int | None = setting(
         "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
+    )
+
+    skip_damaged: bool = setting(
+        "run", False, "train on another image where one cannot be read, and name it once", switch=True
+    )
+    skip_nonfinite: bool = setting(
+        "run", False, "leave out the update of a step whose loss or gradient is NaN or infinite", switch=True
     )
 
     def __post_init__(self) -> None:

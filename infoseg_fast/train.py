@@ -18,18 +18,20 @@ from tqdm import tqdm
 
 from . import report
 from .augment import augmented
-from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
+from .batches import batches_per_epoch, crops, data_info, sample_of, stems_of_step, worker_count
 from .checkpoint import LAST
 from .config import Settings, pick_device
 from .data import ImageSet, for_training
 from .data.crops import held_in_memory
+from .data.damaged import skip_damaged
 from .data.scaling import Scaling
 from .errors import DataError
-from .progress import Progress
+from .progress import NonfiniteGuard, Progress
 from .recipe import DataInfo, recipe_class
 from .run_folder import RunFolder
 from .scores.evaluate import add_training, as_text, evaluate
 from .segmenter import Segmenter
+from .signals import Stopped, StopSignals
 
 LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
@@ -49,10 +51,11 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
     Raises:
         DataError: the settings, the data or the run are not as they must be. Nothing is half
             written.
+        Stopped: a signal ended the run. There is a checkpoint of the last step that was done.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("infoseg train runs in one process; start it without torchrun")
-    with RunFolder(out) as run:
+    with RunFolder(out) as run, StopSignals() as stop:
         settings, recorded = run.open(given, resume)
         device = pick_device(settings.device)
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
@@ -61,7 +64,9 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
             raise DataError(f"--resume: the images of {settings.data} are no longer those that {run.path} began with")
         if eval_set.has_labels:
             eval_set.check_labels()
-        content = run.load() if recorded else None
+        if settings.skip_damaged:
+            train_set, eval_set = skip_damaged(train_set), skip_damaged(eval_set, scored=True)
+        content = run.load(repair=True) if recorded else None
         if content is not None and content["step"] >= settings.steps and run.report.is_file():
             print(f"{run.path} is finished: {content['step']} steps are done (more --steps continue it)")
             return None
@@ -72,7 +77,10 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
         optimizer = torch.optim.AdamW(
-            [x for x in recipe.parameters() if x.requires_grad], lr=settings.lr, weight_decay=settings.weight_decay
+            [x for x in recipe.parameters() if x.requires_grad],
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         progress = Progress(recipe, optimizer, device)
         if content is not None:
@@ -80,7 +88,7 @@ def train(given: dict[str, Any], out: str | Path, resume: bool = False) -> dict[
             print(f"resuming {run.path} at step {progress.step}")
         run.write_config(settings, fingerprint)
         run.cut_metrics(progress.step)
-        return run_steps(run, settings, progress, train_set, eval_set, device)
+        return run_steps(run, settings, progress, train_set, eval_set, device, stop)
 
 
 def run_steps(
@@ -90,12 +98,14 @@ def run_steps(
     train_set: ImageSet,
     eval_set: ImageSet,
     device: torch.device,
+    stop: StopSignals,
 ) -> dict[str, Any] | None:
     """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
     the report.
     """
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     sample = sample_of(train_set, settings, device)
+    guard = NonfiniteGuard(recipe, optimizer) if settings.skip_nonfinite else None
 
     @functools.lru_cache(maxsize=1)
     def segmenter_after(step: int) -> Segmenter:
@@ -104,6 +114,7 @@ def run_steps(
     recipe.train()
     images_seen, seconds, started = 0, 0.0, time.perf_counter()  # of training alone
     batches = crops(train_set, settings, device, progress.step, settings.steps, worker_count(train_set, settings))
+    stop.defer()
     with (
         SummaryWriter(str(run.tensorboard), purge_step=progress.step + 1) as board,
         tqdm(total=settings.steps, initial=progress.step, unit="step", desc="training", disable=None) as bar,
@@ -113,9 +124,13 @@ def run_steps(
             rate = settings.lr * min(1.0, (progress.step + 1) / max(settings.warmup, 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if guard:
+                guard.remember()
             loss = recipe.loss(progress.step, images, mask)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if guard:
+                guard.check(loss)
             optimizer.step()
             recipe.after_step(progress.step)
             progress.add(loss)
@@ -124,10 +139,15 @@ def run_steps(
 
             is_last = step == settings.steps
             evaluates = is_last or (settings.eval_every and step % settings.eval_every == 0)
-            if evaluates or step % settings.log_every == 0:
+            logs = evaluates or step % settings.log_every == 0
+            saves, stopping = is_last or step % settings.checkpoint_every == 0, stop.received
+            if guard is None and (logs or saves or stopping or device.type == "cpu"):  # a GPU is not waited for else
+                stop_if_nonfinite(run, settings, progress, train_set)
+            if logs:
                 seconds += time.perf_counter() - started
                 row = {
                     "step": step,
+                    **({"skipped_steps": progress.skipped()} if guard else {}),
                     "loss": progress.logged_loss(),
                     "epoch": step / batches_per_epoch(train_set, settings),
                     "lr": rate,
@@ -142,11 +162,25 @@ def run_steps(
                     board.add_scalar(name, value, step)
                 bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "pixel_accuracy") if name in row})
                 started = time.perf_counter()
-            if is_last or step % settings.checkpoint_every == 0:
+            if saves or stopping:
                 seconds += time.perf_counter() - started
-                run.save(*progress.checkpoint(segmenter_after(step).labelling))
+                run.save(*progress.checkpoint(segmenter_after(step).labelling, regular=saves))
                 started = time.perf_counter()
+            if stopping:
+                raise Stopped(stopping, step)
+    stop.defer(False)
     return finish(run, settings, segmenter_after(progress.step), progress.step, scores, train_set, eval_set, device)
+
+
+def stop_if_nonfinite(run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet) -> None:
+    """Raise DataError if the loss of a step was NaN or infinite, and keep the names of its images."""
+    if (step := progress.nonfinite_step()) is None:
+        return
+    run.record_nonfinite(step, stems_of_step(train_set, settings, step))
+    raise DataError(
+        f"the training loss was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
+        "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
+    )
 
 
 def finish(

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
+from ..signals import ignore_in_worker
 from .base import ImageSet, InMemory
 from .scenes import SceneCrops
 
@@ -30,11 +31,12 @@ class Crop(NamedTuple):
 
 class Batch(NamedTuple):
     """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every
-    pixel is.
+    pixel is; the errors of images that were found damaged so far (`data.damaged`).
     """
 
     images: torch.Tensor
     valid: torch.Tensor | None
+    damaged: tuple[str, ...] = ()
 
 
 class CropSampler(Sampler):
@@ -86,7 +88,8 @@ class CropSet(Dataset):
             batch, valid = self.images.crops(indices, y, x, self.crop, self.labelled)
         except DataError as error:  # returned, since a worker process would wrap it in a traceback's text
             return error
-        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid))
+        damaged = tuple(getattr(self.images, "damaged", {}).values())
+        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid), damaged)
 
 
 def held_in_memory(images: ImageSet) -> ImageSet:
@@ -108,6 +111,7 @@ def crop_loader(images: ImageSet, crop: int, sampler: CropSampler, workers: int,
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=workers,
+        worker_init_fn=ignore_in_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
