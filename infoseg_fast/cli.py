@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
+from .distributed.world import LostRankError
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 from .signals import Stopped
@@ -301,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except Stopped as stopped:
         print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
         return stopped.status

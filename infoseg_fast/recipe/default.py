@@ -55,8 +55,8 @@ class DefaultRecipe(Recipe):
         self.over_network = TrainedNetwork(settings, data, number, term) if number else None
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
-        loss = self.network.loss(images, mask)
-        return loss if self.over_network is None else loss + self.over_network.loss(images, mask)
+        loss = self.network.loss(step, images, mask)
+        return loss if self.over_network is None else loss + self.over_network.loss(step, images, mask)
 
     def after_step(self, step: int) -> None:
         self.network.after_step(step)
