@@ -18,8 +18,10 @@ from typing import Any, NoReturn, TextIO, cast
 
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
+from .distributed.world import LostRankError
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
+from .signals import Stopped
 
 PROGRAM = "infoseg"
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
@@ -387,6 +389,12 @@ def run(argv: Sequence[str] | None) -> int:
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130

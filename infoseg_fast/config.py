@@ -14,6 +14,7 @@ import torch
 from .data import ImageSet, ReadOptions, open_set
 from .data.crops import steps_per_epoch
 from .data.reader import MAX_BYTES
+from .distributed.world import across_ranks, ranks
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -35,7 +36,10 @@ BOUNDS = (
 )
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 # The data may lie elsewhere: the fingerprint says whether they are the same.
-CHANGEABLE = ("data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+CHANGEABLE = (
+    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "skip_damaged",
+    "skip_nonfinite", "rank_timeout",
+)  # fmt: skip
 
 
 def setting(group: str, default: Any, help: str, **how: Any) -> Any:
@@ -179,6 +183,13 @@ class Settings:
         "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
     )
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
+    positions: int | None = setting(
+        "objective",
+        None,
+        "positions of an image, drawn anew in each step, at which the mutual information is estimated (default: all)",
+        type=int,
+        minimum=1,
+    )
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
     weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
     warmup: int = setting("objective", 100, "steps over which the learning rate rises", type=int, minimum=0)
@@ -216,6 +227,30 @@ class Settings:
         "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
     )
 
+    precision: str = setting(
+        "run",
+        "auto",
+        "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
+    accumulate: int = setting(
+        "run", 1, "parts in which the images of a step go through the network", type=int, minimum=1
+    )
+    sync_batchnorm: bool = setting("run", True, "batch statistics over the images of all ranks (torchrun)", switch=True)
+    negatives_across_ranks: bool = setting(
+        "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True
+    )
+    rank_timeout: float = setting(
+        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0
+    )
+    skip_damaged: bool = setting(
+        "run", False, "train on another image where one cannot be read, and name it once", switch=True
+    )
+    skip_nonfinite: bool = setting(
+        "run", False, "leave out the update of a step whose loss or gradient is NaN or infinite", switch=True
+    )
+
     def __post_init__(self) -> None:
         for name in ("bands", "rgb", "local_index"):  # lists, where they come from JSON
             if getattr(self, name) is not None:
@@ -244,6 +279,8 @@ class Settings:
         """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
         ones.
         """
+        if given.get("precision") == "auto":  # decided when the run began
+            given = {name: value for name, value in given.items() if name != "precision"}
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(
@@ -300,8 +337,14 @@ class Settings:
 
     @property
     def least_batch(self) -> int:
-        """The fewest images that a batch must hold for its negatives."""
-        return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        """The fewest images that a step must hold: each of its parts needs negatives, and each rank
+        an image.
+        """
+        least = self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        parts = self.accumulate * ranks()
+        if self.negatives_across_ranks and across_ranks(self.estimator, self.negatives):
+            return max(self.accumulate * least, parts)
+        return parts * least
 
     def _check(self) -> None:
         """Raise DataError for a setting out of its bounds."""
@@ -320,6 +363,11 @@ class Settings:
             most = self.batch_size - 1
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
+            )
+        if self.batch_size < self.least_batch:
+            raise DataError(
+                f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate} "
+                f"and --num-negatives {self.num_negatives}, not {self.batch_size}"
             )
 
 

