@@ -137,6 +137,11 @@ def parser() -> argparse.ArgumentParser:
             help="which images: eval (the default), train, all, of a prepared benchmark also val",
         )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
+    for command in (predict, export):
+        command.add_argument(
+            "--classes", type=int, metavar="N",
+            help="number of clusters of the maps, up to that of the network's classes (default: that of the run)",
+        )  # fmt: skip
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
@@ -249,6 +254,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
     products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
     outcome = predict(segmenter, arguments.sources, arguments.out, products)
     print(f"{outcome.written} label maps written to {arguments.out}")
@@ -270,7 +277,10 @@ def run_export(arguments: argparse.Namespace) -> None:
     from .export import export
     from .segmenter import load
 
-    export(load(arguments.run, arguments.checkpoint), arguments.format, arguments.out)
+    segmenter = load(arguments.run, arguments.checkpoint)
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
+    export(segmenter, arguments.format, arguments.out)
     print(f"{arguments.format} model written to {arguments.out}: images [B, c, H, W] in [0, 1] to labels [B, H, W]")
 
 

@@ -4,11 +4,14 @@ import copy
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_folder
+from PIL import Image
 
 import infoseg_fast as isf
+from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.model import position_mask
@@ -100,6 +103,26 @@ def test_one_labelling_gives_maps_of_any_number_of_classes(refine):
             labelling.with_clusters(number)
     with pytest.raises(DataError, match="no over-clusters"):
         dataclasses.replace(labelling, over_clusters=None).with_clusters(2)
+
+
+def test_predict_writes_maps_of_the_number_of_classes_that_is_asked_for(how, tmp_path, capsys):
+    train(out=tmp_path / "run", **how)
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "data" / "images"), "--out"]
+    found = {}
+    for number in (None, 3, 2, 9):
+        out = tmp_path / f"maps{number}"
+        assert main([*command, str(out), *([] if number is None else ["--classes", str(number)])]) == 0
+        found[number] = np.stack([np.asarray(Image.open(path)) for path in sorted(out.rglob("*.png"))])
+        assert found[number].max() < (number or 3)
+    assert np.array_equal(found[None], found[3])
+    expected = isf.load(tmp_path / "run").with_clusters(9)
+    image = min((tmp_path / "data" / "images").iterdir())
+    assert np.array_equal(expected.segment_file(image), found[9][0])
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "none"), "--classes", "10"]) == 2
+    assert "--classes must be from 2 to the run's 9 over-clusters, not 10" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none"), "--classes", "2", "--match"]) == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_densities_of_groups_are_those_of_their_summed_probabilities():

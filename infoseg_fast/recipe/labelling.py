@@ -71,13 +71,16 @@ class Labelling:
             DataError: the labelling has no over-clusters, or fewer than `number`.
         """
         if self.over_clusters is None:
-            raise DataError(f"the run has no over-clusters: it makes maps of {self.num_clusters} classes alone")
+            raise DataError(
+                f"--classes: the run has no over-clusters; it makes maps of {self.num_clusters} classes alone"
+            )
         most = self.over_clusters.num_classes
         if not 2 <= number <= most:
-            raise DataError(f"the number of classes must be from 2 to the run's {most} over-clusters, not {number}")
+            raise DataError(f"--classes must be from 2 to the run's {most} over-clusters, not {number}")
         groups = self.over_clusters.groups(number)
         refinement = self.over_clusters.refinement(groups, self.smooth)
-        return dataclasses.replace(self, groups=groups, refinement=refinement)
+        device = next(self.network.parameters()).device
+        return dataclasses.replace(self, groups=groups, refinement=refinement and refinement.to(device))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities [B, K, h, w] of images at the scale of the network."""
