@@ -26,6 +26,7 @@ from .run_folder import RunFolder
 from .tiling import Band, Plan, Tile, make_plan, shrinking, upsampling, weighted
 
 TILE = 512  # pixels, a side: the maps of a tile fit into a processor's cache
+PROCESS = os.getpid()  # that imported this module
 BATCH_PIXELS = 2**20  # pixels that are segmented together, of several images
 KEPT_BYTES = 2**28  # of windows and features that the first pass keeps for the second
 SCORE_BYTES = 2**25  # of a map of all classes at the resolution of labels
@@ -392,6 +393,9 @@ def _identity(probs: Tensor) -> Tensor:
 def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "cpu") -> Segmenter:
     """The segmenter of a training run.
 
+    It works in forked and in spawned processes. PyTorch then computes with one thread in a forked
+    one, since OpenMP waits for ever for the threads of its parent.
+
     Args:
         run: the RUN folder.
         checkpoint: "last" or "best_loss" (lowest training loss).
@@ -401,6 +405,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         DataError: there is no such run or checkpoint, it is damaged, or it is of another layout
             version.
     """
+    if os.getpid() != PROCESS:
+        torch.set_num_threads(1)
     return load_with_step(run, checkpoint, device)[0]
 
 
