@@ -252,7 +252,7 @@ class Segmenter:
                 if self._windows is None:
                     local, global_features = network(window)
                 else:
-                    features = self._features(plan, window, tile)
+                    features = self._features(plan, window, tile, deep=True)
                     local, total, positions = features.local, total + features.deep, positions + features.positions
                 if plan.passes == 1:
                     kept.append((band, window, local))
@@ -267,7 +267,7 @@ class Segmenter:
                     band, window, local = next(waiting)
                 else:
                     window = self._window(plan, band, tile)
-                    local = self._features(plan, window, tile).local
+                    local = self._features(plan, window, tile, deep=False).local
                 yield self._part(plan, band, tile, window, self.labelling.assign(local, global_features), confidence)
 
     def _window(self, plan: Plan, band: Band, tile: Tile) -> Tensor:
@@ -283,10 +283,11 @@ class Segmenter:
             pixels = weighted(pixels, dim, shrinking(outputs, n, m), read.start)
         return pixels
 
-    def _features(self, plan: Plan, window: Tensor, tile: Tile) -> Features:
+    def _features(self, plan: Plan, window: Tensor, tile: Tile, deep: bool) -> Features:
         assert self._windows is not None
         wanted = self._positions(plan, tile, self._margin + self.labelling.smooth)
-        return self._windows.features(window, tile.window, plan.padded, (tile.rows, tile.columns), wanted)
+        whole = (tile.rows, tile.columns) if deep else None
+        return self._windows.features(window, tile.window, plan.padded, wanted, whole)
 
     @staticmethod
     def _positions(plan: Plan, tile: Tile, margin: int) -> Area:
