@@ -6,7 +6,7 @@ tile depends on pixels of the window, or of the image's border, alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,12 +25,12 @@ class Features(NamedTuple):
     Attributes:
         local: [B, C, h, w], the positions that were asked for.
         deep: [B, channels], sums over the positions of the global map that begin in the tile, in
-            float64.
+            float64; None if they were not asked for.
         positions: the number of those positions.
     """
 
     local: Tensor
-    deep: Tensor
+    deep: Tensor | None
     positions: int
 
 
@@ -80,27 +80,31 @@ class EncoderWindows:
         sobel = int(self.network.inputs == "sobel")
         return max(self.local_reach + STRIDE * margin, self.deep_reach) + sobel
 
-    def features(self, window: Tensor, inside: Area, image: tuple[int, int], tile: Area, local: Area) -> Features:
+    def features(
+        self, window: Tensor, inside: Area, image: tuple[int, int], local: Area, tile: Area | None
+    ) -> Features:
         """The features of a tile.
 
         Args:
-            window: [B, c, H, W] in [0, 1].
+            window: [B, c, H, W] in [0, 1], without padding.
             inside: rows and columns of the padded image that the window has.
             image: size of the padded image.
-            tile: rows and columns of the padded image. The positions of block D are those that
-                begin in it.
             local: rows and columns of the positions of block C that are wanted.
+            tile: rows and columns of the padded image. The positions of block D are those that
+                begin in it. None: none.
         """
-        deep = tuple(range(r.start // 16, -(-r.stop // 16)) for r in tile)
-        sizes = [tuple(-(-n // STRIDE) for n in image)]
-        # Positions of block C that block D or the caller needs.
-        needed = [self._inputs(self.layers[self.num_local :], d, n)[0] for d, n in zip(deep, sizes[0], strict=True)]
-        both = tuple(range(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(local, needed, strict=True))
-        inputs = self.network.normalize(window.contiguous(memory_format=torch.channels_last))
-        maps = self._run(self.layers[: self.num_local], inputs, inside, image, both)
-        deep_maps = self._run(self.layers[self.num_local :], maps, both, sizes[0], deep)
-        sums = deep_maps.sum(dim=(2, 3), dtype=torch.float64)
-        return Features(crop(maps, both, local), sums, deep_maps.shape[2] * deep_maps.shape[3])
+        size = -(-image[0] // STRIDE), -(-image[1] // STRIDE)
+        wanted, shallow, deep = local, self.layers[: self.num_local], self.layers[self.num_local :]
+        if tile is not None:
+            blocks = areas(lambda r: range(r.start // self.multiple, -(-r.stop // self.multiple)), tile)
+            read = areas(lambda d, n: self._inputs(deep, d, n)[0], blocks, size)
+            wanted = areas(lambda a, b: range(min(a.start, b.start), max(a.stop, b.stop)), local, read)
+        maps = self._run(shallow, self.network.normalize(window), inside, image, wanted)
+        found = crop(maps, wanted, local)
+        if tile is None:
+            return Features(found, None, 0)
+        global_maps = self._run(deep, maps, wanted, size, blocks)
+        return Features(found, *_summed(global_maps))
 
     @staticmethod
     def _inputs(layers: Sequence[Layer], outputs: range, size: int) -> list[range]:
@@ -121,7 +125,7 @@ class EncoderWindows:
     def _run(self, layers: Sequence[Layer], maps: Tensor, inside: Area, size: Sequence[int], wanted: Area) -> Tensor:
         """The maps after the layers at the wanted positions, from maps at `inside` positions."""
         rows, columns = (self._inputs(layers, w, n) for w, n in zip(wanted, size, strict=True))
-        maps = crop(maps, inside, (rows[0], columns[0]))
+        maps = crop(maps, inside, (rows[0], columns[0])).contiguous(memory_format=torch.channels_last)
         before = maps
         for i, layer in enumerate(layers):
             frame = []
@@ -150,15 +154,20 @@ class BackboneWindows:
         """As of `EncoderWindows`."""
         return self.radius + STRIDE * margin
 
-    def features(self, window: Tensor, inside: Area, image: tuple[int, int], tile: Area, local: Area) -> Features:
+    def features(
+        self, window: Tensor, inside: Area, image: tuple[int, int], local: Area, tile: Area | None
+    ) -> Features:
         """As of `EncoderWindows`."""
         maps = self.backbone(self.network.normalize(window))
-        found, deep = (maps[i] for i in self.network._indices)
+        found, global_maps = (maps[i] for i in self.network._indices)
+        found = crop(found, areas(lambda r: range(r.start // STRIDE, -(-r.stop // STRIDE)), inside), local)
+        if tile is None:
+            return Features(found, None, 0)
         stride = self.backbone.global_stride
-        here, there = (tuple(range(r.start // s, -(-r.stop // s)) for r in inside) for s in (STRIDE, stride))
-        deep = crop(deep, there, tuple(range(r.start // stride, -(-r.stop // stride)) for r in tile))
-        sums = deep.sum(dim=(2, 3), dtype=torch.float64)
-        return Features(crop(found, here, local), sums, deep.shape[2] * deep.shape[3])
+        there, wanted = (
+            areas(lambda r: range(r.start // stride, -(-r.stop // stride)), area) for area in (inside, tile)
+        )
+        return Features(found, *_summed(crop(global_maps, there, wanted)))
 
 
 def windows_of(network: nn.Module) -> EncoderWindows | BackboneWindows | None:
@@ -171,10 +180,21 @@ def windows_of(network: nn.Module) -> EncoderWindows | BackboneWindows | None:
     return None if radius is None or radius() is None else BackboneWindows(network)
 
 
+def areas(function: Callable[..., range], *pairs: Sequence[Any]) -> Area:
+    """The function of what the pairs hold for the rows, and for the columns."""
+    rows, columns = (function(*of_axis) for of_axis in zip(*pairs, strict=True))
+    return rows, columns
+
+
 def crop(maps: Tensor, inside: Area, wanted: Area) -> Tensor:
     """The wanted rows and columns of maps [B, C, h, w] at `inside` rows and columns."""
     rows, columns = (slice(w.start - i.start, w.stop - i.start) for i, w in zip(inside, wanted, strict=True))
     return maps[:, :, rows, columns]
+
+
+def _summed(maps: Tensor) -> tuple[Tensor, int]:
+    """Sums over the positions in float64, and their number."""
+    return maps.sum(dim=(2, 3), dtype=torch.float64), maps.shape[2] * maps.shape[3]
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, skip: bool) -> Layer:

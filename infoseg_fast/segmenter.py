@@ -26,6 +26,7 @@ from .run_folder import RunFolder
 from .tiling import Band, Plan, Tile, make_plan, shrinking, upsampling, weighted
 
 TILE = 512  # pixels, a side: the maps of a tile fit into a processor's cache
+PROCESS = os.getpid()  # that imported this module
 BATCH_PIXELS = 2**20  # pixels that are segmented together, of several images
 KEPT_BYTES = 2**28  # of windows and features that the first pass keeps for the second
 SCORE_BYTES = 2**25  # of a map of all classes at the resolution of labels
@@ -264,7 +265,7 @@ class Segmenter:
                 if self._windows is None:
                     local, global_features = network(window)
                 else:
-                    features = self._features(plan, window, tile)
+                    features = self._features(plan, window, tile, deep=True)
                     local, total, positions = features.local, total + features.deep, positions + features.positions
                 if plan.passes == 1:
                     kept.append((band, window, local))
@@ -279,7 +280,7 @@ class Segmenter:
                     band, window, local = next(waiting)
                 else:
                     window = self._window(plan, band, tile)
-                    local = self._features(plan, window, tile).local
+                    local = self._features(plan, window, tile, deep=False).local
                 yield self._part(plan, band, tile, window, self.labelling.assign(local, global_features), confidence)
 
     def _window(self, plan: Plan, band: Band, tile: Tile) -> Tensor:
@@ -295,10 +296,11 @@ class Segmenter:
             pixels = weighted(pixels, dim, shrinking(outputs, n, m), read.start)
         return pixels
 
-    def _features(self, plan: Plan, window: Tensor, tile: Tile) -> Features:
+    def _features(self, plan: Plan, window: Tensor, tile: Tile, deep: bool) -> Features:
         assert self._windows is not None
         wanted = self._positions(plan, tile, self._margin + self.labelling.smooth)
-        return self._windows.features(window, tile.window, plan.padded, (tile.rows, tile.columns), wanted)
+        whole = (tile.rows, tile.columns) if deep else None
+        return self._windows.features(window, tile.window, plan.padded, wanted, whole)
 
     @staticmethod
     def _positions(plan: Plan, tile: Tile, margin: int) -> Area:
@@ -405,6 +407,9 @@ def _identity(probs: Tensor) -> Tensor:
 def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "cpu") -> Segmenter:
     """The segmenter of a training run.
 
+    It works in forked and in spawned processes. PyTorch then computes with one thread in a forked
+    one, since OpenMP waits for ever for the threads of its parent.
+
     Args:
         run: the RUN folder.
         checkpoint: "last" or "best_loss" (lowest training loss).
@@ -414,6 +419,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         DataError: there is no such run or checkpoint, it is damaged, or it is of another layout
             version.
     """
+    if os.getpid() != PROCESS:
+        torch.set_num_threads(1)
     return load_with_step(run, checkpoint, device)[0]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.base import to_channels
-from ..data.images import IGNORE, read_window, read_with
+from ..data.images import IGNORE, read_with
 from ..data.names import read_lines
 from ..errors import DataError
 from ..palette import as_rgb, coloured, overlaid, palette
@@ -27,7 +27,7 @@ from ..tiling import Band, Plan
 from .areas import AreaTable
 from .jobs import Job, find_sources, jobs_of, recipe_key
 from .polygons import PolygonFile
-from .writers import BLOCK, GeoTiffWriter, MapWriter, PngWriter, key_of
+from .writers import GeoTiffWriter, MapWriter, PngWriter, counts_of, key_of
 
 READ_AHEAD = 2  # parts of images
 WRITE_BEHIND = 2  # groups of rows
@@ -288,10 +288,7 @@ class Maps:
     def add_finished(self) -> None:
         """Add a label map that was there to the tables."""
         if self.areas is not None:
-            height, width = self.job.size
-            for first in range(0, height, BLOCK):
-                part = read_window(self.job.labels, first, 0, min(BLOCK, height - first), width)
-                self.counts += np.bincount(part.pixels.ravel(), minlength=256)
+            self.counts = counts_of(self.job.labels)
         self._add()
 
     def _add(self) -> None:

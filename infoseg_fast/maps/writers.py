@@ -195,3 +195,17 @@ def key_of(path: Path) -> str | None:
     except Exception:  # no image, or a damaged one: it is made again
         return None
     return None
+
+
+def counts_of(path: Path) -> np.ndarray:
+    """The number of pixels of each value, int64 [256], in a file that a writer made."""
+    if path.suffix == ".png":
+        with opened(path) as image:
+            return np.array(image.histogram(), np.int64)
+    import rasterio
+
+    counts = np.zeros(256, np.int64)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
+        for _, window in dataset.block_windows(1):
+            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+    return counts
