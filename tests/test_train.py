@@ -382,13 +382,6 @@ def test_a_run_of_another_layout_is_named(data, tmp_path):
         train({"steps": 6}, run, resume=True)
 
 
-def test_several_processes_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DataError, match="one process"):
-        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_labelling_is_made_at_most_once_per_step(data, tmp_path, monkeypatch):
     from infoseg_fast.recipe.default import DefaultRecipe
 
