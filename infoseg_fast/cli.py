@@ -24,6 +24,7 @@ from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 from .signals import Stopped
 
 PROGRAM = "infoseg"
+SHARDS = "shards"  # of `infoseg prepare`
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
 # of it.
 PREPARE_OPTIONS = {
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     data = (
         f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), a folder "
-        "that infoseg prepare made, an image file, or a .txt file that lists image files"
+        "that infoseg prepare made, WebDataset shards DIR/shards-{0000..0099}.tar, an image file, "
+        "or a .txt file that lists image files"
     )
 
     def add(name: str, function, help: str) -> argparse.ArgumentParser:
@@ -145,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
-    names = (*PROTOCOLS, *NAMES)
+    names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
     prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     prepare.add_argument("--root", type=Path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
@@ -288,10 +290,17 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     from .data.export import export_landcover
     from .data.prepare import prepare
     from .data.protocols import PROTOCOLS
+    from .data.shards import write_shards
 
     given = {name: getattr(arguments, name) for name in PREPARE_OPTIONS if hasattr(arguments, name)}
     if arguments.out is None and not arguments.check:
         raise DataError("--out is missing: the folder to be made (or --check, to verify the raw files only)")
+    if arguments.name == SHARDS:
+        if given or arguments.check or arguments.workers or arguments.root is None:
+            raise DataError("shards takes --root, a folder as --data takes it, and --out; no other option")
+        images, pattern = write_shards(arguments.root, arguments.out)
+        print(f"{images} images written; --data '{pattern}'")
+        return
     if arguments.name not in PROTOCOLS:
         if given or arguments.root or arguments.check or arguments.workers:
             raise DataError(f"{arguments.name} comes from installed packages; it takes --out and no other option")

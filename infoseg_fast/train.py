@@ -87,10 +87,10 @@ def train(
             print(f"{run.path} is finished: {content['step']} steps are done (more --steps continue it)")
             return None
         train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-        if content is not None:
-            data = DataInfo.from_state(content["labelling"]["data"])
-        else:
-            data = DataInfo.from_state(world.from_main(lambda: data_info(train_set, settings).state()))
+        found = (
+            content["labelling"]["data"] if content else world.from_main(lambda: data_info(train_set, settings).state())
+        )
+        data = DataInfo.from_state(found)
         train_set.scaling = data.scaling
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)

@@ -121,7 +121,7 @@ def test_64_ranks_write_the_run_folder_once(tmp_path, monkeypatch):
 
     def act():
         with World(False, 60.0) as world, RunFolder(tmp_path / "run") as run:
-            settings, recorded = world.from_main(lambda: run.open({"data": str(data)}, False))
+            settings, recorded = world.from_main(lambda: run.open({"data": str(data), "batch_size": 128}, False))
             if world.is_main:
                 run.write_config(settings, {"images": 2})
             with pytest.raises(DataError, match="exists"):
@@ -160,6 +160,9 @@ class Mean(PaperRecipe):
     def loss(self, step, images, mask):
         self.network.model.eval()
         return (self.network.model(images)[1] - 1).square().mean()
+
+    def metrics(self):
+        return {}
 """
 
 

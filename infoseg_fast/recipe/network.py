@@ -82,7 +82,8 @@ class TrainedNetwork(nn.Module):
         if self._last is None:
             return float("nan")
         projection = self.model.local_projection
-        probs = assign(*self._last, projection.weight, projection.bias, temperature=self.temperature)
+        last = (x.to(projection.weight.dtype) for x in self._last)  # of a lower precision under autocast
+        probs = assign(*last, projection.weight, projection.bias, temperature=self.temperature)
         return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
 
 
