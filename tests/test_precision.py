@@ -38,16 +38,16 @@ def test_bfloat16_computes_the_convolutions_and_the_loss_stays_float32(how, tmp_
         return found
 
     monkeypatch.setattr(DefaultRecipe, "loss", watched)
-    train(how | {"precision": "bfloat16"}, tmp_path / "half")
+    train(out=tmp_path / "half", **how | {"precision": "bfloat16"})
     assert set(seen) == {(torch.bfloat16, torch.float32)}
-    train(how | {"precision": "float32"}, tmp_path / "full")
+    train(out=tmp_path / "full", **how | {"precision": "float32"})
     one, other = losses(tmp_path / "half")[-1][1], losses(tmp_path / "full")[-1][1]
     assert one == pytest.approx(other, rel=0.05) and one != other
 
 
 def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     assert recorded(tmp_path / "run") == "float32"
 
 
@@ -69,21 +69,21 @@ def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_p
         patch.setattr(precision, "has_bfloat16", lambda device: True)
         patch.setattr(precision, "autocast", chosen)
         patch.setattr(precision.time, "perf_counter", clock)
-        train(how, tmp_path / "run")
+        train(out=tmp_path / "run", **how)
     assert recorded(tmp_path / "run") == faster
     assert [r for r in caplog.records if f"--precision auto: {faster} (a step takes" in r.getMessage()]
-    train({"steps": 6, "precision": "auto"}, tmp_path / "run", resume=True)
+    train(None, tmp_path / "run", resume=True, steps=6, precision="auto")
     assert recorded(tmp_path / "run") == faster
     other = {"float32": "bfloat16", "bfloat16": "float32"}[faster]
     with pytest.raises(DataError, match=f"started with --precision {faster}, not {other}"):
-        train({"steps": 8, "precision": other}, tmp_path / "run", resume=True)
-    train(how | {"precision": faster, "steps": 6}, tmp_path / "given")  # the measurement changed nothing
+        train(None, tmp_path / "run", resume=True, steps=8, precision=other)
+    train(out=tmp_path / "given", **how | {"precision": faster, "steps": 6})  # the measurement changed nothing
     assert losses(tmp_path / "given") == losses(tmp_path / "run")
 
 
 @pytest.mark.long
 def test_a_compiled_loss_gives_the_losses(how, tmp_path):
-    train(how, tmp_path / "eager")
-    train(how | {"compile": True}, tmp_path / "compiled")
+    train(out=tmp_path / "eager", **how)
+    train(out=tmp_path / "compiled", **how | {"compile": True})
     expected = [loss for _, loss in losses(tmp_path / "eager")]
     assert [loss for _, loss in losses(tmp_path / "compiled")] == pytest.approx(expected, rel=1e-4)

@@ -142,7 +142,7 @@ def test_an_accumulated_step_is_the_step_of_the_whole_batch_where_the_loss_is_a_
     data = str(write_folder(tmp_path / "data", number=12))
     how = {"data": data, "recipe": "own:Mean", "crop": 32, "batch_size": 8, "steps": 5, "log_every": 1}
     for name, accumulate in (("whole", 1), ("parts", 3)):
-        train(how | {"accumulate": accumulate}, tmp_path / name)
+        train(out=tmp_path / name, **how | {"accumulate": accumulate})
     monkeypatch.undo()
     one, other = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     expected = [row["loss"] for row in one.read_metrics()]

@@ -63,9 +63,9 @@ def test_a_run_on_shards_resumes_to_the_same_bits(shards, tmp_path, monkeypatch,
     monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
     how = SMALL | {"data": shards, "recipe": "paper", "width": 4, "dim": 8, "workers": workers}
-    train(how | {"steps": 8}, tmp_path / "whole")
-    train(how | {"steps": 5}, tmp_path / "parts")  # within an epoch
-    train({"steps": 8}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how | {"steps": 8})
+    train(out=tmp_path / "parts", **how | {"steps": 5})  # within an epoch
+    train(None, tmp_path / "parts", resume=True, steps=8)
     assert losses(tmp_path / "parts")[-1] == losses(tmp_path / "whole")[-1]
     assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 

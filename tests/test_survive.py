@@ -66,7 +66,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(
     data, tmp_path, during, monkeypatch, capsys, number, status
 ):
     how = TINY | {"data": data, "steps": 12}
-    train(how, tmp_path / "whole")
+    train(out=tmp_path / "whole", **how)
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         during(7, lambda: os.kill(os.getpid(), number))
@@ -77,7 +77,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "after a checkpoint of step 7; --resume continues" in said
     assert torch.load(checkpoint_file(tmp_path / "stopped"), weights_only=True)["step"] == 7
-    train({}, tmp_path / "stopped", resume=True)
+    train(None, tmp_path / "stopped", resume=True)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     for name in ("last", "best_loss"):
         assert same_weights(weights(tmp_path / "stopped", name), weights(tmp_path / "whole", name))
@@ -127,13 +127,13 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_a_damaged_checkpoint_is_passed_over_said_and_not_kept_as_the_previous_one(data, tmp_path, damage, caplog):
     how, run = TINY | {"data": data, "steps": 8}, tmp_path / "run"
-    train(how, run)
+    train(out=run, **how)
     last, whole = checkpoint_file(run), weights(run)
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.unlink()  # best_loss may be the same file
     last.write_bytes(content if damage == "flipped" else content[: len(content) // 3])
-    train({}, run, resume=True)
+    train(None, run, resume=True)
     assert [r.message for r in caplog.records if "damaged" in r.message and "of step 4" in r.message]
     assert same_weights(weights(run), whole)
     assert torch.load(checkpoint_file(run, "previous"), weights_only=True)["step"] == 4
@@ -142,8 +142,8 @@ def test_a_damaged_checkpoint_is_passed_over_said_and_not_kept_as_the_previous_o
 @pytest.mark.parametrize("file", ["metrics.jsonl", ".report.html.tmp", ".evaluation.json.tmp", "tensorboard"])
 def test_a_full_disk_is_one_line_and_the_run_resumes(data, tmp_path, file, monkeypatch):
     how, run = TINY | {"data": data, "steps": 8}, tmp_path / "run"
-    train(how, tmp_path / "whole")
-    train(how | {"steps": 4}, run)
+    train(out=tmp_path / "whole", **how)
+    train(out=run, **how | {"steps": 4})
     with monkeypatch.context() as patch:
         if file == "tensorboard":
             from tensorboard.summary.writer.record_writer import RecordWriter
@@ -157,13 +157,13 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(data, tmp_path, file, monke
             (run / file).unlink(missing_ok=True)
             (run / file).symlink_to("/dev/full")
         with pytest.raises(DataError, match=r"could not be written: No space left on device") as caught:
-            train({"steps": 8}, run, resume=True)
+            train(None, run, resume=True, steps=8)
         assert "\n" not in str(caught.value)
     if file != "tensorboard":
         (run / file).unlink(missing_ok=True)
         if kept is not None:
             (run / file).write_bytes(kept)
-    train({"steps": 8}, run, resume=True)
+    train(None, run, resume=True, steps=8)
     assert losses(run)[-2:] == losses(tmp_path / "whole")[-2:]
     assert same_weights(weights(run), weights(tmp_path / "whole"))
 
@@ -187,11 +187,11 @@ def test_an_image_that_goes_in_mid_epoch_stops_the_run_or_is_skipped(
     how = TINY | {"data": data, "steps": 24, "workers": workers}
     during(2, lambda: damage(data, "im3"))
     with pytest.raises(DataError, match=r"image .*im3\.png (does not exist|cannot be read)"):
-        train(how, tmp_path / "stopped")
+        train(out=tmp_path / "stopped", **how)
     write_folder(tmp_path / "again", number=10, side=32)
     Path(data).rename(tmp_path / "gone")
     (tmp_path / "again").rename(data)
-    train(how | {"skip_damaged": True}, tmp_path / "skipped")
+    train(out=tmp_path / "skipped", **how | {"skip_damaged": True})
     named = [r.getMessage() for r in caplog.records if "im3.png" in r.getMessage()]
     assert len([text for text in named if text.startswith("skipped: ")]) == 1
     assert losses(tmp_path / "skipped")[-1][0] == 24
@@ -205,7 +205,7 @@ def test_a_damaged_image_is_skipped_from_the_start_and_left_out_of_the_scores(
         monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
     cut(data, "im3")
     how = TINY | {"data": data, "steps": 6, "skip_damaged": True, "workers": 0}
-    scores = train(how, tmp_path / "run")
+    scores = train(out=tmp_path / "run", **how)
     assert scores["num_pixels"] == 9 * 32 * 32
     said = [r.getMessage() for r in caplog.records if "im3.png" in r.getMessage()]
     assert sum(text.startswith("skipped: ") for text in said) == 1
@@ -231,18 +231,18 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(data, tmp_
     sampler = crops.CropSampler(10, 4, 2, 0, 5, 6)
     assert record == {"step": 5, "images": [f"im{crop.index}" for crop in next(iter(sampler))]}
     assert all(x.isfinite().all() for x in weights(run).values())
-    train({"skip_nonfinite": True}, run, resume=True)  # from step 4
+    train(None, run, resume=True, skip_nonfinite=True)  # from step 4
     assert losses(run)[-1][0] == 12 and [row.get("skipped_steps") for row in rows(run)] == [None, None, 1, 0, 0, 0]
     assert all(x.isfinite().all() for x in weights(run).values())
 
 
 def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_path, nonfinite, during):
     how = TINY | {"data": data, "checkpoint_every": 1, "skip_nonfinite": True}
-    train(how | {"steps": 5}, tmp_path / "run")
+    train(out=tmp_path / "run", **how | {"steps": 5})
     before = torch.load(checkpoint_file(tmp_path / "run"), weights_only=True)
     with pytest.raises(DataError, match="no loss was finite"):  # of the steps since the last log line
-        train({"steps": 6, "log_every": 1}, tmp_path / "run", resume=True)
-    train({"steps": 7, "log_every": 7}, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run", resume=True, steps=6, log_every=1)
+    train(None, tmp_path / "run", resume=True, steps=7, log_every=7)
     state = torch.load(checkpoint_file(tmp_path / "run", "previous"), weights_only=True)
     assert state["step"] == 6 and same_weights(state["recipe"], before["recipe"])
 
@@ -254,15 +254,15 @@ def test_a_folder_that_cannot_be_written_is_named(data, tmp_path):
     (tmp_path / "run/.lock").unlink()
     (tmp_path / "run/.lock").mkdir()
     with pytest.raises(DataError, match=r"run cannot be written: "):
-        train({"steps": 6}, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run", resume=True, steps=6)
 
 
 def test_a_clock_that_jumps_changes_nothing(data, tmp_path, monkeypatch):
     how = TINY | {"data": data, "steps": 6}
-    train(how, tmp_path / "whole")
+    train(out=tmp_path / "whole", **how)
     now = iter(np.cumsum(np.tile([3600.0, -7200.0], 100000)))
     monkeypatch.setattr(time, "time", lambda: 1.7e9 + next(now))
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert all(row["images_per_s"] > 0 for row in rows(tmp_path / "run"))
 
@@ -277,14 +277,14 @@ def test_checkpoints_hold_no_code(data, tmp_path):
     torch.save({"step": 4, "layout": 1, "x": Evil()}, path)
     checkpoint_file(tmp_path / "run", "previous").unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"last\.pt is damaged"):
-        train({"steps": 6}, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run", resume=True, steps=6)
     assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.long
 def test_ten_kills_at_random_moments_leave_the_same_bits(data, tmp_path):
     how = TINY | {"data": data, "steps": 400, "checkpoint_every": 10, "workers": 1}
-    train(how, tmp_path / "whole")
+    train(out=tmp_path / "whole", **how)
     command = [sys.executable, "-m", "infoseg_fast", *arguments(how, tmp_path / "killed"), "--resume"]
     draw, kills = random.Random(0), 0
     while kills < 10:
