@@ -28,7 +28,7 @@ def train_in(runs: dict[str, dict], out: str) -> None:
     """Train each run in `out`/NAME."""
     report.curves = lambda rows: "data:,"
     for name, how in runs.items():
-        train(how, f"{out}/{name}")
+        train(out=f"{out}/{name}", **how)
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
