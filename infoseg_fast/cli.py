@@ -18,10 +18,13 @@ from typing import Any, NoReturn, TextIO, cast
 
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
+from .distributed.world import LostRankError
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
+from .signals import Stopped
 
 PROGRAM = "infoseg"
+SHARDS = "shards"  # of `infoseg prepare`
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
 # of it.
 PREPARE_OPTIONS = {
@@ -33,6 +36,7 @@ PREPARE_OPTIONS = {
     "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
     "crowd": {"metavar": "C", "help": "coco-persons: crowd regions are person (default) or ignore"},
 }
+BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # of infoseg train and infoseg baseline
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     data = (
         f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), a folder "
-        "that infoseg prepare made, an image file, or a .txt file that lists image files"
+        "that infoseg prepare made, WebDataset shards DIR/shards-{0000..0099}.tar, an image file, "
+        "or a .txt file that lists image files"
     )
 
     def add(name: str, function, help: str) -> argparse.ArgumentParser:
@@ -124,16 +129,25 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=500_000, metavar="N", help="pixels it is fitted to (default: 500000)"
     )
     baseline.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
+    for name in BACKBONE_OPTIONS:
+        how = {key: fields[name][key] for key in ("type", "metavar") if key in fields[name]}
+        baseline.add_argument(option(name), help=f"kmeans-backbone: {fields[name]['help']}", **how)
     for command in (evaluate, baseline):
         command.add_argument(
             "--split", default="eval", metavar="SPLIT",
             help="which images: eval (the default), train, all, of a prepared benchmark also val",
         )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
+    for command in (predict, export):
+        command.add_argument(
+            "--classes", type=int, metavar="N",
+            help="number of clusters of the maps, up to that of the network's classes (default: that of the run)",
+        )  # fmt: skip
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
-    names = (*PROTOCOLS, *NAMES)
+    names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
     prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     prepare.add_argument("--root", type=Path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
@@ -177,7 +191,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)}
-    train(given, arguments.out, arguments.resume)
+    train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
 def run_bench(args) -> None:
@@ -242,6 +256,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
     products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
     outcome = predict(segmenter, arguments.sources, arguments.out, products)
     print(f"{outcome.written} label maps written to {arguments.out}")
@@ -263,7 +279,10 @@ def run_export(arguments: argparse.Namespace) -> None:
     from .export import export
     from .segmenter import load
 
-    export(load(arguments.run, arguments.checkpoint), arguments.format, arguments.out)
+    segmenter = load(arguments.run, arguments.checkpoint)
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
+    export(segmenter, arguments.format, arguments.out)
     print(f"{arguments.format} model written to {arguments.out}: images [B, c, H, W] in [0, 1] to labels [B, H, W]")
 
 
@@ -271,10 +290,17 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     from .data.export import export_landcover
     from .data.prepare import prepare
     from .data.protocols import PROTOCOLS
+    from .data.shards import write_shards
 
     given = {name: getattr(arguments, name) for name in PREPARE_OPTIONS if hasattr(arguments, name)}
     if arguments.out is None and not arguments.check:
         raise DataError("--out is missing: the folder to be made (or --check, to verify the raw files only)")
+    if arguments.name == SHARDS:
+        if given or arguments.check or arguments.workers or arguments.root is None:
+            raise DataError("shards takes --root, a folder as --data takes it, and --out; no other option")
+        images, pattern = write_shards(arguments.root, arguments.out)
+        print(f"{images} images written; --data '{pattern}'")
+        return
     if arguments.name not in PROTOCOLS:
         if given or arguments.root or arguments.check or arguments.workers:
             raise DataError(f"{arguments.name} comes from installed packages; it takes --out and no other option")
@@ -299,6 +325,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
     from .scores.baselines import baseline
     from .scores.evaluate import as_text
 
+    given = [name for name in BACKBONE_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.method != "kmeans-backbone" and given:
+        raise DataError(f"{option(given[0])} belongs to the baseline kmeans-backbone, not to {arguments.method}")
+    if arguments.method == "kmeans-backbone" and not arguments.backbone:
+        raise DataError("kmeans-backbone needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
     scores, classes = baseline(
         arguments.method,
         arguments.data,
@@ -307,6 +338,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         seed=arguments.seed,
         progress=not arguments.json,
+        backbone={
+            "backbone": arguments.backbone,
+            "weights": arguments.backbone_weights,
+            "local_index": arguments.local_index or (-1,),
+        },
     )
     if arguments.json:
         print(json.dumps(scores))
@@ -372,6 +408,12 @@ def run(argv: Sequence[str] | None) -> int:
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130

@@ -81,6 +81,19 @@ class Segmenter:
         """K, the number of labels."""
         return self.labelling.num_clusters
 
+    def with_clusters(self, number: int) -> Segmenter:
+        """A segmenter with the same network and label maps of `number` clusters, which is any number
+        up to that of the network's classes. Its clusters are matched to no class.
+
+        Raises:
+            DataError: the run has no over-clusters, or fewer than `number`.
+        """
+        if number == self.num_clusters:
+            return self
+        found = Segmenter(self.labelling.with_clusters(number))
+        found.scale = self.scale
+        return found
+
     def segment(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Label maps of whole images.
 

@@ -7,6 +7,7 @@ from torch.distributions import MultivariateNormal
 
 import infoseg_fast as isf
 from infoseg_fast import reference
+from infoseg_fast.recipe.overclustering import OverClusters
 from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
@@ -15,7 +16,6 @@ from infoseg_fast.recipe.refinement import (
     Refinement,
     colour_moments,
     colours_of,
-    fit_refinement,
     refinement_of,
     spread,
 )
@@ -118,7 +118,7 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
     settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0, "overcluster": 1.0}
     images, labels = torch.rand(2, 3, 48, 40), {}
     for name, refine in (("with", True), ("without", False)):
-        train(settings | {"refine": refine}, tmp_path / name)
+        train(out=tmp_path / name, **settings | {"refine": refine})
         labels[name] = isf.load(tmp_path / name)
         assert (labels[name].labelling.refinement is not None) == refine
     assert labels["with"].labelling.refinement.residual.shape == (2, 3, 7)
@@ -129,7 +129,8 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
 def test_sample_without_a_pixel_that_counts_gives_none():
     images, nothing = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
     sample = Sample(lambda: iter([(images, nothing)]))
-    assert fit_refinement([torch.full((2, 2, 8, 8), 0.5)], sample, 0) is None
+    sums = OverClusters.of([torch.full((2, 2, 8, 8), 0.5)], sample, 0, refine=True)
+    assert sums.refinement(None, 0) is None
 
 
 def test_refinement_moves_between_devices_as_a_whole():

@@ -35,6 +35,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
 BUILT_IN = {
     "default": "infoseg_fast.recipe.default:DefaultRecipe",
     "paper": "infoseg_fast.recipe.paper:PaperRecipe",
+    "iic": "infoseg_fast.recipe.iic:IICRecipe",
 }
 
 
