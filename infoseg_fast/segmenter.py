@@ -219,7 +219,8 @@ class Segmenter:
         if windows is None:
             side, reach, keep = max(padded_size) + multiple, 0, True
         else:
-            side, reach = TILE, windows.reach(self._margin + self.labelling.smooth)
+            reach = windows.reach(self._margin + self.labelling.smooth)
+            side = max(TILE, 2 * reach)  # of a network that sees far, windows are mostly border
             if self.labelling.refinement is not None:
                 surroundings = STRIDE * (self._margin + SURROUNDINGS_RADIUS) + self.labelling.refinement.radius
                 reach = max(reach, surroundings)
