@@ -19,6 +19,7 @@ from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
 from .recipe import COMMON_DEFAULTS, recipe_class
+from .recipe.colours import MAX_COLOURS
 from .recipe.smoothing import AUTO, MAX_RADIUS
 
 logger = logging.getLogger("infoseg_fast")
@@ -37,7 +38,7 @@ BOUNDS = (
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 # The data may lie elsewhere: the fingerprint says whether they are the same.
 CHANGEABLE = (
-    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "skip_damaged",
+    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb", "skip_damaged",
     "skip_nonfinite", "rank_timeout",
 )  # fmt: skip
 
@@ -317,6 +318,15 @@ class Settings:
                 small,
                 len(train_set),
                 crop,
+            )
+        if self.rgb and (len(self.rgb) not in (1, 3) or min(self.rgb) < 1 or max(self.rgb) > train_set.channels):
+            raise DataError(f"--rgb takes 1 or 3 channels from 1 to {train_set.channels}, not {list(self.rgb)}")
+        if train_set.channels > MAX_COLOURS and (self.appearance or self.refine):
+            logger.warning(
+                "%d bands: the appearance term and the refinement see %d means of neighbouring bands; the network "
+                "sees every band",
+                train_set.channels,
+                MAX_COLOURS,
             )
         least = self.least_batch
         if len(train_set) < least:

@@ -6,7 +6,7 @@ def printable(text: object) -> str:
     \\xff.
     """
     shown = (c if c.isprintable() else c.encode("utf-8", "surrogateescape") for c in str(text))
-    return "".join(c if isinstance(c, str) else repr(c.decode("latin-1"))[1:-1] for c in shown)
+    return "".join(c if isinstance(c, str) else ascii(c.decode("latin-1"))[1:-1] for c in shown)
 
 
 class DataError(ValueError):

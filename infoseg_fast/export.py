@@ -14,6 +14,7 @@ from . import reference
 from .checkpoint import write_atomically
 from .errors import DataError
 from .model import padded
+from .recipe.colours import colour_channels
 from .recipe.labelling import Labelling
 from .recipe.refinement import SURROUNDINGS_RADIUS, log_colours, spread
 from .segmenter import Segmenter
@@ -46,6 +47,7 @@ class LabelModel(nn.Module):
             size = images.shape[2:]
             labels = F.interpolate(probs, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
             return labels.to(torch.uint8)[:, :rows, :columns]
+        images = colour_channels(images)
         pixels = log_colours(reference.neighbourhood_mean(images, self.refinement.radius))
         cells = log_colours(F.avg_pool2d(images, self.stride))
         around = reference.neighbourhood_mean(cells, SURROUNDINGS_RADIUS)

@@ -5,6 +5,7 @@ examples.png.
 import base64
 import html
 import io
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -13,12 +14,16 @@ from PIL import Image
 
 from .checkpoint import LAST, write_atomically
 from .data.base import ImageSet
-from .palette import as_rgb, coloured, palette
+from .data.images import IGNORE
+from .data.scenes import SceneCrops
+from .errors import printable
+from .palette import coloured, palette
+from .pictures import Shown, show
 from .run_folder import RunFolder
 from .segmenter import Segmenter
 
 EXAMPLES = 12  # images
-EXAMPLE_SIDE = 512  # pixels; larger images are shown smaller
+OVERVIEWS = 4  # scenes
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -39,11 +44,11 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
     The examples alone are written to examples.png too.
     """
     rows, config, scores = run.read_metrics(), run.read_config(), run.evaluation(LAST)
-    name = html.escape(run.path.resolve().name)
+    name = text(run.path.resolve().name)
     in_use = rows[-1].get("classes_in_use")
     sections = [
         f"<h1>{name}</h1>",
-        f"<p>{rows[-1]['step']} steps on {html.escape(images.name)}; K = {segmenter.num_clusters}; "
+        f"<p>{rows[-1]['step']} steps on {text(images.name)}; K = {segmenter.num_clusters}; "
         f"last training loss {rows[-1]['loss']:.4f}"
         + (f"; effective number of classes in use {in_use:.2f}" if in_use else "")
         + ".</p>",
@@ -56,14 +61,24 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
             score_table(scores),
             class_table(scores, images),
         ]
-    shown = examples(segmenter, images, device, scores)
-    sections += [example_figures(shown, scores), "<h2>Settings</h2>", settings_table(config)]
+    matches = scores if scores is not None and scores["num_pixels"] and images.has_labels else None
+    overviews, shown = examples(segmenter, images, device, config["config"]["rgb"])
+    pictures = [drawn(one, images, segmenter, matches) for one in shown]
+    if overviews:
+        whole = [drawn(one, images, segmenter, None) for one in overviews]
+        sections += [example_figures("Scenes", overviews, whole, None), legend(overviews, images, segmenter, None)]
+    sections += [
+        example_figures("Segmentations", shown, pictures, matches),
+        *([] if overviews else [legend(shown, images, segmenter, matches)]),
+        "<h2>Settings</h2>",
+        settings_table(config),
+    ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>infoseg: {name}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
-    write_atomically(run.examples, png(contact_sheet(list(shown.values()))))
+    write_atomically(run.examples, png(contact_sheet(pictures)))
     write_atomically(run.report, page.encode())
 
 
@@ -112,7 +127,7 @@ def class_table(scores: dict, images: ImageSet) -> str:
         shown = "-" if iou is None else f"{iou:.3f}"
         clusters = ", ".join(str(i) for i, mapped in enumerate(scores["mapping"]) if mapped == cls)
         lines.append(
-            f"<tr><td>{swatch(cls, images.num_classes)}{html.escape(class_name(images, cls))}</td>"
+            f"<tr><td>{swatch(cls, images.num_classes)}{text(class_name(images, cls))}</td>"
             f'<td class="number">{share:.3f}</td><td class="number">{shown}</td><td>{clusters or "none"}</td></tr>'
         )
     head = "<tr><th>class</th><th>share</th><th>IoU</th><th>cluster</th></tr>"
@@ -128,40 +143,74 @@ def swatch(label: int, number: int) -> str:
 
 
 def examples(
-    segmenter: Segmenter, images: ImageSet, device: torch.device, scores: dict | None
-) -> dict[str, list[np.ndarray]]:
-    """By stem, images spread evenly over the set, each with its ground truth (if any) and its
-    segmentation.
-    """
-    found = {}
-    for index in np.unique(np.linspace(0, len(images) - 1, min(EXAMPLES, len(images))).round().astype(int)).tolist():
-        pixels = segmenter.labelling.data.scaling.to_float(images.native_image(index))
-        labels = segmenter.segment(pixels[None].to(device))[0].cpu().numpy()
-        pictures = [as_rgb(pixels.numpy())]
-        if scores:
-            mapping = np.array(scores["mapping"])
-            table = np.where(mapping < 0, 255, mapping).astype(np.uint8)
-            pictures += [coloured(drawn, images.num_classes) for drawn in (images.label(index), table[labels])]
-        else:
-            pictures.append(coloured(labels, segmenter.num_clusters))
-        found[images.stems[index]] = [smaller(picture) for picture in pictures]
-    return found
+    segmenter: Segmenter, images: ImageSet, device: torch.device, rgb: Sequence[int] | None
+) -> tuple[list[Shown], list[Shown]]:
+    """Scenes, which crops were cut out of, and images that are spread evenly over the set."""
+    scenes = images.source if isinstance(images, SceneCrops) else None
+    overviews = [] if scenes is None else [show(segmenter, scenes, i, device, rgb) for i in spread(scenes, OVERVIEWS)]
+    return overviews, [show(segmenter, images, index, device, rgb) for index in spread(images, EXAMPLES)]
 
 
-def example_figures(shown: dict[str, list[np.ndarray]], scores: dict | None) -> str:
+def spread(images: ImageSet, number: int) -> list[int]:
+    """Indices of at most `number` images, spread evenly over the set."""
+    return np.unique(np.linspace(0, len(images) - 1, min(number, len(images))).round().astype(int)).tolist()
+
+
+def drawn(shown: Shown, images: ImageSet, segmenter: Segmenter, scores: dict | None) -> list[np.ndarray]:
+    """The picture with the ground truth (if there are scores) and the segmentation in colour."""
+    if shown.labels is None:
+        return [shown.picture]
+    if not scores:
+        return [shown.picture, coloured(shown.labels, segmenter.num_clusters)]
+    truth = images.label(images.stems.index(shown.stem))[:: shown.step, :: shown.step]
+    return [shown.picture, *(coloured(labels, images.num_classes) for labels in (truth, matched(shown.labels, scores)))]
+
+
+def matched(labels: np.ndarray, scores: dict) -> np.ndarray:
+    """Clusters as classes, 255 for a cluster without a class."""
+    table = np.full(256, IGNORE, np.uint8)
+    mapping = np.array(scores["mapping"])
+    table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
+    return table[labels]
+
+
+def example_figures(title: str, shown: list[Shown], pictures: list[list[np.ndarray]], scores: dict | None) -> str:
     parts = "image, ground truth, matched segmentation" if scores else "image, clusters"
     figures = []
-    for stem, pictures in shown.items():
-        tags = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in pictures)
-        figures.append(f"<figure><div>{tags}</div><figcaption>{html.escape(stem)}</figcaption></figure>")
-    return f'<h2>Segmentations</h2><p>Each: {parts}.</p><div class="examples">{"".join(figures)}</div>'
+    for one, drawings in zip(shown, pictures, strict=True):
+        tags = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in drawings)
+        notes = [text(one.stem)]
+        if one.step > 1:
+            notes.append(f"1 of {one.step} pixels in each direction")
+        if one.labels is None:
+            notes.append("too large to be segmented here: see infoseg predict")
+        figures.append(f"<figure><div>{tags}</div><figcaption>{'; '.join(notes)}</figcaption></figure>")
+    return f'<h2>{title}</h2><p>Each: {parts}.</p><div class="examples">{"".join(figures)}</div>'
+
+
+def legend(shown: list[Shown], images: ImageSet, segmenter: Segmenter, scores: dict | None) -> str:
+    """The colours with the share of each class, or cluster, of the pixels that are shown."""
+    number = images.num_classes if scores else segmenter.num_clusters
+    counts = np.zeros(256, np.int64)
+    for one in shown:
+        if one.labels is not None:
+            labels = matched(one.labels, scores) if scores else one.labels
+            counts += np.bincount(labels.ravel(), minlength=256)
+    total = max(int(counts[:IGNORE].sum()), 1)
+    body = "".join(
+        f"<tr><td>{swatch(label, number)}{text(class_name(images, label) if scores else f'cluster {label}')}</td>"
+        f'<td class="number">{counts[label] / total:.3f}</td></tr>'
+        for label in range(number)
+    )
+    head = f"<tr><th>{'class' if scores else 'cluster'}</th><th>share of the pixels shown</th></tr>"
+    return f"<table>{head}{body}</table>"
 
 
 def contact_sheet(groups: list[list[np.ndarray]], side: int = 128, groups_a_row: int = 3, gap: int = 4) -> np.ndarray:
     """The groups' pictures in one RGB picture, each `side` pixels square, a wider gap between
     groups.
     """
-    group_width = len(groups[0]) * (side + gap) + 3 * gap
+    group_width = max(map(len, groups)) * (side + gap) + 3 * gap
     rows = -(-len(groups) // groups_a_row)
     sheet = np.full((rows * (side + gap) - gap, groups_a_row * group_width - 4 * gap, 3), 255, dtype=np.uint8)
     for number, pictures in enumerate(groups):
@@ -178,15 +227,13 @@ def settings_table(config: dict) -> str:
         "commit": config["environment"]["commit"],
         "versions": ", ".join(f"{name} {version}" for name, version in config["environment"]["versions"].items()),
     }
-    body = "".join(f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in found.items())
+    body = "".join(f"<tr><td>{name}</td><td>{text(value)}</td></tr>" for name, value in found.items())
     return f"<table>{body}</table>"
 
 
-def smaller(picture: np.ndarray) -> np.ndarray:
-    """The picture, at most EXAMPLE_SIDE pixels wide and high."""
-    image = Image.fromarray(picture)
-    image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.NEAREST)
-    return np.asarray(image)
+def text(value: object) -> str:
+    """A value in HTML; bytes of a file name that are not UTF-8 are escaped."""
+    return html.escape(printable(value))
 
 
 def png(picture: np.ndarray) -> bytes:

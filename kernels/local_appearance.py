@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..reference.local_appearance import DARK as DARK_INTENSITY
+from ..reference.local_appearance import FACTORS as MAX_FACTORS
 from ..reference.local_appearance import FLAT as FLAT_TRACE
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
@@ -20,6 +21,7 @@ from .tiles import WIDEST, divided, strides
 
 DARK: tl.constexpr = tl.constexpr(DARK_INTENSITY)
 FLAT: tl.constexpr = tl.constexpr(FLAT_TRACE)
+FACTORS: tl.constexpr = tl.constexpr(MAX_FACTORS)
 MAX_COLUMNS = 32  # columns of pixels of a cell that a program reads at once
 
 
@@ -73,8 +75,11 @@ def local_appearance_cells(
             step = inside & (x + 1 < W)
             row = image + y.to(tl.int64)[:, None] * divided(stride_y, ALIGN) + columns
             # The mean of the channels' logarithms is the logarithm of their product, divided by C.
+            # A product of more than FACTORS channels could underflow.
             bright = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
             right = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
+            bright_logs = tl.zeros((BLOCK_P, BLOCK_X), tl.float32)
+            right_logs = tl.zeros((BLOCK_P, BLOCK_X), tl.float32)
             for i in tl.static_range(C):
                 plane = row + i * divided(stride_c, ALIGN)
                 value = tl.load(plane, mask=inside, other=0.0)
@@ -82,8 +87,13 @@ def local_appearance_cells(
                 colour += tl.where((channel == i)[:, None] & (dy < CELL_H), own, 0.0)
                 bright *= value + DARK
                 right *= tl.load(plane + next_column, mask=step, other=0.0) + DARK
-            bright = tl.log(bright) / C
-            right = tl.log(right) / C
+                if i % FACTORS == FACTORS - 1 and i + 1 < C:
+                    bright_logs += tl.log(bright)
+                    right_logs += tl.log(right)
+                    bright = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
+                    right = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)
+            bright = (bright_logs + tl.log(bright)) / C
+            right = (right_logs + tl.log(right)) / C
             u = right - above
             v = above_right - bright
             both = step & (dy > 0)

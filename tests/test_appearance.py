@@ -10,7 +10,16 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import extension
-from infoseg_fast.recipe.appearance import appearance_statistics, information_of_moments, local_appearance
+from infoseg_fast.recipe.appearance import (
+    AppearanceTerm,
+    appearance_statistics,
+    appearance_term,
+    information_of_moments,
+    local_appearance,
+)
+from infoseg_fast.recipe.colours import colour_channels
+from infoseg_fast.recipe.refinement import colours_of, fit_refinement
+from infoseg_fast.recipe.sample import Sample
 from infoseg_fast.reference import neighbourhood_mean
 from infoseg_fast.reference.local_appearance import DARK, FLAT
 
@@ -232,3 +241,51 @@ def test_coherence_is_that_of_stripes_and_of_grain_however_they_are_turned():
     assert (coherence[:3] > 0.9).all() and coherence[3].mean() < 0.4
     turned = local_appearance(images.mT, (8, 8))
     torch.testing.assert_close(turned.mT, local_appearance(images, (8, 8)))
+
+
+BANDS = [1, 2, 3, 4, 8, 13, 64]
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=compiled)])
+@pytest.mark.parametrize("c", BANDS)
+def test_local_appearance_of_any_number_of_bands_is_finite_and_as_accurate(c, backend):
+    """Dark bands: the product of 64 of them is below every number of float32."""
+    images = torch.rand(2, c, 24, 20) * torch.tensor([0.02, 1.0])[:, None, None, None]
+    y = local_appearance(images, (6, 5), backend=backend).double()
+    brightness = (images.double() + DARK).log().mean(dim=1, keepdim=True)
+    u, v = (brightness[..., 1:, 1:] - brightness[..., :-1, :-1], brightness[..., :-1, 1:] - brightness[..., 1:, :-1])
+    energy = torch.nn.functional.pad(u.square() + v.square(), (0, 1, 0, 1))
+    trace = neighbourhood_mean(torch.nn.functional.adaptive_avg_pool2d(energy, (6, 5)), 1)
+    torch.testing.assert_close(y[:, c : c + 1], (trace + FLAT).log(), rtol=0, atol=2e-5)
+    assert y.shape == (2, c + 2, 6, 5) and y.isfinite().all()
+
+
+@pytest.mark.parametrize("c", BANDS)
+def test_the_term_and_the_refinement_hold_for_any_number_of_bands(c):
+    images, K = (torch.rand(4, c, 32, 32) * 0.05), 3
+    images[:, :, :, 16:] += 0.3 * torch.rand(c, 1, 1)  # two things to tell apart
+    logits = torch.zeros(4, K, 8, 8)
+    logits[:, 0, :, :4], logits[:, 1, :, 4:], logits[:, 2] = 3, 3, -1
+    x = [logits.requires_grad_(), torch.eye(K).expand(4, K, K)]
+    term = AppearanceTerm(2.0)(*x, None, None, images=images, mask=None)
+    (gradient,) = torch.autograd.grad(term, logits)
+    assert term > 0.1 and gradient.isfinite().all() and gradient.abs().max() > 1e-5
+    seen = colour_channels(images)
+    assert seen.shape[1] == min(c, 8) and (seen is images) == (c <= 8)
+    expected = appearance_term(*x, images=seen)
+    assert term.item() == 2 * expected.item()
+    probs = torch.softmax(logits.detach(), dim=1)
+    sample = Sample(lambda: iter([(images, None)]))
+    refinement = fit_refinement([probs], sample, 0)
+    labels = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    assert refinement.residual.shape == (K, min(c, 8), 2 * min(c, 8) + 1)
+    assert (labels[:, :, :16] == 0).all() and (labels[:, :, 16:] == 1).all(), "the edge of the pixels"
+    assert sample.statistics(0)[0].isfinite().all()
+
+
+def test_colours_are_the_bands_up_to_8_and_means_of_neighbours_above():
+    images = torch.rand(2, 13, 4, 5)
+    seen = colour_channels(images)
+    assert torch.equal(seen[:, 0], images[:, 0]) and torch.equal(seen[:, 1], images[:, 1:3].mean(1))
+    alike = images[:, :1].expand(-1, 64, -1, -1)
+    torch.testing.assert_close(colour_channels(alike), images[:, :1].expand(-1, 8, -1, -1))

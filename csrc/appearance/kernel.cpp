@@ -36,6 +36,8 @@ static inline void log_row(float* x, int64_t n, float offset, float scale) {
   for (int j = 0; i + j < n; ++j) x[i + j] = rest[j];
 }
 
+constexpr int64_t kFactors = 8;  // channels whose product is formed before its logarithm
+
 // Means of `columns` cells of kCell numbers each. With kCell = 0, of `cell` numbers.
 template <int64_t kCell>
 static inline void pool_row(const float* __restrict from, float* __restrict to, int64_t columns, int64_t cell,
@@ -59,7 +61,7 @@ struct CellSums {
   // The structure tensor has three numbers: the trace, the difference of the diagonal, and twice
   // the other entry. `tensor` holds their sums over the rows of a cell, `cells` their means over
   // cells.
-  float *pixels, *bright, *before, *colour, *tensor, *cells, *maps;
+  float *pixels, *bright, *before, *logs, *colour, *tensor, *cells, *maps;
 
   CellSums(const AppearanceArguments& a, float* scratch)
       : a(a),
@@ -75,7 +77,8 @@ struct CellSums {
         pixels(scratch),
         bright(pixels + padded),
         before(bright + padded),
-        colour(before + padded),
+        logs(before + padded),
+        colour(logs + padded),
         tensor(colour + c * padded),
         cells(tensor + 3 * padded),
         maps(cells + 3 * a.rows * a.columns) {}
@@ -86,7 +89,7 @@ struct CellSums {
   }
 
   static int64_t scratch_size(const AppearanceArguments& a) {
-    return (a.images.C + 6) * padded_to_vectors(in_rows(a.images).w) + (a.images.C + 5) * a.rows * a.columns;
+    return (a.images.C + 7) * padded_to_vectors(in_rows(a.images).w) + (a.images.C + 5) * a.rows * a.columns;
   }
 
   void add_row(int64_t b, int64_t row) {
@@ -101,11 +104,19 @@ struct CellSums {
       for (int64_t x = 0; x < width; ++x) {
         sum[x] += from[x];
         // The mean of the logarithms of the channels is the logarithm of their product, divided by
-        // their number.
-        bright[x] = i == 0 ? from[x] + a.dark : bright[x] * (from[x] + a.dark);
+        // their number. A product of more than kFactors channels could underflow.
+        bright[x] = i % kFactors == 0 ? from[x] + a.dark : bright[x] * (from[x] + a.dark);
+      }
+      if (c > kFactors && (i % kFactors == kFactors - 1 || i == c - 1)) {
+        log_row(bright, width, 0, 1);
+        for (int64_t x = 0; x < width; ++x) logs[x] = i < kFactors ? bright[x] : logs[x] + bright[x];
       }
     }
-    log_row(bright, width, 0, 1 / static_cast<float>(c));
+    const float share = 1 / static_cast<float>(c);
+    if (c > kFactors)
+      for (int64_t x = 0; x < width; ++x) bright[x] = logs[x] * share;
+    else
+      log_row(bright, width, 0, share);
   }
 
   void pool(const float* from, float* to, float share) const {

@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 BATCHES_AHEAD = 2  # for each thread
-Given, Read = TypeVar("Given"), TypeVar("Read")
+Given = TypeVar("Given")
+Read = TypeVar("Read")
 
 
 def read_ahead(read: Callable[[Given], Read], given: Iterable[Given], threads: int) -> Iterator[Read]:

@@ -27,6 +27,7 @@ from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
 from ..ops.local_appearance import local_appearance
 from ..reference import accumulation_dtype, moments_of
+from .colours import colour_channels
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,16 @@ class AppearanceTerm:
         images: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """The weighted information. Arguments as of `appearance_term`; the images need no padding."""
+        """The weighted information. Arguments as of `appearance_term`; the images need no padding, and
+        may have any number of channels (`colour_channels`).
+        """
         term = appearance_over_ranks if ranks() > 1 else appearance_term
         return self.weight * term(
             features,
             global_features,
             weight,
             bias,
-            images=padded(images),
+            images=colour_channels(padded(images)),
             mask=mask,
             temperature=self.temperature,
             smooth=self.smooth,

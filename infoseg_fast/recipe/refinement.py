@@ -25,6 +25,7 @@ from ..reference import moments_of, neighbourhood_mean
 from ..reference.local_appearance import DARK
 from ..reference.refined_labels import batch_scores
 from .appearance import RESOLUTION
+from .colours import colour_channels
 
 SURROUNDINGS_RADIUS = 5  # positions over which the colour of the surroundings is averaged, each way
 MIN_DEVIATION = 0.03  # least standard deviation of a channel, in logarithms: a tenth of it is what 8 bits resolve
@@ -77,12 +78,12 @@ def colours_of(images: Tensor, size: tuple[int, int], radius: int) -> Colours:
     """The colours of images.
 
     Args:
-        images: float [B, c, H, W] in [0, 1].
+        images: float [B, c, H, W] in [0, 1], of any number of channels (`colour_channels`).
         size: (h, w) of the positions that cover them. s is the mean over 2 SURROUNDINGS_RADIUS + 1
             positions a side.
         radius: y is the mean over 2 radius + 1 pixels a side.
     """
-    images = images.float()
+    images = colour_channels(images.float())
     cells = log_colours(F.adaptive_avg_pool2d(images, size))
     return Colours(log_colours(neighbourhood_mean(images, radius)), neighbourhood_mean(cells, SURROUNDINGS_RADIUS))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..model import padded, position_mask, position_size
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.local_appearance import local_appearance
+from .colours import colour_channels
 
 SAMPLE_CROPS = 128  # rounded up to whole batches
 
@@ -37,7 +38,7 @@ class Sample:
     def statistics(self, smooth: int) -> list[Tensor]:
         """`appearance_statistics` of every batch, each scaled over the whole sample; computed once."""
         if smooth not in self._statistics:
-            seen = [local_appearance(images, position_size(images)) for images, _ in self.batches]
+            seen = [local_appearance(colour_channels(images), position_size(images)) for images, _ in self.batches]
             masks = [mask for _, mask in self.batches]
             whole = None
             if any(mask is not None for mask in masks):

@@ -8,6 +8,7 @@ from .neighbourhood_mean import neighbourhood_mean
 
 DARK = 0.05  # intensity in [0, 1] that is added before the logarithm: differences in the dark are mostly noise
 FLAT = 1e-3  # squared step of the logarithm that is added to the trace
+FACTORS = 8  # channels whose product is formed before its logarithm: more could underflow
 
 
 def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -21,8 +22,9 @@ def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     images = images.float()
     colour = (F.adaptive_avg_pool2d(images, size) + DARK).log()
-    # The mean of the channels' logarithms is that of their product.
-    brightness = (images + DARK).prod(dim=1, keepdim=True).log() / images.shape[1]
+    # The sum of the channels' logarithms is the logarithm of their product.
+    products = [part.prod(dim=1, keepdim=True).log() for part in (images + DARK).split(FACTORS, dim=1)]
+    brightness = sum(products[1:], products[0]) / images.shape[1]
     u = brightness[..., 1:, 1:] - brightness[..., :-1, :-1]
     v = brightness[..., :-1, 1:] - brightness[..., 1:, :-1]
     tensor = F.pad(torch.cat([u.square() + v.square(), u.square() - v.square(), 2 * u * v], dim=1), (0, 1, 0, 1))
