@@ -100,12 +100,8 @@ def train(
             batch = torch.rand(-(-settings.batch_size // world.size), data.channels, settings.crop, settings.crop)
             found = precision.decide(recipe, batch.to(device))
             settings = dataclasses.replace(settings, precision=world.from_main(lambda: found))
-        optimizer = torch.optim.AdamW(
-            [x for x in recipe.parameters() if x.requires_grad],
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        trained = [x for x in recipe.parameters() if x.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         progress = Progress(recipe, optimizer, device)
         if content is not None:
             progress.restore(content)

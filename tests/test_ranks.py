@@ -43,9 +43,14 @@ def data(tmp_path_factory) -> str:
     return str(root)
 
 
+QUICK = ("default", "reassigned-masked")  # the others are long tests
+
+
 @pytest.fixture(scope="module")
-def runs(data) -> dict[str, dict]:
-    return {name: TINY | how | {"data": data} for name, how in RECIPES.items()}
+def runs(data, request) -> dict[str, dict]:
+    """The runs that the chosen tests ask for."""
+    chosen = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    return {name: TINY | how | {"data": data} for name, how in RECIPES.items() if name in chosen}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,9 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in RECIPES]
+)
 def test_50_steps_equal_those_of_one_process(together, alone, name):
     _, out = together
     found, expected = losses(out / name), losses(alone / name)
@@ -155,8 +162,8 @@ def undisturbed(data, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_ranks_that_were_ended_go_on_to_the_same_bits(data, tmp_path, undisturbed, number):
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGTERM])
+def test_two_ranks_that_were_ended_go_on_to_the_same_bits(data, tmp_path, request, number):
     how = SHORT | {"data": data, "checkpoint_every": 3}
     process = torchrun(how | {"steps": 3000}, tmp_path / "run")
     deadline = time.monotonic() + 120
@@ -176,11 +183,12 @@ def test_two_ranks_that_were_ended_go_on_to_the_same_bits(data, tmp_path, undist
         assert steps >= json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"]
         return
     finished(torchrun({"steps": 12}, tmp_path / "run", "--resume", "--data", data))
-    found, expected = final(tmp_path / "run"), final(undisturbed)
+    found, expected = final(tmp_path / "run"), final(request.getfixturevalue("undisturbed"))
     assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
-@pytest.mark.parametrize("recipe", ["Dying", pytest.param("Hanging", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["Dying", "Hanging"])
 def test_a_rank_that_fails_ends_the_run_and_a_restart_goes_on(data, tmp_path, undisturbed, recipe):
     how = SHORT | {"data": data, "recipe": f"rank_faults:{recipe}"}
     said = finished(torchrun(how, tmp_path / "run", options=("--max-restarts", "1")))
