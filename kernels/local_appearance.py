@@ -87,7 +87,7 @@ def local_appearance_cells(
                 colour += tl.where((channel == i)[:, None] & (dy < CELL_H), own, 0.0)
                 bright *= value + DARK
                 right *= tl.load(plane + next_column, mask=step, other=0.0) + DARK
-                if i % FACTORS == FACTORS - 1 and i + 1 < C:
+                if (FACTORS + i + 1) % FACTORS == 0 and i + 1 < C:
                     bright_logs += tl.log(bright)
                     right_logs += tl.log(right)
                     bright = tl.full((BLOCK_P, BLOCK_X), 1.0, tl.float32)

@@ -1,5 +1,6 @@
 """The loss under DistributedDataParallel."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -48,3 +49,17 @@ def test_gradients_are_the_mean_over_the_processes(tmp_path):
     for first, second, parameter in zip(*found, alone.parameters(), strict=True):
         torch.testing.assert_close(torch.from_numpy(first), parameter.grad, rtol=1e-4, atol=1e-6)
         assert (first == second).all()
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_both_settings_of_unused_parameters_work_around_the_network_and_its_loss(tmp_path, unused):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(Objective(), find_unused_parameters=unused)
+        wrapped(images_of(0)).backward()
+        alone = Objective()
+        alone(images_of(0)).backward()
+        for found, expected in zip(wrapped.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(found.grad, expected.grad)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -17,7 +17,15 @@ from PIL import Image
 from test_data import refused
 
 from infoseg_fast.data import raster
-from infoseg_fast.data.images import describe, georeference_of, page_count, read_image, read_label, read_window
+from infoseg_fast.data.images import (
+    describe,
+    georeference_of,
+    page_count,
+    read_image,
+    read_label,
+    read_window,
+    read_with,
+)
 from infoseg_fast.data.pillow import Jpeg2000Reader
 from infoseg_fast.data.reader import ReadOptions
 from infoseg_fast.errors import DataError
@@ -443,7 +451,7 @@ def test_a_huge_image_is_refused_by_its_header(tmp_path):
             + chunk(b"IDAT", zlib.compress(bytes(1000)))
             + chunk(b"IEND", b"")
         )
-        refused(lambda: read_image(tmp_path / "x.png"), "x.png", "GiB", "at most 4.0")
+        refused(lambda: read_image(tmp_path / "x.png"), "x.png", "GiB", "at most 4 are accepted (--max-bytes)")
 
 
 def test_long_and_thin_images_are_read(tmp_path):
@@ -574,3 +582,21 @@ def test_a_width_that_the_compressed_bytes_cannot_hold(tmp_path):
     tifffile.imwrite(path, random_pixels("uint16")[0], rowsperstrip=5, compression="deflate")
     patched(path, 256, 16_711_730)
     refused(lambda: read_image(path), "x.tif", "cannot hold")
+
+
+def test_a_block_beyond_every_limit(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, random_pixels("uint8")[0], tile=(16, 16), compression="zstd")
+    for tag in (322, 323):
+        patched(path, tag, 100_000)
+    refused(lambda: read_image(path), "x.tif", "blocks of 9.31 GiB")
+
+
+def test_the_limit_is_an_option_of_images_and_labels(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", random_pixels("uint16")[0])
+    whole = 2 * ROWS * COLUMNS
+    assert read_with(tmp_path / "x.tif", ReadOptions(max_bytes=whole)).pixels.nbytes == whole
+    refused(lambda: read_with(tmp_path / "x.tif", ReadOptions(max_bytes=whole - 1)), "x.tif", "--max-bytes")
+    assert read_window(tmp_path / "x.tif", 0, 0, 5, 5, ReadOptions(max_bytes=50)).pixels.shape == (1, 5, 5)
+    tifffile.imwrite(tmp_path / "y.tif", random_pixels("uint8")[0] % 3)
+    refused(lambda: read_label(tmp_path / "y.tif", 3, max_bytes=99), "y.tif", "--max-bytes")

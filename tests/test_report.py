@@ -103,3 +103,14 @@ def test_class_names_shares_and_names_that_are_not_utf8(tmp_path):
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert r"\xff\xe9\n&lt;b&gt;" in page and "<b>" not in page
     assert page.count("&lt;water&gt;") == 2 and "share of the pixels shown" in page
+
+
+def test_the_example_of_the_page_on_data_runs(tmp_path, monkeypatch, capsys):
+    write_scene(tmp_path / "scene.tif")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parent.parent / "docs/data.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {})
+    assert "Scaling(low=(" in capsys.readouterr().out and (tmp_path / "run/report.html").is_file()
+    isf.train("scene.tif", "run", resume=True, steps=21)
+    assert isf.load("run").labelling.data.reading.bands == (4, 3, 2)

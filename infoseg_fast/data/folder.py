@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,13 +135,17 @@ class FileSet(ImageSet):
         """The largest label + 1; None without a label map."""
         largest = [largest_label(values) for values in self._all_labels()]
         with ThreadPoolExecutor() as pool:
-            largest += pool.map(lambda path: largest_label(read_label(path)), self._other_labels)
+            read = partial(read_label, max_bytes=self.options.max_bytes)
+            largest += pool.map(lambda path: largest_label(read(path)), self._other_labels)
         return 1 + max(largest) if largest else None
 
     def _all_labels(self) -> Iterator[np.ndarray]:
         labelled = [file for file in self._files if file.label is not None]
         with ThreadPoolExecutor() as pool:
-            yield from pool.map(lambda file: read_label(file.label, self.num_classes, self._label_page(file)), labelled)
+            yield from pool.map(self._read_label, labelled)
+
+    def _read_label(self, file: File) -> np.ndarray:
+        return read_label(file.label, self.num_classes, self._label_page(file), self.options.max_bytes)
 
     def check_labels(self) -> None:
         """Read every label map; warn if only one class is labelled."""
@@ -173,8 +177,7 @@ class FileSet(ImageSet):
         return to_channels(pixels, self.channels)
 
     def label(self, index: int) -> np.ndarray:
-        file = self._files[index]
-        values = read_label(file.label, self.num_classes, self._label_page(file))
+        values = self._read_label(self._files[index])
         if self._may_lack_data(index) and (valid := self.read(index)[1]) is not None:
             values[~valid] = IGNORE
         return values
@@ -206,7 +209,7 @@ class FileSet(ImageSet):
 
 @lru_cache(maxsize=2)
 def _kept_label(images: FileSet, index: int) -> np.ndarray:
-    return read_label(images._files[index].label, images.num_classes, images._label_page(images._files[index]))
+    return images._read_label(images._files[index])
 
 
 class FolderSet(FileSet):

@@ -108,7 +108,8 @@ def read_with(
         size = height * width * described.bands * described.dtype.itemsize
         if size > options.max_bytes:
             raise DataError(
-                f"{size / 2**30:.1f} GiB when decoded; at most {options.max_bytes / 2**30:.1f} are accepted"
+                f"{size / 2**30:.3g} GiB when decoded; at most {options.max_bytes / 2**30:.3g} are accepted "
+                "(--max-bytes)"
             )
         rows, columns = slice(row, row + height), slice(column, column + width)
         pixels = reader.read(page, rows, columns)
@@ -187,7 +188,7 @@ def _validated(
     return pixels, ~invalid if invalid.any() else None
 
 
-def read_label(path: Path, num_classes: int | None = None, page: int = 0) -> np.ndarray:
+def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """A label map uint8 [H, W] from a file of one band of any integer dtype; of a palette its
     indices.
 
@@ -200,8 +201,8 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0) -> np.
     def read(reader: Reader) -> np.ndarray:
         described = reader.describe(page)
         height, width = described.height, described.width
-        if height * width * described.dtype.itemsize > MAX_BYTES:
-            raise DataError(f"{height} x {width} pixels are too many for one label map")
+        if height * width * described.dtype.itemsize > max_bytes:
+            raise DataError(f"{height} x {width} pixels are too many for one label map (--max-bytes)")
         whole = slice(0, height), slice(0, width)
         values = reader.read(page, *whole, raw=True)
         if len(values) != 1 or values.dtype.kind not in "iub":

@@ -18,7 +18,7 @@ import PIL.Image
 import tifffile
 
 from ..errors import DataError
-from .reader import Description, Georeference, Reader, accepted_dtype
+from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files are no messages
 
@@ -221,6 +221,8 @@ class TiffReader(Reader):
 
         tall, wide, _, _ = grid_of(header)
         decoded = tall * wide * header.shaped[4] * header.dtype.itemsize
+        if decoded > MAX_BYTES:
+            raise DataError(f"blocks of {decoded / 2**30:.3g} GiB; at most {MAX_BYTES / 2**30:.3g} are accepted")
         if header.compression in LIMITED and decoded > LARGEST_RATIO * size + MIN_BLOCK_BYTES:
             raise DataError(f"{size} compressed bytes cannot hold a block of {decoded} (damaged)")
 

@@ -28,6 +28,7 @@ def images():
     yield "cells of 1 x 3", torch.rand(1, 2, 5, 3), (5, 1)
     yield "one pixel a cell", torch.rand(1, 3, 4, 5), (4, 5)
     yield "one cell, wider than a block", torch.rand(1, 5, 3, 35), (1, 1)
+    yield "more channels than factors of a product", 0.05 * torch.rand(1, 19, 8, 8), (2, 2)
 
 
 @pytest.mark.parametrize(("name", "x", "size"), list(images()), ids=lambda x: x if isinstance(x, str) else "")
