@@ -154,7 +154,7 @@ class Settings:
     overcluster: float | None = setting(
         "objective",
         None,
-        "number of over-clusters per class. 1 disables the over-clustered network",
+        "classes of the network per class of the labels, which are merged. 1 disables over-clustering",
         type=float,
         minimum=1,
     )

@@ -7,6 +7,7 @@ from torch.distributions import MultivariateNormal
 
 import infoseg_fast as isf
 from infoseg_fast import reference
+from infoseg_fast.recipe.overclustering import OverClusters
 from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
@@ -14,7 +15,6 @@ from infoseg_fast.recipe.refinement import (
     Refinement,
     colour_moments,
     colours_of,
-    fit_refinement,
     refinement_of,
     spread,
 )
@@ -135,7 +135,8 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
 def test_sample_without_a_pixel_that_counts_gives_none():
     images, nothing = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
     sample = Sample(lambda: iter([(images, nothing)]))
-    assert fit_refinement([torch.full((2, 2, 8, 8), 0.5)], sample, 0) is None
+    sums = OverClusters.of([torch.full((2, 2, 8, 8), 0.5)], sample, 0, refine=True)
+    assert sums.refinement(None, 0) is None
 
 
 def test_refinement_moves_between_devices_as_a_whole():

@@ -25,7 +25,7 @@ from ..model import InfoSegNet, padded, position_mask
 from . import DataInfo, Recipe, imported
 from .labelling import Labelling
 from .network import new_network
-from .overclustering import over_clusters
+from .overclustering import network_classes
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -48,8 +48,9 @@ class IICRecipe(Recipe):
         network, builder, arguments = new_network(settings, data, data.num_classes, dim=data.num_classes)
         self.network = with_fixed_classes(network)
         self.arguments = {"builder": builder, "arguments": arguments}
-        number = over_clusters(data.num_classes, settings.overcluster)
-        self.over_head = nn.Conv2d(network.local_projection.in_channels, number, 1) if number else None
+        number = network_classes(data.num_classes, settings.overcluster)
+        channels = network.local_projection.in_channels
+        self.over_head = nn.Conv2d(channels, number, 1) if number > data.num_classes else None
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         mask = position_mask(mask, images)

@@ -24,7 +24,6 @@ from ..ops.refined_labels import refined_labels
 from ..reference import moments_of, neighbourhood_mean, refined_scores
 from ..reference.local_appearance import DARK
 from .appearance import RESOLUTION
-from .sample import Sample
 
 SURROUNDINGS_RADIUS = 5  # positions over which the colour of the surroundings is averaged, each way
 MIN_DEVIATION = 0.03  # least standard deviation of a channel, in logarithms: a tenth of it is what 8 bits resolve
@@ -108,19 +107,6 @@ def spread(probs: Tensor) -> Tensor:
         before, here, after = (probs.narrow(dim, i, probs.shape[dim] - 2) for i in range(3))
         probs = (before + after) / 4 + here / 2
     return probs
-
-
-@torch.no_grad()
-def fit_refinement(probs: list[Tensor], sample: Sample, radius: int) -> Refinement | None:
-    """The densities over the sample; None where no pixel of it counts.
-
-    Args:
-        probs: probabilities [B, K, h, w] of each batch of the sample.
-        radius: as of `Refinement`.
-    """
-    batches = zip(probs, sample.batches, strict=True)
-    moments = sum(colour_moments(p, images, mask, radius) for p, (images, mask) in batches)
-    return refinement_of(moments, radius) if moments[:, 0, 0].sum() > 0 else None
 
 
 @torch.no_grad()
