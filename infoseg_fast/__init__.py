@@ -21,6 +21,7 @@ from .recipe.loss import InfoSegLoss
 from .scores.matching import match_clusters
 from .scores.metrics import ClusterMetrics
 from .segmenter import Segmenter, load
+from .train import train
 
 __version__ = "0.1.0"
 
@@ -44,4 +45,5 @@ __all__ = [
     "mutual_information_loss",
     "segment",
     "segment_and_count",
+    "train",
 ]

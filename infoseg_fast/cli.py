@@ -5,18 +5,23 @@ error, with one line that names the file or option; 130 when interrupted.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
+from .distributed.world import LostRankError
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
+from .signals import Stopped
 
 PROGRAM = "infoseg"
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
@@ -77,16 +82,34 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     evaluate.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
-    predict = add("predict", run_predict, "Write an 8-bit label PNG for each image, at its size.")
+    predict = add(
+        "predict",
+        run_predict,
+        "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
+        "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
+    )
     predict.add_argument("run", type=Path, metavar="RUN")
     predict.add_argument("sources", type=Path, nargs="+", metavar="IMAGE|DIR")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder the label PNGs are written to")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder the label maps are written to")
     predict.add_argument(
         "--overlay", action="store_true", help="write <stem>.overlay.png too, in colour over the image"
     )
     predict.add_argument(
         "--match", action="store_true", help="write classes (by the run's last evaluation) instead of clusters"
     )
+    predict.add_argument(
+        "--confidence", action="store_true",
+        help="write <stem>.confidence.png or .tif too: the probability of the label in per cent, 255 without data",
+    )  # fmt: skip
+    predict.add_argument("--names", type=Path, metavar="FILE", help="names of the clusters, one a line, in UTF-8")
+    predict.add_argument(
+        "--areas", type=Path, metavar="FILE.csv",
+        help="write the pixels and the area (in map units) of each class in each image",
+    )  # fmt: skip
+    predict.add_argument(
+        "--polygons", type=Path, metavar="FILE.gpkg",
+        help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
+    )  # fmt: skip
     predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
     export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
     export.add_argument("run", type=Path, metavar="RUN")
@@ -161,7 +184,7 @@ def run_train(arguments: argparse.Namespace) -> None:
 
     keep_freed_memory()
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)}
-    train(given, arguments.out, arguments.resume)
+    train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
 def run_bench(args) -> None:
@@ -220,16 +243,27 @@ def run_eval(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    from .predict import predict
+    from .allocator import keep_freed_memory
+    from .maps import Products, predict
     from .segmenter import load
 
-    device = pick_device(arguments.device)
-    segmenter = load(arguments.run, arguments.checkpoint, device)
-    number, failures = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
-    print(f"{number} label maps written to {arguments.out}")
-    for failure in failures:
-        print(f"{PROGRAM} predict: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    keep_freed_memory()
+    segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
+    products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
+    outcome = predict(segmenter, arguments.sources, arguments.out, products)
+    print(f"{outcome.written} label maps written to {arguments.out}")
+    if outcome.skipped:
+        print(f"{outcome.skipped} were there already, of the same checkpoint and options")
+    if outcome.replaced:
+        print(f"{outcome.replaced} of them replace files that were there, of another checkpoint or other options")
+    for line in (*outcome.notes, *outcome.failures):
+        print(f"{PROGRAM} predict: {one_line(line)}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def one_line(message: object) -> str:
+    """A message whose file names may hold line breaks, as one line."""
+    return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -304,7 +338,47 @@ def run_env(arguments: argparse.Namespace) -> None:
     print(as_text())
 
 
+class PipeSafe:
+    """A text stream that drops what is printed after its reader has gone, so that a command in a
+    pipe goes on and writes its files.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for file names that are not text
+    out, err = (cast(TextIO, PipeSafe(stream)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            return run(argv)
+        finally:
+            out.flush()
+            err.flush()
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The exit status of a command."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     arguments = parser().parse_args(argv)
     from PIL import Image
@@ -313,8 +387,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = arguments.function(arguments)
     except DataError as error:
-        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130

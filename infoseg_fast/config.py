@@ -1,6 +1,8 @@
 """The settings of a training run: each with its default, its bounds and its help, in one place."""
 
+import argparse
 import dataclasses
+import difflib
 import logging
 import math
 import operator
@@ -11,6 +13,8 @@ import torch
 
 from .data import ImageSet, ReadOptions, open_set
 from .data.crops import steps_per_epoch
+from .data.reader import MAX_BYTES
+from .distributed.world import across_ranks, ranks
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -31,7 +35,11 @@ BOUNDS = (
     ("maximum", "at most", operator.le),
 )
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
-CHANGEABLE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers")
+# The data may lie elsewhere: the fingerprint says whether they are the same.
+CHANGEABLE = (
+    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "skip_damaged",
+    "skip_nonfinite", "rank_timeout",
+)  # fmt: skip
 
 
 def setting(group: str, default: Any, help: str, **how: Any) -> Any:
@@ -48,7 +56,10 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes numbers as 4,3,2, not {text!r}") from None
 
 
 def number_or_all(text: str) -> int | str:
@@ -81,9 +92,16 @@ class Settings:
         "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
         type=numbers, metavar="LIST",
     )  # fmt: skip
+    rgb: tuple[int, ...] | None = setting(
+        "data", None, "channels that the report shows as red, green and blue, from 1 (default: the first three)",
+        type=numbers, metavar="LIST",
+    )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
     pages: str | None = setting("data", None, "pages of a file with several that are read", choices=("first", "each"))
+    max_bytes: int = setting(
+        "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
+    )
     scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
@@ -165,6 +183,13 @@ class Settings:
         "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
     )
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
+    positions: int | None = setting(
+        "objective",
+        None,
+        "positions of an image, drawn anew in each step, at which the mutual information is estimated (default: all)",
+        type=int,
+        minimum=1,
+    )
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
     weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
     warmup: int = setting("objective", 100, "steps over which the learning rate rises", type=int, minimum=0)
@@ -202,8 +227,32 @@ class Settings:
         "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
     )
 
+    precision: str = setting(
+        "run",
+        "auto",
+        "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
+    accumulate: int = setting(
+        "run", 1, "parts in which the images of a step go through the network", type=int, minimum=1
+    )
+    sync_batchnorm: bool = setting("run", True, "batch statistics over the images of all ranks (torchrun)", switch=True)
+    negatives_across_ranks: bool = setting(
+        "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True
+    )
+    rank_timeout: float = setting(
+        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0
+    )
+    skip_damaged: bool = setting(
+        "run", False, "train on another image where one cannot be read, and name it once", switch=True
+    )
+    skip_nonfinite: bool = setting(
+        "run", False, "leave out the update of a step whose loss or gradient is NaN or infinite", switch=True
+    )
+
     def __post_init__(self) -> None:
-        for name in ("bands", "local_index"):  # lists, where they come from JSON
+        for name in ("bands", "rgb", "local_index"):  # lists, where they come from JSON
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -216,7 +265,7 @@ class Settings:
             DataError: a setting is out of its bounds, or contradicts another.
         """
         if not given.get("data"):
-            raise DataError("--data is missing: give the name of a set or a folder with images/")
+            raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
         _check_backbone(given)
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
             given = {"flip": False, "rotate": False, **given}
@@ -230,6 +279,8 @@ class Settings:
         """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
         ones.
         """
+        if given.get("precision") == "auto":  # decided when the run began
+            given = {name: value for name, value in given.items() if name != "precision"}
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(
@@ -278,7 +329,7 @@ class Settings:
     @property
     def reading(self) -> ReadOptions:
         """How image files are read."""
-        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages)
+        return ReadOptions(self.bands, self.nodata, self.alpha, self.pages, self.max_bytes)
 
     def open(self, split: str) -> ImageSet:
         """A split of the data."""
@@ -286,8 +337,14 @@ class Settings:
 
     @property
     def least_batch(self) -> int:
-        """The fewest images that a batch must hold for its negatives."""
-        return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        """The fewest images that a step must hold: each of its parts needs negatives, and each rank
+        an image.
+        """
+        least = self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        parts = self.accumulate * ranks()
+        if self.negatives_across_ranks and across_ranks(self.estimator, self.negatives):
+            return max(self.accumulate * least, parts)
+        return parts * least
 
     def _check(self) -> None:
         """Raise DataError for a setting out of its bounds."""
@@ -307,6 +364,11 @@ class Settings:
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
+        if self.batch_size < self.least_batch:
+            raise DataError(
+                f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate} "
+                f"and --num-negatives {self.num_negatives}, not {self.batch_size}"
+            )
 
 
 def _check_backbone(given: dict) -> None:
@@ -323,6 +385,30 @@ def _check_backbone(given: dict) -> None:
     for name in ("width", "depth", "inputs"):
         if name in given:
             raise DataError(f"{option(name)} belongs to the package's own network; leave it out with --backbone")
+
+
+def checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings that Python code gives, as the command line would read them.
+
+    Raises:
+        DataError: there is no setting of that name, or it does not take the value.
+    """
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
+    found = {}
+    for name, value in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {near[0]}?" if near else " (see infoseg train --help)"
+            raise DataError(f"there is no setting {name!r}{hint}")
+        how = fields[name]
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        try:
+            found[name] = {"True": True, "False": False}[text] if how.get("switch") else how.get("type", str)(text)
+        except (KeyError, ValueError, argparse.ArgumentTypeError):
+            raise DataError(f"{option(name)} does not take {value!r}") from None
+        if "choices" in how and found[name] not in how["choices"]:
+            raise DataError(f"{option(name)} must be {' or '.join(how['choices'])}, not {value!r}")
+    return found
 
 
 def option(name: str) -> str:

@@ -158,8 +158,8 @@ def test_bad_weights_are_refused(content, message, tmp_path, capsys):
 
 
 def test_a_frozen_backbone_is_neither_trained_nor_saved(folder, tmp_path):
-    train(how(folder, freeze_backbone=True, average=0.9), tmp_path / "frozen")
-    train(how(folder), tmp_path / "trained")
+    train(out=tmp_path / "frozen", **how(folder, freeze_backbone=True, average=0.9))
+    train(out=tmp_path / "trained", **how(folder))
     frozen, trained = (RunFolder(tmp_path / name).load() for name in ("frozen", "trained"))
     for content in (frozen["recipe"], frozen["labelling"]["weights"]):
         assert not any("stages" in name for name in content)
@@ -172,21 +172,21 @@ def test_a_frozen_backbone_is_neither_trained_nor_saved(folder, tmp_path):
 
 
 def test_other_weights_than_the_runs_are_refused(folder, tmp_path, monkeypatch):
-    train(how(folder, freeze_backbone=True), tmp_path / "run")
+    train(out=tmp_path / "run", **how(folder, freeze_backbone=True))
     monkeypatch.setattr(tiny_backbones, "pyramid", tiny_backbones.other_weights)
     message = "frozen backbone tiny_backbones:pyramid has other weights.*sha256 [0-9a-f]{12}, not [0-9a-f]{12}"
     with pytest.raises(DataError, match=message):
         isf.load(tmp_path / "run")
     with pytest.raises(DataError, match=message):
-        train({"steps": 8}, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run", resume=True, steps=8)
 
 
 @pytest.mark.parametrize("given", [{"freeze_backbone": True}, {}])
 def test_a_run_resumes_to_the_same_bits(given, folder, tmp_path, monkeypatch):
-    train(how(folder, **given), tmp_path / "whole")
+    train(out=tmp_path / "whole", **how(folder, **given))
     monkeypatch.setenv("INFOSEG_CACHE", str(tmp_path / "empty"))
-    train(how(folder, steps=3, **given), tmp_path / "parts")
-    train({"steps": 6}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "parts", **how(folder, steps=3, **given))
+    train(None, tmp_path / "parts", resume=True, steps=6)
     whole, parts = (RunFolder(tmp_path / name).load() for name in ("whole", "parts"))
     for part in ("recipe", "optimizer"):
         assert json.dumps(whole[part], default=lambda x: x.tolist()) == json.dumps(
@@ -198,10 +198,10 @@ def test_features_are_computed_once(folder, tmp_path, monkeypatch):
     seen = []
     forward = tiny_backbones.Pyramid.forward
     monkeypatch.setattr(tiny_backbones.Pyramid, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
-    train(how(folder, freeze_backbone=True, steps=12), tmp_path / "first")
+    train(out=tmp_path / "first", **how(folder, freeze_backbone=True, steps=12))
     computed = len(seen)
     seen.clear()
-    train(how(folder, freeze_backbone=True, steps=12, seed=1), tmp_path / "second")
+    train(out=tmp_path / "second", **how(folder, freeze_backbone=True, steps=12, seed=1))
     # The probe and the initialisation alone: the crops of another seed are the same.
     assert len(seen) < 6 < computed
 

@@ -158,9 +158,9 @@ def test_a_labelling_is_the_same_after_its_state():
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
-    train(how, tmp_path / "whole")
-    train(how | {"steps": steps}, tmp_path / "parts")
-    train({"steps": 8}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how)
+    train(out=tmp_path / "parts", **how | {"steps": steps})
+    train(None, tmp_path / "parts", resume=True, steps=8)
     whole, parts = content(tmp_path / "whole"), content(tmp_path / "parts")
     for key in ("recipe", "optimizer", "labelling", "step"):
         assert same(whole[key], parts[key]), key

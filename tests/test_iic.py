@@ -77,13 +77,13 @@ def how(tmp_path, monkeypatch):
 
 
 def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
-    train(how, tmp_path / "whole")
-    train(how | {"steps": 3}, tmp_path / "parts")
-    train({"steps": 6}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how)
+    train(out=tmp_path / "parts", **(how | {"steps": 3}))
+    train(None, tmp_path / "parts", resume=True, steps=6)
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     a, b = whole.load()["recipe"], parts.load()["recipe"]
     assert all(torch.equal(a[name], b[name]) for name in a)
-    train({"steps": 60}, tmp_path / "whole", resume=True)
+    train(None, tmp_path / "whole", resume=True, steps=60)
     rows = whole.read_metrics()
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
 
@@ -92,7 +92,7 @@ def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
 def test_its_labels_are_written_and_exported(backbone, how, tmp_path):
     if backbone:
         how = {name: value for name, value in how.items() if name not in ("width", "depth")} | backbone
-    train(how | {"overcluster": 1.0}, tmp_path / "run")
+    train(out=tmp_path / "run", **(how | {"overcluster": 1.0}))
     assert main(["predict", str(tmp_path / "run"), f"{how['data']}/images", "--out", str(tmp_path / "labels")]) == 0
     made = isf.load(tmp_path / "run")
     image = torch.tensor(np.asarray(Image.open(f"{how['data']}/images/im0.png"))).movedim(2, 0)[None].float() / 255

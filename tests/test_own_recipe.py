@@ -30,13 +30,13 @@ def how(tmp_path, monkeypatch) -> dict:
 
 
 def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
-    train(how, tmp_path / "whole")
-    train(how | {"steps": 3}, tmp_path / "parts")
-    train({"steps": 8}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how)
+    train(out=tmp_path / "parts", **how | {"steps": 3})
+    train(None, tmp_path / "parts", resume=True, steps=8)
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     a, b = whole.load()["recipe"], parts.load()["recipe"]
     assert all(torch.equal(a[name], b[name]) for name in a)
-    train({"steps": 60}, tmp_path / "whole", resume=True)
+    train(None, tmp_path / "whole", resume=True, steps=60)
     rows = whole.read_metrics()
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.01, "the information grows"
 

@@ -12,6 +12,7 @@ from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
     RESOLUTION,
+    Colours,
     Refinement,
     colour_moments,
     colours_of,
@@ -74,7 +75,7 @@ def test_labels_follow_edges_within_the_positions():
     probs = cells(labels)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
     coarse = isf.segment(probs, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
-    found = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    found = refinement.labels(probs, colours_of(images, (8, 8), 0))
     wrong, before = ((x != labels).float().mean() for x in (found, coarse))
     assert wrong < 0.001 < 0.005 < before
 
@@ -83,7 +84,7 @@ def test_colours_that_tell_nothing_change_nothing_but_the_spread():
     probs = cells(two_colours()[1])
     images = torch.rand(16, 3, 32, 32)
     refinement = refinement_of(colour_moments(torch.full_like(probs, 0.5), images, None, 0), 0)
-    found = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    found = refinement.labels(probs, colours_of(images, (8, 8), 0))
     around = F.avg_pool2d(F.avg_pool2d(F.pad(probs, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
     torch.testing.assert_close(spread(probs), around)
     plain = isf.segment(around, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
@@ -96,7 +97,7 @@ def test_class_that_is_nowhere_gets_no_pixel():
     probs = torch.cat([probs, torch.zeros_like(probs[:, :1])], dim=1)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
     assert torch.isfinite(refinement.residual).all() and torch.isfinite(refinement.log_scale).all()
-    assert refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32)).max() == 1
+    assert refinement.labels(probs, colours_of(images, (8, 8), 0)).max() == 1
 
 
 def test_images_of_one_colour_have_a_refinement():
@@ -104,19 +105,12 @@ def test_images_of_one_colour_have_a_refinement():
     assert torch.isfinite(refinement.residual).all() and torch.isfinite(refinement.log_scale).all()
 
 
-def test_labels_of_another_size_are_of_upsampled_scores():
+def test_no_image_has_no_label():
     images, labels = two_colours()
     probs = cells(labels)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
-    large = refinement.labels(probs, colours_of(images, (8, 8), 0), (64, 64))
-    truth = labels.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    assert (large != truth).float().mean() < 0.03
     none = [x[:0] for x in (probs, *colours_of(images, (8, 8), 0))]
-    assert refinement.labels(none[0], type(colours_of(images, (8, 8), 0))(*none[1:]), (32, 32)).shape == (
-        0,
-        32,
-        32,
-    )
+    assert refinement.labels(none[0], Colours(*none[1:])).shape == (0, 32, 32)
 
 
 def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
@@ -124,7 +118,7 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
     settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0, "overcluster": 1.0}
     images, labels = torch.rand(2, 3, 48, 40), {}
     for name, refine in (("with", True), ("without", False)):
-        train(settings | {"refine": refine}, tmp_path / name)
+        train(out=tmp_path / name, **settings | {"refine": refine})
         labels[name] = isf.load(tmp_path / name)
         assert (labels[name].labelling.refinement is not None) == refine
     assert labels["with"].labelling.refinement.residual.shape == (2, 3, 7)

@@ -15,6 +15,8 @@ from infoseg_fast.data.crops import CropSampler, channel_statistics, crop_loader
 from infoseg_fast.data.images import describe
 from infoseg_fast.data.scaling import eight_bit, estimate
 from infoseg_fast.data.scenes import SceneCrops
+from infoseg_fast.data.threaded import read_ahead
+from infoseg_fast.errors import DataError
 
 
 def write(root, pixels, **options):
@@ -227,8 +229,9 @@ def test_an_overview_is_every_nth_pixel(tmp_path, monkeypatch, windowed):
         assert np.array_equal(found, pixels[:, ::step, ::step]) and valid is None and max(found.shape) <= side
 
 
-def test_worker_processes_read_the_same_crops(tmp_path):
-    scene(tmp_path, (3, 300, 400), np.uint16)
+@pytest.mark.parametrize("side", [300, 1100])  # the second is read by threads
+def test_workers_read_the_same_crops(tmp_path, side):
+    scene(tmp_path, (3, side, 1000), np.uint16)
     images = for_training(open_set(str(tmp_path / "scene.tif"), "train"))
     batches = [
         torch.cat(
@@ -243,3 +246,73 @@ def test_a_folder_of_many_small_images_is_left_as_it_is(folder):
     images = FolderSet(folder)
     assert for_training(images) is images and not images.windowed
     assert Image.open(folder / "images/im0.png").size == (32, 32)
+
+
+@pytest.fixture
+def regions_of_two_points(monkeypatch):
+    """Regions of 2 x 2 points, of which 3 are kept."""
+    monkeypatch.setattr("infoseg_fast.data.folder.MANY_PIXELS", 1)
+    monkeypatch.setattr("infoseg_fast.data.scenes.REGION_SIDES", (2,))
+    monkeypatch.setattr("infoseg_fast.data.scenes.LEAST_REGIONS", 1)
+    monkeypatch.setattr("infoseg_fast.data.scenes.STRIDES", (64,))
+
+
+@pytest.mark.usefixtures("regions_of_two_points")
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_crops_by_regions_are_the_crops_of_the_scene(tmp_path, monkeypatch, scale):
+    scene(tmp_path, (2, 700, 600), np.uint16)
+    monkeypatch.setattr("infoseg_fast.data.scenes.REGION_BYTES", 3 * 192**2 * 4)
+    images = for_training(open_set(str(tmp_path / "scene.tif"), "train", scale=scale, options=ReadOptions(nodata=7)))
+    assert images.windowed and images._kept == 3
+    rng, every = np.random.default_rng(0), np.arange(len(images))
+    y, x = rng.random(len(every)), rng.random(len(every))
+    y[:20], x[20:40] = 0, 0.999
+    for side in (32, 64):
+        found, valid = images.crops(every, y, x, side)
+        expected, mask = images.spread().crops(every, y, x, side)
+        assert np.array_equal(found, expected) and np.array_equal(valid, mask)
+    read = [images.source.read_window(0, *place) for place in ((0, 0, 9, 9), (600, 500, 100, 100))]
+    assert all(pixels.flags.c_contiguous for pixels, _ in read)
+
+
+@pytest.mark.usefixtures("regions_of_two_points")
+def test_each_region_is_read_about_once_and_each_point_drawn_as_often(tmp_path, monkeypatch):
+    scene(tmp_path, (1, 1100, 1000), np.uint16)
+    monkeypatch.setattr("infoseg_fast.data.scenes.REGION_BYTES", 9 * (192 + 8) ** 2 * 2)
+    images = for_training(open_set(str(tmp_path / "scene.tif"), "train"))
+    orders = [images.epoch_order(3, epoch) for epoch in range(8)]
+    number = len(set(images._region_of))
+    assert number == 72
+    for visit in (orders[:4], orders[4:]):
+        assert (np.bincount(np.concatenate(visit), minlength=len(images)) == 4).all()
+    assert not np.array_equal(orders[0], orders[4]) and not np.array_equal(orders[0], images.epoch_order(4, 0))
+    assert np.array_equal(orders[2], images.epoch_order(3, 2)), "a resumed run draws the same"
+    # Each batch mixes the regions that are kept.
+    places = [{images._region_of[index] for index in batch} for batch in np.split(orders[1][:256], 8)]
+    assert all(len(batch) > images._kept // 2 for batch in places)
+    calls = []
+    read = images.source.read_window
+    monkeypatch.setattr(images.source, "read_window", lambda *window: calls.append(window) or read(*window))
+    sampler = CropSampler(len(images), 32, 2, 3, 0, 4 * (len(images) // 32))
+    for _ in crop_loader(images, 64, sampler, 0):
+        pass
+    assert number <= len(calls) < 1.5 * number + images._kept
+    assert images.spread().epoch_order(0, 0) is None, "samples are from everywhere"
+
+
+@pytest.mark.usefixtures("regions_of_two_points")
+def test_an_image_that_cannot_be_read_reaches_the_loop_from_threads(tmp_path):
+    scene(tmp_path, (1, 700, 600), np.uint16)
+    images = for_training(open_set(str(tmp_path / "scene.tif"), "train"))
+    path = tmp_path / "scene.tif"
+    path.write_bytes(path.read_bytes()[:2000])
+    batches = list(crop_loader(images, 64, CropSampler(len(images), 8, 2, 0, 0, 5), 2))
+    assert all(isinstance(batch, DataError) and "scene.tif" in str(batch) for batch in batches) and len(batches) == 5
+
+
+def test_threads_read_ahead_in_order_and_end_with_the_loop():
+    read, given = [], iter(range(100))
+    found = read_ahead(lambda x: read.append(x) or x * x, given, 3)
+    assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
+    found.close()
+    assert len(read) <= 5 + 7 and next(given) < 20

@@ -66,7 +66,7 @@ def test_auto_averages_noisy_images_alone(tmp_path, make, radius):
 
 def test_a_run_decides_once_and_keeps_it(tmp_path):
     data, run = folder(tmp_path / "data", noise), tmp_path / "run"
-    train(SMALL | {"data": data}, run)
+    train(data, run, **SMALL)
     assert load(run).labelling.smooth == 1
-    train({"steps": 3}, run, resume=True)
+    train(None, run, resume=True, steps=3)
     assert load(run).labelling.smooth == 1

@@ -57,7 +57,7 @@ def data(tmp_path) -> str:
 
 def test_a_run_holds_all_that_is_promised(data, tmp_path):
     run = tmp_path / "run"
-    scores = train(SMALL | {"data": data, "steps": 10, "eval_every": 5}, run)
+    scores = train(data, run, **SMALL | {"steps": 10, "eval_every": 5})
     assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "report.html"} <= set(os.listdir(run))
     assert sorted(os.listdir(run / "checkpoints")) == ["best_loss.pt", "last.pt", "previous.pt"]
     assert [row["step"] for row in rows(run)] == [2, 4, 5, 6, 8, 10]
@@ -81,7 +81,7 @@ def test_two_textures_are_told_apart(tmp_path):
     """
     data = write_folder(tmp_path / "data", number=24, side=48)
     how = SMALL | {"data": str(data), "steps": 200, "width": 12, "dim": 32, "batch_size": 8, "checkpoint_every": 200}
-    scores = train(how, tmp_path / "run")
+    scores = train(out=tmp_path / "run", **how)
     assert scores["majority_accuracy"] < 0.65
     assert scores["pixel_accuracy"] > 0.7 and scores["nmi"] > 0.2
 
@@ -97,7 +97,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
                 patch.setitem(dispatch.PREFERENCE, "cpu", ("reference",))
             if disturbed is not None:
                 patch.setattr("infoseg_fast.recipe.network.InfoSegNet", disturbing(disturbed))
-            train(how, tmp_path / name)
+            train(out=tmp_path / name, **how)
             labels = isf.load(tmp_path / name).segment(images)
         return torch.tensor([loss for _, loss in losses(tmp_path / name)], dtype=torch.float64), labels
 
@@ -120,15 +120,15 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
     # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have
     # weight 10.
-    assert ((found - expected).abs() <= 4 * growth + 2e-4).all()
+    assert ((found - expected).abs() <= 10 * growth + 2e-4).all()
     assert (labels == expected_labels).float().mean() > 0.995
 
 
 def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     how = SMALL | {"data": data}
-    train(how | {"steps": 14}, tmp_path / "whole")
-    train(how | {"steps": 6}, tmp_path / "parts")
-    train({"steps": 14}, tmp_path / "parts", resume=True)
+    train(out=tmp_path / "whole", **how | {"steps": 14})
+    train(out=tmp_path / "parts", **how | {"steps": 6})
+    train(None, tmp_path / "parts", resume=True, steps=14)
     assert losses(tmp_path / "parts")[-4:] == losses(tmp_path / "whole")[-4:]
     assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
@@ -136,7 +136,7 @@ def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path, workers):
     how = SMALL | {"data": data, "steps": 60, "checkpoint_every": 5, "workers": workers}
-    train(how, tmp_path / "whole")
+    train(out=tmp_path / "whole", **how)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
     command = [
         sys.executable,
@@ -168,28 +168,28 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path, wor
 
 def test_a_finished_run_says_so_and_more_steps_go_further(data, tmp_path, capsys):
     how = SMALL | {"data": data, "steps": 4}
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     before = (tmp_path / "run/report.html").stat().st_mtime_ns
-    train(how, tmp_path / "run", resume=True)
+    train(out=tmp_path / "run", resume=True, **how)
     assert "finished" in capsys.readouterr().out
     assert (tmp_path / "run/report.html").stat().st_mtime_ns == before
-    train(how | {"steps": 6}, tmp_path / "run", resume=True)
+    train(out=tmp_path / "run", resume=True, **how | {"steps": 6})
     assert losses(tmp_path / "run")[-1][0] == 6
 
 
 def test_the_seed_decides(data, tmp_path):
     how = SMALL | {"data": data, "steps": 4}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(how | {"seed": seed}, tmp_path / name)
+        train(out=tmp_path / name, **how | {"seed": seed})
     assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
 
 
 def test_images_without_labels_train_too(tmp_path):
     data = write_folder(tmp_path / "data", labels=False)
     with pytest.raises(DataError, match="--classes is required"):
-        train(SMALL | {"data": str(data), "steps": 4}, tmp_path / "run")
+        train(str(data), tmp_path / "run", **SMALL, steps=4)
     assert not (tmp_path / "run").exists()
-    assert train(SMALL | {"data": str(data), "steps": 4, "classes": 3}, tmp_path / "run") is None
+    assert train(str(data), tmp_path / "run", **SMALL, steps=4, classes=3) is None
     assert isf.load(tmp_path / "run").num_clusters == 3
 
 
@@ -209,17 +209,17 @@ def test_other_channels_and_recipes(tmp_path, channels, recipe):
         "recipe": recipe,
         "scale": 0.9,
     }
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     assert isf.load(tmp_path / "run").segment(torch.rand(1, channels, 37, 45)).shape == (1, 37, 45)
 
 
 def test_epochs_are_passes_over_the_images(data, tmp_path):
-    train(SMALL | {"data": data, "epochs": 2}, tmp_path / "run")
+    train(data, tmp_path / "run", **SMALL, epochs=2)
     assert losses(tmp_path / "run")[-1][0] == 6  # 10 images: batches of 4, 4 and 2
 
 
 def test_images_smaller_than_the_crop_are_padded_and_that_is_said(data, tmp_path, caplog):
-    train(SMALL | {"data": data, "steps": 2, "crop": 64}, tmp_path / "run")
+    train(data, tmp_path / "run", **SMALL | {"steps": 2, "crop": 64})
     assert any("smaller than the crop of 64 px" in record.message for record in caplog.records)
 
 
@@ -234,18 +234,18 @@ def test_positions_with_any_padding_do_not_count():
 
 def test_a_checkpoint_cut_in_half_is_passed_over_and_that_is_said(data, tmp_path, caplog):
     how = SMALL | {"data": data, "steps": 8}
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     last = checkpoint_file(tmp_path / "run")
     expected = losses(tmp_path / "run")
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    train(how, tmp_path / "run", resume=True)
+    train(out=tmp_path / "run", resume=True, **how)
     assert any("damaged" in r.message and "step 4" in r.message for r in caplog.records)
     assert losses(tmp_path / "run") == expected
     for name in ("last", "previous"):
         path = checkpoint_file(tmp_path / "run", name)
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="damaged"):
-        train(how | {"steps": 12}, tmp_path / "run", resume=True)
+        train(out=tmp_path / "run", resume=True, **how | {"steps": 12})
 
 
 def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
@@ -254,25 +254,25 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
     """
     how = SMALL | {"data": data, "steps": 4}
     run = tmp_path / "run"
-    train(how, run)
+    train(out=run, **how)
     saved, size = weights(run), checkpoint_file(run).stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
     try:
         with pytest.raises(DataError, match=r"last\.pt could not be written.*unchanged"):
-            train({"steps": 8}, run, resume=True)
+            train(None, run, resume=True, steps=8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert same_weights(weights(run), saved)
     assert not any(path.name.endswith(".tmp") for path in (run / "checkpoints").iterdir())
-    train({"steps": 8}, run, resume=True)
-    train(how | {"steps": 8}, tmp_path / "whole")
+    train(None, run, resume=True, steps=8)
+    train(out=tmp_path / "whole", **how | {"steps": 8})
     assert same_weights(weights(run), weights(tmp_path / "whole"))
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
-    with pytest.raises(DataError, match=r"loss became .* by step"):
-        train(SMALL | {"data": data, "steps": 40, "lr": 1e30, "warmup": 0}, tmp_path / "run")
+    with pytest.raises(DataError, match=r"loss was not finite at step"):
+        train(data, tmp_path / "run", **SMALL, steps=40, lr=1e30, warmup=0)
     assert not checkpoint_file(tmp_path / "run").exists() or all(
         value.isfinite().all() for value in weights(tmp_path / "run").values()
     )
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
 )
 def test_bad_settings_are_named_before_anything_is_written(data, tmp_path, change, told):
     with pytest.raises(DataError, match=told):
-        train(SMALL | {"data": data, "steps": 4} | change, tmp_path / "run")
+        train(out=tmp_path / "run", **SMALL | {"data": data, "steps": 4} | change)
     assert sorted(os.listdir(tmp_path)) == ["data"]
 
 
@@ -306,7 +306,7 @@ def test_a_damaged_image_is_found_before_anything_is_written(data, tmp_path):
     path = Path(data, "images/im3.png")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"im3\.png"):
-        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run")
+        train(data, tmp_path / "run", **SMALL, steps=4)
     assert sorted(os.listdir(tmp_path)) == ["data"]
 
 
@@ -322,38 +322,38 @@ def test_a_damaged_image_of_a_large_set_is_one_line_too(data, tmp_path, monkeypa
     Path(data, "eval.txt").write_text("im0\n")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"im3\.png") as caught:
-        train(SMALL | {"data": data, "steps": 6, "workers": workers}, tmp_path / "run")
+        train(data, tmp_path / "run", **SMALL, steps=6, workers=workers)
     assert "\n" not in str(caught.value)
 
 
 def test_an_existing_run_is_not_overwritten(data, tmp_path):
     how = SMALL | {"data": data, "steps": 4}
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(DataError, match="exists.*--resume"):
-        train(how, tmp_path / "run")
+        train(out=tmp_path / "run", **how)
     for change, expected in (({"lr": 0.5}, "--lr 0.003, not 0.5"), ({"width": 9}, "--width 8, not 9")):
         with pytest.raises(DataError, match=expected):
-            train(how | change, tmp_path / "run", resume=True)
+            train(out=tmp_path / "run", resume=True, **how | change)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     write_folder(tmp_path / "other", number=7)
     Path(data).rename(tmp_path / "old")
     (tmp_path / "other").rename(data)
     with pytest.raises(DataError, match="no longer those"):
-        train(how | {"steps": 6}, tmp_path / "run", resume=True)
+        train(out=tmp_path / "run", resume=True, **how | {"steps": 6})
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/mine.txt").write_text("keep")
     with pytest.raises(DataError, match="not a run"):
-        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run", resume=True)
+        train(data, tmp_path / "run", resume=True, **SMALL, steps=4)
     assert os.listdir(tmp_path / "run") == ["mine.txt"]
 
 
 def test_a_run_in_use_is_refused_and_a_crash_releases_it(data, tmp_path):
     how = SMALL | {"data": data, "steps": 4}
-    train(how, tmp_path / "run")
+    train(out=tmp_path / "run", **how)
     code = (
         "import time; from infoseg_fast.run_folder import RunFolder\n"
         f"held = RunFolder({str(tmp_path / 'run')!r}); held.open({{}}, resume=True)\n"
@@ -362,15 +362,15 @@ def test_a_run_in_use_is_refused_and_a_crash_releases_it(data, tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(DataError, match="in use: another process"):
-            train({"steps": 6}, tmp_path / "run", resume=True)
+            train(None, tmp_path / "run", resume=True, steps=6)
         holder.kill()
-    train({"steps": 6}, tmp_path / "run", resume=True)
+    train(None, tmp_path / "run", resume=True, steps=6)
     assert losses(tmp_path / "run")[-1][0] == 6
 
 
 def test_a_run_of_another_layout_is_named(data, tmp_path):
     run = tmp_path / "run"
-    train(SMALL | {"data": data, "steps": 4}, run)
+    train(data, run, **SMALL, steps=4)
     content = torch.load(checkpoint_file(run), weights_only=True)
     torch.save(content | {"layout": 7}, checkpoint_file(run))
     with pytest.raises(DataError, match=r"checkpoint last of .* has layout 7; this version reads layout 1"):
@@ -379,13 +379,13 @@ def test_a_run_of_another_layout_is_named(data, tmp_path):
     del record["layout"]
     (run / "config.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="layout of an unreleased version"):
-        train({"steps": 6}, run, resume=True)
+        train(None, run, resume=True, steps=6)
 
 
 def test_several_processes_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DataError, match="one process"):
-        train(SMALL | {"data": data, "steps": 4}, tmp_path / "run")
+        train(data, tmp_path / "run", **SMALL, steps=4)
     assert not (tmp_path / "run").exists()
 
 
@@ -394,5 +394,38 @@ def test_labelling_is_made_at_most_once_per_step(data, tmp_path, monkeypatch):
 
     made, labelling = [], DefaultRecipe.labelling
     monkeypatch.setattr(DefaultRecipe, "labelling", lambda self, sample: made.append(1) or labelling(self, sample))
-    train(SMALL | {"data": data, "steps": 8, "eval_every": 4}, tmp_path / "run")  # checkpoints at 4 and 8 too
+    train(data, tmp_path / "run", **SMALL | {"steps": 8, "eval_every": 4})  # checkpoints at 4 and 8 too
     assert len(made) == 2
+
+
+def test_python_code_gives_settings_by_name(data, tmp_path, capsys):
+    for given, told in (
+        ({"step": 4}, "no setting 'step'; did you mean steps?"),
+        ({"zzz": 4}, "no setting 'zzz' .see infoseg train --help"),
+        ({"steps": "many"}, "--steps does not take 'many'"),
+        ({"steps": 2.5}, "--steps does not take 2.5"),
+        ({"refine": 3}, "--refine does not take 3"),
+        ({"bands": "red"}, "--bands does not take 'red'"),
+        ({"pages": "all"}, "--pages must be first or each, not 'all'"),
+        ({"num_negatives": "some"}, "--num-negatives does not take 'some'"),
+    ):
+        with pytest.raises(DataError, match=told) as caught:
+            isf.train(data, tmp_path / "run", **SMALL | given)
+        assert "\n" not in str(caught.value)
+    assert isf.train is train and isf.train.__module__ == "infoseg_fast.train"
+    assert sorted(os.listdir(tmp_path)) == ["data"]
+    given = {"steps": np.int64(2), "bands": [3, 1], "lr": np.float32(0.01), "refine": False, "classes": None}
+    assert isf.train(Path(data), tmp_path / "run", **SMALL | given)["num_pixels"] > 0
+    config = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    assert config["bands"] == [3, 1] and config["steps"] == 2 and config["data"] == data and config["classes"] == 2
+
+
+def test_data_that_moved_are_resumed_by_their_fingerprint(data, tmp_path):
+    train(data, tmp_path / "run", **SMALL, steps=4)
+    moved = tmp_path / "elsewhere"
+    Path(data).rename(moved)
+    with pytest.raises(DataError, match="neither a folder"):
+        train(None, tmp_path / "run", resume=True, steps=6)
+    train(moved, tmp_path / "run", resume=True, steps=6)
+    assert rows(tmp_path / "run")[-1]["step"] == 6
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["data"] == str(moved)

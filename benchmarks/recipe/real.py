@@ -85,7 +85,7 @@ def score_run(name: str, seed: int, settings: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         source, split = opened(name, Path(folder))
         started = time.perf_counter()
-        train({"data": source, "seed": seed, "eval_every": 0} | settings, Path(folder) / "run")
+        train(source, Path(folder) / "run", **{"seed": seed, "eval_every": 0} | settings)
         seconds = time.perf_counter() - started
         return evaluate(load(Path(folder) / "run"), open_set(source, split), torch.device("cpu")) | {"seconds": seconds}
 

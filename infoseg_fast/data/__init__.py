@@ -44,7 +44,9 @@ def open_set(
     if split not in SPLITS and not prepared:
         raise DataError(f"--split must be one of {', '.join(SPLITS)}, not {split!r}")
     if (data in NAMES or prepared) and options != ReadOptions():
-        raise DataError(f"--bands, --nodata, --alpha and --pages are for image files, not for {data}; leave them out")
+        raise DataError(
+            f"--bands, --nodata, --alpha, --pages and --max-bytes are for image files; leave them out for {data}"
+        )
     found: ImageSet
     if data in NAMES:
         found = landcover.LandcoverSet(data, split)

@@ -18,6 +18,7 @@ A subclass fills the attributes and implements `read` and `label`.
 
 import hashlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -173,9 +174,17 @@ class ImageSet:
         """(rows, columns) of `image(index)`."""
         return scaled_size(self.sizes[index], self.scale)
 
-    def part(self, index: int, row: int, column: int, side: int) -> Pixels:
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
+        """The order in which an epoch draws the images, if theirs is no plain permutation."""
+        return None
+
+    def spread(self) -> "ImageSet":
+        """The set with plain permutations: the first images of an epoch are from everywhere in it."""
+        return self
+
+    def part(self, index: int, row: int, column: int, side: int, window: Callable[..., Pixels] | None = None) -> Pixels:
         """The square at the set's scale with its upper left corner at (row, column), cut off at the
-        image's border.
+        image's border. `window` takes the place of `read_window`.
         """
         rows, columns = self.size(index)
         height, width = min(side, rows - row), min(side, columns - column)
@@ -183,9 +192,10 @@ class ImageSet:
             pixels, valid = self.scaled(index)
             inside = slice(row, row + height), slice(column, column + width)
             return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
+        window = window or self.read_window
         if self.scale == 1:
-            return self.read_window(index, row, column, height, width)
-        pixels, valid = self.read_window(index, *self.native_part(index, row, column, height, width))
+            return window(index, row, column, height, width)
+        pixels, valid = window(index, *self.native_part(index, row, column, height, width))
         resized = resize(pixels, (height, width))
         return resized, None if valid is None else nearest(valid, (height, width))
 

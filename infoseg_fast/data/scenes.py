@@ -1,16 +1,28 @@
 """Few large images for training: every part of a scene counts as an image, and crops are drawn from
 the whole scene.
+
+A crop at random touches two blocks of a tiled file, and decoding them takes far longer than copying
+the crop. So the crops of a scene that is not held in memory are drawn region by region: some
+regions are kept decoded, and each batch comes from all of them.
 """
+
+import math
+from functools import partial
 
 import numpy as np
 
 from .base import ImageSet, Pixels, scaled_size
+from .regions import Regions
 
 FEW_IMAGES = 64
 SCENE_PIXELS = 2**18  # mean size above which a few images are scenes
 MIN_POINTS = 256  # where the scenes are large enough
 STRIDES = (128, 64, 32, 16, 8)  # pixels between points, the largest that gives MIN_POINTS
 PART_SIDE = 256  # pixels of `read`
+REGION_BYTES = 256 * 2**20  # decoded, of all regions that are kept
+REGION_SIDES = (8, 4, 2)  # points of a region each way, the largest of which LEAST_REGIONS are kept
+LEAST_REGIONS = 10
+VISITS = 4  # crops around each point while its region is kept
 
 
 def for_training(images: ImageSet) -> ImageSet:
@@ -28,6 +40,8 @@ class SceneCrops(ImageSet):
     scenes evenly.
     """
 
+    _spread = False
+
     def __init__(self, source: ImageSet) -> None:
         for name in ("name", "channels", "dtype", "classes", "num_classes", "has_labels", "scale", "crop_side",
                      "raw_scale", "unlabelled_as", "in_process", "windowed", "_scaling"):  # fmt: skip
@@ -44,11 +58,47 @@ class SceneCrops(ImageSet):
         self._parts = [self._part_around(*point) for point in self._points]
         self.sizes = [(height, width) for _, _, height, width in self._parts]
         self.stems = [f"{source.stems[image]}@{row},{column}" for image, row, column in self._points]
+        self._find_regions()
+
+    def _find_regions(self) -> None:
+        """The region of each point: (image, row, column) on a grid of `_points_across` points."""
+        for self._points_across in REGION_SIDES:
+            side = (self._points_across + 1) * self.stride
+            self._kept = REGION_BYTES // (side**2 * self.channels * self.dtype.itemsize)
+            if self._kept >= LEAST_REGIONS:
+                break
+        self._kept = max(self._kept, 1)
+        n = self._points_across
+        self._region_of = [(image, row // n, column // n) for image, row, column in self._points]
+        self._regions = Regions(REGION_BYTES)
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
+        """The points in the order of an epoch, in which few regions are in use at any time.
+
+        The regions are permuted on a circle of places. Each point of the region at place k is drawn
+        VISITS times, at random places from k to k + `_kept`. VISITS epochs are a pass over the
+        circle, so that each point is drawn as often as the others.
+        """
+        if not self.windowed or self._spread:
+            return None
+        rng = np.random.default_rng((seed, epoch // VISITS, VISITS))
+        regions = sorted(set(self._region_of))
+        place = dict(zip(regions, rng.permutation(len(regions)).tolist(), strict=True))
+        places = np.tile([place[region] for region in self._region_of], VISITS)
+        kept = max(1, min(self._kept - 1, len(regions)))  # one more is kept while the next is read
+        order = np.argsort((places + kept * rng.random(len(places))) % len(regions)) % len(self)
+        return order[epoch % VISITS * len(self) :][: len(self)]
 
     def over(self, source: ImageSet) -> "SceneCrops":
         """The same points over a source that holds the same images."""
+        return self._changed(source=source, in_process=source.in_process, windowed=source.windowed)
+
+    def spread(self) -> "SceneCrops":
+        return self._changed(_spread=True)
+
+    def _changed(self, **attributes: object) -> "SceneCrops":
         made = object.__new__(SceneCrops)
-        vars(made).update(vars(self) | {"source": source, "in_process": source.in_process})
+        vars(made).update(vars(self) | attributes)
         return made
 
     def _part_around(self, image: int, row: int, column: int) -> tuple[int, int, int, int]:
@@ -79,7 +129,30 @@ class SceneCrops(ImageSet):
         return found[0], found[1]
 
     def part(self, index: int, row: int, column: int, side: int) -> Pixels:
-        return self.source.part(self._points[index][0], row, column, side)
+        image = self._points[index][0]
+        if not self.windowed or self._spread:
+            return self.source.part(image, row, column, side)
+        return self.source.part(image, row, column, side, partial(self._from_region, self._region_of[index], side))
+
+    def _from_region(
+        self, region: tuple[int, int, int], side: int, image: int, row: int, column: int, height: int, width: int
+    ) -> Pixels:
+        """`read_window` of a part that a crop of `side` pixels around a point of the region takes."""
+        margin = math.ceil(side / self.scale / 2) + 2
+        length = self._points_across * self.stride
+        spans = []
+        for n, number in zip(self.source.sizes[image], region[1:], strict=True):
+            first, stop = number * length - margin, (number + 1) * length + margin
+            # Crops at the border of the image are moved into it.
+            spans.append((max(0, min(first, n - 2 * margin)), min(n, max(stop, 2 * margin))))
+        (top, bottom), (left, right) = spans
+        if row < top or column < left or row + height > bottom or column + width > right:
+            return self.source.read_window(image, row, column, height, width)
+        pixels, valid = self._regions.get(
+            (*region, side), lambda: self.source.read_window(image, top, left, bottom - top, right - left)
+        )
+        inside = slice(row - top, row - top + height), slice(column - left, column - left + width)
+        return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         return self.source.label_part(self._points[index][0], row, column, height, width)

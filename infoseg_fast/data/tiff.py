@@ -186,20 +186,19 @@ class TiffReader(Reader):
                 header.dataoffsets[0] + skipped * size,
                 (separate, height, width, samples),
             ).view(np.ndarray)
-            pixels = mapped[:, rows, columns]
+            bands = mapped[:, rows, columns].transpose(0, 3, 1, 2).astype(dtype.newbyteorder("="), order="C")
         else:
-            pixels = self._blocks_of(header, rows, columns)
-        bands = pixels.transpose(0, 3, 1, 2).reshape(separate * samples, *pixels.shape[1:3])
-        return np.ascontiguousarray(bands.astype(bands.dtype.newbyteorder("="), copy=bands.base is not None))
+            bands = self._blocks_of(header, rows, columns)
+        return bands.reshape(separate * samples, *bands.shape[2:])
 
     def _blocks_of(self, header: tifffile.TiffPage, rows: slice, columns: slice) -> np.ndarray:
-        """[separate, rows, columns, samples] from the strips or tiles that the part touches."""
+        """[separate, samples, rows, columns] from the strips or tiles that the part touches."""
         separate, _, height, width, samples = header.shaped
         tall, wide, down, across = grid_of(header)
         tag = header.tags.get(GDAL_NODATA)
         nodata = (0 if tag is None else number_in(tag.value)) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
-        shape = separate, rows.stop - rows.start, columns.stop - columns.start, samples
+        shape = separate, samples, rows.stop - rows.start, columns.stop - columns.start
         # Zeros take no memory until a block is copied to them.
         out = np.full(shape, fill, header.dtype) if fill else np.zeros(shape, header.dtype)
         touched = (range(span.start // n, -(-span.stop // n)) for span, n in ((rows, tall), (columns, wide)))
@@ -209,7 +208,7 @@ class TiffReader(Reader):
                 (to_rows, from_rows), (to_columns, from_columns) = (
                     overlap(rows, r * tall, tall, height), overlap(columns, c * wide, wide, width)
                 )  # fmt: skip
-                out[plane, to_rows, to_columns] = block[from_rows, from_columns]
+                out[plane, :, to_rows, to_columns] = block[from_rows, from_columns].transpose(2, 0, 1)
         return out
 
     def _block(self, header: tifffile.TiffPage, index: int) -> np.ndarray | None:

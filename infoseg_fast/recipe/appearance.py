@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed.objective import appearance_over_ranks
+from ..distributed.world import ranks
 from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
@@ -52,7 +54,8 @@ class AppearanceTerm:
         mask: Tensor | None,
     ) -> Tensor:
         """The weighted information. Arguments as of `appearance_term`; the images need no padding."""
-        return self.weight * appearance_term(
+        term = appearance_over_ranks if ranks() > 1 else appearance_term
+        return self.weight * term(
             features,
             global_features,
             weight,

@@ -51,7 +51,7 @@ class DefaultRecipe(Recipe):
         self.network = TrainedNetwork(settings, data, network_classes(data.num_classes, settings.overcluster), term)
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
-        return self.network.loss(images, mask)
+        return self.network.loss(step, images, mask)
 
     def after_step(self, step: int) -> None:
         self.network.after_step(step)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import backbones
+from ..distributed.objective import chosen_positions, loss_over_ranks
+from ..distributed.world import ranks
 from ..model import InfoSegNet, position_mask
 from ..ops import assign
 from .appearance import AppearanceTerm
@@ -47,15 +49,20 @@ class TrainedNetwork(nn.Module):
         self.criterion = InfoSegLoss(
             settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
         )
+        self.positions, self.across, self.seed = settings.positions, settings.negatives_across_ranks, settings.seed
         self._last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
 
-    def loss(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
         self._last = features.detach(), global_features.detach()
         projection, mask = self.model.local_projection, position_mask(mask, images)
         given = features, global_features, projection.weight, projection.bias
-        loss = self.criterion(*given, mask=mask)
+        if ranks() > 1 or self.positions:
+            chosen = chosen_positions(self.positions, features, self.seed, step)
+            loss = loss_over_ranks(self.criterion, *given, mask, self.across, chosen)
+        else:
+            loss = self.criterion(*given, mask=mask)
         return loss if self.appearance is None else loss - self.appearance(*given, images=images, mask=mask)
 
     def after_step(self, step: int) -> None:

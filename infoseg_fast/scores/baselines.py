@@ -92,7 +92,8 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
     Returns:
         A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
     """
-    features: PixelMap = {"kmeans": raw_channels, "kmeans-gabor": Gabor()}.get(method, blurred_channels)
+    own: dict[str, PixelMap] = {"kmeans": raw_channels, "kmeans-gabor": Gabor()}
+    features = own.get(method, blurred_channels)
     is_mixture = method.startswith("mixture")
     learn = required("sklearn.mixture" if is_mixture else "sklearn.cluster", "scikit-learn")
     points = sampled_features(features, images, samples, seed)

@@ -1,0 +1,106 @@
+"""How fast a raster is cut into training crops, and the memory that training on a large one needs.
+
+    python benchmarks/crops.py speed [--compression none deflate lzw zstd]
+    python benchmarks/crops.py memory [--side 20000] [--bands 8]
+
+`speed` writes tiled GeoTIFFs of 4 bands of uint16 with smooth noise and prints crops of 128 x 128 a
+second, by wall clock and by processor time, of the loader in one process. `memory` writes a raster
+of one repeated tile, trains a few steps on it and prints the peak RSS. Both need rasterio (extra
+`geo`).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from infoseg_fast.allocator import keep_freed_memory
+from infoseg_fast.data import for_training, open_set
+from infoseg_fast.data.crops import CropSampler, crop_loader
+
+SIDE, CROP, BATCH = 6144, 128, 32
+TILE = 256
+TRAIN = """
+import resource, sys
+import infoseg_fast as isf
+isf.train(sys.argv[1], sys.argv[2], classes=6, steps=20, checkpoint_every=20, eval_every=0)
+print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB, of a worker process "
+      f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GB")
+"""
+
+
+def tile_of(rng: np.random.Generator, bands: int) -> np.ndarray:
+    """[bands, TILE, TILE] uint16 of 12 bits: gradients with noise of 5 bits, as satellite images have."""
+    y, x = np.mgrid[:TILE, :TILE] / TILE
+    smooth = 1500 + 800 * np.sin(6 * x + rng.random() * 6) * np.cos(5 * y + rng.random() * 6)
+    return (smooth + rng.normal(0, 20, (bands, TILE, TILE))).clip(1, 4095).astype(np.uint16)
+
+
+def write(path: Path, side: int, bands: int, compression: str, distinct: int) -> None:
+    """A tiled GeoTIFF of `side` pixels that repeats `distinct` tiles."""
+    rng = np.random.default_rng(0)
+    tiles = [tile_of(rng, bands) for _ in range(distinct)]
+    layout = {"tiled": True, "blockxsize": TILE, "blockysize": TILE, "interleave": "pixel", "BIGTIFF": "IF_SAFER"}
+    if compression != "none":
+        layout |= {"compress": compression, "predictor": 2}
+    if compression == "deflate":
+        layout["zlevel"] = 1
+    with rasterio.open(
+        path, "w", driver="GTiff", width=side, height=side, count=bands, dtype="uint16", **layout
+    ) as file:
+        for number, (row, column) in enumerate(np.ndindex(*(2 * [-(-side // TILE)]))):
+            height, width = (min(TILE, side - TILE * n) for n in (row, column))
+            part = tiles[number % distinct][:, :height, :width]
+            file.write(part, window=Window(column * TILE, row * TILE, width, height))
+
+
+def speed(compressions: list[str], batches: int, workers: int) -> None:
+    keep_freed_memory()  # as infoseg train does
+    with tempfile.TemporaryDirectory() as folder:
+        for compression in compressions:
+            path = Path(folder) / f"{compression}.tif"
+            write(path, SIDE, 4, compression, 64)
+            images = for_training(open_set(str(path), "train"))
+            loader = crop_loader(images, CROP, CropSampler(len(images), BATCH, 2, 0, 0, batches), workers)
+            crops, began, used = 0, time.perf_counter(), time.process_time()
+            for batch in loader:
+                crops += len(batch.images)
+            wall, processor = time.perf_counter() - began, time.process_time() - used
+            print(
+                f"{compression:<8} {path.stat().st_size / 2**20:5.0f} MB   {crops / wall:7.0f} crops/s by wall clock   "
+                f"{crops / processor:7.0f} by processor time",
+                flush=True,
+            )
+            path.unlink()
+
+
+def memory(side: int, bands: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.tif"
+        write(path, side, bands, "zstd", 1)
+        print(f"{path.stat().st_size / 2**20:.0f} MB, {side**2 * bands * 2 / 2**30:.1f} GiB of values", flush=True)
+        subprocess.run([sys.executable, "-c", TRAIN, str(path), str(Path(folder) / "run")], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "memory"))
+    parser.add_argument("--compression", nargs="+", default=["none", "deflate", "lzw", "zstd"])
+    parser.add_argument("--batches", type=int, default=288)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--bands", type=int, default=8)
+    args = parser.parse_args()
+    if args.what == "speed":
+        speed(args.compression, args.batches, args.workers)
+    else:
+        memory(args.side, args.bands)
