@@ -28,7 +28,10 @@ BUILDER = "infoseg_fast.backbones:build"
 # Of ImageNet, for modules that do not say with which mean and deviation they were trained.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROBE_SIDE = 224  # pixels: a multiple of all usual strides, 14 included
-MAX_RECEPTIVE_RADIUS = 768  # pixels; a backbone that sees more is not tiled
+EPSILON = 1e-12
+MIN_PROBABILITY = 1e-6
+MAX_RECEPTIVE_RADIUS = 512  # pixels; a backbone that sees more is not tiled
+STRIP_SIDE = 64  # pixels, at least: the short side of the images that the radius is measured with
 
 
 class Frozen:
@@ -40,6 +43,16 @@ class Frozen:
         self.cache: FeatureCache | None = None
 
     def __deepcopy__(self, memo: dict) -> Frozen:
+        return self
+
+
+class Radius:
+    """The receptive radius of a network, once it is measured. Copies of the network share it."""
+
+    def __init__(self) -> None:
+        self.pixels: int | None = None
+
+    def __deepcopy__(self, memo: dict) -> Radius:
         return self
 
 
@@ -58,13 +71,22 @@ class Backbone(nn.Module):
         frozen: whether `net` stays as it is. A checkpoint then has the hash of its weights in place
             of the weights.
         source: what `net` was made of, for errors.
+        components: d principal components of the local map replace it, and the global map is the
+            local one. 0: the maps as they are. `set_components` gives the components.
 
     Raises:
         DataError: the module does not return such maps, or an index is out of range.
     """
 
     def __init__(
-        self, net: nn.Module, local_index: Sequence[int], global_index: int, channels: int, frozen: bool, source: str
+        self,
+        net: nn.Module,
+        local_index: Sequence[int],
+        global_index: int,
+        channels: int,
+        frozen: bool,
+        source: str,
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.in_channels, self.source = channels, source
@@ -76,11 +98,18 @@ class Backbone(nn.Module):
         self.local_index, self.global_index = [i % number for i in local_index], global_index % number
         self.used = sorted({*self.local_index, self.global_index})
         self.multiple = math.lcm(STRIDE, *(self.strides[i] for i in self.used))  # pixels, of the padded sides
-        self.global_stride = self.strides[self.global_index]
+        self.local_stride = max(STRIDE, min(self.strides[i] for i in self.local_index))
+        self.global_stride = self.local_stride if components else self.strides[self.global_index]
+        self.components = components
+        if components:
+            number = sum(self.map_channels[i] for i in self.local_index)
+            self.register_buffer("offset", torch.zeros(components))
+            self.register_buffer("axes", torch.zeros(components, number))
+        self.head: nn.Module | None = None  # of a recipe: maps the native local map to probabilities
         self.frozen = Frozen(net) if frozen else None
         if not frozen:
             self.trained = net
-        self._radius: int | None = None
+        self._radius = Radius()
 
     @property
     def net(self) -> nn.Module:
@@ -113,13 +142,37 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         h, w = x.shape[2] // STRIDE, x.shape[3] // STRIDE
+        local, deep = self.native(x)
+        if self.head is None:
+            return [resampled(local, self.local_stride, STRIDE)[:, :, :h, :w], deep]
+        probs = resampled(self.head(local), self.local_stride, STRIDE)[:, :, :h, :w]
+        return [probs.clamp_min(MIN_PROBABILITY).log(), deep]
+
+    def native(self, x: Tensor, project: bool = True) -> tuple[Tensor, Tensor]:
+        """The local map at the least stride of its parts (4 at least), and the global map.
+
+        The local map covers the padding inside too. `project=False` gives the features before the
+        components.
+        """
         rows, columns = (-(-n // self.global_stride) for n in x.shape[2:])
         found = self.maps(padded(x, self.multiple))
-        local = [resampled(found[i], self.strides[i])[:, :, :h, :w] for i in self.local_index]
-        return [
-            local[0] if len(local) == 1 else torch.cat(local, dim=1),
-            found[self.global_index][:, :, :rows, :columns],
-        ]
+        parts = [resampled(found[i], self.strides[i], self.local_stride) for i in self.local_index]
+        local = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if self.components and project:
+            local = F.conv2d(local, self.axes[:, :, None, None], self.offset)
+        deep = local if self.components else found[self.global_index]
+        return local, deep[:, :, :rows, :columns]
+
+    @torch.no_grad()
+    def set_components(self, local: Tensor) -> None:
+        """Take the leading principal components of local features [n, C], each of variance 1."""
+        mean = local.double().mean(dim=0)
+        covariance = torch.cov(local.double().T, correction=0)
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values[-self.components :].flip(0), vectors[:, -self.components :].flip(1)
+        axes = (vectors * vectors.sum(dim=0).sign() / values.clamp_min(EPSILON).sqrt()).T
+        self.axes.copy_(axes)
+        self.offset.copy_(-axes @ mean)
 
     def maps(self, x: Tensor) -> dict[int, Tensor]:
         """The used maps by their index, of images whose sides are multiples of the strides."""
@@ -149,9 +202,9 @@ class Backbone(nn.Module):
 
         Found by NaN in some pixels, which spreads to every position that reads them.
         """
-        if self._radius is None:
-            self._radius = max(self._measured_radius(dim) for dim in (2, 3))
-        return self._radius if self._radius <= MAX_RECEPTIVE_RADIUS else None
+        if self._radius.pixels is None:
+            self._radius.pixels = max(self._measured_radius(dim) for dim in (2, 3))
+        return self._radius.pixels if self._radius.pixels <= MAX_RECEPTIVE_RADIUS else None
 
     @torch.no_grad()
     def _measured_radius(self, dim: int) -> int:
@@ -159,7 +212,7 @@ class Backbone(nn.Module):
         training = net.training
         net.eval()
         reach = -(-MAX_RECEPTIVE_RADIUS // self.multiple) * self.multiple + self.multiple
-        images = torch.zeros(1, self.in_channels, -(-PROBE_SIDE // self.multiple) * self.multiple, 2 * reach)
+        images = torch.zeros(1, self.in_channels, -(-STRIP_SIDE // self.multiple) * self.multiple, 2 * reach)
         images[..., reach : reach + self.multiple] = torch.nan  # all phases of the strides
         maps = self(images.to(like) if dim == 3 else images.mT.contiguous().to(like))
         net.train(training)
@@ -194,13 +247,13 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
     return [x.shape[1] for x in maps], [PROBE_SIDE // x.shape[2] for x in maps]
 
 
-def resampled(maps: Tensor, stride: int) -> Tensor:
-    """Maps of a stride at the stride of the positions."""
-    if stride == STRIDE:
+def resampled(maps: Tensor, stride: int, wanted: int) -> Tensor:
+    """Maps of a stride at another one."""
+    if stride == wanted:
         return maps
-    if stride > STRIDE:
-        return F.interpolate(maps, scale_factor=stride / STRIDE, mode="bilinear", align_corners=False)
-    return F.interpolate(maps, scale_factor=stride / STRIDE, mode="area")
+    if stride > wanted:
+        return F.interpolate(maps, scale_factor=stride / wanted, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, scale_factor=stride / wanted, mode="area")
 
 
 def build(
@@ -213,6 +266,7 @@ def build(
     in_channels: int,
     num_classes: int,
     dim: int,
+    components: int = 0,
     pretrained: bool = False,
 ) -> InfoSegNet:
     """The network on a backbone, in the mode of training.
@@ -220,7 +274,7 @@ def build(
     Args:
         backbone: "timm:NAME" or "MODULE:FUNCTION".
         weights: file of the backbone's weights, or None.
-        frozen, local_index, global_index: as of `Backbone`.
+        frozen, local_index, global_index, components: as of `Backbone`.
         in_channels, num_classes, dim: as of `InfoSegNet`.
         pretrained: whether timm fetches weights where there is no file. A frozen backbone needs
             them in any case.
@@ -230,7 +284,7 @@ def build(
     """
     net = module_of(backbone, weights, in_channels, pretrained or frozen)
     source = backbone if weights is None else f"{backbone} with {weights}"
-    wrapped = Backbone(net, local_index, global_index, in_channels, frozen, source)
+    wrapped = Backbone(net, local_index, global_index, in_channels, frozen, source, components)
     model = InfoSegNet.from_backbone(wrapped, 0, 1, num_classes, dim)
     mean, std = normalization(net, in_channels)
     model.set_normalization(mean or [0.0] * in_channels, std or [1.0] * in_channels)

@@ -21,7 +21,7 @@ logger = logging.getLogger("infoseg_fast")
 
 MAX_WORKERS = 4
 # Crops of an image for a frozen backbone, whose features are computed once and cached.
-FROZEN_VIEWS = 4
+FROZEN_VIEWS = 2
 
 
 def data_info(images: ImageSet, settings: Settings) -> DataInfo:

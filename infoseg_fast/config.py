@@ -153,7 +153,7 @@ class Settings:
     recipe: str = setting(
         "objective",
         "default",
-        "objective with its settings: default, paper, iic, or your own class",
+        "objective with its settings: default, paper, iic, features (that of a frozen backbone), or your own",
         metavar="RECIPE",
     )
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
@@ -269,7 +269,7 @@ class Settings:
             raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
         _check_backbone(given)
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
-            given = {"flip": False, "rotate": False, **given}
+            given = {"flip": False, "rotate": False, "recipe": "features", **given}
         settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
         if settings.steps is None and settings.epochs is None:
             settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)

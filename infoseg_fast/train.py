@@ -135,6 +135,8 @@ def run_steps(
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     loss_of = torch.compile(recipe.loss) if settings.compile else recipe.loss
     sample = sample_of(train_set, settings, device)
+    if progress.step == 0:
+        recipe.begin(sample)
     guard = NonfiniteGuard(recipe, optimizer) if settings.skip_nonfinite else None
 
     @functools.lru_cache(maxsize=1)

@@ -88,10 +88,10 @@ class TrainedNetwork(nn.Module):
 
 
 def new_network(
-    settings: Settings, data: DataInfo, num_classes: int, dim: int | None = None
+    settings: Settings, data: DataInfo, num_classes: int, dim: int | None = None, components: int = 0
 ) -> tuple[InfoSegNet, str, dict[str, Any]]:
     """An untrained network of the settings, and the function with the arguments that build it again
-    (`Labelling`). `dim` replaces that of the settings.
+    (`Labelling`). `dim` replaces that of the settings; `components` is as of `Backbone`.
     """
     sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": dim or settings.dim}
     torch.manual_seed(settings.seed)
@@ -108,6 +108,7 @@ def new_network(
         "frozen": settings.freeze_backbone,
         "local_index": settings.local_index or (-1,),
         "global_index": -1 if settings.global_index is None else settings.global_index,
+        "components": components,
     }
     model = backbones.build(**arguments, pretrained=weights is None)
     if backbones.normalization(model.backbone.net, data.channels) == (None, None):
