@@ -38,8 +38,8 @@ BOUNDS = (
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 # The data may lie elsewhere: the fingerprint says whether they are the same.
 CHANGEABLE = (
-    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb", "skip_damaged",
-    "skip_nonfinite", "rank_timeout",
+    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb",
+    "skip_damaged", "skip_nonfinite", "rank_timeout",
 )  # fmt: skip
 
 
