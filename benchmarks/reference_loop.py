@@ -117,7 +117,7 @@ def peak_memory(name: str, args: argparse.Namespace, folder: Path, sent) -> None
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     steps = LOOPS[name](folder, settings_of(args, folder))
-    for _ in range(4):
+    for _ in range(2):
         next(steps)
     sent.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
@@ -132,20 +132,21 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             losses[name].append(next(steps))
             if turn:
                 times[name].append(time.process_time() - start)
-    context = multiprocessing.get_context("spawn")
-    print("| loop | images per second of processor time | peak memory, MiB |\n|---|---|---|")
+    print("| loop | images per second of processor time |\n|---|---|")
     for name, taken in times.items():
-        sent = context.Queue()
-        process = context.Process(target=peak_memory, args=(name, args, folder, sent))
-        process.start()
-        memory = sent.get()
-        process.join()
-        print(f"| {name} | {args.images / statistics.median(taken):.1f} | {memory:.0f} |", flush=True)
+        print(f"| {name} | {args.images / statistics.median(taken):.1f} |")
     ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
     first, last = (max(abs(a / b - 1) for a, b in zip(*(x[part] for x in losses.values()), strict=True))
                    for part in (slice(0, 1), slice(None)))  # fmt: skip
     print(f"median ratio of the times of a step {ratio:.2f}; losses differ by {first:.1e} in the first step and by at "
-          f"most {last:.1e} in {args.rounds + 1} steps")  # fmt: skip
+          f"most {last:.1e} in {args.rounds + 1} steps", flush=True)  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    for name in loops:
+        sent = context.Queue()
+        process = context.Process(target=peak_memory, args=(name, args, folder, sent))
+        process.start()
+        print(f"peak memory of a process, {name}: {sent.get():.0f} MiB", flush=True)
+        process.join()
 
 
 def profile(args: argparse.Namespace, folder: Path) -> None:

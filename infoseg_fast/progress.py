@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batches import stems_of_step
+from .config import Settings
+from .data import ImageSet
+from .distributed.world import World
 from .errors import DataError
 from .recipe import Recipe
 from .recipe.labelling import Labelling
+from .run_folder import RunFolder
 
 
 class Progress:
@@ -151,3 +156,17 @@ class NonfiniteGuard:
         vars(self.optimizer).update(grad_scale=None, found_inf=(~finite).float())
         for buffer, before in zip(self.recipe.buffers(), self._buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))
+
+
+def stop_if_nonfinite(
+    run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World
+) -> None:
+    """Raise DataError if the loss of a step was NaN or infinite, and keep the names of its images."""
+    if (step := progress.nonfinite_step()) is None:
+        return
+    if world.is_main:
+        run.record_nonfinite(step, stems_of_step(train_set, settings, step))
+    raise DataError(
+        f"the training loss was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
+        "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
+    )

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import precision
 from .augment import augmented
-from .batches import batches_per_epoch, crops, data_info, sample_of, stems_of_step, worker_count
+from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
 from .checkpoint import LAST
 from .config import Settings, checked, pick_device
 from .data import ImageSet, for_training
@@ -28,7 +28,7 @@ from .data.damaged import skip_damaged
 from .distributed.batch_norm import synchronised
 from .distributed.world import World
 from .errors import DataError
-from .progress import NonfiniteGuard, Progress
+from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
 from .recipe import DataInfo, recipe_class
 from .run_folder import RunFolder
 from .scores.evaluate import add_training, as_text, evaluate
@@ -217,20 +217,6 @@ def run_steps(
     stop.defer(False)
     segmenter = segmenter_after(progress.step)
     return finish(run, settings, segmenter, progress.step, scores, train_set, eval_set, device, world)
-
-
-def stop_if_nonfinite(
-    run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World
-) -> None:
-    """Raise DataError if the loss of a step was NaN or infinite, and keep the names of its images."""
-    if (step := progress.nonfinite_step()) is None:
-        return
-    if world.is_main:
-        run.record_nonfinite(step, stems_of_step(train_set, settings, step))
-    raise DataError(
-        f"the training loss was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
-        "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
-    )
 
 
 def finish(

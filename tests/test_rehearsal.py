@@ -139,7 +139,7 @@ def test_an_accumulated_step_is_the_step_of_the_whole_batch_where_the_loss_is_a_
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
-    data = str(write_folder(tmp_path / "data", number=12))
+    data = str(write_folder(tmp_path / "data", number=16))
     how = {"data": data, "recipe": "own:Mean", "crop": 32, "batch_size": 8, "steps": 5, "log_every": 1}
     for name, accumulate in (("whole", 1), ("parts", 3)):
         train(out=tmp_path / name, **how | {"accumulate": accumulate})

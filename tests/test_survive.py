@@ -226,7 +226,7 @@ def nonfinite(monkeypatch):
 def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(data, tmp_path, nonfinite):
     run = tmp_path / "run"
     with pytest.raises(DataError, match=r"not finite at step 5; .*nonfinite\.json names its images"):
-        train(TINY | {"data": data, "steps": 12}, run)
+        train(out=run, **TINY | {"data": data, "steps": 12})
     record = json.loads((run / "nonfinite.json").read_text())
     sampler = crops.CropSampler(10, 4, 2, 0, 5, 6)
     assert record == {"step": 5, "images": [f"im{crop.index}" for crop in next(iter(sampler))]}
@@ -249,8 +249,8 @@ def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_pat
 
 def test_a_folder_that_cannot_be_written_is_named(data, tmp_path):
     with pytest.raises(DataError, match=r"--out /proc/run cannot be made: "):
-        train(TINY | {"data": data, "steps": 4}, "/proc/run")
-    train(TINY | {"data": data, "steps": 4}, tmp_path / "run")
+        train(out="/proc/run", **TINY | {"data": data, "steps": 4})
+    train(out=tmp_path / "run", **TINY | {"data": data, "steps": 4})
     (tmp_path / "run/.lock").unlink()
     (tmp_path / "run/.lock").mkdir()
     with pytest.raises(DataError, match=r"run cannot be written: "):
@@ -272,7 +272,7 @@ def test_checkpoints_hold_no_code(data, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made"),)
 
-    train(TINY | {"data": data, "steps": 4}, tmp_path / "run")
+    train(out=tmp_path / "run", **TINY | {"data": data, "steps": 4})
     path = checkpoint_file(tmp_path / "run")
     torch.save({"step": 4, "layout": 1, "x": Evil()}, path)
     checkpoint_file(tmp_path / "run", "previous").unlink(missing_ok=True)

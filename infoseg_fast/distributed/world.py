@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..checkpoint import first_line
 from ..errors import DataError
 
 T = TypeVar("T")
@@ -57,7 +58,14 @@ class World:
             if self.cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
             backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=self.timeout))
+            timeout = timedelta(seconds=self.timeout)
+            try:
+                store, own, number = next(dist.rendezvous("env://", timeout=timeout))
+                # torchrun keeps its store for a restart. Addresses of ranks that have ended must not be found there.
+                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+                dist.init_process_group(backend, store=store, rank=own, world_size=number, timeout=timeout)
+            except RuntimeError as error:
+                raise LostRankError(f"the ranks do not reach each other: {first_line(error)}") from error
             self._joined = True
         self.rank, self.size = rank(), ranks()
         if not self.is_main:  # what is said is said once
