@@ -264,10 +264,10 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
     with open(path, "rb") as file:
         head = file.read(32)
     if head.startswith(MAGIC):
-        reader = TiffReader(path)
-        header = reader._pages[0]
+        tiff = TiffReader(path)
+        header = tiff._pages[0]
         # Pillow decodes the colours of this layout, tifffile does not.
-        return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else reader
+        return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else tiff
     if head.startswith(JPEG2000_MAGIC):
         return raster.RasterReader(path) if raster.available() else Jpeg2000Reader(path)
     if head.startswith(PNG_MAGIC) and png_bits(path, head) == 16:
