@@ -102,4 +102,6 @@ def test_its_labels_are_written_and_exported(backbone, how, tmp_path):
     logits = network.local_projection(network(image)[0])
     torch.testing.assert_close(made.labelling.probabilities(image), logits.softmax(1))
     export(made, "torchscript", tmp_path / "model.pt")
-    assert (torch.jit.load(tmp_path / "model.pt")(image)[0].numpy() == predicted).mean() > 0.999
+    model, images = torch.jit.load(tmp_path / "model.pt"), torch.rand(3, 3, 44, 50)
+    assert (model(image)[0].numpy() == predicted).mean() > 0.999
+    assert (model(images) == made.segment(images)).float().mean() > 0.999

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..config import Settings
     from .sample import Sample
 
-COMPONENTS = 32  # principal components of the features
+COMPONENTS = 64  # principal components of the features
 FREEDOM = 4.0  # degrees of freedom nu of the t distributions
 FLOOR = 1e-2  # added to the variances
 STARTS, KMEANS_STEPS, EM_STEPS = 5, 20, 40

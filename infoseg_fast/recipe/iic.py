@@ -47,6 +47,8 @@ class IICRecipe(Recipe):
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__(settings, data)
         network, builder, arguments = new_network(settings, data, data.num_classes, dim=data.num_classes)
+        if getattr(network.backbone, "frozen", None) is not None:
+            network.backbone.frozen.cache = None  # the second view is new in each step
         self.network = with_fixed_classes(network)
         self.arguments = {"builder": builder, "arguments": arguments}
         number = network_classes(data.num_classes, settings.overcluster)
@@ -88,7 +90,9 @@ class FixedClasses(nn.Module):
         self.register_buffer("unit_vectors", torch.eye(num_classes).flatten(), persistent=False)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.unit_vectors.to(pooled.dtype).expand(len(pooled), -1)
+        return self.unit_vectors.to(pooled.dtype).expand(
+            pooled.shape[0], -1
+        )  # len() would be fixed in a recorded graph
 
 
 def with_fixed_classes(network: InfoSegNet) -> InfoSegNet:
