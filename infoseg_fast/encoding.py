@@ -51,10 +51,10 @@ class EncoderWindows:
     image only.
 
     Attributes:
-        multiple: pixels; tiles begin at multiples of it.
+        multiple, grain: pixels; tiles and windows begin at multiples of them.
     """
 
-    multiple = 16
+    multiple, grain = 16, STRIDE
 
     def __init__(self, network: InfoSegNet) -> None:
         self.network, blocks = network, network.backbone
@@ -148,7 +148,8 @@ class BackboneWindows:
 
     def __init__(self, network: InfoSegNet) -> None:
         self.network, backbone = network, cast(Any, network.backbone)
-        self.backbone, self.multiple, self.radius = backbone, int(backbone.multiple), int(backbone.receptive_radius())
+        self.backbone, self.radius = backbone, int(backbone.receptive_radius())
+        self.multiple = self.grain = int(backbone.multiple)
 
     def reach(self, margin: int) -> int:
         """As of `EncoderWindows`."""

@@ -214,7 +214,7 @@ class Segmenter:
         data, windows = self.labelling.data, self._windows
         network: Any = self.labelling.network
         inner, size = scaled_size(native, self.scale), size or native
-        multiple = STRIDE if windows is None else windows.multiple
+        multiple, grain = (STRIDE, STRIDE) if windows is None else (windows.multiple, windows.grain)
         padded_size = padded_side(inner[0]), padded_side(inner[1])
         if windows is None:
             side, reach, keep = max(padded_size) + multiple, 0, True
@@ -233,7 +233,16 @@ class Segmenter:
             data.channels * np.dtype(data.scaling.dtype).itemsize * (native[0] * native[1]) / (inner[0] * inner[1])
         )
         return make_plan(
-            native, inner, padded_size, size, side=side, multiple=multiple, reach=reach, row_bytes=row_bytes, keep=keep
+            native,
+            inner,
+            padded_size,
+            size,
+            side=side,
+            multiple=multiple,
+            grain=grain,
+            reach=reach,
+            row_bytes=row_bytes,
+            keep=keep,
         )
 
     @property

@@ -127,6 +127,7 @@ def make_plan(
     *,
     side: int,
     multiple: int,
+    grain: int,
     reach: int,
     row_bytes: float,
     keep: bool,
@@ -136,6 +137,7 @@ def make_plan(
     Args:
         side: of a tile at most, pixels, unless `multiple` is more.
         multiple: tiles begin at multiples of it.
+        grain: windows begin at multiples of it.
         reach: pixels that a window has beyond its tile, where the image has them.
         row_bytes: bytes of a row of stored values for each column of the inner image.
         keep: whether the windows of the first pass are kept.
@@ -143,7 +145,7 @@ def make_plan(
     rows, columns = ([*_parts(n, side, multiple)] for n in padded)
 
     def window(part: range, n: int) -> range:
-        halo = -(-reach // multiple) * multiple if multiple > 16 else -(-reach // 4) * 4
+        halo = -(-reach // grain) * grain
         return range(max(part.start - halo, 0), min(part.stop + halo, n))
 
     strips: list[list[Tile]] = []

@@ -278,6 +278,7 @@ def test_a_backbone_that_sees_the_whole_image_is_not_tiled(monkeypatch):
     assert made.labelling.network.backbone.receptive_radius() is None
     labels = made.segment(images)
     monkeypatch.setattr(segmenter, "TILE", 96)
+    assert len(made.plan((200, 130)).strips) == 1
     assert torch.equal(made.segment(images), labels)
 
 

@@ -600,3 +600,18 @@ def test_the_limit_is_an_option_of_images_and_labels(tmp_path):
     assert read_window(tmp_path / "x.tif", 0, 0, 5, 5, ReadOptions(max_bytes=50)).pixels.shape == (1, 5, 5)
     tifffile.imwrite(tmp_path / "y.tif", random_pixels("uint8")[0] % 3)
     refused(lambda: read_label(tmp_path / "y.tif", 3, max_bytes=99), "y.tif", "--max-bytes")
+
+
+@pytest.mark.parametrize(("mode", "bands"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("1", 1), ("P", 1)])
+def test_large_pngs_are_read_by_rows_to_the_same_values(mode, bands, tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 70, bands), dtype=np.uint8)
+    picture = Image.fromarray(pixels[..., 0] if bands == 1 else pixels)
+    (picture.convert(mode) if mode in "1P" else picture).save(tmp_path / "small.png")
+    (tmp_path / "large.png").write_bytes((tmp_path / "small.png").read_bytes())
+    expected = read_image(tmp_path / "small.png").pixels
+    monkeypatch.setattr("infoseg_fast.data.pillow.LARGE_BYTES", 0)
+    assert describe(tmp_path / "large.png").windowed == (mode not in "1P")
+    assert np.array_equal(read_image(tmp_path / "large.png").pixels, expected)
+    part = read_window(tmp_path / "large.png", 5, 6, 20, 30)
+    assert np.array_equal(part.pixels, expected[:, 5:25, 6:36]) and part.valid is None

@@ -273,10 +273,10 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
     if head.startswith(PNG_MAGIC) and png_bits(path, head) == 16:
         return PngReader(path)
     try:
-        reader = PillowReader(path)
+        picture = PillowReader(path)
         # GDAL reads rows of a PNG one after the other, Pillow the whole image.
-        by_rows = head.startswith(PNG_MAGIC) and reader.plain and raster.available()
-        return raster.RasterReader(path) if by_rows else reader
+        by_rows = head.startswith(PNG_MAGIC) and picture.plain and raster.available()
+        return raster.RasterReader(path) if by_rows else picture
     except NotForPillowError as error:
         if raster.available():
             return raster.RasterReader(path)

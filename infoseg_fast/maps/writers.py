@@ -21,7 +21,7 @@ from ..errors import DataError
 
 KEY = "infoseg"  # name of the text that holds a file's key
 BLOCK = 256  # pixels, a side of a GeoTIFF's tiles
-PNG_LEVEL = 4  # of zlib: label maps are hardly smaller above it
+LEVEL = 4  # of deflate: label maps are hardly smaller above it
 
 
 class MapWriter:
@@ -85,7 +85,7 @@ class PngWriter(MapWriter):
 
     def _open(self) -> None:
         self._file = open(self.scratch, "wb")  # noqa: SIM115
-        self._zlib = zlib.compressobj(PNG_LEVEL)
+        self._zlib = zlib.compressobj(LEVEL)
         header = struct.pack(">IIBBBBB", self.size[1], self.size[0], 8, 0 if self.bands == 1 else 2, 0, 0, 0)
         self._file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", header)
@@ -138,7 +138,8 @@ class GeoTiffWriter(MapWriter):
             self._dataset: Any = rasterio.open(
                 self.scratch, "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1, dtype="uint8",
                 crs=self.place.crs or None, transform=Affine(*self.place.transform), nodata=IGNORE, tiled=True,
-                blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", bigtiff="if_safer",
+                blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", zlevel=LEVEL,
+                bigtiff="if_safer",
             )  # fmt: skip
             self._dataset.update_tags(**{KEY: self.key})
             if self.colours is not None:
