@@ -32,7 +32,7 @@ LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
 
 def train(
-    data: str | os.PathLike | None, out: str | os.PathLike, *, resume: bool = False, **settings: Any
+    data: str | os.PathLike | None, out: str | os.PathLike, *, resume: bool = False, **given: Any
 ) -> dict[str, Any] | None:
     """Train, evaluate and report into the folder `out`: the command `infoseg train`.
 
@@ -43,7 +43,7 @@ def train(
         data: what `--data` takes: the name of a set, a folder, an image file, or a list of images.
             A resumed run may leave it out with None.
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
-        settings: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
+        given: settings: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
             resumed run, the run's own value.
 
     Returns:
@@ -54,7 +54,7 @@ def train(
         DataError: the settings, the data or the run are not as they must be. Nothing is half
             written.
     """
-    given = {"data": None if data is None else os.fspath(data)} | settings
+    given = {"data": None if data is None else os.fspath(data)} | given
     given = checked({name: value for name, value in given.items() if value is not None})
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("infoseg train runs in one process; start it without torchrun")
