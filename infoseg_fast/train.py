@@ -43,8 +43,8 @@ def train(
         data: what `--data` takes: the name of a set, a folder, an image file, or a list of images.
             A resumed run may leave it out with None.
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
-        given: settings: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
-            resumed run, the run's own value.
+        given: the settings, named as the options of `infoseg train --help` with "_" for "-". None is
+            the default; of a resumed run, the run's own value.
 
     Returns:
         The scores of the last step on the eval split, as `ClusterMetrics.compute` gives them, with

@@ -7,6 +7,7 @@ regions are kept decoded, and each batch comes from all of them.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -152,11 +153,10 @@ class SceneCrops(ImageSet):
             found.append(min(max(round(middle - side / 2), 0), max(scaled - side, 0)))
         return found[0], found[1]
 
-    def part(self, index: int, row: int, column: int, side: int) -> Pixels:
-        image = self._points[index][0]
-        if not self.windowed or self._spread:
-            return self.source.part(image, row, column, side)
-        return self.source.part(image, row, column, side, partial(self._from_region, self._region_of[index], side))
+    def part(self, index: int, row: int, column: int, side: int, window: Callable[..., Pixels] | None = None) -> Pixels:
+        if window is None and self.windowed and not self._spread:
+            window = partial(self._from_region, self._region_of[index], side)
+        return self.source.part(self._points[index][0], row, column, side, window)
 
     def _from_region(
         self, region: tuple[int, int, int], side: int, image: int, row: int, column: int, height: int, width: int
