@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 export MPLBACKEND := Agg
 
-.PHONY: setup demo lint test test-long test-gpu bench clean
+.PHONY: setup demo docs lint test test-long test-gpu bench clean
 
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
 # wheels of the satellite images without their dependencies. Made again when an input has changed.
@@ -30,6 +30,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# The documentation as a site, in build/site.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # Tests run in two processes, a file in one of them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -42,7 +42,7 @@ def main() -> None:
     print("| a training step | smooth | without, ms | with, ms | share of the part |\n|---|---|---|---|---|")
     for part, without, everywhere in (
         ("appearance term", {"appearance": 0.0}, {"overcluster": 1.0}),
-        ("over-clustered network", {"overcluster": 1.0}, {}),
+        ("over-clustering", {"overcluster": 1.0}, {}),
     ):
         for smooth in (0, 1):
             steps = [Step(recipe(smooth=smooth, **everywhere | how), x) for how in (without, {})]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,38 @@ def write_atomically(path: Path, data: bytes) -> None:
 def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
     """Make `state` the last checkpoint in the folder, the last one the previous, and with `is_best`
     also the best.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written. The checkpoints that were
+            there are whole.
     """
-    folder.mkdir(exist_ok=True)
     last = _path(folder, LAST)
     # Serialised in memory first, so that a full disk is met by write_atomically, which leaves no
     # part behind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    if last.is_file():
-        _link(last, _path(folder, PREVIOUS))
-    write_atomically(last, buffer.getvalue())
-    if is_best:
-        _link(last, _path(folder, BEST_LOSS))
+    try:
+        folder.mkdir(exist_ok=True)
+        if last.is_file():
+            _link(last, _path(folder, PREVIOUS))
+        write_atomically(last, buffer.getvalue())
+        if is_best:
+            _link(last, _path(folder, BEST_LOSS))
+    except OSError as error:
+        raise DataError(f"checkpoints in {folder} could not be written: {error.strerror}") from error
 
 
-def load(folder: Path, name: str) -> dict[str, Any] | None:
+def load(folder: Path, name: str, repair: bool = False) -> dict[str, Any] | None:
     """The state of a checkpoint, on the CPU; None where there is none yet.
 
     A damaged last checkpoint is replaced by the previous one, with a warning.
+
+    Args:
+        repair: whether the file of a damaged last checkpoint is replaced too. Otherwise the next
+            `save` would make the damaged one the previous one.
+
+    Raises:
+        DataError: the checkpoint is damaged, and so is the one before, or there is none.
     """
     path, previous = _path(folder, name), _path(folder, PREVIOUS)
     if not path.is_file():
@@ -71,6 +86,8 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
             raise
         state = _read(previous)
         logger.warning("%s; using the one before, of step %d", error, state["step"])
+        if repair:
+            _link(previous, path)
         return state
 
 
@@ -92,6 +109,15 @@ def _link(source: Path, target: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        # The file is a zip archive that holds a CRC-32 of each record. torch.load does not compare
+        # it, and would return flipped bits as weights.
+        with zipfile.ZipFile(path) as archive:
+            if (record := archive.testzip()) is not None:
+                raise DataError(f"record {record} does not match its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports damage as RuntimeError, EOFError, UnpicklingError and others
-        raise DataError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # damage comes as BadZipFile, OSError, RuntimeError, UnpicklingError and others
+        raise DataError(f"checkpoint {path} is damaged ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,20 +5,26 @@ error, with one line that names the file or option; 130 when interrupted.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
+from .distributed.world import LostRankError
 from .errors import DataError
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
+from .signals import Stopped
 
 PROGRAM = "infoseg"
+SHARDS = "shards"  # of `infoseg prepare`
 # What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
 # of it.
 PREPARE_OPTIONS = {
@@ -30,6 +36,7 @@ PREPARE_OPTIONS = {
     "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
     "crowd": {"metavar": "C", "help": "coco-persons: crowd regions are person (default) or ignore"},
 }
+BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # of infoseg train and infoseg baseline
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     data = (
         f"{', '.join(NAMES)}, a folder with images/ (and labels/, train.txt, eval.txt, classes.txt if any), a folder "
-        "that infoseg prepare made, an image file, or a .txt file that lists image files"
+        "that infoseg prepare made, WebDataset shards DIR/shards-{0000..0099}.tar, an image file, "
+        "or a .txt file that lists image files"
     )
 
     def add(name: str, function, help: str) -> argparse.ArgumentParser:
@@ -76,16 +84,34 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     evaluate.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
-    predict = add("predict", run_predict, "Write an 8-bit label PNG for each image, at its size.")
+    predict = add(
+        "predict",
+        run_predict,
+        "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
+        "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
+    )
     predict.add_argument("run", type=Path, metavar="RUN")
     predict.add_argument("sources", type=Path, nargs="+", metavar="IMAGE|DIR")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder the label PNGs are written to")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder the label maps are written to")
     predict.add_argument(
         "--overlay", action="store_true", help="write <stem>.overlay.png too, in colour over the image"
     )
     predict.add_argument(
         "--match", action="store_true", help="write classes (by the run's last evaluation) instead of clusters"
     )
+    predict.add_argument(
+        "--confidence", action="store_true",
+        help="write <stem>.confidence.png or .tif too: the probability of the label in per cent, 255 without data",
+    )  # fmt: skip
+    predict.add_argument("--names", type=Path, metavar="FILE", help="names of the clusters, one a line, in UTF-8")
+    predict.add_argument(
+        "--areas", type=Path, metavar="FILE.csv",
+        help="write the pixels and the area (in map units) of each class in each image",
+    )  # fmt: skip
+    predict.add_argument(
+        "--polygons", type=Path, metavar="FILE.gpkg",
+        help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
+    )  # fmt: skip
     predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
     export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
     export.add_argument("run", type=Path, metavar="RUN")
@@ -103,16 +129,25 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=500_000, metavar="N", help="pixels it is fitted to (default: 500000)"
     )
     baseline.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
+    for name in BACKBONE_OPTIONS:
+        how = {key: fields[name][key] for key in ("type", "metavar") if key in fields[name]}
+        baseline.add_argument(option(name), help=f"kmeans-backbone: {fields[name]['help']}", **how)
     for command in (evaluate, baseline):
         command.add_argument(
             "--split", default="eval", metavar="SPLIT",
             help="which images: eval (the default), train, all, of a prepared benchmark also val",
         )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
+    for command in (predict, export):
+        command.add_argument(
+            "--classes", type=int, metavar="N",
+            help="number of clusters of the maps, up to that of the network's classes (default: that of the run)",
+        )  # fmt: skip
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
 
-    names = (*PROTOCOLS, *NAMES)
+    names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
     prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     prepare.add_argument("--root", type=Path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
@@ -215,23 +250,39 @@ def run_eval(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    from .predict import predict
+    from .allocator import keep_freed_memory
+    from .maps import Products, predict
     from .segmenter import load
 
-    device = pick_device(arguments.device)
-    segmenter = load(arguments.run, arguments.checkpoint, device)
-    number, failures = predict(segmenter, arguments.sources, arguments.out, device, arguments.overlay, arguments.match)
-    print(f"{number} label maps written to {arguments.out}")
-    for failure in failures:
-        print(f"{PROGRAM} predict: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    keep_freed_memory()
+    segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
+    products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
+    outcome = predict(segmenter, arguments.sources, arguments.out, products)
+    print(f"{outcome.written} label maps written to {arguments.out}")
+    if outcome.skipped:
+        print(f"{outcome.skipped} were there already, of the same checkpoint and options")
+    if outcome.replaced:
+        print(f"{outcome.replaced} of them replace files that were there, of another checkpoint or other options")
+    for line in (*outcome.notes, *outcome.failures):
+        print(f"{PROGRAM} predict: {one_line(line)}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def one_line(message: object) -> str:
+    """A message whose file names may hold line breaks, as one line."""
+    return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     from .export import export
     from .segmenter import load
 
-    export(load(arguments.run, arguments.checkpoint), arguments.format, arguments.out)
+    segmenter = load(arguments.run, arguments.checkpoint)
+    if arguments.classes is not None:
+        segmenter = segmenter.with_clusters(arguments.classes)
+    export(segmenter, arguments.format, arguments.out)
     print(f"{arguments.format} model written to {arguments.out}: images [B, c, H, W] in [0, 1] to labels [B, H, W]")
 
 
@@ -239,10 +290,17 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     from .data.export import export_landcover
     from .data.prepare import prepare
     from .data.protocols import PROTOCOLS
+    from .data.shards import write_shards
 
     given = {name: getattr(arguments, name) for name in PREPARE_OPTIONS if hasattr(arguments, name)}
     if arguments.out is None and not arguments.check:
         raise DataError("--out is missing: the folder to be made (or --check, to verify the raw files only)")
+    if arguments.name == SHARDS:
+        if given or arguments.check or arguments.workers or arguments.root is None:
+            raise DataError("shards takes --root, a folder as --data takes it, and --out; no other option")
+        images, pattern = write_shards(arguments.root, arguments.out)
+        print(f"{images} images written; --data '{pattern}'")
+        return
     if arguments.name not in PROTOCOLS:
         if given or arguments.root or arguments.check or arguments.workers:
             raise DataError(f"{arguments.name} comes from installed packages; it takes --out and no other option")
@@ -267,6 +325,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
     from .scores.baselines import baseline
     from .scores.evaluate import as_text
 
+    given = [name for name in BACKBONE_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.method != "kmeans-backbone" and given:
+        raise DataError(f"{option(given[0])} belongs to the baseline kmeans-backbone, not to {arguments.method}")
+    if arguments.method == "kmeans-backbone" and not arguments.backbone:
+        raise DataError("kmeans-backbone needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
     scores, classes = baseline(
         arguments.method,
         arguments.data,
@@ -275,6 +338,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         seed=arguments.seed,
         progress=not arguments.json,
+        backbone={
+            "backbone": arguments.backbone,
+            "weights": arguments.backbone_weights,
+            "local_index": arguments.local_index or (-1,),
+        },
     )
     if arguments.json:
         print(json.dumps(scores))
@@ -289,7 +357,47 @@ def run_env(arguments: argparse.Namespace) -> None:
     print(as_text())
 
 
+class PipeSafe:
+    """A text stream that drops what is printed after its reader has gone, so that a command in a
+    pipe goes on and writes its files.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for file names that are not text
+    out, err = (cast(TextIO, PipeSafe(stream)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            return run(argv)
+        finally:
+            out.flush()
+            err.flush()
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """The exit status of a command."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     arguments = parser().parse_args(argv)
     from PIL import Image
@@ -298,8 +406,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = arguments.function(arguments)
     except DataError as error:
-        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2
+    except LostRankError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{PROGRAM} {arguments.command}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130

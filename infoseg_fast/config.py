@@ -14,6 +14,7 @@ import torch
 from .data import ImageSet, ReadOptions, open_set
 from .data.crops import steps_per_epoch
 from .data.reader import MAX_BYTES
+from .distributed.world import across_ranks, ranks
 from .errors import DataError
 from .model import INPUTS, MAX_DEPTH
 from .ops.mutual_information_loss import ESTIMATORS, NEGATIVES
@@ -36,7 +37,10 @@ BOUNDS = (
 )
 # What a resumed run may change: how long it runs and how it is watched, not what it computes.
 # The data may lie elsewhere: the fingerprint says whether they are the same.
-CHANGEABLE = ("data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb")
+CHANGEABLE = (
+    "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb",
+    "skip_damaged", "skip_nonfinite", "rank_timeout",
+)  # fmt: skip
 
 
 def setting(group: str, default: Any, help: str, **how: Any) -> Any:
@@ -52,11 +56,11 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     return field(default=default, metadata={"group": group, "help": help, **how})
 
 
-def band_numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"takes numbers of bands as 4,3,2, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"takes numbers as 4,3,2, not {text!r}") from None
 
 
 def number_or_all(text: str) -> int | str:
@@ -87,11 +91,11 @@ class Settings:
     )
     bands: tuple[int, ...] | None = setting(
         "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
-        type=band_numbers, metavar="LIST",
+        type=numbers, metavar="LIST",
     )  # fmt: skip
     rgb: tuple[int, ...] | None = setting(
         "data", None, "channels that the report shows as red, green and blue, from 1 (default: the first three)",
-        type=band_numbers, metavar="LIST",
+        type=numbers, metavar="LIST",
     )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
@@ -123,8 +127,34 @@ class Settings:
         "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS
     )
 
+    backbone: str | None = setting(
+        "network",
+        None,
+        "network to build on instead of the package's own: timm:NAME, or a function that returns a module",
+        metavar="timm:NAME|MODULE:FUNCTION",
+    )
+    backbone_weights: str | None = setting(
+        "network",
+        None,
+        "weights of the backbone: .safetensors, or a state dict written by torch.save (default: the backbone's own)",
+        metavar="FILE",
+    )
+    freeze_backbone: bool = setting(
+        "network", False, "keep the backbone as it is; its features are computed once and cached", switch=True
+    )
+    local_index: tuple[int, ...] | None = setting(
+        "network", None, "maps of the backbone that are the local features, as 4,10 (default: -1, the last)",
+        type=numbers, metavar="LIST",
+    )  # fmt: skip
+    global_index: int | None = setting(
+        "network", None, "map of the backbone whose mean gives the global features (default: -1)", type=int, metavar="N"
+    )
+
     recipe: str = setting(
-        "objective", "default", "objective with its settings: default, paper, or a class of your own", metavar="RECIPE"
+        "objective",
+        "default",
+        "objective with its settings: default, paper, iic, features (that of a frozen backbone), or your own",
+        metavar="RECIPE",
     )
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
     negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
@@ -143,11 +173,24 @@ class Settings:
     overcluster: float | None = setting(
         "objective",
         None,
-        "number of over-clusters per class. 1 disables the over-clustered network",
+        "classes of the network per class of the labels, which are merged. 1 disables over-clustering",
         type=float,
         minimum=1,
     )
+    displacement: int = setting(
+        "objective", 2, "iic: positions that the two views may lie apart, each way", type=int, minimum=0, maximum=10
+    )
+    marginal_weight: float = setting(
+        "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
+    )
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
+    positions: int | None = setting(
+        "objective",
+        None,
+        "positions of an image, drawn anew in each step, at which the mutual information is estimated (default: all)",
+        type=int,
+        minimum=1,
+    )
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
     weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
     warmup: int = setting("objective", 100, "steps over which the learning rate rises", type=int, minimum=0)
@@ -189,8 +232,32 @@ class Settings:
         minimum=0,
     )
 
+    precision: str = setting(
+        "run",
+        "auto",
+        "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
+    accumulate: int = setting(
+        "run", 1, "parts in which the images of a step go through the network", type=int, minimum=1
+    )
+    sync_batchnorm: bool = setting("run", True, "batch statistics over the images of all ranks (torchrun)", switch=True)
+    negatives_across_ranks: bool = setting(
+        "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True
+    )
+    rank_timeout: float = setting(
+        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0
+    )
+    skip_damaged: bool = setting(
+        "run", False, "train on another image where one cannot be read, and name it once", switch=True
+    )
+    skip_nonfinite: bool = setting(
+        "run", False, "leave out the update of a step whose loss or gradient is NaN or infinite", switch=True
+    )
+
     def __post_init__(self) -> None:
-        for name in ("bands", "rgb"):  # a list, where it comes from JSON
+        for name in ("bands", "rgb", "local_index"):  # lists, where they come from JSON
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -204,6 +271,9 @@ class Settings:
         """
         if not given.get("data"):
             raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
+        _check_backbone(given)
+        if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
+            given = {"flip": False, "rotate": False, "recipe": "features", **given}
         settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
         if settings.steps is None and settings.epochs is None:
             settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)
@@ -214,6 +284,8 @@ class Settings:
         """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
         ones.
         """
+        if given.get("precision") == "auto":  # decided when the run began
+            given = {name: value for name, value in given.items() if name != "precision"}
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(
@@ -279,8 +351,14 @@ class Settings:
 
     @property
     def least_batch(self) -> int:
-        """The fewest images that a batch must hold for its negatives."""
-        return self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        """The fewest images that a step must hold: each of its parts needs negatives, and each rank
+        an image.
+        """
+        least = self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
+        parts = self.accumulate * ranks()
+        if self.negatives_across_ranks and across_ranks(self.estimator, self.negatives):
+            return max(self.accumulate * least, parts)
+        return parts * least
 
     def _check(self) -> None:
         """Raise DataError for a setting out of its bounds."""
@@ -300,6 +378,27 @@ class Settings:
             raise DataError(
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
+        if self.batch_size < self.least_batch:
+            raise DataError(
+                f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate} "
+                f"and --num-negatives {self.num_negatives}, not {self.batch_size}"
+            )
+
+
+def _check_backbone(given: dict) -> None:
+    """Raise DataError for settings that need a backbone, or that only the package's own network
+    has.
+    """
+    if given.get("backbone") is None:
+        for name in ("backbone_weights", "freeze_backbone", "local_index", "global_index"):
+            if given.get(name) not in (None, False):
+                raise DataError(f"{option(name)} needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
+        return
+    if not str(given["backbone"]).partition(":")[2]:
+        raise DataError(f"--backbone must be timm:NAME or MODULE:FUNCTION, not {given['backbone']!r}")
+    for name in ("width", "depth", "inputs"):
+        if name in given:
+            raise DataError(f"{option(name)} belongs to the package's own network; leave it out with --backbone")
 
 
 def checked(given: dict[str, Any]) -> dict[str, Any]:

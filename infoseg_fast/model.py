@@ -55,6 +55,8 @@ class Encoder(nn.Module):
     A position of C sees 7 + 16 x depth pixels a side.
     """
 
+    multiple = global_stride = 16  # pixels: tiles begin at multiples of the first; the stride of block D
+
     def __init__(self, in_channels: int, width: int, depth: int = 2) -> None:
         super().__init__()
         self.A = ConvBlock(in_channels, width, stride=2)  # sees 3 px
@@ -65,6 +67,10 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         local = self.C(self.B(self.A(x)))
         return [local, self.D(local)]
+
+    def receptive_radius(self) -> int:
+        """Pixels each way that a position depends on, at most: 44 of block C, 56 of block D."""
+        return 56
 
 
 class InfoSegNet(nn.Module):
@@ -217,19 +223,22 @@ def sobel(grey_images: Tensor) -> Tensor:
     return F.conv2d(grey_images, grey_images.new_tensor(SOBEL)[:, None], padding=1)
 
 
-def padded(images: Tensor) -> Tensor:
-    """[B, c, H, W] with the last row and column repeated, to the size that the network takes."""
+def padded(images: Tensor, multiple: int = STRIDE) -> Tensor:
+    """[B, c, H, W] with the last row and column repeated, to the size that the network takes.
+
+    Its sides are multiples of `multiple` pixels.
+    """
     rows, columns = images.shape[2:]
     if recorded():  # a recorded graph must not compare sizes
-        y, x = (torch.arange(padded_side(n), device=images.device).clamp(max=n - 1) for n in (rows, columns))
+        y, x = (torch.arange(padded_side(n, multiple), device=images.device).clamp(max=n - 1) for n in (rows, columns))
         return images[:, :, y][:, :, :, x]
-    bottom, right = (padded_side(n) - n for n in (rows, columns))
+    bottom, right = (padded_side(n, multiple) - n for n in (rows, columns))
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
-def padded_side(n: int) -> int:
+def padded_side(n: int, multiple: int = STRIDE) -> int:
     """The side in pixels that the network sees for an image of side n."""
-    side = (n + STRIDE - 1) // STRIDE * STRIDE  # of positive numbers: exported graphs round to 0
+    side = (n + multiple - 1) // multiple * multiple  # of positive numbers: exported graphs round to 0
     if isinstance(side, Tensor):  # of torch.jit.trace
         return side.clamp(min=MIN_SIDE)
     return torch.sym_max(side, MIN_SIDE)

@@ -1,10 +1,16 @@
-"""Images beside their label maps, small enough for a report; large scenes are read window by window."""
+"""Images beside their label maps, small enough for a report; large scenes are read window by window.
+And pictures as the data URLs of a page.
+"""
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from .data.base import ImageSet, Pixels
 from .data.images import IGNORE
@@ -84,3 +90,23 @@ def _colours(segmenter: Segmenter, image: Pixels, rgb: Sequence[int] | None) -> 
     scaled = segmenter.labelling.data.scaling.to_float(np.ascontiguousarray(image[0])).numpy()
     found = as_rgb(scaled if rgb is None else scaled[[channel - 1 for channel in rgb]])
     return found if image[1] is None else np.where(image[1][..., None], found, np.uint8(0))
+
+
+def png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def figure_url(figure: Figure) -> str:
+    """A figure as a data URL; it is closed."""
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    pyplot.close(figure)
+    return data_url(buffer.getvalue())

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batches import stems_of_step
+from .config import Settings
+from .data import ImageSet
+from .distributed.world import World
 from .errors import DataError
 from .recipe import Recipe
 from .recipe.labelling import Labelling
+from .run_folder import RunFolder
 
 
 class Progress:
@@ -18,40 +23,66 @@ class Progress:
 
     Attributes:
         step: number of steps that are done.
-        best_loss: lowest mean loss between two checkpoints.
+        best_loss: lowest mean loss between two regular checkpoints.
     """
 
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self.recipe, self.optimizer = recipe, optimizer
         self.step, self.best_loss = 0, math.inf
         self._logged, self._saved = Mean(device), Mean(device)
+        self._nonfinite = torch.full((), -1, device=device)  # number of the first step whose loss was not finite
 
     def add(self, loss: Tensor) -> None:
         """Count one step with its loss. It does not wait for the device."""
+        bad = ~torch.isfinite(loss.detach())
+        self._nonfinite = torch.where(bad & (self._nonfinite < 0), self.step, self._nonfinite)
         self.step += 1
         self._logged.add(loss)
         self._saved.add(loss)
 
+    def nonfinite_step(self) -> int | None:
+        """Number, from 0, of the first step whose loss was NaN or infinite. It waits for the
+        device.
+        """
+        step = int(self._nonfinite)
+        return None if step < 0 else step
+
+    def skipped(self) -> int:
+        """Steps since the last log line whose loss was not finite."""
+        return self._logged.left_out()
+
     def logged_loss(self) -> float:
-        """The mean loss since the last call.
+        """The mean of the finite losses since the last call.
 
         Raises:
-            DataError: it is not finite.
+            DataError: there was none.
         """
-        return self._finite(self._logged.take())
+        loss = self._logged.take()
+        if not math.isfinite(loss):
+            raise DataError(
+                f"no loss was finite for the steps up to {self.step}; the last checkpoint is from before that. "
+                "Try a lower --lr or a longer --warmup in a new run"
+            )
+        return loss
 
-    def checkpoint(self, labelling: Labelling) -> tuple[dict[str, Any], bool]:
-        """The content of a checkpoint, and whether no mean loss between two checkpoints was lower.
+    def checkpoint(self, labelling: Labelling, regular: bool = True) -> tuple[dict[str, Any], bool]:
+        """The content of a checkpoint, and whether it is the best one.
 
-        Raises:
-            DataError: the mean loss is not finite.
+        Args:
+            labelling: of this step.
+            regular: whether the checkpoint is one of every --checkpoint-every steps or the last.
+                These compare their mean losses. One that a signal asked for does not, so that the
+                run that goes on has the same best checkpoint as one that nobody stopped.
         """
-        loss = self._finite(self._saved.take())
-        is_best, self.best_loss = loss < self.best_loss, min(loss, self.best_loss)
+        is_best = False
+        if regular:
+            loss = self._saved.take()
+            is_best, self.best_loss = loss < self.best_loss, min(loss, self.best_loss)
         return {
             "step": self.step,
             "best_loss": self.best_loss,
             "logged": self._logged.parts(),
+            "saved": self._saved.parts(),
             "recipe": self.recipe.state_dict(),
             "recipe_state": self.recipe.state(),
             "optimizer": self.optimizer.state_dict(),
@@ -62,39 +93,80 @@ class Progress:
         """Continue from the content of a checkpoint."""
         self.step, self.best_loss = content["step"], content["best_loss"]
         self._logged.set(*content["logged"])
+        self._saved.set(*content["saved"])
         self.recipe.load_state_dict(content["recipe"])
         self.recipe.load_state(content["recipe_state"])
         self.optimizer.load_state_dict(content["optimizer"])
 
-    def _finite(self, loss: float) -> float:
-        if math.isfinite(loss):
-            return loss
-        raise DataError(
-            f"the training loss became {loss} by step {self.step}; the last checkpoint is from before that. "
-            "Try a lower --lr or a longer --warmup in a new run"
-        )
-
 
 class Mean:
-    """A running mean. Its sum stays on the device until it is asked for."""
+    """A running mean of the finite values. Its sums stay on the device until they are asked for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._total, self._count = torch.zeros((), dtype=torch.float64, device=device), 0
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._finite = torch.zeros((), dtype=torch.int64, device=device)
+        self._count = 0
 
     def add(self, value: Tensor) -> None:
-        self._total += value.detach()
+        value = value.detach()
+        finite = torch.isfinite(value)
+        self._total += torch.where(finite, value, 0)
+        self._finite += finite
         self._count += 1
 
+    def left_out(self) -> int:
+        """Values so far that were not finite."""
+        return self._count - int(self._finite)
+
     def take(self) -> float:
-        """The mean of the values so far. The next one starts anew."""
-        value = self._total.item() / self._count
-        self.set(0.0, 0)
-        return value
+        """The mean of the values so far, NaN if there was none. The next one starts anew."""
+        total, finite, _ = self.parts()
+        self.set(0.0, 0, 0)
+        return total / finite if finite else math.nan
 
-    def parts(self) -> tuple[float, int]:
+    def parts(self) -> tuple[float, int, int]:
         """What `set` takes."""
-        return self._total.item(), self._count
+        return self._total.item(), int(self._finite), self._count
 
-    def set(self, total: float, count: int) -> None:
+    def set(self, total: float, finite: int, count: int) -> None:
         self._total.fill_(total)
+        self._finite.fill_(finite)
         self._count = count
+
+
+class NonfiniteGuard:
+    """Leaves out the update of a step whose loss or gradient is not finite, without waiting for the
+    device.
+
+    AdamW with `fused=True` reads `found_inf` on the device and then changes nothing. The buffers,
+    such as the running statistics of batch normalisation, get back their values of before the step.
+    """
+
+    def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
+        self.recipe, self.optimizer = recipe, optimizer
+
+    def remember(self) -> None:
+        """Called before the loss of a step is formed."""
+        self._buffers = [x.clone() for x in self.recipe.buffers()]
+
+    def check(self, loss: Tensor) -> None:
+        """Called between the gradient of a step and the update."""
+        gradients = [x.grad for x in self.recipe.parameters() if x.grad is not None]
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        vars(self.optimizer).update(grad_scale=None, found_inf=(~finite).float())
+        for buffer, before in zip(self.recipe.buffers(), self._buffers, strict=True):
+            buffer.copy_(torch.where(finite, buffer, before))
+
+
+def stop_if_nonfinite(
+    run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World
+) -> None:
+    """Raise DataError if the loss of a step was NaN or infinite, and keep the names of its images."""
+    if (step := progress.nonfinite_step()) is None:
+        return
+    if world.is_main:
+        run.record_nonfinite(step, stems_of_step(train_set, settings, step))
+    raise DataError(
+        f"the training loss was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
+        "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
+    )

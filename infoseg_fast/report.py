@@ -2,9 +2,7 @@
 examples.png.
 """
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import class_numbers
 from .checkpoint import LAST, write_atomically
 from .data.base import ImageSet
 from .data.images import IGNORE
 from .data.scenes import SceneCrops
 from .errors import printable
 from .palette import coloured, palette
-from .pictures import Shown, show
+from .pictures import Shown, data_url, figure_url, png, show
 from .run_folder import RunFolder
 from .segmenter import Segmenter
 
@@ -70,6 +69,7 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
     sections += [
         example_figures("Segmentations", shown, pictures, matches),
         *([] if overviews else [legend(shown, images, segmenter, matches)]),
+        class_numbers.section(segmenter, images, device, config["config"]["rgb"]),
         "<h2>Settings</h2>",
         settings_table(config),
     ]
@@ -103,10 +103,7 @@ def curves(rows: list[dict]) -> str:
         axis.axhline(constant, color="grey", linestyle=":", label="constant predictor")
         axis.set(xlabel="step", title="eval split", ylim=(0, 1))
         axis.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    pyplot.close(figure)
-    return data_url(buffer.getvalue())
+    return figure_url(figure)
 
 
 def score_table(scores: dict) -> str:
@@ -234,13 +231,3 @@ def settings_table(config: dict) -> str:
 def text(value: object) -> str:
     """A value in HTML; bytes of a file name that are not UTF-8 are escaped."""
     return html.escape(printable(value))
-
-
-def png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def data_url(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

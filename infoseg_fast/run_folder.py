@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -20,12 +21,13 @@ from .errors import DataError
 
 logger = logging.getLogger("infoseg_fast")
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LAYOUT = 1  # version of the files. A RUN of another version is refused by name.
 
 
 class RunFolder:
     """A RUN: config.json, metrics.jsonl, evaluation.json, checkpoints/, tensorboard/, report.html,
-    examples.png.
+    examples.png, and nonfinite.json where a loss was not finite.
 
     As a context manager it releases the lock that `open` and `write_config` take: one process
     trains in a RUN.
@@ -36,15 +38,19 @@ class RunFolder:
         self.config, self.metrics = self.path / "config.json", self.path / "metrics.jsonl"
         self.evaluations, self.checkpoints = self.path / "evaluation.json", self.path / "checkpoints"
         self.report, self.examples = self.path / "report.html", self.path / "examples.png"
-        self.tensorboard = self.path / "tensorboard"
+        self.tensorboard, self.nonfinite = self.path / "tensorboard", self.path / "nonfinite.json"
         self._lock: IO | None = None
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._lock is not None:
             self._lock.close()
+        if isinstance(error, OSError) and error.errno in NO_SPACE:  # of TensorBoard's writer
+            raise DataError(
+                f"{self.path} could not be written: {error.strerror}; --resume goes on from the last checkpoint"
+            ) from error
 
     def open(self, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
         """The settings of the run, and the fingerprint of its data if the run exists.
@@ -121,9 +127,11 @@ class RunFolder:
         """Write the last checkpoint, and with `is_best` also the best one."""
         checkpoint.save(self.checkpoints, state | {"layout": LAYOUT}, is_best)
 
-    def load(self, name: str = LAST) -> dict[str, Any] | None:
-        """The state of a checkpoint; None where there is none yet."""
-        state = checkpoint.load(self.checkpoints, name)
+    def load(self, name: str = LAST, repair: bool = False) -> dict[str, Any] | None:
+        """The state of a checkpoint; None where there is none yet. `repair` as in
+        `checkpoint.load`.
+        """
+        state = checkpoint.load(self.checkpoints, name, repair)
         if state is not None and state.get("layout") != LAYOUT:
             raise DataError(
                 f"checkpoint {name} of {self.path} has layout {state.get('layout') or 'of an unreleased version'}; "
@@ -133,8 +141,20 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{self.metrics} could not be written: {error.strerror}; --resume goes on from the last checkpoint"
+            ) from error
+
+    def record_nonfinite(self, step: int, images: list[str]) -> None:
+        """Keep the step whose loss was not finite, with the stems of its images, in
+        nonfinite.json.
+        """
+        text = json.dumps({"step": step, "images": images}, indent=1, allow_nan=False) + "\n"
+        write_atomically(self.nonfinite, text.encode())
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of steps after `step`, and a line that a kill left torn."""

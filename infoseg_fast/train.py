@@ -1,4 +1,4 @@
-"""The training loop. It knows batches, steps, log lines and checkpoints; a `Recipe` knows
+"""The training loop. It knows batches, steps, ranks, log lines and checkpoints; a `Recipe` knows
 everything else.
 
 All random numbers follow from the seed and the step, and a checkpoint holds everything that a step
@@ -6,7 +6,10 @@ depends on. So a run that is killed at any moment continues from its last checkp
 bits.
 """
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import os
 import time
 from typing import Any
@@ -14,19 +17,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from . import precision
 from .augment import augmented
 from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
 from .checkpoint import LAST
 from .config import Settings, checked, pick_device
 from .data import ImageSet, for_training
 from .data.crops import held_in_memory
-from .data.scaling import Scaling
+from .data.damaged import skip_damaged
+from .distributed.batch_norm import synchronised
+from .distributed.world import World
 from .errors import DataError
-from .progress import Progress
+from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
 from .recipe import DataInfo, recipe_class
 from .run_folder import RunFolder
 from .scores.evaluate import add_training, as_text, evaluate
 from .segmenter import Segmenter
+from .signals import Stopped, StopSignals
 
 LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
@@ -34,7 +41,8 @@ LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 def train(
     data: str | os.PathLike | None, out: str | os.PathLike, *, resume: bool = False, **given: Any
 ) -> dict[str, Any] | None:
-    """Train, evaluate and report into the folder `out`: the command `infoseg train`.
+    """Train, evaluate and report into the folder `out`: the command `infoseg train`. Under torchrun
+    all ranks train one run.
 
         scores = isf.train("scene.tif", "run", classes=6, bands=(4, 3, 2), steps=400)
         labels = isf.load("run").segment(images)
@@ -43,8 +51,9 @@ def train(
         data: what `--data` takes: the name of a set, a folder, an image file, or a list of images.
             A resumed run may leave it out with None.
         out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
-        given: the settings, named as the options of `infoseg train --help` with "_" for "-". None is
-            the default; of a resumed run, the run's own value.
+            A restart by torchrun (--max-restarts) resumes.
+        given: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
+            resumed run, the run's own value.
 
     Returns:
         The scores of the last step on the eval split, as `ClusterMetrics.compute` gives them, with
@@ -53,40 +62,55 @@ def train(
     Raises:
         DataError: the settings, the data or the run are not as they must be. Nothing is half
             written.
+        Stopped: a signal ended the run. There is a checkpoint of the last step that was done.
+        LostRankError: another rank ended or hung.
     """
     given = {"data": None if data is None else os.fspath(data)} | given
     given = checked({name: value for name, value in given.items() if value is not None})
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise DataError("infoseg train runs in one process; start it without torchrun")
-    with RunFolder(out) as run:
-        settings, recorded = run.open(given, resume)
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    cuda = pick_device(given.get("device", Settings.device)).type == "cuda"
+    timeout = given.get("rank_timeout", Settings.rank_timeout)
+    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals() as stop:
+        settings, recorded = world.from_main(lambda: run.open(given, resume))
         device = pick_device(settings.device)
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
-        settings, fingerprint = settings.resolve(train_set, eval_set), train_set.fingerprint()
+        settings = settings.resolve(train_set, eval_set)
+        fingerprint = world.from_main(train_set.fingerprint)
         if recorded not in (None, fingerprint):
             raise DataError(f"--resume: the images of {settings.data} are no longer those that {run.path} began with")
         if eval_set.has_labels:
-            eval_set.check_labels()
-        content = run.load() if recorded else None
+            world.from_main(eval_set.check_labels)
+        if settings.skip_damaged:
+            train_set, eval_set = skip_damaged(train_set), skip_damaged(eval_set, scored=True)
+        content = world.from_main(lambda: run.load(repair=True) if recorded else None)
         if content is not None and content["step"] >= settings.steps and run.report.is_file():
             print(f"{run.path} is finished: {content['step']} steps are done (more --steps continue it)")
             return None
         train_set = held_in_memory(train_set)  # reads every image of a small set before anything is written
-        if content is not None:
-            train_set.scaling = Scaling.from_state(content["labelling"]["data"]["scaling"])
-        data = DataInfo.from_state(content["labelling"]["data"]) if content else data_info(train_set, settings)
+        found = (
+            content["labelling"]["data"] if content else world.from_main(lambda: data_info(train_set, settings).state())
+        )
+        data = DataInfo.from_state(found)
+        train_set.scaling = data.scaling
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
-        optimizer = torch.optim.AdamW(
-            [x for x in recipe.parameters() if x.requires_grad], lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        if settings.sync_batchnorm and world.size > 1:
+            recipe = synchronised(recipe, device)
+        if settings.precision == "auto":
+            batch = torch.rand(-(-settings.batch_size // world.size), data.channels, settings.crop, settings.crop)
+            found = precision.decide(recipe, batch.to(device))
+            settings = dataclasses.replace(settings, precision=world.from_main(lambda: found))
+        trained = [x for x in recipe.parameters() if x.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         progress = Progress(recipe, optimizer, device)
         if content is not None:
             progress.restore(content)
-            print(f"resuming {run.path} at step {progress.step}")
-        run.write_config(settings, fingerprint)
-        run.cut_metrics(progress.step)
-        return run_steps(run, settings, progress, train_set, eval_set, device)
+        if world.is_main:
+            if content is not None:
+                print(f"resuming {run.path} at step {progress.step}")
+            run.write_config(settings, fingerprint)
+            run.cut_metrics(progress.step)
+        return run_steps(run, settings, progress, train_set, eval_set, device, world, stop)
 
 
 def run_steps(
@@ -96,14 +120,24 @@ def run_steps(
     train_set: ImageSet,
     eval_set: ImageSet,
     device: torch.device,
+    world: World,
+    stop: StopSignals,
 ) -> dict[str, Any] | None:
     """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
     the report.
+
+    A step's images go through the network in `accumulate` parts, each shared by the ranks. Every
+    part of the loss is weighted by its share of the images, and gradients are summed over parts and
+    ranks.
     """
     from torch.utils.tensorboard import SummaryWriter  # here, since `import infoseg_fast` should be quick
 
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
+    loss_of = torch.compile(recipe.loss) if settings.compile else recipe.loss
     sample = sample_of(train_set, settings, device)
+    if progress.step == 0:
+        recipe.begin(sample)
+    guard = NonfiniteGuard(recipe, optimizer) if settings.skip_nonfinite else None
 
     @functools.lru_cache(maxsize=1)
     def segmenter_after(step: int) -> Segmenter:
@@ -111,50 +145,78 @@ def run_steps(
 
     recipe.train()
     images_seen, seconds, started = 0, 0.0, time.perf_counter()  # of training alone
-    batches = crops(train_set, settings, device, progress.step, settings.steps, worker_count(train_set, settings))
+    workers = worker_count(train_set, settings)
+    batches = crops(train_set, settings, device, progress.step, settings.steps, workers, world)
+    stop.defer()
     with (
-        SummaryWriter(str(run.tensorboard), purge_step=progress.step + 1) as board,
-        tqdm(total=settings.steps, initial=progress.step, unit="step", desc="training", disable=None) as bar,
-    ):
-        for images, mask in batches:
-            images, mask = augmented(images, mask, settings, progress.step)
+        SummaryWriter(str(run.tensorboard), purge_step=progress.step + 1) if world.is_main else
+        contextlib.nullcontext() as board,
+        tqdm(
+            total=settings.steps, initial=progress.step, unit="step", desc="training",
+            disable=None if world.is_main else True,
+        ) as bar,
+    ):  # fmt: skip
+        while progress.step < settings.steps:
             rate = settings.lr * min(1.0, (progress.step + 1) / max(settings.warmup, 1))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = recipe.loss(progress.step, images, mask)
+            if guard:
+                guard.remember()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = torch.zeros((), device=device)
+            for images, mask, part in itertools.islice(batches, settings.accumulate):
+                images, mask = augmented(images, mask, settings, progress.step, part)
+                with precision.autocast(settings.precision, device):
+                    weighted = loss_of(progress.step, images, mask) * part.share
+                weighted.backward()
+                loss += weighted.detach()
+            loss = world.sum_gradients(recipe.parameters(), loss)
+            if guard:
+                guard.check(loss)
             optimizer.step()
             recipe.after_step(progress.step)
             progress.add(loss)
-            step, images_seen = progress.step, images_seen + len(images)
+            step, images_seen = progress.step, images_seen + part.total
             bar.update()
 
             is_last = step == settings.steps
             evaluates = is_last or (settings.eval_every and step % settings.eval_every == 0)
-            if evaluates or step % settings.log_every == 0:
+            logs = evaluates or step % settings.log_every == 0
+            saves, stopping = is_last or step % settings.checkpoint_every == 0, world.largest(stop.received)
+            if guard is None and (logs or saves or stopping or device.type == "cpu"):  # a GPU is not waited for else
+                stop_if_nonfinite(run, settings, progress, train_set, world)
+            if not settings.sync_batchnorm and (evaluates or saves or stopping):
+                world.mean_buffers(recipe)
+            if logs:
                 seconds += time.perf_counter() - started
                 row = {
                     "step": step,
+                    **({"skipped_steps": progress.skipped()} if guard else {}),
                     "loss": progress.logged_loss(),
                     "epoch": step / batches_per_epoch(train_set, settings),
                     "lr": rate,
                     "images_per_s": images_seen / seconds,
-                    **recipe.metrics(),
+                    **world.mean(recipe.metrics()),
                 }
                 if evaluates and eval_set.has_labels:
                     scores = evaluate(segmenter_after(step), eval_set, device)
                     row |= {name: scores[name] for name in LOGGED_SCORES if scores[name] is not None}
-                run.append_metrics(row)
-                for name, value in row.items():
-                    board.add_scalar(name, value, step)
+                if world.is_main:
+                    run.append_metrics(row)
+                    for name, value in row.items():
+                        board.add_scalar(name, value, step)
                 bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "pixel_accuracy") if name in row})
                 started = time.perf_counter()
-            if is_last or step % settings.checkpoint_every == 0:
+            if saves or stopping:
                 seconds += time.perf_counter() - started
-                run.save(*progress.checkpoint(segmenter_after(step).labelling))
+                if world.is_main:
+                    run.save(*progress.checkpoint(segmenter_after(step).labelling, regular=saves))
                 started = time.perf_counter()
-    return finish(run, settings, segmenter_after(progress.step), progress.step, scores, train_set, eval_set, device)
+            if stopping:
+                raise Stopped(stopping, step)
+    stop.defer(False)
+    segmenter = segmenter_after(progress.step)
+    return finish(run, settings, segmenter, progress.step, scores, train_set, eval_set, device, world)
 
 
 def finish(
@@ -166,6 +228,7 @@ def finish(
     train_set: ImageSet,
     eval_set: ImageSet,
     device: torch.device,
+    world: World,
 ) -> dict[str, Any] | None:
     """Score the last step, write the report, and print where it is."""
     from . import report
@@ -173,6 +236,9 @@ def finish(
     if eval_set.has_labels:
         scores = scores or evaluate(segmenter, eval_set, device)
         add_training(scores, settings.loss_mask, LAST)
+    if not world.is_main:
+        return scores
+    if scores:
         run.record_evaluation(LAST, step, "eval", scores)
         segmenter.mapping = scores["mapping"]
         print(f"after {step} steps, eval split of {settings.data}:\n{as_text(scores, train_set.classes)}")

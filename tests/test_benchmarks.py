@@ -242,6 +242,23 @@ def test_a_mixture_finds_a_narrow_colour_within_a_wide_one(tmp_path):
     assert found["kmeans"]["pixel_accuracy"] < 0.8 < 0.85 < found["mixture"]["pixel_accuracy"]
 
 
+def test_a_merged_mixture_joins_the_shades_of_a_class(tmp_path):
+    """Three shades of each class share every image, and no image has both classes of one shade."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    shades = np.array([[(60, 90, 40), (70, 100, 60), (80, 110, 80)], [(200, 60, 50), (210, 80, 60), (220, 100, 70)]])
+    for i in range(8):
+        label = np.zeros((48, 48), np.uint8)
+        label[:, rng.integers(12, 36) :] = 1
+        shade = rng.integers(0, 3, (6, 6)).repeat(8, 0).repeat(8, 1)
+        colour = shades[label, shade] + rng.normal(0, 2, (48, 48, 3))
+        Image.fromarray(colour.astype(np.uint8)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(label).save(tmp_path / f"labels/{i}.png")
+    scores, _ = baseline("mixture-merged", str(tmp_path), samples=5000)
+    assert len(scores["mapping"]) == 2 and scores["pixel_accuracy"] > 0.95
+
+
 def test_gabor_energies_are_the_convolution(sets):
     skimage_filters = pytest.importorskip("skimage.filters")
     import scipy.ndimage

@@ -4,19 +4,22 @@ import copy
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_folder
+from PIL import Image
 
 import infoseg_fast as isf
+from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.model import position_mask
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.recipe import DataInfo, recipe_class
-from infoseg_fast.recipe import overclustering as module
 from infoseg_fast.recipe.labelling import Labelling, grouped
-from infoseg_fast.recipe.merging import criteria, merge, statistics_of
+from infoseg_fast.recipe.merging import merge, statistics_of
+from infoseg_fast.recipe.overclustering import OverClusters
 from infoseg_fast.recipe.sample import Sample
 from infoseg_fast.run_folder import RunFolder
 from infoseg_fast.train import train
@@ -36,7 +39,7 @@ def recipe(**given):
     """A recipe of three classes, and a sample of images."""
     torch.manual_seed(3)
     settings = Settings.create({"data": "any", "classes": 3, "width": 8, "dim": 16, "crop": 32} | given)
-    made = recipe_class(settings.recipe)(settings, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3))
+    made = recipe_class(settings.recipe)(settings, DataInfo(3, settings.classes, None, [0.5] * 3, [0.3] * 3))
     images = torch.rand(8, 3, 32, 32)
     return made, Sample(lambda: iter([(images[:4], None), (images[4:], None)]))
 
@@ -56,47 +59,79 @@ def same(a, b) -> bool:
     return a == b
 
 
-def part(state: dict, name: str) -> dict:
-    """Of the parameters of a recipe those of one network."""
-    return {key: x for key, x in state["recipe"].items() if key.startswith(f"{name}.")}
-
-
-@pytest.mark.parametrize("gain", [-1e9, 1e9])
-def test_labels_are_of_the_network_of_the_better_score(gain, monkeypatch):
-    made, sample = recipe()
-    monkeypatch.setattr(module, "MIN_SCORE_GAIN", gain)
-    labelling = made.labelling(sample)
-    chosen = made.over_network if gain < 0 else made.network
-    assert same(labelling.network.state_dict(), chosen.average.state_dict())
-    assert labelling.num_clusters == 3 and labelling.refinement.residual.shape[0] == 3
-    if gain > 0:
-        assert labelling.groups is None
-        return
-    assert sorted(itertools.chain(*labelling.groups)) == list(range(9))
-    images = torch.rand(2, 3, 32, 32)
-    ungrouped = dataclasses.replace(labelling, groups=None).probabilities(images)
-    torch.testing.assert_close(labelling.probabilities(images), grouped(ungrouped, labelling.groups))
-
-
-def test_the_score_is_that_of_the_sample():
+def test_labels_are_of_merged_classes_of_the_averaged_network():
     made, sample = recipe(smooth=0)
+    labelling = made.labelling(sample)
+    assert same(labelling.network.state_dict(), made.network.average.state_dict())
+    assert labelling.num_clusters == 3 and labelling.refinement.residual.shape[0] == 3
     images = torch.cat([x for x, _ in sample.batches])
-    found = []
-    for network in (made.network, made.over_network):
-        probs = Labelling(network.frozen(), {}, made.data).probabilities(images)
-        products = appearance_statistics(isf.local_appearance(images, (8, 8)))
-        found.append(statistics_of([(probs, products, None)]))
-    own, over = found
-    groups, whole = merge(over, 3), criteria(over)
-    better = criteria(over.merged(groups)).score(whole) > criteria(own).score(whole) + module.MIN_SCORE_GAIN
-    assert made.labelling(sample).groups == (groups if better else None)
+    probs = Labelling(made.network.frozen(), {}, made.data).probabilities(images)
+    found = statistics_of([(probs, appearance_statistics(isf.local_appearance(images, (8, 8))), None)])
+    assert labelling.groups == merge(found, 3)
+    assert sorted(itertools.chain(*labelling.groups)) == list(range(9))
+    torch.testing.assert_close(labelling.probabilities(images), grouped(probs, labelling.groups))
 
 
-def test_a_network_that_is_not_finite_makes_no_labels():
+def test_a_network_that_is_not_finite_makes_labels_too():
     made, sample = recipe()
     with torch.no_grad():
-        made.over_network.average.local_projection.weight.fill_(torch.nan)
-    assert made.labelling(sample).groups is None
+        made.network.average.local_projection.weight.fill_(torch.nan)
+    labelling = made.labelling(sample)
+    assert labelling.num_clusters == 3
+    assert isf.Segmenter(labelling).segment(torch.rand(1, 3, 32, 32)).max() < 3
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_one_labelling_gives_maps_of_any_number_of_classes(refine):
+    made, sample = recipe(refine=refine)
+    labelling = Labelling.from_state(copy.deepcopy(made.labelling(sample).state()))
+    images = torch.rand(2, 3, 32, 32)
+    for number in range(2, 10):
+        other = labelling.with_clusters(number)
+        assert other.num_clusters == number == other.probabilities(images).shape[1]
+        assert (other.groups is None) == (number == 9)
+        assert isf.Segmenter(other).segment(images).max() < number
+    expected = recipe(classes=4, overcluster=2.25, refine=refine)[0]
+    expected.load_state_dict(made.state_dict())
+    groups, refinement = (getattr(expected.labelling(sample), name) for name in ("groups", "refinement"))
+    found = labelling.with_clusters(4)
+    assert found.groups == groups and (refinement is None) == (found.refinement is None)
+    if refine:
+        torch.testing.assert_close(found.refinement.residual, refinement.residual)
+    for number in (1, 10):
+        with pytest.raises(DataError, match=f"from 2 to the run's 9 over-clusters, not {number}"):
+            labelling.with_clusters(number)
+    with pytest.raises(DataError, match="no over-clusters"):
+        dataclasses.replace(labelling, over_clusters=None).with_clusters(2)
+
+
+def test_predict_writes_maps_of_the_number_of_classes_that_is_asked_for(how, tmp_path, capsys):
+    train(out=tmp_path / "run", **how)
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "data" / "images"), "--out"]
+    found = {}
+    for number in (None, 3, 2, 9):
+        out = tmp_path / f"maps{number}"
+        assert main([*command, str(out), *([] if number is None else ["--classes", str(number)])]) == 0
+        found[number] = np.stack([np.asarray(Image.open(path)) for path in sorted(out.rglob("*.png"))])
+        assert found[number].max() < (number or 3)
+    assert np.array_equal(found[None], found[3])
+    expected = isf.load(tmp_path / "run").with_clusters(9)
+    image = min((tmp_path / "data" / "images").iterdir())
+    assert np.array_equal(expected.segment_file(image), found[9][0])
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "none"), "--classes", "10"]) == 2
+    assert "--classes must be from 2 to the run's 9 over-clusters, not 10" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "none"), "--classes", "2", "--match"]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_densities_of_groups_are_those_of_their_summed_probabilities():
+    made, sample = recipe(smooth=1)
+    labelling = made.labelling(sample)
+    probs = [labelling.probabilities(images) for images, _ in sample.batches]
+    whole = OverClusters.of(probs, sample, 1, refine=True).refinement(None, 1)
+    for x, y in zip(labelling.refinement[:2], whole[:2], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-3)
 
 
 def test_batches_with_and_without_padding_share_one_scale():
@@ -112,13 +147,13 @@ def test_batches_with_and_without_padding_share_one_scale():
     torch.testing.assert_close(torch.cat(sample.statistics(0)), expected)
 
 
-def test_a_sweep_over_the_sample_runs_once_for_each_network(monkeypatch):
+def test_a_labelling_sweeps_the_sample_once(monkeypatch):
     made, sample = recipe()
     calls = []
     probabilities = Labelling.probabilities
     monkeypatch.setattr(Labelling, "probabilities", lambda self, x: calls.append(1) or probabilities(self, x))
     made.labelling(sample)
-    assert len(calls) == 2 * len(sample.batches)
+    assert len(calls) == len(sample.batches)
 
 
 def test_a_labelling_is_frozen_while_training_goes_on():
@@ -144,16 +179,6 @@ def test_a_labelling_is_the_same_after_its_state():
         Labelling.from_state(labelling.state() | {"arguments": labelling.arguments | {"width": 5}})
 
 
-def test_each_network_trains_as_it_does_alone(how, tmp_path):
-    train(out=tmp_path / "both", **how)
-    train(out=tmp_path / "alone", **how | {"overcluster": 1.0})
-    train(out=tmp_path / "many", **how | {"classes": 9, "overcluster": 1.0})
-    both = content(tmp_path / "both")
-    assert same(part(content(tmp_path / "alone"), "network"), part(both, "network"))
-    many = {key.replace("network.", "over_network.", 1): x for key, x in content(tmp_path / "many")["recipe"].items()}
-    assert same(many, part(both, "over_network"))
-
-
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
     train(out=tmp_path / "whole", **how)
@@ -164,14 +189,21 @@ def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
         assert same(whole[key], parts[key]), key
 
 
-@pytest.mark.parametrize("settings", [{"recipe": "paper"}, {"appearance": 0.0}, {"overcluster": 1.1}])
-def test_without_appearance_or_over_clusters_there_is_one_network(settings):
-    assert recipe(**settings)[0].over_network is None
+@pytest.mark.parametrize(
+    ("settings", "number"), [({}, 9), ({"recipe": "paper"}, 3), ({"overcluster": 1.1}, 3), ({"overcluster": 1e9}, 256)]
+)
+def test_the_network_has_a_multiple_of_the_classes(settings, number):
+    assert recipe(**settings)[0].network.model.num_classes == number
 
 
 @pytest.mark.parametrize(
     ("settings", "missing"),
-    [({"refine": False}, "refinement"), ({"recipe": "paper"}, "refinement"), ({"overcluster": 1.0}, "groups")],
+    [
+        ({"refine": False}, "refinement"),
+        ({"recipe": "paper"}, "refinement"),
+        ({"overcluster": 1.0}, "groups"),
+        ({"recipe": "paper"}, "over_clusters"),
+    ],
 )
 def test_a_part_can_be_left_out(settings, missing):
     made, sample = recipe(**settings)
@@ -192,7 +224,7 @@ def test_labels_are_made_by_the_averaged_weights(decay):
 def test_classes_in_use_are_between_one_and_all():
     made, _ = recipe()
     made.loss(0, torch.rand(4, 3, 32, 32), None)
-    assert 1 <= made.metrics()["classes_in_use"] <= 3
+    assert 1 <= made.metrics()["classes_in_use"] <= 9
 
 
 @pytest.mark.parametrize("groups", [[[0, 1]], [[0, 1], [1, 2]], [[0], [1, 3]], [[0, 1, 2], [3]]])

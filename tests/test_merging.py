@@ -1,7 +1,6 @@
 """Merging of over-clusters: the criteria of a partition, and the partition that is found."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ def of(probs, y, mask=None) -> Statistics:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_criteria_are_the_two_informations_and_the_diversity(masked):
+def test_criteria_are_the_two_informations(masked):
     probs, y, mask = example(4, masked=masked)
     found = criteria(of(probs, y, mask))
     assert float(found.appearance) == pytest.approx(float(appearance_information(probs, y, mask)))
@@ -44,7 +43,6 @@ def test_criteria_are_the_two_informations_and_the_diversity(masked):
         for k, j in itertools.product(range(4), repeat=2)
     )
     assert float(found.image) == pytest.approx(information)
-    assert float(found.diversity) == pytest.approx(-math.log(joint.diagonal().sum()))
 
 
 def test_statistics_add_up_over_batches_and_an_image_without_a_counted_position_adds_nothing():

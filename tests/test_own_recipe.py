@@ -63,7 +63,7 @@ def test_its_command_trains_predicts_and_exports(how, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "default, paper or MODULE:CLASS"),
+        ("nothing", "default, paper, iic, features or MODULE:CLASS"),
         ("no_module:Recipe", "--recipe no_module:Recipe cannot be imported"),
         ("own_recipe:Missing", "cannot be imported"),
         ("pathlib:Path", "not a subclass"),

@@ -51,6 +51,11 @@ def test_the_package_has_the_error_texts_of_the_questions():
         assert re.search(pattern, source), text
 
 
+def test_the_citation_has_the_version_of_the_package():
+    citation = (README.parent / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.+)$", citation, flags=re.MULTILINE)[1] == isf.__version__
+
+
 def test_every_op_of_the_readme_is_exported():
     named = re.findall(r"`isf\.(\w+)", README.read_text())
     assert len(set(named)) >= 14 and all(hasattr(isf, name) for name in named)

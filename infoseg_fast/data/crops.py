@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
+from ..signals import ignore_in_worker
 from .base import ImageSet, InMemory
 from .scenes import SceneCrops
 from .threaded import read_ahead
@@ -29,31 +30,86 @@ class Crop(NamedTuple):
     x: float
 
 
+class Part(NamedTuple):
+    """The images `first` to `stop` of the `total` images of a step."""
+
+    first: int
+    stop: int
+    total: int
+
+    @property
+    def inside(self) -> slice:
+        return slice(self.first, self.stop)
+
+    @property
+    def share(self) -> float:
+        """The part's images / those of the step."""
+        return (self.stop - self.first) / self.total
+
+    @classmethod
+    def of(cls, total: int, number: int, parts: int) -> "Part":
+        """Part `number` of `parts`, whose sizes differ by one at most."""
+        return cls(total * number // parts, total * (number + 1) // parts, total)
+
+
 class Batch(NamedTuple):
     """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every
-    pixel is.
+    pixel is; the errors of images that were found damaged so far (`data.damaged`).
     """
 
     images: torch.Tensor
     valid: torch.Tensor | None
+    damaged: tuple[str, ...] = ()
 
 
 class CropSampler(Sampler):
     """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
     `size` images, or has their `order` of (seed, epoch) where that gives one.
+
+    Args:
+        size: images of the set.
+        batch_size: images of a step.
+        least: fewest images of a step; a smaller last batch of an epoch is dropped.
+        seed: of the permutations and the crops.
+        start, stop: the first step, and the one after the last.
+        rank, ranks: this process and the number of processes that share every step.
+        accumulate: parts of a step that go through the network in turns. Each is shared by the
+            ranks. Batches are this rank's share of each part.
+        views: an image has this many crops, which are the same for every seed. None: each epoch
+            draws new ones.
     """
 
     order: Callable[[int, int], np.ndarray | None] | None = None
 
-    def __init__(self, size: int, batch_size: int, least: int, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        least: int,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
+        views: int | None = None,
+    ) -> None:
         self.size, self.batch_size, self.seed, self.start, self.stop = size, batch_size, seed, start, stop
+        self.rank, self.ranks, self.accumulate, self.views = rank, ranks, accumulate, views
         self.steps_per_epoch = steps_per_epoch(size, batch_size, least)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.accumulate
+
+    def parts(self) -> Iterator[Part]:
+        """The part of its step that each batch is."""
+        for step in range(self.start, self.stop):
+            total = min(self.batch_size, self.size - step % self.steps_per_epoch * self.batch_size)
+            for turn in range(self.accumulate):
+                yield Part.of(total, turn * self.ranks + self.rank, self.ranks * self.accumulate)
 
     def __iter__(self) -> Iterator[list[Crop]]:
-        epoch = -1
+        epoch, parts = -1, self.parts()
         for step in range(self.start, self.stop):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
@@ -61,9 +117,13 @@ class CropSampler(Sampler):
                 order, corners = rng.permutation(self.size), rng.random((self.size, 2))
                 own = self.order and self.order(self.seed, epoch)
                 order = order if own is None else own
+                if self.views is not None:
+                    corners = np.random.default_rng(epoch % self.views).random((self.size, 2))[order]
             first = step % self.steps_per_epoch * self.batch_size
-            chosen = slice(first, first + self.batch_size)
-            yield [Crop(int(i), *map(float, c)) for i, c in zip(order[chosen], corners[chosen], strict=True)]
+            for _ in range(self.accumulate):
+                part = next(parts)
+                chosen = slice(first + part.first, first + part.stop)
+                yield [Crop(int(i), *map(float, c)) for i, c in zip(order[chosen], corners[chosen], strict=True)]
 
 
 def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
@@ -91,7 +151,8 @@ class CropSet(Dataset):
             batch, valid = self.images.crops(indices, y, x, self.crop, self.labelled)
         except DataError as error:  # returned, since a worker process would wrap it in a traceback's text
             return error
-        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid))
+        damaged = tuple(getattr(self.images, "damaged", {}).values())
+        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid), damaged)
 
     def pinned(self, crops: list[Crop]) -> Batch | DataError:
         """The batch in memory from which a GPU copies without waiting."""
@@ -127,6 +188,7 @@ def crop_loader(
         batch_sampler=sampler,
         collate_fn=_as_it_is,
         num_workers=workers,
+        worker_init_fn=ignore_in_worker,
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -264,16 +264,19 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
     with open(path, "rb") as file:
         head = file.read(32)
     if head.startswith(MAGIC):
-        reader = TiffReader(path)
-        header = reader._pages[0]
+        tiff = TiffReader(path)
+        header = tiff._pages[0]
         # Pillow decodes the colours of this layout, tifffile does not.
-        return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else reader
+        return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else tiff
     if head.startswith(JPEG2000_MAGIC):
         return raster.RasterReader(path) if raster.available() else Jpeg2000Reader(path)
     if head.startswith(PNG_MAGIC) and png_bits(path, head) == 16:
         return PngReader(path)
     try:
-        return PillowReader(path)
+        reader = PillowReader(path)
+        # GDAL reads rows of a PNG one after the other, Pillow the whole image.
+        by_rows = head.startswith(PNG_MAGIC) and reader.plain and raster.available()
+        return raster.RasterReader(path) if by_rows else reader
     except NotForPillowError as error:
         if raster.available():
             return raster.RasterReader(path)

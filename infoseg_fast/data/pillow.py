@@ -42,6 +42,7 @@ MODES = {
 }
 WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # of an image whose transparency is a colour
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the colour type of a PNG
+LARGE_BYTES = 64 * 2**20  # decoded
 _limit_lock = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged files: what cannot be read is a DataError
 
@@ -100,6 +101,9 @@ class PillowReader(WholeReader):
             alpha=mode in ("LA", "RGBA"),
             note=note,
         )
+        # Whether the file is large, and its stored values are the pixels, row by row.
+        large = image.height * image.width * bands > LARGE_BYTES
+        self.plain = large and image.mode == mode and not image.info.get("interlace")
         self._opened = [image]  # for the first decoding, which saves opening the file again
 
     def describe(self, page: int) -> Description:

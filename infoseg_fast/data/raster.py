@@ -78,9 +78,11 @@ class RasterReader(Reader):
         )
 
     def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
+        import rasterio
         from rasterio.windows import Window
 
-        with self._lock:
+        # GDAL fixes the size of its cache at the first read.
+        with self._lock, rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES):
             pixels = self._dataset.read(window=Window.from_slices(rows, columns))
         return pixels.astype(accepted_dtype(pixels.dtype), copy=False)
 

@@ -122,7 +122,7 @@ class SceneCrops(ImageSet):
         return self._changed(_spread=True)
 
     def _changed(self, **attributes: object) -> "SceneCrops":
-        made = object.__new__(SceneCrops)
+        made = object.__new__(type(self))  # which may skip damaged images (data.damaged)
         vars(made).update(vars(self) | attributes)
         return made
 

@@ -29,7 +29,7 @@ _solve: Any = None  # the extension's solver, set by the first call: to look it 
 
 
 def linear_sum_assignment(
-    cost: Tensor | np.ndarray, maximize: bool = False, backend: str = "auto", *, check: bool = False
+    cost_matrix: Tensor | ArrayLike, maximize: bool = False, *, backend: str = "auto", check: bool | None = None
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Choose entries, at most one per row and column, of least (or greatest) total cost.
 
@@ -37,13 +37,13 @@ def linear_sum_assignment(
     integers exactly.
 
     Args:
-        cost: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype.
+        cost_matrix: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype.
             Entries of +inf are forbidden (of -inf when maximising).
         maximize: choose the greatest total instead.
         backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and
             columns); or "reference" (scipy's, anywhere).
-        check: on CUDA, raise where a problem has no solution. That waits for the GPU; without it
-            nothing does.
+        check: True raises on CUDA, too, where a problem has no solution. That waits for the GPU;
+            without it nothing does. On the CPU such a problem always raises.
 
     Returns:
         rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for
@@ -59,9 +59,10 @@ def linear_sum_assignment(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    cost = cost_matrix
     if isinstance(cost, Tensor):
         if cost.device.type != "cpu" or backend == "cuda":
-            return _solve_on_device(cost.detach(), maximize, backend, check)
+            return _solve_on_device(cost.detach(), maximize, backend, bool(check))
         rows, cols = _solve_array(_array_of(cost), maximize, backend)
         return torch.from_numpy(rows), torch.from_numpy(cols)
     if backend == "cuda":
@@ -80,7 +81,7 @@ def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndar
             pass  # a dtype to be converted below
     cost = np.asarray(cost)
     if cost.ndim not in (2, 3):
-        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+        raise ValueError(f"expected a matrix [N, M] or a batch [B, N, M], got shape {list(cost.shape)}")
     threads = torch.get_num_threads() if cost.ndim == 3 else 1
     try:
         return _solve(cost, bool(maximize), threads)
@@ -113,7 +114,7 @@ def readable(cost: np.ndarray) -> np.ndarray:
         return cost.astype(np.float32 if size == 4 else np.float64)
     if kind == "O":
         return cost.astype(np.float64)
-    raise TypeError(f"cost must have a real dtype, not {cost.dtype}")
+    raise TypeError(f"Cannot cast array data from {cost.dtype!r} to a real dtype")
 
 
 def _array_of(cost: Tensor) -> np.ndarray:
@@ -124,9 +125,9 @@ def _array_of(cost: Tensor) -> np.ndarray:
 
 def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
     if cost.is_complex():
-        raise TypeError(f"cost must have a real dtype, not {str(cost.dtype).removeprefix('torch.')}")
+        raise TypeError(f"Cannot cast array data from {cost.dtype} to a real dtype")
     if cost.ndim not in (2, 3):
-        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+        raise ValueError(f"expected a matrix [N, M] or a batch [B, N, M], got shape {list(cost.shape)}")
     if backend == "cpp":
         raise BackendUnavailableError(f"backend 'cpp' takes tensors on the CPU, not on {cost.device}")
     if backend != "reference":

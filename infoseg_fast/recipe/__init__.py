@@ -35,6 +35,8 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
 BUILT_IN = {
     "default": "infoseg_fast.recipe.default:DefaultRecipe",
     "paper": "infoseg_fast.recipe.paper:PaperRecipe",
+    "iic": "infoseg_fast.recipe.iic:IICRecipe",
+    "features": "infoseg_fast.recipe.features:FeaturesRecipe",
 }
 
 
@@ -101,6 +103,11 @@ class Recipe(nn.Module):
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__()
         self.settings, self.data = settings, data
+
+    def begin(self, sample: Sample) -> None:
+        """Called once before the first step of a new run. What it finds must be in parameters,
+        buffers or `state`.
+        """
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of one step, attached to the graph.

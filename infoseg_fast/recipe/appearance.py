@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..distributed.objective import appearance_over_ranks
+from ..distributed.world import ranks
 from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
@@ -55,7 +57,8 @@ class AppearanceTerm:
         """The weighted information. Arguments as of `appearance_term`; the images need no padding, and
         may have any number of channels (`colour_channels`).
         """
-        return self.weight * appearance_term(
+        term = appearance_over_ranks if ranks() > 1 else appearance_term
+        return self.weight * term(
             features,
             global_features,
             weight,

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from . import DataInfo, Recipe
 from .appearance import AppearanceTerm
-from .labelling import Labelling, grouped
+from .labelling import Labelling
 from .network import TrainedNetwork
-from .overclustering import choose_groups, over_clusters
-from .refinement import fit_refinement
+from .overclustering import OverClusters, network_classes
 from .sample import Sample
 from .smoothing import AUTO, smoothing_radius
 
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class DefaultRecipe(Recipe):
-    """A network of K classes with the parts that its settings ask for.
+    """A network of more classes than are wanted, whose merged classes are the labels.
 
-    Each part can be left out by one setting: the appearance term (`appearance=0`), the
-    over-clustered network (`overcluster=1`), smoothing (`smooth=0`), averaged weights
-    (`average=0`), and pixel refinement (`refine=False`).
+    Each part can be left out by one setting: the appearance term (`appearance=0`), over-clustering
+    (`overcluster=1`), smoothing (`smooth=0`), averaged weights (`average=0`), and pixel refinement
+    (`refine=False`).
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -49,46 +48,29 @@ class DefaultRecipe(Recipe):
         super().__init__(settings, data)
         self.smooth = smoothing_radius(settings.smooth, data.noise_share)
         term = AppearanceTerm(settings.appearance, settings.temperature, self.smooth) if settings.appearance else None
-        self.network = TrainedNetwork(settings, data, data.num_classes, term)
-        # Partitions are scored by their appearance: without the term no network follows it.
-        number = over_clusters(data.num_classes, settings.overcluster) if term else 0
-        self.over_network = TrainedNetwork(settings, data, number, term) if number else None
+        self.network = TrainedNetwork(settings, data, network_classes(data.num_classes, settings.overcluster), term)
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
-        loss = self.network.loss(images, mask)
-        return loss if self.over_network is None else loss + self.over_network.loss(images, mask)
+        return self.network.loss(step, images, mask)
 
     def after_step(self, step: int) -> None:
         self.network.after_step(step)
-        if self.over_network is not None:
-            self.over_network.after_step(step)
 
     def metrics(self) -> dict[str, float]:
         return {"classes_in_use": self.network.classes_in_use()}
 
     @torch.no_grad()
     def labelling(self, sample: Sample) -> Labelling:
-        found = self._labelling(self.network)
-        if self.over_network is None and not self.settings.refine:
-            return found
-        probs = [found.probabilities(images) for images, _ in sample.batches]
-        if self.over_network is not None:
-            over = self._labelling(self.over_network)
-            over_probs = [over.probabilities(images) for images, _ in sample.batches]
-            groups = choose_groups(probs, over_probs, sample, self.smooth)
-            if groups is not None:
-                found = self._labelling(self.over_network, groups)
-                probs = [grouped(x, groups) for x in over_probs]
-        if self.settings.refine:
-            found = dataclasses.replace(found, refinement=fit_refinement(probs, sample, self.smooth))
-        return found
-
-    def _labelling(self, network: TrainedNetwork, groups: list[list[int]] | None = None) -> Labelling:
-        return Labelling(
-            network.frozen(),
-            network.arguments,
+        found = Labelling(
+            self.network.frozen(),
+            self.network.arguments,
             self.data,
+            self.network.builder,
             temperature=self.settings.temperature,
             smooth=self.smooth,
-            groups=groups,
         )
+        if found.num_clusters == self.data.num_classes and not self.settings.refine:
+            return found
+        probs = [found.probabilities(images) for images, _ in sample.batches]
+        over_clusters = OverClusters.of(probs, sample, self.smooth, self.settings.refine)
+        return dataclasses.replace(found, over_clusters=over_clusters).with_clusters(self.data.num_classes)

@@ -13,6 +13,7 @@ from ..errors import DataError
 from ..ops import assign
 from ..reference import neighbourhood_mean
 from . import DataInfo, imported
+from .overclustering import OverClusters
 from .refinement import Refinement
 from .smoothing import MAX_RADIUS
 
@@ -35,6 +36,8 @@ class Labelling:
         groups: the classes of the network that form each cluster. None: each class is a cluster.
         refinement: densities of the colours of each cluster, for labels that follow edges of
             colour. None: labels are the argmax of the upsampled probabilities.
+        over_clusters: sums from which groups of any number follow (`with_clusters`). None: the
+            number of clusters is fixed.
     """
 
     network: nn.Module
@@ -45,6 +48,7 @@ class Labelling:
     smooth: int = 0
     groups: list[list[int]] | None = None
     refinement: Refinement | None = None
+    over_clusters: OverClusters | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.smooth <= MAX_RADIUS:
@@ -58,6 +62,25 @@ class Labelling:
     def num_clusters(self) -> int:
         """K, the number of labels."""
         return self.network.num_classes if self.groups is None else len(self.groups)
+
+    def with_clusters(self, number: int) -> Labelling:
+        """The same network with labels of `number` clusters: groups of its classes, each number with
+        the groups of its best partition score.
+
+        Raises:
+            DataError: the labelling has no over-clusters, or fewer than `number`.
+        """
+        if self.over_clusters is None:
+            raise DataError(
+                f"--classes: the run has no over-clusters; it makes maps of {self.num_clusters} classes alone"
+            )
+        most = self.over_clusters.num_classes
+        if not 2 <= number <= most:
+            raise DataError(f"--classes must be from 2 to the run's {most} over-clusters, not {number}")
+        groups = self.over_clusters.groups(number)
+        refinement = self.over_clusters.refinement(groups, self.smooth)
+        device = next(self.network.parameters()).device
+        return dataclasses.replace(self, groups=groups, refinement=refinement and refinement.to(device))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities [B, K, h, w] of images at the scale of the network."""
@@ -85,6 +108,7 @@ class Labelling:
             "smooth": self.smooth,
             "groups": self.groups,
             "refinement": self.refinement and self.refinement.to("cpu")._asdict(),
+            "over_clusters": self.over_clusters and self.over_clusters.state(),
         }
 
     @classmethod
@@ -109,6 +133,7 @@ class Labelling:
             state["smooth"],
             state["groups"],
             state["refinement"] and Refinement(**state["refinement"]),
+            state["over_clusters"] and OverClusters.from_state(state["over_clusters"]),
         )
 
 

@@ -2,17 +2,16 @@
 
 A network with three times the classes finds things that a network of K classes divides wrongly or
 misses: a rare class, a background of two thirds of all pixels, the parts of a class of several
-colours. Its classes are then merged to K groups. A partition is scored by three criteria, each as a
+colours. Its classes are then merged to K groups. A partition is scored by two criteria, each as a
 share of the value before any merge:
 
 - appearance, I(k; y): the information of the class about the appearance (`recipe.appearance`). It
   counts for a partition.
 - image, I(k; k'): the mutual information of the classes of two positions of one image. It counts
   against a partition: classes that follow the light of an image have much of it.
-- diversity, -log P(k = k'): small where a background is one class. It counts against a partition.
 
-All three are functions of sums over images, and the sums of merged classes are sums of theirs. So
-no image is read while partitions are compared.
+Both are functions of sums over images, and the sums of merged classes are sums of theirs. So no
+image is read while partitions are compared.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ from ..reference.class_moments import moments_of
 from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
-# (weight of image, weight of diversity). The first pair scores partitions. The others are further
-# starts of the greedy search, whose best result is taken.
-WEIGHTS = (0.175, 0.1)
-GREEDY_WEIGHTS = (WEIGHTS, (0.0, 0.0), (0.4, 0.0), (0.2, 0.3))
+IMAGE_WEIGHT = 0.2  # of the second criterion in the score
+# Weights of further starts of the greedy search. The best result by the score is taken.
+GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.4)
 MAX_SWEEPS = 20  # over all classes, of single moves
 EPSILON = 1e-12
 
@@ -74,18 +72,17 @@ def statistics_of(batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> St
 
 
 class Criteria(NamedTuple):
-    """The three criteria of a partition, in nats. Of many partitions, tensors of one shape."""
+    """The two criteria of a partition, in nats. Of many partitions, tensors of one shape."""
 
     appearance: Tensor
     image: Tensor
-    diversity: Tensor
 
-    def score(self, whole: Criteria, weights: tuple[float, float] = WEIGHTS) -> Tensor:
-        """The partition score: the first criterion less the weighted others, as shares of those of
+    def score(self, whole: Criteria, weight: float = IMAGE_WEIGHT) -> Tensor:
+        """The partition score: the first criterion less the weighted second, as shares of those of
         `whole`.
         """
-        share = [x / y.clamp_min(EPSILON) for x, y in zip(self, whole, strict=True)]
-        return share[0] - weights[0] * share[1] - weights[1] * share[2]
+        appearance, image = (x / y.clamp_min(EPSILON) for x, y in zip(self, whole, strict=True))
+        return appearance - weight * image
 
 
 def criteria(statistics: Statistics) -> Criteria:
@@ -96,7 +93,6 @@ def criteria(statistics: Statistics) -> Criteria:
     return Criteria(
         entropy_of_all - _entropy(statistics.moments).sum(),
         _xlogx(joint).sum() - 2 * _xlogx(share).sum(),
-        -joint.diagonal().sum().clamp_min(EPSILON).log(),
     )
 
 
@@ -115,12 +111,12 @@ def merge(statistics: Statistics, number: int) -> list[list[int]]:
     return sorted(sorted(group) for group in best)
 
 
-def _greedy(statistics: Statistics, number: int, whole: Criteria, weights: tuple[float, float]) -> list[list[int]]:
+def _greedy(statistics: Statistics, number: int, whole: Criteria, weight: float) -> list[list[int]]:
     """Merge two classes at a time, always the pair of the best score."""
     groups = [[k] for k in range(len(statistics.moments))]
     pairs = _Pairs(statistics)
     while len(groups) > number:
-        score = pairs.criteria().score(whole, weights)
+        score = pairs.criteria().score(whole, weight)
         score.diagonal().fill_(-torch.inf)
         i, j = sorted(divmod(int(score.argmax()), len(groups)))
         groups[i] += groups.pop(j)
@@ -225,7 +221,6 @@ def _after_merge(
     return Criteria(
         now.appearance - entropy,
         now.image + 2 * columns + corner - 2 * _joining(a, b),
-        -((-now.diversity).exp() + 2 * ab).clamp_min(EPSILON).log(),
     )
 
 

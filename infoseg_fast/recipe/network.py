@@ -5,15 +5,20 @@ made of.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import backbones
+from ..distributed.objective import chosen_positions, loss_over_ranks
+from ..distributed.world import ranks
 from ..model import InfoSegNet, position_mask
 from ..ops import assign
 from .appearance import AppearanceTerm
 from .averaging import average_of, update_average
+from .labelling import INFOSEG_NET
 from .loss import InfoSegLoss
 
 if TYPE_CHECKING:
@@ -37,33 +42,27 @@ class TrainedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature, self.decay, self.appearance = settings.temperature, settings.average, appearance
-        # The arguments that build the network again (`Labelling.state`).
-        self.arguments: dict[str, Any] = {
-            "in_channels": data.channels,
-            "num_classes": num_classes,
-            "width": settings.width,
-            "dim": settings.dim,
-            "inputs": settings.inputs,
-            "depth": settings.depth,
-        }
-        torch.manual_seed(settings.seed)
-        self.model = InfoSegNet(**self.arguments)
-        self.model.set_normalization(data.mean, data.std)
+        self.model, self.builder, self.arguments = new_network(settings, data, num_classes)
         # The convolutions of a CPU are a third faster on channels-last maps.
         self.model.to(memory_format=torch.channels_last)
         self.average = average_of(self.model) if self.decay else None
         self.criterion = InfoSegLoss(
             settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
         )
+        self.positions, self.across, self.seed = settings.positions, settings.negatives_across_ranks, settings.seed
         self._last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
 
-    def loss(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
         self._last = features.detach(), global_features.detach()
         projection, mask = self.model.local_projection, position_mask(mask, images)
         given = features, global_features, projection.weight, projection.bias
-        loss = self.criterion(*given, mask=mask)
+        if ranks() > 1 or self.positions:
+            chosen = chosen_positions(self.positions, features, self.seed, step)
+            loss = loss_over_ranks(self.criterion, *given, mask, self.across, chosen)
+        else:
+            loss = self.criterion(*given, mask=mask)
         return loss if self.appearance is None else loss - self.appearance(*given, images=images, mask=mask)
 
     def after_step(self, step: int) -> None:
@@ -83,5 +82,40 @@ class TrainedNetwork(nn.Module):
         if self._last is None:
             return float("nan")
         projection = self.model.local_projection
-        probs = assign(*self._last, projection.weight, projection.bias, temperature=self.temperature)
+        last = (x.to(projection.weight.dtype) for x in self._last)  # of a lower precision under autocast
+        probs = assign(*last, projection.weight, projection.bias, temperature=self.temperature)
         return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
+
+
+def new_network(
+    settings: Settings, data: DataInfo, num_classes: int, dim: int | None = None, components: int = 0
+) -> tuple[InfoSegNet, str, dict[str, Any]]:
+    """An untrained network of the settings, and the function with the arguments that build it again
+    (`Labelling`). `dim` replaces that of the settings; `components` is as of `Backbone`.
+    """
+    sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": dim or settings.dim}
+    torch.manual_seed(settings.seed)
+    if settings.backbone is None:
+        arguments = {**sizes, "width": settings.width, "inputs": settings.inputs, "depth": settings.depth}
+        model = InfoSegNet(**arguments)
+        model.set_normalization(data.mean, data.std)
+        return model, INFOSEG_NET, arguments
+    weights = settings.backbone_weights and str(Path(settings.backbone_weights).resolve())
+    arguments = {
+        **sizes,
+        "backbone": settings.backbone,
+        "weights": weights,
+        "frozen": settings.freeze_backbone,
+        "local_index": settings.local_index or (-1,),
+        "global_index": -1 if settings.global_index is None else settings.global_index,
+        "components": components,
+    }
+    model = backbones.build(**arguments, pretrained=weights is None)
+    if backbones.normalization(model.backbone.net, data.channels) == (None, None):
+        model.set_normalization(data.mean, data.std)
+    # With changes of the crops at random no image would come twice.
+    if not (settings.flip or settings.rotate or settings.jitter):
+        backbones.cache_features(model.backbone)
+    if not settings.freeze_backbone:
+        arguments["weights"] = None  # those of the checkpoint replace them
+    return model, backbones.BUILDER, arguments

@@ -1,53 +1,80 @@
-"""Over-clustering: labels from the merged classes of a second network, where these have the better
-partition score.
-"""
+"""Over-clustering: the network has more classes than are wanted, and groups of them are the labels."""
 
-import logging
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .merging import Statistics, criteria, merge, statistics_of
+from .refinement import Refinement, colour_moments, refinement_of
 from .sample import Sample
 
-logger = logging.getLogger("infoseg_fast")
-
 MAX_CLASSES = 256
-# The least gain of the score that decides for the merged classes. Smaller differences follow from
-# rounding alone, for example from the number of threads.
-MIN_SCORE_GAIN = 0.006
 
 
-def over_clusters(num_classes: int, factor: float) -> int:
-    """The number of classes of the over-clustered network; 0 where there is none."""
-    number = min(MAX_CLASSES, round(factor * num_classes))
-    return number if number > num_classes else 0
+def network_classes(num_classes: int, factor: float) -> int:
+    """The number of classes of the network, for labels of `num_classes` classes."""
+    return max(num_classes, min(MAX_CLASSES, round(factor * num_classes)))
 
 
-def choose_groups(probs: list[Tensor], over_probs: list[Tensor], sample: Sample, smooth: int) -> list[list[int]] | None:
-    """The groups of the over-clusters that labels are made of; None keeps the classes of the first
-    network.
+class OverClusters(NamedTuple):
+    """Sums of n classes over the sample. They give the groups for any number of labels.
 
-    Args:
-        probs: probabilities of the K classes, a tensor [B, K, h, w] for each batch of the sample.
-        over_probs: the same of the over-clusters.
-        smooth: radius with which both were smoothed.
+    Attributes:
+        statistics: the sums that score partitions.
+        colours: [n, 2c + 1, 2c + 1], `colour_moments` of the classes; None without a refinement.
     """
 
-    def statistics(of: list[Tensor]) -> Statistics:
-        masks = [mask for _, mask in sample.batches]
-        return statistics_of(zip(of, sample.statistics(smooth), masks, strict=True))
+    statistics: Statistics
+    colours: Tensor | None
 
-    own, over = statistics(probs), statistics(over_probs)
-    if not all(torch.isfinite(x).all() for x in (*own, *over)):
-        return None
-    whole, groups = criteria(over), merge(over, probs[0].shape[1])
-    score, merged_score = (criteria(x).score(whole).item() for x in (own, over.merged(groups)))
-    accepted = merged_score > score + MIN_SCORE_GAIN
-    logger.info(
-        "labels: %s (partition score %.3f, merged over-clusters %.3f)",
-        "merged over-clusters" if accepted else "K-class network",
-        score,
-        merged_score,
-    )
-    return groups if accepted else None
+    @classmethod
+    @torch.no_grad()
+    def of(cls, probs: list[Tensor], sample: Sample, smooth: int, refine: bool) -> OverClusters:
+        """The sums over a sample.
+
+        Args:
+            probs: probabilities [B, n, h, w] of each batch of the sample.
+            smooth: radius with which they were smoothed.
+            refine: form the sums of a refinement too.
+        """
+        masks = [mask for _, mask in sample.batches]
+        sums = statistics_of(zip(probs, sample.statistics(smooth), masks, strict=True))
+        colours = None
+        if refine:
+            batches = zip(probs, sample.batches, strict=True)
+            colours = sum(colour_moments(p, images, mask, smooth) for p, (images, mask) in batches).cpu()
+        # A network that is not finite has groups too, though of no meaning.
+        return cls(Statistics(*map(torch.nan_to_num, sums)), colours)
+
+    @property
+    def num_classes(self) -> int:
+        """n, the number of classes of the network."""
+        return len(self.statistics.moments)
+
+    def groups(self, number: int) -> list[list[int]] | None:
+        """The groups that are the labels, `number` of them; None where each class is one."""
+        return None if number == self.num_classes else merge(self.statistics, number)
+
+    def score(self, groups: list[list[int]]) -> float:
+        """The partition score of groups (`merging`)."""
+        whole = criteria(self.statistics)
+        return criteria(self.statistics.merged(groups)).score(whole).item()
+
+    def refinement(self, groups: list[list[int]] | None, radius: int) -> Refinement | None:
+        """The densities of the groups' colours. None without `colours`, and where no pixel counts."""
+        if self.colours is None or not self.colours[:, 0, 0].sum() > 0:
+            return None
+        moments = self.colours if groups is None else torch.stack([self.colours[group].sum(dim=0) for group in groups])
+        return refinement_of(moments, radius)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, for a checkpoint."""
+        return {**self.statistics._asdict(), "colours": self.colours}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> OverClusters:
+        """What `state` returned."""
+        return cls(Statistics(state["moments"], state["joint"]), state["colours"])

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.refined_labels import refined_labels
-from ..reference import moments_of, neighbourhood_mean, refined_scores
+from ..reference import moments_of, neighbourhood_mean
 from ..reference.local_appearance import DARK
+from ..reference.refined_labels import batch_scores
 from .appearance import RESOLUTION
 from .colours import colour_channels
-from .sample import Sample
 
 SURROUNDINGS_RADIUS = 5  # positions over which the colour of the surroundings is averaged, each way
 MIN_DEVIATION = 0.03  # least standard deviation of a channel, in logarithms: a tenth of it is what 8 bits resolve
@@ -51,23 +51,18 @@ class Refinement(NamedTuple):
         """The refinement on a device."""
         return self._replace(residual=self.residual.to(device), log_scale=self.log_scale.to(device))
 
-    def labels(self, probs: Tensor, colours: Colours, size: tuple[int, int]) -> Tensor:
-        """argmax_k p(k | y, s), [B, *size] uint8; of equal classes the lowest.
+    def labels(self, probs: Tensor, colours: Colours) -> Tensor:
+        """argmax_k p(k | y, s) of the pixels, [B, H, W] uint8; of equal classes the lowest.
 
         Args:
             probs: [B, K, h, w], probabilities of the positions.
             colours: of the pixels that the positions cover.
-            size: of the labels. Where it is not that of the pixels, log p(k | y, s) is upsampled
-                bilinearly.
         """
-        prior = spread(probs)
-        if tuple(size) == tuple(colours.pixels.shape[2:]):
-            return refined_labels(prior, *colours, self.residual, self.log_scale)
-        labels = torch.empty(len(probs), *size, dtype=torch.uint8, device=probs.device)
-        for b, of_image in enumerate(zip(prior, *colours, strict=True)):  # bounds the memory of the scores
-            scores = refined_scores(*of_image, self.residual, self.log_scale)[None]
-            labels[b] = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
-        return labels
+        return refined_labels(spread(probs), *colours, self.residual, self.log_scale)
+
+    def scores(self, probs: Tensor, colours: Colours) -> Tensor:
+        """log p(k | y, s) of the pixels up to a constant, [B, K, H, W]. Arguments as of `labels`."""
+        return batch_scores(spread(probs), *colours, self.residual, self.log_scale)
 
 
 class Colours(NamedTuple):
@@ -109,19 +104,6 @@ def spread(probs: Tensor) -> Tensor:
         before, here, after = (probs.narrow(dim, i, probs.shape[dim] - 2) for i in range(3))
         probs = (before + after) / 4 + here / 2
     return probs
-
-
-@torch.no_grad()
-def fit_refinement(probs: list[Tensor], sample: Sample, radius: int) -> Refinement | None:
-    """The densities over the sample; None where no pixel of it counts.
-
-    Args:
-        probs: probabilities [B, K, h, w] of each batch of the sample.
-        radius: as of `Refinement`.
-    """
-    batches = zip(probs, sample.batches, strict=True)
-    moments = sum(colour_moments(p, images, mask, radius) for p, (images, mask) in batches)
-    return refinement_of(moments, radius) if moments[:, 0, 0].sum() > 0 else None
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ def linear_sum_assignment(cost: np.ndarray, maximize: bool = False) -> tuple[np.
         rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)
         return rows.astype(np.int64, copy=False), cols.astype(np.int64, copy=False)
     if cost.ndim != 3:
-        raise ValueError(f"cost must be [N, M] or [B, N, M], not of shape {list(cost.shape)}")
+        raise ValueError(f"expected a matrix [N, M] or a batch [B, N, M], got shape {list(cost.shape)}")
     solved = np.empty((2, len(cost), min(cost.shape[1:])), dtype=np.int64)
     for b, matrix in enumerate(cost):
         solved[:, b] = scipy.optimize.linear_sum_assignment(matrix, maximize)

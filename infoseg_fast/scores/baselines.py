@@ -1,4 +1,4 @@
-"""Baselines without a network: constant predictor, k-means, mixture of normal distributions.
+"""Baselines without a network: constant predictor, k-means, mixtures of normal distributions.
 
 They are fitted to pixels of the train split without labels and scored as a network is
 (`evaluate.score`): the same images, pixels and matching of clusters to classes.
@@ -6,7 +6,7 @@ They are fitted to pixels of the train split without labels and scored as a netw
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
 
@@ -18,14 +18,20 @@ from torch import Tensor
 
 from ..data import ImageSet, open_set
 from ..errors import DataError
-from ..model import grey
+from ..model import STRIDE, grey
 from ..ops.confusion_matrix import confusion_matrix
+from ..recipe.labelling import grouped
+from ..recipe.merging import merge, statistics_of
+from ..recipe.overclustering import MAX_CLASSES
+from ..recipe.sample import SAMPLE_CROPS, Sample
 from .evaluate import score
 
-METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture")
+METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged", "kmeans-backbone")
 FIT_IMAGES = 2000  # most images that a fit reads, spread evenly over the train split
 FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; angles in half a turn
 BLUR_SIGMA = 2.0  # of the mixture's features, in pixels
+COMPONENTS_PER_CLASS = 3  # of the mixture whose components are merged
+MERGE_CROP = 128  # pixels, largest side of the crops over which they are merged
 
 PixelMap = Callable[[Tensor], Tensor]
 
@@ -39,8 +45,12 @@ def baseline(
     samples: int = 500_000,
     seed: int = 0,
     progress: bool = False,
+    backbone: dict | None = None,
 ) -> tuple[dict, list[str] | None]:
     """Fit a method of METHODS to the train split of a set and score it on `split`.
+
+    Args:
+        backbone: of kmeans-backbone: "backbone", "weights" and "local_index" (`fit_kmeans_backbone`).
 
     Returns:
         The scores (see `evaluate.score`) and the names of the classes.
@@ -58,7 +68,12 @@ def baseline(
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
     train_set = open_set(data, "train")
     images.scaling = train_set.scaling
-    labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
+    if method == "kmeans-backbone":
+        from .backbone_baseline import fit_kmeans_backbone
+
+        labels = fit_kmeans_backbone(train_set, number, seed, **(backbone or {}))
+    else:
+        labels = predict_constant if method == "constant" else fit(method, train_set, number, samples, seed)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
         return torch.as_tensor(confusion_matrix(labels(pixels), target, number, images.num_targets))
@@ -77,35 +92,59 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
     Returns:
         A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
     """
-    features: PixelMap = {"kmeans": raw_channels, "mixture": blurred_channels}.get(method) or Gabor()
-    learn = required("sklearn.mixture" if method == "mixture" else "sklearn.cluster", "scikit-learn")
+    own: dict[str, PixelMap] = {"kmeans": raw_channels, "kmeans-gabor": Gabor()}
+    features = own.get(method, blurred_channels)
+    is_mixture = method.startswith("mixture")
+    learn = required("sklearn.mixture" if is_mixture else "sklearn.cluster", "scikit-learn")
     points = sampled_features(features, images, samples, seed)
     mean, std = points.mean(axis=0), points.std(axis=0)
     std[std < 1e-6] = 1
     if method == "kmeans":  # the channels have one scale already
         mean, std = np.zeros_like(mean), np.ones_like(std)
     points = (points - mean) / std
-    if method == "mixture":
-        model = learn.GaussianMixture(number, n_init=3, reg_covar=1e-3, random_state=seed).fit(points)
-
-        def predict(points: Tensor) -> Tensor:
-            return torch.from_numpy(model.predict(points.numpy()))
-    else:
-        model = learn.MiniBatchKMeans(number, random_state=seed, batch_size=4096, n_init=5).fit(points)
-        centres = torch.from_numpy(model.cluster_centers_.astype(np.float32))
-        offset = (centres**2).sum(1)
-
-        def predict(points: Tensor) -> Tensor:
-            return (offset - 2 * points @ centres.T).argmin(1)
-
     mean, std = torch.from_numpy(mean), torch.from_numpy(std)
 
-    def labels(pixels: Tensor) -> Tensor:
-        maps = features(pixels).movedim(1, -1)
-        points = (maps.reshape(-1, maps.shape[-1]) - mean) / std
-        return predict(points).to(torch.uint8).view(maps.shape[:-1])
+    def scaled(pixels: Tensor) -> Tensor:
+        """Features [B, H, W, n]."""
+        return (features(pixels).movedim(1, -1) - mean) / std
 
-    return labels
+    if is_mixture:
+        merges = method == "mixture-merged"
+        components = min(MAX_CLASSES, COMPONENTS_PER_CLASS * number) if merges else number
+        model = learn.GaussianMixture(components, n_init=3, reg_covar=1e-3, random_state=seed).fit(points)
+
+        def probabilities(pixels: Tensor) -> Tensor:
+            """Of the components, [B, components, H, W]."""
+            found = scaled(pixels)
+            probs = torch.from_numpy(model.predict_proba(found.flatten(0, -2).numpy()))
+            return probs.float().view(*found.shape[:-1], components).movedim(-1, 1)
+
+        groups = merged_components(probabilities, images, number) if merges else None
+        return lambda pixels: grouped(probabilities(pixels), groups).argmax(dim=1).to(torch.uint8)
+
+    model = learn.MiniBatchKMeans(number, random_state=seed, batch_size=4096, n_init=5).fit(points)
+    centres = torch.from_numpy(model.cluster_centers_.astype(np.float32))
+    offset = (centres**2).sum(1)
+    return lambda pixels: (offset - 2 * scaled(pixels) @ centres.T).argmin(-1).to(torch.uint8)
+
+
+def merged_components(probabilities: PixelMap, images: ImageSet, number: int) -> list[list[int]]:
+    """The components that form each of `number` clusters, by the partition score of the default
+    recipe (`recipe.merging`).
+    """
+    side = images.crop_side or min(MERGE_CROP, *(min(size) for size in images.sizes))
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE_CROPS, len(images))).round().astype(int))
+
+    def crops() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for index in chosen:
+            centre = np.array([0.5])
+            pixels, valid = images.crops(np.array([index]), centre, centre, side)
+            yield images.scaling.to_float(pixels), None if valid is None else torch.from_numpy(valid)
+
+    sample = Sample(crops)
+    probs = [F.avg_pool2d(probabilities(crop), STRIDE) for crop, _ in sample.batches]
+    masks = [mask for _, mask in sample.batches]
+    return merge(statistics_of(zip(probs, sample.statistics(0), masks, strict=True)), number)
 
 
 def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:

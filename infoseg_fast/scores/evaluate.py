@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from ..checkpoint import LAST
 from ..data import prepared
 from ..data.base import ImageSet
+from ..distributed.world import rank, ranks
 from ..errors import DataError
 from ..segmenter import Segmenter
 from .metrics import ClusterMetrics
@@ -49,6 +51,9 @@ def score(
 ) -> dict:
     """Scores of a labelling function, with one matching of clusters to classes for the whole set.
 
+    Under torch.distributed every rank must call it: it counts its share of the images, and all get
+    the scores of all images.
+
     Args:
         count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
             counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
@@ -71,13 +76,18 @@ def score(
 
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="evaluating", disable=not progress) as bar:
         waiting = []
-        for chosen in [*batches(images), *[None] * READ_AHEAD]:
+        for chosen in [*islice(batches(images), rank(), None, ranks()), *[None] * READ_AHEAD]:
             if chosen is not None:
                 waiting.append(reader.submit(read, chosen))
             if waiting and (len(waiting) > READ_AHEAD or chosen is None):
                 pixels, target = waiting.pop(0).result()
                 counts += count(pixels, target)
                 bar.update(len(pixels))
+    if ranks() > 1:
+        merged = ClusterMetrics(num_clusters, images.num_targets)
+        merged.add(counts)
+        merged.sync()
+        counts = merged.counts
     metrics = ClusterMetrics(num_clusters, images.num_classes)
     metrics.add(images.folded(counts.numpy()))
     scores, protocol = metrics.compute(), images.protocol(counts.numpy())

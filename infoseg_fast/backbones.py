@@ -1,0 +1,404 @@
+"""Networks on a backbone that the user chooses: timm's, or any module that returns a list of maps.
+
+`Backbone` brings the maps of such a module to the stride of the positions, so that the ops, the
+appearance term, the refinement and the tiles work as with the package's own encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import DataError
+from .feature_cache import FeatureCache
+from .model import STRIDE, InfoSegNet, padded
+from .recipe import imported
+from .reference.tracing import recorded
+
+TIMM = "timm:"
+BUILDER = "infoseg_fast.backbones:build"
+# Of ImageNet, for modules that do not say with which mean and deviation they were trained.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PROBE_SIDE = 224  # pixels: a multiple of all usual strides, 14 included
+EPSILON = 1e-12
+MIN_PROBABILITY = 1e-6
+MAX_RECEPTIVE_RADIUS = 512  # pixels; a backbone that sees more is not tiled
+STRIP_SIDE = 64  # pixels, at least: the short side of the images that the radius is measured with
+
+
+class Frozen:
+    """A network that is neither trained, averaged nor saved. Copies share it, with its cache."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net.requires_grad_(False).eval()
+        self.sha256 = weights_hash(net)
+        self.cache: FeatureCache | None = None
+
+    def __deepcopy__(self, memo: dict) -> Frozen:
+        return self
+
+
+class Radius:
+    """The receptive radius of a network, once it is measured. Copies of the network share it."""
+
+    def __init__(self) -> None:
+        self.pixels: int | None = None
+
+    def __deepcopy__(self, memo: dict) -> Radius:
+        return self
+
+
+class Backbone(nn.Module):
+    """Normalised images [B, c, H, W] -> local map [B, C, H / 4, W / 4] and global map.
+
+    H and W are multiples of 4, as `InfoSegNet.normalize` gives them. Inside they are padded to a
+    multiple of the strides, by repeating the last row and column. The chosen local maps are
+    resampled to stride 4 (bilinear, or averaged where the stride is less) and concatenated.
+
+    Args:
+        net: maps [B, c, H, W] to a list of maps [B, channels, h, w].
+        local_index: the local maps.
+        global_index: the map whose mean over positions gives the global features.
+        channels: c.
+        frozen: whether `net` stays as it is. A checkpoint then has the hash of its weights in place
+            of the weights.
+        source: what `net` was made of, for errors.
+        components: d principal components of the local map replace it, and the global map is the
+            local one. 0: the maps as they are. `set_components` gives the components.
+
+    Raises:
+        DataError: the module does not return such maps, or an index is out of range.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        local_index: Sequence[int],
+        global_index: int,
+        channels: int,
+        frozen: bool,
+        source: str,
+        components: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.source = channels, source
+        self.map_channels, self.strides = probed(net, channels)
+        number = len(self.strides)
+        for name, index in (*(("--local-index", i) for i in local_index), ("--global-index", global_index)):
+            if not -number <= index < number:
+                raise DataError(f"{name} must be from 0 to {number - 1}, or from -{number} to -1, not {index}")
+        self.local_index, self.global_index = [i % number for i in local_index], global_index % number
+        self.used = sorted({*self.local_index, self.global_index})
+        self.multiple = math.lcm(STRIDE, *(self.strides[i] for i in self.used))  # pixels, of the padded sides
+        self.local_stride = max(STRIDE, min(self.strides[i] for i in self.local_index))
+        self.global_stride = self.local_stride if components else self.strides[self.global_index]
+        self.components = components
+        if components:
+            number = sum(self.map_channels[i] for i in self.local_index)
+            self.register_buffer("offset", torch.zeros(components))
+            self.register_buffer("axes", torch.zeros(components, number))
+        self.head: nn.Module | None = None  # of a recipe: maps the native local map to probabilities
+        self.frozen = Frozen(net) if frozen else None
+        if not frozen:
+            self.trained = net
+        self._radius = Radius()
+
+    @property
+    def net(self) -> nn.Module:
+        """The user's module."""
+        return self.trained if self.frozen is None else self.frozen.net
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        super()._apply(fn, recurse)
+        if self.frozen is not None:
+            self.frozen.net._apply(fn, recurse)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """SHA-256 of frozen weights, uint8 [32]; empty where they are saved themselves."""
+        return torch.tensor([] if self.frozen is None else list(self.frozen.sha256), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare the hash of a checkpoint.
+
+        Raises:
+            DataError: it is of other weights.
+        """
+        own = self.get_extra_state()
+        if not torch.equal(state.cpu(), own):
+            was, now = (bytes(x.tolist()).hex()[:12] or "none" for x in (state, own))
+            raise DataError(
+                f"the frozen backbone {self.source} has other weights than the run was trained with: sha256 {now}, "
+                f"not {was}"
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h, w = x.shape[2] // STRIDE, x.shape[3] // STRIDE
+        local, deep = self.native(x)
+        if self.head is None:
+            return [resampled(local, self.local_stride, STRIDE)[:, :, :h, :w], deep]
+        probs = resampled(self.head(local), self.local_stride, STRIDE)[:, :, :h, :w]
+        return [probs.clamp_min(MIN_PROBABILITY).log(), deep]
+
+    def native(self, x: Tensor, project: bool = True) -> tuple[Tensor, Tensor]:
+        """The local map at the least stride of its parts (4 at least), and the global map.
+
+        The local map covers the padding inside too. `project=False` gives the features before the
+        components.
+        """
+        rows, columns = (-(-n // self.global_stride) for n in x.shape[2:])
+        found = self.maps(padded(x, self.multiple))
+        parts = [resampled(found[i], self.strides[i], self.local_stride) for i in self.local_index]
+        local = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if self.components and project:
+            local = F.conv2d(local, self.axes[:, :, None, None], self.offset)
+        deep = local if self.components else found[self.global_index]
+        return local, deep[:, :, :rows, :columns]
+
+    @torch.no_grad()
+    def set_components(self, local: Tensor) -> None:
+        """Take the leading principal components of local features [n, C], each of variance 1."""
+        mean = local.double().mean(dim=0)
+        covariance = torch.cov(local.double().T, correction=0)
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values[-self.components :].flip(0), vectors[:, -self.components :].flip(1)
+        axes = (vectors * vectors.sum(dim=0).sign() / values.clamp_min(EPSILON).sqrt()).T
+        self.axes.copy_(axes)
+        self.offset.copy_(-axes @ mean)
+
+    def maps(self, x: Tensor) -> dict[int, Tensor]:
+        """The used maps by their index, of images whose sides are multiples of the strides."""
+        if self.frozen is None:
+            return self._chosen(x)
+        with torch.no_grad():
+            cache = self.frozen.cache
+            if cache is None or x.is_cuda or recorded():
+                return self._chosen(x)
+            h, w = x.shape[2:]
+            shapes = [(self.map_channels[i], h // self.strides[i], w // self.strides[i]) for i in self.used]
+
+            # One image at a time: the bits of its maps do not depend on the others of the batch.
+            def compute(image: Tensor) -> list[Tensor]:
+                return [values[0] for values in self._chosen(image[None]).values()]
+
+            of_images = [cache.maps(image, shapes, compute) for image in x]
+            return {i: torch.stack(maps) for i, maps in zip(self.used, zip(*of_images, strict=True), strict=True)}
+
+    def _chosen(self, x: Tensor) -> dict[int, Tensor]:
+        found = self.net(x)
+        return {i: found[i] for i in self.used}
+
+    def receptive_radius(self) -> int | None:
+        """Pixels each way that a position depends on. None: more than MAX_RECEPTIVE_RADIUS, as with
+        attention or squeeze-excitation, where a position depends on the whole image.
+
+        Found by NaN in some pixels, which spreads to every position that reads them.
+        """
+        if self._radius.pixels is None:
+            self._radius.pixels = max(self._measured_radius(dim) for dim in (2, 3))
+        return self._radius.pixels if self._radius.pixels <= MAX_RECEPTIVE_RADIUS else None
+
+    @torch.no_grad()
+    def _measured_radius(self, dim: int) -> int:
+        net, like = self.net, next(self.net.parameters(), torch.zeros(()))
+        training = net.training
+        net.eval()
+        reach = -(-MAX_RECEPTIVE_RADIUS // self.multiple) * self.multiple + self.multiple
+        images = torch.zeros(1, self.in_channels, -(-STRIP_SIDE // self.multiple) * self.multiple, 2 * reach)
+        images[..., reach : reach + self.multiple] = torch.nan  # all phases of the strides
+        maps = self(images.to(like) if dim == 3 else images.mT.contiguous().to(like))
+        net.train(training)
+        radius = 0
+        for values, stride in zip(maps, (STRIDE, self.global_stride), strict=True):
+            seen = values.isnan().movedim(dim, -1).flatten(0, -2).any(dim=0).nonzero()
+            first, last = int(seen.min()) * stride, (int(seen.max()) + 1) * stride
+            radius = max(radius, reach - first, last - reach - self.multiple)
+        return radius
+
+
+def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
+    """Channels and strides of the maps that a module returns."""
+    training = net.training
+    try:
+        with torch.no_grad():
+            maps = list(net.eval()(torch.zeros(1, channels, PROBE_SIDE, PROBE_SIDE)))
+    except Exception as error:  # the module is the user's: it may raise anything
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"--backbone: the module cannot take images of {channels} channels and {PROBE_SIDE} x {PROBE_SIDE} px: "
+            f"{reason[0]}"
+        ) from error
+    net.train(training)
+    for i, x in enumerate(maps):
+        if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3] or PROBE_SIDE % x.shape[2]:
+            found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(
+                "--backbone: the module must return a list of maps [B, channels, h, w] whose strides divide "
+                f"{PROBE_SIDE}; map {i} of an image of {PROBE_SIDE} x {PROBE_SIDE} px is {found}"
+            )
+    return [x.shape[1] for x in maps], [PROBE_SIDE // x.shape[2] for x in maps]
+
+
+def resampled(maps: Tensor, stride: int, wanted: int) -> Tensor:
+    """Maps of a stride at another one."""
+    if stride == wanted:
+        return maps
+    if stride > wanted:
+        return F.interpolate(maps, scale_factor=stride / wanted, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, scale_factor=stride / wanted, mode="area")
+
+
+def build(
+    *,
+    backbone: str,
+    weights: str | None,
+    frozen: bool,
+    local_index: Sequence[int],
+    global_index: int,
+    in_channels: int,
+    num_classes: int,
+    dim: int,
+    components: int = 0,
+    pretrained: bool = False,
+) -> InfoSegNet:
+    """The network on a backbone, in the mode of training.
+
+    Args:
+        backbone: "timm:NAME" or "MODULE:FUNCTION".
+        weights: file of the backbone's weights, or None.
+        frozen, local_index, global_index, components: as of `Backbone`.
+        in_channels, num_classes, dim: as of `InfoSegNet`.
+        pretrained: whether timm fetches weights where there is no file. A frozen backbone needs
+            them in any case.
+
+    Raises:
+        DataError: the backbone cannot be built, or its file cannot be read.
+    """
+    net = module_of(backbone, weights, in_channels, pretrained or frozen)
+    source = backbone if weights is None else f"{backbone} with {weights}"
+    wrapped = Backbone(net, local_index, global_index, in_channels, frozen, source, components)
+    model = InfoSegNet.from_backbone(wrapped, 0, 1, num_classes, dim)
+    mean, std = normalization(net, in_channels)
+    model.set_normalization(mean or [0.0] * in_channels, std or [1.0] * in_channels)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, in_channels, PROBE_SIDE, PROBE_SIDE))  # the projections find their channels
+    return model.train()
+
+
+def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int], channels: int) -> InfoSegNet:
+    """A frozen backbone that gives the local features of images; its global features mean nothing."""
+    network = build(
+        backbone=backbone, weights=weights, frozen=True, local_index=local_index, global_index=-1,
+        in_channels=channels, num_classes=2, dim=1,
+    )  # fmt: skip
+    return network.requires_grad_(False).eval()
+
+
+def module_of(name: str, weights: str | None, channels: int, pretrained: bool) -> nn.Module:
+    """The module of a name, with the weights of a file."""
+    state = None if weights is None else read_weights(weights)
+    if name.startswith(TIMM):
+        return timm_module(name.removeprefix(TIMM), state, weights, channels, pretrained)
+    net = imported(name, "--backbone")()
+    if not isinstance(net, nn.Module):
+        raise DataError(f"--backbone {name} must return a torch.nn.Module, not {type(net).__name__}")
+    if state is not None:
+        load_strictly(net, state, name, weights)
+    return net
+
+
+def timm_module(
+    name: str, state: dict[str, Tensor] | None, file: str | None, channels: int, pretrained: bool
+) -> nn.Module:
+    """timm's feature extractor of a name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise DataError(f"--backbone timm:{name} needs timm ({error}): pip install 'infoseg-fast[timm]'") from error
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5])
+        raise DataError(f"--backbone timm:{name}: timm has no such model{f' (but {near})' if near else ''}")
+    how: dict[str, Any] = {"features_only": True, "in_chans": channels, "pretrained": pretrained or state is not None}
+    if state is not None:
+        # timm's feature extractors take what fits and leave out the rest, so names and shapes are
+        # checked with the whole model.
+        whole = timm.create_model(name, pretrained=False, num_classes=0)
+        load_strictly(whole, {k: v for k, v in state.items() if k in whole.state_dict()}, f"{TIMM}{name}", file)
+        how["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
+    try:
+        return timm.create_model(name, **how)
+    except (RuntimeError, OSError, ValueError, AttributeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        hint = "" if state is not None else "; --backbone-weights FILE takes weights from a file"
+        raise DataError(f"--backbone timm:{name} cannot be made: {reason[0]}{hint}") from error
+
+
+def read_weights(file: str) -> dict[str, Tensor]:
+    """The state dict of a file: safetensors, or written by `torch.save` (no code in it is run)."""
+    if not Path(file).is_file():
+        raise DataError(f"--backbone-weights {file} is no file")
+    if file.endswith(".safetensors"):
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise DataError(f"--backbone-weights {file} needs safetensors: pip install safetensors") from error
+        try:
+            return load_file(file)
+        except Exception as error:  # SafetensorError, which the package makes at run time
+            raise DataError(f"--backbone-weights {file} is no safetensors file: {error}") from error
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise DataError(f"--backbone-weights {file} is no state dict ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        raise DataError(f"--backbone-weights {file} must hold a state dict: names and tensors, and nothing else")
+    return state
+
+
+def load_strictly(net: nn.Module, state: dict[str, Tensor], name: str, file: str | None) -> None:
+    """Load a state dict that must have all names of the module with their shapes, and no others."""
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"--backbone-weights {file} does not fit {name}: {reason[:200]}") from error
+
+
+def normalization(net: nn.Module, channels: int) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and deviation of the channels that the backbone was trained with; None: not known.
+
+    From timm's `pretrained_cfg`, else attributes `mean` and `std` of the module, else ImageNet's.
+    """
+    given = getattr(net, "pretrained_cfg", None) or {}
+    found = []
+    for name, default in (("mean", MEAN), ("std", STD)):
+        values = given.get(name, getattr(net, name, default))
+        values = [float(x) for x in values]
+        found.append(values if len(values) == channels else None)
+    return (found[0], found[1]) if None not in found else (None, None)
+
+
+def weights_hash(net: nn.Module) -> bytes:
+    """SHA-256 of the names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def cache_features(backbone: Backbone) -> None:
+    """Keep the maps of a frozen backbone on disk from now on."""
+    if backbone.frozen is not None:
+        kind = type(backbone.net)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        key = f"{backbone.frozen.sha256.hex()} {name} {backbone.used} torch {torch.__version__}"
+        backbone.frozen.cache = FeatureCache(key)

@@ -1,0 +1,65 @@
+"""The part of a report for users who do not know the number of classes: the partition score of each
+number, and maps of three numbers.
+"""
+
+import matplotlib
+import numpy as np
+import torch
+
+from .data.base import ImageSet
+from .palette import coloured
+from .pictures import data_url, figure_url, png, show
+from .recipe.overclustering import OverClusters
+from .segmenter import Segmenter
+
+MOST_SCORED = 24  # numbers of classes in the figure
+
+
+def section(segmenter: Segmenter, images: ImageSet, device: torch.device, rgb: tuple[int, ...] | None) -> str:
+    """HTML; empty for a run without over-clusters."""
+    over_clusters = segmenter.labelling.over_clusters
+    if over_clusters is None or over_clusters.num_classes == 2:
+        return ""
+    numbers = shown_numbers(segmenter.num_clusters, over_clusters.num_classes)
+    index, figures = len(images) // 2, []
+    for number in numbers:
+        found = show(segmenter.with_clusters(number), images, index, device, rgb)
+        if found.labels is None:
+            break
+        pictures = [coloured(found.labels, number)] if figures else [found.picture, coloured(found.labels, number)]
+        tags = "".join(f'<img alt="" src="{data_url(png(picture))}">' for picture in pictures)
+        figures.append(f"<figure><div>{tags}</div><figcaption>{number} classes</figcaption></figure>")
+    return (
+        "<h2>Other numbers of classes</h2><p>The partition score of the merged classes of the network needs no "
+        "labels. A number before a steep fall or at a peak is worth a look: infoseg predict RUN ... --classes N.</p>"
+        f'<img class="curves" alt="partition score" src="{score_figure(over_clusters, segmenter.num_clusters)}">'
+        f'<div class="examples">{"".join(figures)}</div>'
+    )
+
+
+def shown_numbers(chosen: int, most: int) -> list[int]:
+    """Half of the chosen number, the number, and twice it, from 2 to `most`."""
+    return sorted({min(max(2, number), most) for number in (chosen // 2, chosen, 2 * chosen)})
+
+
+def scored_numbers(most: int) -> list[int]:
+    """The numbers from 2 to `most`; of more than MOST_SCORED some, closer where they are small."""
+    if most <= MOST_SCORED:
+        return list(range(2, most + 1))
+    return np.unique(np.geomspace(2, most, MOST_SCORED).round().astype(int)).tolist()
+
+
+def score_figure(over_clusters: OverClusters, chosen: int) -> str:
+    """The partition score over the number of classes, as a data URL."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    most = over_clusters.num_classes
+    numbers = sorted({*scored_numbers(most), chosen})
+    scores = [over_clusters.score(over_clusters.groups(n) or [[k] for k in range(most)]) for n in numbers]
+    figure, axis = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
+    axis.plot(numbers, scores, marker=".", color="#4477aa")
+    axis.axvline(chosen, color="grey", linestyle=":", label="this run")
+    axis.set(xlabel="number of classes", title="partition score")
+    axis.legend(fontsize=8)
+    return figure_url(figure)

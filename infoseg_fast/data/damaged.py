@@ -1,0 +1,87 @@
+"""`--skip-damaged`: sets that go on where an image cannot be read, and name it once."""
+
+import logging
+
+import numpy as np
+
+from ..errors import DataError
+from .base import ImageSet, Pixels
+from .images import IGNORE
+
+logger = logging.getLogger("infoseg_fast")
+
+
+class _Skipping(ImageSet):
+    """Mixed into the class of a set: training and its statistics take the next readable image in
+    place of one that cannot be read.
+    """
+
+    damaged: dict[int, str]
+
+    def read(self, index: int) -> Pixels:
+        return self._readable(super().read, index)
+
+    def scaled(self, index: int) -> Pixels:
+        return self._readable(super().scaled, index)
+
+    def crops(self, indices, y, x, side, labelled=False):
+        try:
+            return super().crops(indices, y, x, side, labelled)
+        except DataError:  # found again below, where it is named
+            pass
+        cut = [
+            self._readable(lambda i, b=b: super(_Skipping, self).crops([i], y[b : b + 1], x[b : b + 1], side, labelled),
+                           index)
+            for b, index in enumerate(indices)
+        ]  # fmt: skip
+        images = np.concatenate([pixels for pixels, _ in cut])
+        valid = np.concatenate([np.ones((1, side, side), bool) if mask is None else mask for _, mask in cut])
+        return images, None if valid.all() else valid
+
+    def _readable(self, read, index):
+        """What `read` returns for the image, or for the next one that it can read."""
+        for place in range(len(self)):
+            one = (int(index) + place) % len(self)
+            try:
+                return read(one)
+            except DataError as error:
+                self.damaged.setdefault(one, str(error))
+                failure = error
+        raise failure
+
+
+class _Unscored(ImageSet):
+    """Mixed into the class of a set: an image that cannot be read has no pixel that is scored."""
+
+    damaged: dict[int, str]
+
+    def read(self, index: int) -> Pixels:
+        try:
+            return super().read(index)
+        except DataError as error:
+            if index not in self.damaged:
+                self.damaged[index] = str(error)
+                logger.warning("left out of the scores: %s", error)
+            size = self.sizes[index]
+            return np.zeros((self.channels, *size), self.dtype), np.zeros(size, bool)
+
+    def target(self, index: int) -> np.ndarray:
+        self.read(index)
+        if index in self.damaged:
+            return np.full(self.sizes[index], IGNORE, np.uint8)
+        return super().target(index)
+
+
+def skip_damaged(images: ImageSet, scored: bool = False) -> ImageSet:
+    """Make the set go on where an image cannot be read; the set itself.
+
+    Args:
+        images: the set. It gets the attribute `damaged`, the error of each such image by its index.
+        scored: whether the set is for evaluation, where a damaged image is left out of the scores.
+            Otherwise it is for training, where the next readable image takes its place, so that
+            batches keep their size and every step its random numbers.
+    """
+    mixin = _Unscored if scored else _Skipping
+    vars(images)["damaged"] = {}
+    images.__class__ = type(type(images).__name__, (mixin, type(images)), {})
+    return images

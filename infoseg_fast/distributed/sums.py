@@ -1,0 +1,36 @@
+"""Sums and gathers over the ranks that gradients flow back through."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from .world import rank, ranks
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over the ranks, differentiable: the gradient is the sum over the ranks too."""
+    return x if ranks() == 1 else all_reduce(x)
+
+
+def sizes_of_ranks(number: int) -> list[int]:
+    """The numbers that the ranks give. It does not wait for a GPU."""
+    sizes = torch.zeros(ranks(), dtype=torch.int64)
+    sizes[rank()] = number
+    if ranks() > 1:
+        dist.all_reduce(sizes)
+    return sizes.tolist()
+
+
+def gathered(x: Tensor, sizes: list[int]) -> Tensor:
+    """The rows [n, ...] of all ranks, [sum of sizes, ...], differentiable.
+
+    A sum of tensors that are zero outside of a rank's own rows: it takes ranks of different sizes,
+    and every backend has it forwards and backwards. It sends twice the bytes of an all-gather,
+    which is little for the global features of a batch.
+    """
+    if ranks() == 1:
+        return x
+    first = sum(sizes[: rank()])
+    before, after = x.new_zeros(first, *x.shape[1:]), x.new_zeros(sum(sizes) - first - len(x), *x.shape[1:])
+    return summed(torch.cat([before, x, after]))

@@ -1,0 +1,152 @@
+"""`World`: the ranks of a run, and the collectives that the training loop needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..checkpoint import first_line
+from ..errors import DataError
+
+T = TypeVar("T")
+
+
+class LostRankError(RuntimeError):
+    """Another rank ended or hung. The text is one line."""
+
+
+def ranks() -> int:
+    """The number of ranks of torch.distributed's default group; 1 without a group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this rank, from 0."""
+    return dist.get_rank() if ranks() > 1 else 0
+
+
+def across_ranks(estimator: str, negatives: str) -> bool:
+    """Whether images of other ranks can be negatives. `same_position` compares assignments, K maps
+    of an image, which are not sent: its partners are images of the same rank.
+    """
+    return estimator == "infonce" or negatives == "reassigned"
+
+
+class World:
+    """The ranks of a run as a context: torch.distributed's default group, made of the environment
+    that torchrun sets. Without that environment there is one rank and no group.
+
+    Args:
+        cuda: whether the ranks train on GPUs: rank i of a machine on its GPU i. Sums of GPU
+            tensors go through NCCL, those of CPU tensors through Gloo.
+        timeout: seconds that a rank waits for the others before it ends the run.
+    """
+
+    def __init__(self, cuda: bool, timeout: float) -> None:
+        self.cuda, self.timeout = cuda, timeout
+        self._joined = False
+
+    def __enter__(self) -> World:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            if self.cuda:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
+            timeout = timedelta(seconds=self.timeout)
+            try:
+                store, own, number = next(dist.rendezvous("env://", timeout=timeout))
+                # torchrun keeps its store for a restart. Addresses of ranks that have ended must not be found there.
+                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+                dist.init_process_group(backend, store=store, rank=own, world_size=number, timeout=timeout)
+            except RuntimeError as error:
+                raise LostRankError(f"the ranks do not reach each other: {first_line(error)}") from error
+            self._joined = True
+        self.rank, self.size = rank(), ranks()
+        if not self.is_main:  # what is said is said once
+            logging.getLogger("infoseg_fast").setLevel(logging.ERROR)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._joined and error is None:  # after an error the others may not answer; the end of the process closes
+            dist.destroy_process_group()
+        if self.size > 1 and isinstance(error, RuntimeError) and is_of_collective(error):
+            raise LostRankError(
+                f"rank {self.rank}: another rank ended, or did not answer within {self.timeout:g} s; torchrun with "
+                "--max-restarts goes on from the last checkpoint"
+            ) from error
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that reads and writes the run folder."""
+        return self.rank == 0
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the main rank, on every rank. A DataError there is raised on all."""
+        if self.size == 1:
+            return make()
+        sent: list = [None]
+        if self.is_main:
+            try:
+                sent = [make()]
+            except DataError as error:
+                sent = [error]
+        dist.broadcast_object_list(sent, src=0)
+        if isinstance(sent[0], DataError):
+            raise sent[0]
+        return sent[0]
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers. It does not wait for a GPU."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
+
+    def sum_gradients(self, parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
+        """Replace the gradients by their sums over the ranks, in one message.
+
+        Args:
+            parameters: the same on every rank; those without a gradient are left alone.
+            loss: this rank's part of the loss, a scalar.
+
+        Returns:
+            The sum of the parts of the loss.
+        """
+        if self.size == 1:
+            return loss
+        gradients = [x.grad for x in parameters if x.grad is not None]
+        whole = torch.cat([*(x.flatten() for x in gradients), loss.reshape(1)])
+        dist.all_reduce(whole)
+        parts = whole.split([*(x.numel() for x in gradients), 1])
+        for gradient, part in zip(gradients, parts, strict=False):
+            gradient.copy_(part.view_as(gradient))
+        return parts[-1].reshape(())
+
+    def mean_buffers(self, module: torch.nn.Module) -> None:
+        """Replace the buffers by their means over the ranks: running statistics that every rank
+        took of its own images.
+        """
+        for buffer in module.buffers() if self.size > 1 else ():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.size
+
+    def mean(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The means of the ranks' numbers."""
+        if self.size == 1 or not numbers:
+            return numbers
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(numbers, (values / self.size).tolist(), strict=True))
+
+
+def is_of_collective(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it. Gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))

@@ -1,0 +1,92 @@
+"""`FeatureCache`: the maps of a frozen backbone on disk, so that each image is computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("infoseg_fast")
+
+MAX_BYTES = 4 * 2**30  # of one cache; what comes later is computed again
+MIN_FREE_BYTES = 2**30  # of the disk
+
+
+def cache_root() -> Path:
+    """The folder of all caches: $INFOSEG_CACHE, else infoseg-fast in the user's cache folder."""
+    if os.environ.get("INFOSEG_CACHE"):
+        return Path(os.environ["INFOSEG_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infoseg-fast"
+
+
+class FeatureCache:
+    """Maps by the content of their image, float32, one file an image.
+
+    A value that is read has the bits of the value that was written. Where the folder cannot be
+    written or is full, values are computed again.
+
+    Args:
+        key: what the maps depend on beside the image: the weights and the chosen maps.
+        root: the folder of all caches.
+        limit: bytes that the folder of this key holds at most.
+    """
+
+    def __init__(self, key: str, root: Path | None = None, limit: int = MAX_BYTES) -> None:
+        self.folder = (root or cache_root()) / "features" / hashlib.sha256(key.encode()).hexdigest()[:32]
+        self.limit = limit
+        self._open = True  # for writing
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._bytes = sum(entry.stat().st_size for entry in os.scandir(self.folder))
+        except OSError as error:
+            self._bytes = 0
+            self._stop(f"{self.folder} cannot be used: {error.strerror}")
+
+    def maps(
+        self, image: Tensor, shapes: Sequence[Sequence[int]], compute: Callable[[Tensor], list[Tensor]]
+    ) -> list[Tensor]:
+        """The maps of an image, of these shapes: read, else computed and written."""
+        pixels = image.contiguous().numpy()
+        path = self.folder / hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        stored = self._read(path)
+        if stored is None or stored.size != sum(sizes):
+            found = [x.float().contiguous() for x in compute(image)]
+            self._write(path, b"".join(x.numpy().tobytes() for x in found))
+            return found
+        return [part.view(*shape) for part, shape in zip(torch.from_numpy(stored).split(sizes), shapes, strict=True)]
+
+    def _read(self, path: Path) -> np.ndarray | None:
+        try:
+            return np.fromfile(path, dtype=np.float32)
+        except OSError:  # not there yet
+            return None
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if not self._open:
+            return
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            if self._bytes + len(data) > self.limit:
+                self._stop(f"{self.folder} is full ({self.limit / 2**30:g} GiB)")
+                return
+            if shutil.disk_usage(self.folder).free < MIN_FREE_BYTES + len(data):
+                self._stop(f"the disk of {self.folder} has less than {MIN_FREE_BYTES / 2**30:g} GiB left")
+                return
+            scratch.write_bytes(data)
+            os.replace(scratch, path)
+            self._bytes += len(data)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            self._stop(f"{path} could not be written: {error.strerror}")
+
+    def _stop(self, reason: str) -> None:
+        self._open = False
+        logger.warning("features of the frozen backbone are computed again and not kept: %s", reason)

@@ -1,0 +1,65 @@
+"""Pixels and areas of each image and label, as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import write_atomically
+from ..data.reader import Georeference
+
+COLUMNS = ("image", "class", "name", "pixels", "area", "unit")
+
+
+class AreaTable:
+    """A line for each image and label.
+
+    Args:
+        number: of labels.
+        names: of the labels, or None.
+    """
+
+    def __init__(self, number: int, names: Sequence[str] | None) -> None:
+        self.number, self.names = number, names
+        self._lines: list[list[Any]] = []
+
+    def add(self, image: str, counts: np.ndarray, place: Georeference | None) -> None:
+        """Add an image by the numbers of its pixels [at least `number`] of each label.
+
+        The area is in squares of the unit of the coordinate reference system; empty without a
+        georeference.
+        """
+        pixel, unit = (None, "") if place is None else (pixel_area(place), unit_of(place))
+        for label in range(self.number):
+            name, pixels = self.names[label] if self.names else "", int(counts[label])
+            self._lines.append([image, label, name, pixels, "" if pixel is None else pixels * pixel, unit])
+
+    def save(self, path: Path) -> None:
+        """Write the CSV file, UTF-8. Bytes of file names that are not UTF-8 are escaped."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(self._lines)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
+
+
+def pixel_area(place: Georeference) -> float:
+    """The area of a pixel in squares of the unit of the coordinate reference system."""
+    a, b, _, d, e, _ = place.transform
+    return abs(a * e - b * d)
+
+
+def unit_of(place: Georeference) -> str:
+    """The unit of the coordinates, "metre" for example; empty where it is unknown."""
+    from rasterio.crs import CRS
+
+    if not place.crs:
+        return ""
+    crs = CRS.from_wkt(place.crs)
+    return "degree" if crs.is_geographic else crs.linear_units or ""

@@ -1,0 +1,163 @@
+"""Which maps are made of which images, where they are written, and how a finished map is recognised.
+
+Every file that is written carries a key: a digest of the checkpoint, of the options that change its
+content, and of the size and time of the image file. An interrupted prediction goes on with the
+images whose files lack the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..data import raster
+from ..data.images import described_with, georeference_of
+from ..data.names import image_files, stem_of
+from ..data.reader import Description, Georeference
+from ..errors import DataError
+from ..segmenter import Segmenter
+
+WORLD_FILES = (".wld", ".aux.xml")  # beside an image: its name with this ending in place of, or after, its own
+
+
+class Source(NamedTuple):
+    """An image file, and the path of its maps below the output folder without an ending."""
+
+    path: Path
+    stem: str
+
+
+class Job(NamedTuple):
+    """One page of an image file, and the files that are made of it.
+
+    Attributes:
+        labels: the label map, a PNG, or a GeoTIFF where the image has a place.
+        confidence, overlay: further files, None where they are not asked for.
+        key: see the module.
+    """
+
+    path: Path
+    page: int
+    size: tuple[int, int]
+    place: Georeference | None
+    labels: Path
+    confidence: Path | None
+    overlay: Path | None
+    key: str
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.labels, self.confidence, self.overlay) if path is not None]
+
+
+def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
+    """The image files. Images of a folder keep their path below it; a single image keeps its name.
+
+    What lies in the output folder is no image of a folder.
+
+    Raises:
+        DataError: a source does not exist or has no image, or two images have one label file.
+    """
+    found: dict[str, Path] = {}
+    inside = out.resolve()
+    for source in given:
+        if source.is_dir():
+            images, root = image_files(source), source
+            outside = [path for path in images if inside not in path.resolve().parents]
+            if images and not outside:
+                raise DataError(f"--out {out} is the folder of the images; choose another")
+            if not images:
+                raise DataError(f"{source} holds no file in a format that is read")
+            images = outside
+        elif source.exists():
+            images, root = [source], source.parent
+        else:
+            raise DataError(f"{source} does not exist; give an image or a folder of images")
+        for image in images:
+            stem = stem_of(image, root)
+            other = found.setdefault(stem, image)
+            if other != image:
+                raise DataError(f"{other} and {image} would both be written to {out / stem}")
+            for target in (out / f"{stem}.png", out / f"{stem}.tif"):
+                if target.resolve() == image.resolve():
+                    raise DataError(f"{target} would be written over the image itself; choose another --out")
+    return [Source(path, stem) for stem, path in found.items()]
+
+
+def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confidence: bool, overlay: bool) -> list[Job]:
+    """The jobs of an image file: one, or one for each page with pages="each".
+
+    Args:
+        recipe: digest of everything but the image file that decides the content, of `recipe_key`.
+
+    Raises:
+        DataError: the file cannot be read or is not of the kind that the run was trained on.
+    """
+    reading = segmenter.labelling.data.reading
+    described, pages = described_with(source.path, reading)
+    pages = pages if reading.pages == "each" else 1
+    file = source.path.stat()
+    place = place_of(source.path, described)
+    ending, jobs = ".png" if place is None else ".tif", []
+    for page in range(pages):
+        if page:
+            described = described_with(source.path, reading, page)[0]
+        stem = out / (f"{source.stem}#{page + 1}" if pages > 1 else source.stem)
+        jobs.append(
+            Job(
+                source.path,
+                page,
+                (described.height, described.width),
+                place,
+                stem.with_name(f"{stem.name}{ending}"),
+                stem.with_name(f"{stem.name}.confidence{ending}") if confidence else None,
+                stem.with_name(f"{stem.name}.overlay.png") if overlay else None,
+                digest([recipe, file.st_size, file.st_mtime_ns, page]),
+            )
+        )
+    return jobs
+
+
+def place_of(path: Path, described: Description) -> Georeference | None:
+    """The georeference of an image, by its own data or by a world file beside it.
+
+    Raises:
+        DataError: it has one and rasterio is missing.
+    """
+    if described.georeferenced:
+        return georeference_of(path)
+    ending = path.suffix
+    world = [path.with_suffix(f"{ending[:2]}{ending[-1:]}w"), path.with_suffix(".wld"), path.with_name(f"{path.name}w")]
+    beside = path.with_name(f"{path.name}.aux.xml")
+    if any(file.is_file() for file in world) or (beside.is_file() and b"GeoTransform" in beside.read_bytes()):
+        return raster.georeference(path)
+    return None
+
+
+def recipe_key(segmenter: Segmenter, table: np.ndarray, names: Sequence[str] | None) -> str:
+    """A digest of the labelling and of the options that change what a file holds."""
+    state = segmenter.labelling.state()
+    weights = hashlib.sha256()
+    for name, value in sorted(flat(state)):
+        weights.update(name.encode() + b"\0")
+        weights.update(
+            value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        )
+    return digest([weights.hexdigest(), segmenter.scale, table.tolist(), list(names or [])])
+
+
+def flat(state: Any, name: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested dicts, with their names."""
+    if isinstance(state, dict):
+        return [leaf for key, value in state.items() for leaf in flat(value, f"{name}.{key}")]
+    return [(name, state)]
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

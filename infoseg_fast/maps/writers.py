@@ -1,0 +1,211 @@
+"""Files of maps that are written row by row, whole or not at all: PNG, and GeoTIFF by rasterio."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from ..data.images import IGNORE
+from ..data.pillow import opened
+from ..data.raster import CACHE_MEGABYTES, available
+from ..data.reader import Georeference
+from ..errors import DataError
+
+KEY = "infoseg"  # name of the text that holds a file's key
+BLOCK = 256  # pixels, a side of a GeoTIFF's tiles
+PNG_LEVEL = 4  # of zlib: label maps are hardly smaller above it
+
+
+class MapWriter:
+    """A file that grows by rows. It has its name when `finish` returns.
+
+    Args:
+        path: the file.
+        size: (rows, columns).
+        key: the key of the file, see `jobs`.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], key: str) -> None:
+        self.path, self.size, self.key = path, size, key
+        self.scratch = path.with_name(f".{path.name}.tmp")
+        with self._named():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+
+    def write(self, rows: np.ndarray) -> None:
+        """Add rows, uint8 [n, columns] or of RGB [n, columns, 3]."""
+        with self._named():
+            self._write(rows)
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        with self._named():
+            self._close()
+            os.replace(self.scratch, self.path)
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        with contextlib.suppress(Exception):
+            self._close()
+        self.scratch.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except Exception as error:  # OSError, and the errors of rasterio
+            self.abandon()
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{self.path} cannot be written: {reason}") from error
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _write(self, rows: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+class PngWriter(MapWriter):
+    """An 8-bit PNG, grey or RGB. (Pillow encodes whole images only.)"""
+
+    def __init__(self, path: Path, size: tuple[int, int], key: str, bands: int = 1) -> None:
+        self.bands = bands
+        super().__init__(path, size, key)
+
+    def _open(self) -> None:
+        self._file = open(self.scratch, "wb")  # noqa: SIM115
+        self._zlib = zlib.compressobj(PNG_LEVEL)
+        header = struct.pack(">IIBBBBB", self.size[1], self.size[0], 8, 0 if self.bands == 1 else 2, 0, 0, 0)
+        self._file.write(b"\x89PNG\r\n\x1a\n")
+        self._chunk(b"IHDR", header)
+        self._chunk(b"tEXt", KEY.encode() + b"\0" + self.key.encode())
+
+    def _write(self, rows: np.ndarray) -> None:
+        lines = np.zeros((len(rows), 1 + rows[0].size), np.uint8)  # each row begins with its filter: none
+        lines[:, 1:] = rows.reshape(len(rows), -1)
+        if data := self._zlib.compress(lines):
+            self._chunk(b"IDAT", data)
+
+    def _close(self) -> None:
+        if not self._file.closed:
+            self._chunk(b"IDAT", self._zlib.flush())
+            self._chunk(b"IEND", b"")
+            self._file.close()
+
+    def _chunk(self, kind: bytes, data: bytes) -> None:
+        self._file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+class GeoTiffWriter(MapWriter):
+    """A tiled uint8 GeoTIFF with deflate and the no-data value 255.
+
+    Args:
+        place: coordinate reference system and transform.
+        colours: [256, 3] of the values; None without a colour table.
+        names: of the values from 0 on, written beside the file as GDAL's category names.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        key: str,
+        place: Georeference,
+        colours: np.ndarray | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.place, self.colours, self.names = place, colours, names
+        super().__init__(path, size, key)
+
+    def _open(self) -> None:
+        import rasterio
+        from rasterio.transform import Affine
+
+        self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
+        self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
+        with self._env:
+            self._dataset: Any = rasterio.open(
+                self.scratch, "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1, dtype="uint8",
+                crs=self.place.crs or None, transform=Affine(*self.place.transform), nodata=IGNORE, tiled=True,
+                blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", bigtiff="if_safer",
+            )  # fmt: skip
+            self._dataset.update_tags(**{KEY: self.key})
+            if self.colours is not None:
+                table = {value: (*map(int, colour), 255) for value, colour in enumerate(self.colours)}
+                self._dataset.write_colormap(1, table | {IGNORE: (0, 0, 0, 0)})
+
+    def _write(self, rows: np.ndarray) -> None:
+        # Whole rows of tiles, so that none is compressed twice.
+        self._waiting = np.concatenate([self._waiting, rows]) if len(self._waiting) else rows
+        whole = len(self._waiting) // BLOCK * BLOCK
+        if whole:
+            self._put(self._waiting[:whole])
+            self._waiting = self._waiting[whole:].copy()
+
+    def _put(self, rows: np.ndarray) -> None:
+        from rasterio.windows import Window
+
+        with self._env:
+            self._dataset.write(rows, 1, window=Window(0, self._row, self.size[1], len(rows)))
+        self._row += len(rows)
+
+    def _close(self) -> None:
+        if self._dataset.closed:
+            return
+        if len(self._waiting):
+            self._put(self._waiting)
+        with self._env:
+            self._dataset.close()
+
+    def finish(self) -> None:
+        """Give the file its name, and the names of the values to GDAL."""
+        beside = self.path.with_name(f"{self.path.name}.aux.xml")
+        with self._named():
+            if self.names:
+                lines = "".join(f"<Category>{escape(name)}</Category>" for name in self.names)
+                band = f'<PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand>'
+                beside.write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
+            else:
+                beside.unlink(missing_ok=True)
+        super().finish()
+
+
+def key_of(path: Path) -> str | None:
+    """The key of a file that a writer made; None where there is no such file."""
+    try:
+        if path.suffix == ".png":
+            with opened(path) as image:
+                return image.info.get(KEY) if image.format == "PNG" else None
+        if path.is_file() and available():
+            import rasterio
+
+            with rasterio.open(path) as dataset:
+                return dataset.tags().get(KEY)
+    except Exception:  # no image, or a damaged one: it is made again
+        return None
+    return None
+
+
+def counts_of(path: Path) -> np.ndarray:
+    """The number of pixels of each value, int64 [256], in a file that a writer made."""
+    if path.suffix == ".png":
+        with opened(path) as image:
+            return np.array(image.histogram(), np.int64)
+    import rasterio
+
+    counts = np.zeros(256, np.int64)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
+        for _, window in dataset.block_windows(1):
+            counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
+    return counts

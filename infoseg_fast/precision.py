@@ -1,0 +1,62 @@
+"""`--precision`: the numbers that the convolutions of a run are computed with."""
+
+import contextlib
+import copy
+import logging
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from .recipe import Recipe
+
+logger = logging.getLogger("infoseg_fast")
+
+ROUNDS = 5  # timed steps of each precision
+LEAST_GAIN = 1.05  # by which bfloat16 must be faster
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of a forward pass. The ops of this package keep float32 sums in it."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def decide(recipe: Recipe, images: Tensor) -> str:
+    """ "bfloat16" where the device has it and steps of a copy of the recipe are faster with it, else
+    "float32".
+
+    Args:
+        recipe: is not changed.
+        images: a batch as of training; its values do not matter.
+    """
+    if not has_bfloat16(images.device):
+        return "float32"
+    recipe, times = copy.deepcopy(recipe).train(), {"float32": [], "bfloat16": []}
+    for turn in range(ROUNDS + 1):
+        for name, taken in times.items():
+            _finish(images.device)
+            start = time.perf_counter()
+            with autocast(name, images.device):
+                loss = recipe.loss(0, images, None)
+            loss.backward()
+            _finish(images.device)
+            if turn:  # the first one also prepares
+                taken.append(time.perf_counter() - start)
+    float32, bfloat16 = (1e3 * statistics.median(taken) for taken in times.values())
+    chosen = "bfloat16" if float32 > LEAST_GAIN * bfloat16 else "float32"
+    logger.warning("--precision auto: %s (a step takes %.1f ms, with bfloat16 %.1f ms)", chosen, float32, bfloat16)
+    return chosen
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,70 @@
+"""The baseline `kmeans-backbone`: k-means on the features of a frozen backbone.
+
+It shows what a backbone gives without training: a recipe on its features should do better.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backbones import cache_features, frozen_network
+from ..data import ImageSet
+from ..errors import DataError
+from ..model import STRIDE, InfoSegNet
+from .baselines import FIT_IMAGES, PixelMap, required
+
+POINTS = 40_000  # positions that the clusters are fitted to
+STARTS = 5  # of k-means
+
+
+def fit_kmeans_backbone(
+    images: ImageSet, number: int, seed: int, backbone: str, weights: str | None, local_index: Sequence[int]
+) -> PixelMap:
+    """Fit `number` clusters to the features of random positions, each of length 1.
+
+    Args:
+        images: the train split.
+        backbone, weights, local_index: as of `infoseg train`.
+
+    Returns:
+        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W]: the nearest centre of
+        the upsampled similarities.
+    """
+    learn = required("sklearn.cluster", "scikit-learn")
+    network = frozen_network(backbone, weights, local_index, images.channels)
+    cache_features(network.backbone)  # type: ignore[arg-type]
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
+    rng = np.random.default_rng(seed)
+    points_per_image = -(-POINTS // len(chosen))
+    parts = []
+    for index in chosen:
+        pixels, valid = images.read(int(index))
+        maps = features_of(network, images.scaling.to_float(pixels)[None])[0]
+        points = maps.flatten(1).T
+        if valid is not None:
+            inside = F.adaptive_avg_pool2d(torch.from_numpy(valid)[None, None].float(), (maps.shape[1], maps.shape[2]))
+            points = points[inside.flatten() == 1]
+        if len(points):
+            parts.append(points[torch.from_numpy(rng.integers(0, len(points), points_per_image))])
+    if not parts:
+        raise DataError(f"{images.name} has no pixel with data to fit the clusters to")
+    found = learn.KMeans(number, n_init=STARTS, random_state=seed).fit(torch.cat(parts).numpy())
+    centres = torch.from_numpy(found.cluster_centers_.astype(np.float32))
+    offset = centres.square().sum(dim=1)[:, None, None]
+
+    def labels(pixels: Tensor) -> Tensor:
+        similarity = 2 * torch.einsum("kc,bchw->bkhw", centres, features_of(network, pixels)) - offset
+        similarity = F.interpolate(similarity, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        rows, columns = pixels.shape[2:]
+        return similarity[:, :, :rows, :columns].argmax(dim=1).to(torch.uint8)
+
+    return labels
+
+
+@torch.no_grad()
+def features_of(network: InfoSegNet, pixels: Tensor) -> Tensor:
+    """Local features [B, C, h, w] of length 1."""
+    return F.normalize(network(pixels)[0], dim=1)

@@ -1,0 +1,72 @@
+"""Signals that end a training run: a checkpoint first, then the exit.
+
+Slurm and other schedulers send SIGTERM or SIGUSR1 some time before they kill. Ctrl-C sends SIGINT.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """The run was ended by a signal. Not an Exception, so that no handler of errors takes it.
+
+    Attributes:
+        status: exit status of the command: 130 after SIGINT, else 143.
+    """
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        name = signal.Signals(number).name
+        done = "before the first step" if step is None else f"after a checkpoint of step {step}; --resume continues"
+        super().__init__(f"ended by {name} {done}")
+        self.status = 130 if number == signal.SIGINT else 143
+
+
+class StopSignals:
+    """A context in which the signals of STOPPING end a run between two steps.
+
+    Before `defer` is called a signal raises `Stopped` where it arrives. Afterwards the first one
+    sets `received`, and the next one raises. Outside the main thread signals are left alone, since
+    Python delivers them to the main thread only.
+
+    Attributes:
+        received: number of the signal that arrived; 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.received, self._deferred, self._process = 0, False, os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def defer(self, deferred: bool = True) -> None:
+        """Whether the next signal waits for the end of the step."""
+        self._deferred = deferred
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process that reads images; the run ends it
+            return
+        if not self._deferred or self.received:
+            raise Stopped(number)
+        self.received = number
+
+
+def ignore_in_worker(worker: int) -> None:
+    """For processes that read images: a signal to the whole process group ends only the run, which
+    then ends them.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,105 @@
+"""The recipe `iic`: its loss is that of the paper; it resumes, predicts and exports."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+from PIL import Image
+
+import infoseg_fast as isf
+from infoseg_fast import report
+from infoseg_fast.cli import main
+from infoseg_fast.export import export
+from infoseg_fast.recipe.iic import displaced_joint, iic_loss
+from infoseg_fast.run_folder import RunFolder
+from infoseg_fast.train import train
+
+
+def statement(probs, others, mask, displacement, marginal_weight):
+    """The loss in plain loops, float64 numpy."""
+    B, K, h, w = probs.shape
+    total, T = 0.0, displacement
+    for dy in range(-T, T + 1):
+        for dx in range(-T, T + 1):
+            joint = np.zeros((K, K))
+            for b in range(B):
+                for y in range(h):
+                    for x in range(w):
+                        if 0 <= y + dy < h and 0 <= x + dx < w and mask[b, y, x] and mask[b, y + dy, x + dx]:
+                            joint += np.outer(probs[b, :, y, x], others[b, :, y + dy, x + dx])
+            joint = (joint + joint.T) / 2
+            joint /= joint.sum()
+            row, column = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
+            total -= (joint * (np.log(joint) - marginal_weight * (np.log(row) + np.log(column)))).sum()
+    return total / (2 * T + 1) ** 2
+
+
+def assignments(B=2, K=3, h=4, w=5):
+    return (torch.randn(B, K, h, w, dtype=torch.float64).mul(2).softmax(1).requires_grad_() for _ in range(2))
+
+
+@pytest.mark.parametrize(("displacement", "marginal_weight"), [(0, 1.0), (1, 1.5), (2, 1.0)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_loss_is_that_of_the_paper(displacement, marginal_weight, masked):
+    probs, others = assignments()
+    mask = torch.rand(2, 4, 5) < 0.7 if masked else torch.ones(2, 4, 5, dtype=torch.bool)
+    found = iic_loss(probs, others, mask if masked else None, displacement, marginal_weight)
+    arrays = (x.detach().numpy() for x in (probs, others, mask))
+    assert found.item() == pytest.approx(statement(*arrays, displacement, marginal_weight), rel=1e-12)
+
+
+def test_its_gradient():
+    probs, others = assignments(h=3, w=3)
+    assert torch.autograd.gradcheck(lambda a, b: iic_loss(a, b, None, 1, 1.3), (probs, others))
+
+
+def test_the_joint_is_the_convolution_of_the_published_code():
+    probs, others = assignments()
+    convolved = torch.nn.functional.conv2d(others.movedim(1, 0), probs.movedim(1, 0), padding=2)
+    expected = convolved.permute(2, 3, 1, 0).flatten(0, 1)
+    torch.testing.assert_close(displaced_joint(probs, others, 2), expected)
+
+
+def test_equal_and_certain_views_have_the_information_of_k_classes():
+    certain = torch.eye(4, dtype=torch.float64)[torch.arange(16) % 4].T.reshape(1, 4, 4, 4)
+    assert iic_loss(certain, certain, None, 0, 1.0).item() == pytest.approx(-np.log(4))
+    alike = torch.full_like(certain, 0.25)
+    assert iic_loss(certain, alike, None, 0, 1.0).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.fixture
+def how(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *_: None)  # takes longer than the training
+    monkeypatch.setenv("INFOSEG_CACHE", str(tmp_path / "cache"))
+    data = write_folder(tmp_path / "data", number=8, side=40)
+    sizes = {"data": str(data), "recipe": "iic", "width": 8, "depth": 0, "crop": 30, "batch_size": 4}
+    return sizes | {"steps": 6, "checkpoint_every": 3, "log_every": 2, "lr": 3e-3, "warmup": 1}
+
+
+def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
+    train(out=tmp_path / "whole", **how)
+    train(out=tmp_path / "parts", **how | {"steps": 3})
+    train(None, tmp_path / "parts", resume=True, steps=6)
+    whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
+    a, b = whole.load()["recipe"], parts.load()["recipe"]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    train(None, tmp_path / "whole", resume=True, steps=60)
+    rows = whole.read_metrics()
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+
+
+@pytest.mark.parametrize("backbone", [{}, {"backbone": "tiny_backbones:pyramid", "freeze_backbone": True}])
+def test_its_labels_are_written_and_exported(backbone, how, tmp_path):
+    if backbone:
+        how = {name: value for name, value in how.items() if name not in ("width", "depth")} | backbone
+    train(out=tmp_path / "run", **how | {"overcluster": 1.0})
+    assert main(["predict", str(tmp_path / "run"), f"{how['data']}/images", "--out", str(tmp_path / "labels")]) == 0
+    made = isf.load(tmp_path / "run")
+    image = torch.tensor(np.asarray(Image.open(f"{how['data']}/images/im0.png"))).movedim(2, 0)[None].float() / 255
+    predicted = np.asarray(Image.open(tmp_path / "labels" / "im0.png"))
+    assert np.array_equal(predicted, made.segment(image)[0].numpy())
+    network = made.labelling.network
+    logits = network.local_projection(network(image)[0])
+    torch.testing.assert_close(made.labelling.probabilities(image), logits.softmax(1))
+    export(made, "torchscript", tmp_path / "model.pt")
+    assert (torch.jit.load(tmp_path / "model.pt")(image)[0].numpy() == predicted).mean() > 0.999

@@ -1,0 +1,452 @@
+"""Label maps as files: places, windows, products, resumption, faults."""
+
+import csv
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infoseg_fast as isf
+from infoseg_fast import segmenter as segmenter_module
+from infoseg_fast import tiling
+from infoseg_fast.checkpoint import save
+from infoseg_fast.cli import main
+from infoseg_fast.data.scaling import Scaling, eight_bit
+from infoseg_fast.errors import DataError
+from infoseg_fast.maps import Products, predict
+from infoseg_fast.maps.predict import Ahead, Behind
+from infoseg_fast.maps.writers import PngWriter, key_of
+from infoseg_fast.palette import palette
+from infoseg_fast.recipe import DataInfo
+from infoseg_fast.recipe.labelling import Labelling
+from infoseg_fast.recipe.refinement import colour_moments, refinement_of
+from infoseg_fast.run_folder import LAYOUT
+
+rasterio = pytest.importorskip("rasterio")
+from rasterio.transform import from_origin  # noqa: E402
+
+K = 4
+PLACE = {"crs": "EPSG:32633", "transform": from_origin(4e5, 5e6, 10, 20)}
+
+
+def labelling(channels=3, scaling=None, names=None, num_classes=K):
+    torch.manual_seed(1)
+    network = isf.InfoSegNet(channels, num_classes, width=8, dim=16, depth=0).train()
+    for _ in range(3):
+        network(torch.rand(4, channels, 64, 64))
+    network = network.eval().requires_grad_(False)
+    data = DataInfo(channels, num_classes, names, [0.5] * channels, [0.3] * channels, scaling)
+    arguments = {"in_channels": channels, "num_classes": num_classes, "width": 8, "dim": 16, "depth": 0}
+    made = Labelling(network, arguments, data, temperature=300.0)
+    images = torch.rand(2, channels, 64, 64)
+    moments = colour_moments(made.probabilities(images), images, None, 0)
+    return Labelling(network, arguments, data, temperature=300.0, refinement=refinement_of(moments, 0))
+
+
+@pytest.fixture(scope="module")
+def made():
+    return isf.Segmenter(labelling())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A RUN as `isf.load` reads it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    save(folder / "checkpoints", {"layout": LAYOUT, "step": 7, "labelling": labelling().state()}, is_best=True)
+    return folder
+
+
+def pixels_of(rows, columns, bands=3, seed=0):
+    """Smooth regions with noise, uint8 [bands, rows, columns]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(20, 230, (bands, rows // 16 + 1, columns // 16 + 1)).repeat(16, 1).repeat(16, 2)
+    return (coarse[:, :rows, :columns] + rng.normal(0, 5, (bands, rows, columns))).clip(0, 255).astype(np.uint8)
+
+
+def write_scene(path, pixels, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, rows, columns = pixels.shape
+    how = {"driver": "GTiff", "dtype": pixels.dtype, "count": bands, "height": rows, "width": columns, **PLACE} | how
+    with rasterio.open(path, "w", **how) as file:
+        file.write(pixels)
+    return path
+
+
+def call(*arguments):
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def values(path):
+    with rasterio.open(path) as file:
+        return file.read(1)
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_scene_gives_a_geotiff_in_its_place(made, tmp_path):
+    pixels = pixels_of(300, 410)
+    pixels[:, :40, :70] = 0
+    scene = write_scene(tmp_path / "in/scene.tif", pixels, nodata=0, tiled=True, blockxsize=64, blockysize=64)
+    assert predict(made, [scene], tmp_path / "out").written == 1
+    assert files_in(tmp_path / "out") == {"scene.tif"}
+    with rasterio.open(scene) as before, rasterio.open(tmp_path / "out/scene.tif") as after:
+        assert (after.crs, after.transform, after.shape) == (before.crs, before.transform, before.shape)
+        assert after.dtypes == ("uint8",) and after.nodata == 255 and after.count == 1
+        assert after.profile["tiled"] and after.profile["compress"] == "deflate" and after.driver == "GTiff"
+        assert after.colormap(1)[1][:3] == tuple(palette(K)[1]) and after.colormap(1)[255][3] == 0
+        labels = after.read(1)
+    invalid = (pixels == 0).all(axis=0)
+    assert (labels[invalid] == 255).all() and labels[~invalid].max() < K and len(np.unique(labels[~invalid])) > 1
+    assert np.array_equal(labels, made.segment_array(pixels, ~invalid))
+    assert np.array_equal(labels, made.segment_file(scene))
+
+
+def test_a_folder_of_scenes_and_pictures_keeps_its_paths(made, tmp_path):
+    source = tmp_path / "in"
+    write_scene(source / "a/scene.tif", pixels_of(40, 50))
+    write_scene(source / "b/dem.img", pixels_of(40, 50), driver="HFA")
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(source / "b/photo.jpg")
+    Image.fromarray(pixels_of(30, 20).transpose(1, 2, 0)).save(source / "b/placed.png")
+    (source / "b/placed.pgw").write_text("2\n0\n0\n-2\n100\n200\n")
+    predict(made, [source], tmp_path / "out")
+    assert files_in(tmp_path / "out") == {"a/scene.tif", "b/dem.tif", "b/photo.png", "b/placed.tif"}
+    with rasterio.open(tmp_path / "out/b/dem.tif") as file:
+        assert file.crs.to_epsg() == 32633
+    with rasterio.open(tmp_path / "out/b/placed.tif") as file:
+        assert file.transform.a == 2 and file.transform.c == 99
+
+
+@pytest.mark.parametrize("kind", ["tiled", "strips", "plain", "png", "16 bit png"])
+def test_windows_of_a_file_give_the_bits_of_the_whole_image(tmp_path, monkeypatch, kind):
+    pixels = pixels_of(230, 330)
+    scaling = eight_bit(3)
+    if kind == "16 bit png":
+        import imagecodecs
+
+        pixels, scaling = pixels.astype(np.uint16) * 16, Scaling((0.0,) * 3, (4095.0,) * 3, "uint16")
+    made = isf.Segmenter(labelling(scaling=scaling))
+    whole = made.segment(scaling.to_float(pixels)[None])[0].numpy()
+    path = tmp_path / "in/x.png"
+    if kind == "png":
+        path.parent.mkdir()
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    elif kind == "16 bit png":
+        path.parent.mkdir()
+        path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
+    else:
+        how = {
+            "tiled": {"tiled": True, "blockxsize": 32, "blockysize": 64, "compress": "deflate"},
+            "strips": {},
+            "plain": {},
+        }
+        place = {"crs": None, "transform": None} if kind == "plain" else {}
+        path = write_scene(tmp_path / "in/x.tif", pixels, **how[kind], **place)
+    for name, value in (("TILE", 96), ("KEPT_BYTES", 0)):
+        monkeypatch.setattr(segmenter_module, name, value)
+    monkeypatch.setattr(tiling, "READ_BYTES", 130 * 3 * 100 * 2)  # the strips are divided too
+    plan = made.plan((230, 330))
+    assert plan.passes == 2 and len(list(plan.regions())) > 8
+    predict(made, [path], tmp_path / "out", Products(confidence=True))
+    (written,) = (tmp_path / "out").glob("x.[pt]*")
+    assert np.array_equal(np.asarray(Image.open(written)), whole)
+
+
+def test_an_interrupted_prediction_goes_on(made, tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(5):
+        Image.fromarray(pixels_of(40, 50, seed=i).transpose(1, 2, 0)).save(source / f"{i}.png")
+
+    written = []
+    finish = PngWriter.finish
+
+    def stop_at_third(writer):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(writer.path)
+        finish(writer)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PngWriter, "finish", stop_at_third)
+        predict(made, [source], tmp_path / "out")
+    assert {name for name in files_in(tmp_path / "out") if not name.startswith(".")} == {"0.png", "1.png"}
+    before = (tmp_path / "out/0.png").stat().st_mtime_ns
+    outcome = predict(made, [source], tmp_path / "out")
+    assert (outcome.written, outcome.skipped, outcome.replaced) == (3, 2, 0)
+    assert (tmp_path / "out/0.png").stat().st_mtime_ns == before
+    assert files_in(tmp_path / "out") == {f"{i}.png" for i in range(5)}
+
+
+def test_what_is_stale_is_made_again_and_said(made, run, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    scene = write_scene(source / "scene.tif", pixels_of(40, 50))
+    assert call("predict", run, source, "--out", out, "--confidence") == 0
+    assert call("predict", run, source, "--out", out) == 0
+    assert "1 were there already" in capsys.readouterr().out
+    write_scene(scene, pixels_of(40, 50, seed=3))
+    assert call("predict", run, source, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert "1 of them replace" in captured.out and "scene.confidence.tif is of an earlier call" in captured.err
+    assert np.array_equal(values(out / "scene.tif"), made.segment_file(scene))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("abcd"))
+    assert call("predict", run, source, "--out", out, "--names", names) == 0
+    assert "1 of them replace" in capsys.readouterr().out
+    (out / "scene.tif").write_bytes((out / "scene.tif").read_bytes()[:100])
+    assert call("predict", run, source, "--out", out, "--names", names) == 0
+    assert values(out / "scene.tif").shape == (40, 50)
+
+
+def test_areas_count_pixels_and_map_units(made, tmp_path):
+    write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in/photo.png")
+    names = tmp_path / "names.txt"
+    names.write_text("\ufeffwater\r\nforest\r\nfield\r\ntown, city\r\n", encoding="utf-8")
+    tables = []
+    for name in ("first.csv", "again.csv"):  # the second time the maps are there
+        products = Products(areas=tmp_path / name, names=names)
+        predict(made, [tmp_path / "in"], tmp_path / "out", products)
+        tables.append(list(csv.DictReader((tmp_path / name).open(newline=""))))
+    assert tables[0] == tables[1] and len(tables[0]) == 2 * K
+    labels = values(tmp_path / "out/scene.tif")
+    for row in tables[0]:
+        if row["image"].endswith("scene.tif"):
+            assert int(row["pixels"]) == (labels == int(row["class"])).sum()
+            assert float(row["area"]) == 200 * int(row["pixels"]) and row["unit"] == "metre"
+        else:
+            assert row["area"] == row["unit"] == ""
+    assert [row["name"] for row in tables[0][:K]] == ["water", "forest", "field", "town, city"]
+    categories = (tmp_path / "out/scene.tif.aux.xml").read_text()
+    assert "<Category>water</Category>" in categories and categories.count("<Category>") == K
+
+
+def test_polygons_are_the_regions(made, tmp_path):
+    pyogrio = pytest.importorskip("pyogrio")
+    write_scene(tmp_path / "in/a.tif", pixels_of(60, 70))
+    write_scene(
+        tmp_path / "in/b.tif", pixels_of(60, 70, seed=1), crs="EPSG:4326", transform=from_origin(10, 50, 0.1, 0.1)
+    )
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in/c.png")
+    file = tmp_path / "regions.gpkg"
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "out", Products(polygons=file))
+    assert len(outcome.notes) == 1 and "c.png has no georeference" in outcome.notes[0]
+    assert [name for name, _ in pyogrio.list_layers(file)] == ["labels", "labels_2"]
+    for layer, scene, crs, unit in (("labels", "a", "EPSG:32633", 200), ("labels_2", "b", "EPSG:4326", 0.01)):
+        meta, _, geometry, fields = pyogrio.raw.read(file, layer=layer)
+        found = dict(zip(meta["fields"], fields, strict=True))
+        assert meta["crs"] == crs and len(geometry) > K and set(found["image"]) == {str(tmp_path / f"in/{scene}.tif")}
+        labels = values(tmp_path / f"out/{scene}.tif")
+        for k in range(K):
+            area = found["area"][found["class"] == k].sum()
+            assert area == pytest.approx(unit * (labels == k).sum())
+    with pytest.raises(DataError, match="--polygons needs images with a georeference"):
+        predict(made, [tmp_path / "in/c.png"], tmp_path / "other", Products(polygons=file))
+    with pytest.raises(DataError, match="ends in .gpkg"):
+        predict(made, [tmp_path / "in"], tmp_path / "other", Products(polygons=tmp_path / "x.shp"))
+
+
+def test_confidence_is_a_second_map(made, tmp_path):
+    pixels = pixels_of(60, 70)
+    pixels[:, :9] = 7
+    write_scene(tmp_path / "in/scene.tif", pixels, nodata=7)
+    predict(made, [tmp_path / "in"], tmp_path / "out", Products(confidence=True))
+    assert files_in(tmp_path / "out") == {"scene.tif", "scene.confidence.tif"}
+    found = values(tmp_path / "out/scene.confidence.tif")
+    invalid = (pixels == 7).all(axis=0)
+    assert (found[invalid] == 255).all() and found[~invalid].max() <= 100 and found[~invalid].min() >= 100 // K
+
+
+def test_match_writes_classes(tmp_path):
+    made = isf.Segmenter(labelling(names=["x", "y", "z", "w"]), mapping=[2, -1, 0, 1])
+    scene = write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
+    predict(made, [scene], tmp_path / "out", Products(match=True))
+    clusters = made.segment_file(scene)
+    assert np.array_equal(values(tmp_path / "out/scene.tif"), np.array([2, 255, 0, 1], np.uint8)[clusters])
+    assert "<Category>x</Category>" in (tmp_path / "out/scene.tif.aux.xml").read_text()
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\n")
+    with pytest.raises(DataError, match="--names names clusters"):
+        predict(made, [scene], tmp_path / "out", Products(match=True, names=names))
+    names.write_text("a\nb\n")
+    with pytest.raises(DataError, match="2 names; the run has 4 clusters"):
+        predict(made, [scene], tmp_path / "out", Products(names=names))
+
+
+def test_256_clusters_leave_no_value_for_missing_data(tmp_path):
+    made = isf.Segmenter(
+        Labelling(isf.InfoSegNet(num_classes=256, width=8, dim=8).eval(), {}, DataInfo(3, 256, None, [0] * 3, [1] * 3))
+    )
+    with pytest.raises(DataError, match="at most 255 clusters"):
+        predict(made, [write_scene(tmp_path / "a.tif", pixels_of(40, 40))], tmp_path / "out")
+
+
+def test_a_damaged_file_is_named_at_the_end_and_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        write_scene(
+            source / f"{name}.tif", pixels_of(200, 210), tiled=True, blockxsize=64, blockysize=64, compress="deflate"
+        )
+    # The header is whole, and so is the beginning of the pixels.
+    data = bytearray((source / "b.tif").read_bytes())
+    data[-3000:] = bytes(3000)
+    (source / "b.tif").write_bytes(data)
+    monkeypatch.setattr(segmenter_module, "TILE", 64)
+    monkeypatch.setattr(segmenter_module, "KEPT_BYTES", 0)
+    assert call("predict", run, source, "--out", out, "--areas", tmp_path / "areas.csv") == 1
+    captured = capsys.readouterr()
+    assert "2 label maps written" in captured.out and "b.tif" in captured.err.splitlines()[-1]
+    assert files_in(out) == {"a.tif", "c.tif"}
+    assert "b.tif" not in (tmp_path / "areas.csv").read_text()
+
+
+def test_the_output_folder_is_never_input(run, tmp_path, capsys):
+    source = tmp_path / "in"
+    write_scene(source / "scene.tif", pixels_of(40, 50))
+    for _ in range(2):
+        assert call("predict", run, source, "--out", source / "maps") == 0
+        assert files_in(source) == {"scene.tif", "maps/scene.tif"}
+    capsys.readouterr()
+    assert call("predict", run, source, "--out", source) == 2
+    assert "is the folder of the images" in capsys.readouterr().err
+    assert call("predict", run, source / "scene.tif", "--out", source) == 2
+    assert "over the image itself" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_with_one_line(made, tmp_path, monkeypatch):
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "a.png")
+
+    def full(writer, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PngWriter, "_write", full)
+    with pytest.raises(DataError, match="cannot be written: No space left"):
+        predict(made, [tmp_path / "a.png"], tmp_path / "out")
+    assert not files_in(tmp_path / "out")
+
+
+def test_without_rasterio_one_line_names_the_extra(run, tmp_path, capsys, monkeypatch):
+    from infoseg_fast.data import raster
+
+    scene = write_scene(tmp_path / "scene.tif", pixels_of(40, 50))
+    monkeypatch.setattr(raster, "available", lambda: False)
+    assert call("predict", run, scene, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr().err
+    assert "infoseg-fast[geo]" in printed and printed.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])
+def test_odd_file_names_are_kept_and_escaped_in_messages(run, tmp_path, name, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = tmp_path / "picture.png"
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
+    (source / os.fsdecode(name)).write_bytes(picture.read_bytes())
+    (source / os.fsdecode(b"x" + name)).write_bytes(picture.read_bytes()[:200])
+    assert call("predict", run, source, "--out", tmp_path / "out", "--areas", tmp_path / "a.csv") == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [os.fsencode(path.name) for path in (tmp_path / "out").iterdir()] == [name]
+    assert len(told) == 1 and told[0].startswith("infoseg predict:") and told[0].isprintable()
+    assert len(list(csv.reader((tmp_path / "a.csv").open(encoding="utf-8", newline="")))) == 1 + K
+
+
+def test_a_closed_pipe_ends_quietly_with_the_files_written(run, tmp_path):
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    command = (
+        f"{sys.executable} -m infoseg_fast predict {run} {tmp_path}/a.png --out {tmp_path}/out; echo status $? >&2"
+    )
+    done = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False)
+    assert done.stderr == "status 0\n"
+    assert files_in(tmp_path / "out") == {"a.png"}
+
+
+def segmented(run, pixels):
+    return isf.load(run).segment(pixels).numpy()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_load_works_in_another_process(run, method):
+    pixels = torch.rand(1, 3, 200, 200)
+    torch.set_num_threads(2)
+    try:
+        expected = segmented(run, pixels)  # the parent has used its threads
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert np.array_equal(pool.apply_async(segmented, (run, pixels)).get(timeout=120), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_arrays_are_segmented_in_the_runs_own_scale():
+    scaling = Scaling((100.0,) * 2, (3000.0,) * 2, "uint16")
+    made = isf.Segmenter(labelling(2, scaling))
+    stored = pixels_of(50, 60, 2).astype(np.uint16) * 12
+    labels = made.segment_array(stored)
+    assert np.array_equal(labels, made.segment(scaling.to_float(stored)[None])[0])
+    assert np.array_equal(labels, made.segment_array(torch.from_numpy(stored)))
+    assert np.array_equal(labels, made.segment_array(stored.astype(">u2")))
+    valid = np.ones((50, 60), bool)
+    valid[3:5] = False
+    assert (made.segment_array(stored, valid)[3:5] == 255).all()
+    missing = stored.astype(np.float32)
+    missing[0, 7, 8] = np.nan
+    found = made.segment_array(missing)
+    assert found[7, 8] == 255 and (found == 255).sum() == 1
+    for wrong, message in (
+        (stored[:1].repeat(5, 0), "5 channels"),
+        (stored.astype(np.uint8), "uint8"),
+        (stored[None], "pixels must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made.segment_array(wrong)
+
+
+def test_reading_ahead_and_writing_behind_are_bounded_and_raise():
+    made = []
+
+    def numbers():
+        for i in itertools.count():
+            made.append(i)
+            yield i
+
+    with Ahead(numbers(), 2) as ahead:
+        assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+        assert len(made) <= 3 + 2 + 2
+
+    def fails():
+        yield 1
+        raise ValueError("the reader failed")
+
+    with Ahead(fails(), 2) as ahead, pytest.raises(ValueError, match="reader failed"):
+        assert list(ahead) == []
+
+    def fail():
+        raise ValueError("the writer failed")
+
+    with pytest.raises(ValueError, match="writer failed"), Behind(1) as behind:
+        behind.submit(fail)
+
+
+def test_the_png_writer_is_read_by_others(tmp_path):
+    rng = np.random.default_rng(0)
+    for bands, shape in ((1, (70, 33)), (3, (70, 33, 3))):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        writer = PngWriter(tmp_path / "x.png", (70, 33), "the key", bands)
+        writer.write(pixels[:50])
+        assert not (tmp_path / "x.png").exists()
+        writer.write(pixels[50:])
+        writer.finish()
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
+        assert key_of(tmp_path / "x.png") == "the key" and key_of(Path("none.png")) is None
+        (tmp_path / "x.png").unlink()

@@ -1,0 +1,89 @@
+"""--precision and --compile."""
+
+import json
+import logging
+
+import pytest
+import torch
+from conftest import write_folder
+from test_train import SMALL, losses
+
+from infoseg_fast import precision
+from infoseg_fast.errors import DataError
+from infoseg_fast.recipe.default import DefaultRecipe
+from infoseg_fast.train import train
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
+
+
+@pytest.fixture
+def how(tmp_path) -> dict:
+    data = str(write_folder(tmp_path / "data", number=8))
+    return SMALL | {"data": data, "recipe": "paper", "width": 4, "dim": 8, "steps": 4}
+
+
+def recorded(run) -> str:
+    return json.loads((run / "config.json").read_text())["config"]["precision"]
+
+
+def test_bfloat16_computes_the_convolutions_and_the_loss_stays_float32(how, tmp_path, monkeypatch):
+    seen, loss = [], DefaultRecipe.loss
+
+    def watched(self, step, images, mask):
+        found = loss(self, step, images, mask)
+        seen.append((self.network._last[0].dtype, found.dtype))
+        return found
+
+    monkeypatch.setattr(DefaultRecipe, "loss", watched)
+    train(out=tmp_path / "half", **how | {"precision": "bfloat16"})
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+    train(out=tmp_path / "full", **how | {"precision": "float32"})
+    one, other = losses(tmp_path / "half")[-1][1], losses(tmp_path / "full")[-1][1]
+    assert one == pytest.approx(other, rel=0.05) and one != other
+
+
+def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    train(out=tmp_path / "run", **how)
+    assert recorded(tmp_path / "run") == "float32"
+
+
+@pytest.mark.parametrize("faster", ["bfloat16", "float32"])
+def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_path, monkeypatch, caplog, faster):
+    caplog.set_level(logging.WARNING)
+    now, running = [0.0], ["float32"]
+    autocast = precision.autocast
+
+    def chosen(name, device):
+        running[0] = name
+        return autocast(name, device)
+
+    def clock():
+        now[0] += 1.0 if running[0] == faster else 2.0
+        return now[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "has_bfloat16", lambda device: True)
+        patch.setattr(precision, "autocast", chosen)
+        patch.setattr(precision.time, "perf_counter", clock)
+        train(out=tmp_path / "run", **how)
+    assert recorded(tmp_path / "run") == faster
+    assert [r for r in caplog.records if f"--precision auto: {faster} (a step takes" in r.getMessage()]
+    train(None, tmp_path / "run", resume=True, steps=6, precision="auto")
+    assert recorded(tmp_path / "run") == faster
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[faster]
+    with pytest.raises(DataError, match=f"started with --precision {faster}, not {other}"):
+        train(None, tmp_path / "run", resume=True, steps=8, precision=other)
+    train(out=tmp_path / "given", **how | {"precision": faster, "steps": 6})  # the measurement changed nothing
+    assert losses(tmp_path / "given") == losses(tmp_path / "run")
+
+
+@pytest.mark.long
+def test_a_compiled_loss_gives_the_losses(how, tmp_path):
+    train(out=tmp_path / "eager", **how)
+    train(out=tmp_path / "compiled", **how | {"compile": True})
+    expected = [loss for _, loss in losses(tmp_path / "eager")]
+    assert [loss for _, loss in losses(tmp_path / "compiled")] == pytest.approx(expected, rel=1e-4)

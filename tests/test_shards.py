@@ -1,0 +1,138 @@
+"""WebDataset shards hold the same set as the folder that they were made of."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_folder
+from PIL import Image
+from test_train import SMALL, losses, same_weights, weights
+
+from infoseg_fast import cli
+from infoseg_fast.data import crops, open_set
+from infoseg_fast.data.crops import CropSampler, crop_loader
+from infoseg_fast.data.shards import ShardSet, expanded, write_shards
+from infoseg_fast.errors import DataError
+from infoseg_fast.train import train
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = write_folder(tmp_path / "data", number=11, side=32)
+    grey = np.arange(40 * 36, dtype=np.uint8).reshape(40, 36)
+    (root / "images/sub").mkdir()
+    (root / "labels/sub").mkdir()
+    Image.fromarray(grey).save(root / "images/sub/grey.v2.png")
+    Image.fromarray(grey % 2).save(root / "labels/sub/grey.v2.png")
+    (root / "classes.txt").write_text("coarse\nfine\n")
+    return root
+
+
+@pytest.fixture
+def shards(folder, tmp_path) -> str:
+    number, pattern = write_shards(folder, tmp_path / "shards", shard_bytes=20_000)
+    assert number == 12 and len(expanded(pattern)) > 2
+    return pattern
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_shards_hold_the_set_of_the_folder(folder, shards, indexed):
+    if not indexed:
+        for shard in expanded(shards):
+            shard.with_name(shard.name + ".index.json").unlink()
+    found, expected = open_set(shards, "train"), open_set(str(folder), "train")
+    assert isinstance(found, ShardSet)
+    assert (found.classes, found.num_classes, found.channels, found.dtype, found.has_labels) == (
+        expected.classes, expected.num_classes, expected.channels, expected.dtype, True,
+    )  # fmt: skip
+    assert [stem.split("/", 1)[1] for stem in found.stems] == [stem.replace(".", "_") for stem in expected.stems]
+    assert found.sizes == expected.sizes
+    for index in [*range(12), 3, 0]:
+        assert np.array_equal(found.read(index)[0], expected.read(index)[0])
+        assert np.array_equal(found.label(index), expected.label(index))
+    found.check_labels()
+    assert open_set(shards, "train").fingerprint() == found.fingerprint()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_on_shards_resumes_to_the_same_bits(shards, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
+    how = SMALL | {"data": shards, "recipe": "paper", "width": 4, "dim": 8, "workers": workers}
+    train(out=tmp_path / "whole", **how | {"steps": 8})
+    train(out=tmp_path / "parts", **how | {"steps": 5})  # within an epoch
+    train(None, tmp_path / "parts", resume=True, steps=8)
+    assert losses(tmp_path / "parts")[-1] == losses(tmp_path / "whole")[-1]
+    assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_every_epoch_reads_each_image_once_and_ranks_share_it(shards):
+    images = open_set(shards, "train")
+    seen = [crop.index for rank in range(2) for batch in CropSampler(12, 6, 2, 0, 0, 2, rank, 2) for crop in batch]
+    assert sorted(seen) == list(range(12))
+    batch = next(iter(crop_loader(images, 16, CropSampler(12, 6, 2, 0, 0, 1, 1, 2), 0)))
+    assert batch.images.shape == (3, 3, 16, 16)
+
+
+def test_memory_does_not_grow_with_the_images_that_are_read(tmp_path):
+    """An epoch of many images: the process does not get larger after the first tenth."""
+    shard, image = tmp_path / "many.tar", io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(image, "png")
+    with tarfile.open(shard, "w") as archive:
+        for number in range(2000):
+            member = tarfile.TarInfo(f"{number:06d}.png")
+            member.size = len(image.getvalue())
+            archive.addfile(member, io.BytesIO(image.getvalue()))
+    images = ShardSet(str(shard))
+    loader = crop_loader(images, 32, CropSampler(2000, 20, 2, 0, 0, 100), 0)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    sizes, files = [], []
+    for _ in loader:
+        sizes.append(resident())
+        files.append(len(os.listdir("/proc/self/fd")))
+    assert len(sizes) == 100 and sizes[-1] - sizes[10] < 8 * 2**20  # the images are 24 MB
+    assert max(files[10:]) <= files[10] + 2
+
+
+def test_the_command_writes_shards_and_names_the_pattern(folder, tmp_path, capsys):
+    out = tmp_path / "made"
+    assert cli.main(["prepare", "shards", "--root", str(folder), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"12 images written; --data '{out}/shards-{{0000..0000}}.tar'" in said
+    record = json.loads((out / "shards-0000.tar.index.json").read_text())
+    assert len(record["members"]) == 24
+    assert cli.main(["prepare", "shards", "--root", str(folder), "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_faults_are_named(shards, tmp_path):
+    with pytest.raises(DataError, match=r"shard .*shards-0003\.tar does not exist"):
+        open_set(str(Path(shards).parent / "shards-{0000..0009}.tar"), "train")
+    first = expanded(shards)[0]
+    content = first.read_bytes()
+    images = open_set(shards, "train")
+    place = images._images[1]
+    first.write_bytes(content[: place.offset + 40] + bytes(place.size - 40) + content[place.offset + place.size :])
+    with pytest.raises(DataError, match=r"shards-0000\.tar:im1\.png cannot be read"):
+        images.read(1)
+    first.write_bytes(content[:3000])
+    with pytest.raises(DataError, match=r"shards-0000\.tar"):
+        open_set(shards, "train")
+    (tmp_path / "no.tar").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match=r"no\.tar cannot be read"):
+        open_set(str(tmp_path / "no.tar"), "train")
+
+
+def test_ranges_count_with_the_digits_of_their_first_number(tmp_path):
+    for name in ("a-08.tar", "a-09.tar", "a-10.tar"):
+        (tmp_path / name).touch()
+    assert [p.name for p in expanded(str(tmp_path / "a-{08..10}.tar"))] == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    with pytest.raises(DataError, match="counts no shard"):
+        expanded("a-{3..2}.tar")

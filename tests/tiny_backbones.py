@@ -1,0 +1,60 @@
+"""Small backbones for the tests of `--backbone`. Their weights are the same in every process."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Pyramid(nn.Module):
+    """Maps of strides 2, 4, 8 and 16 with 4, 6, 8 and 10 channels."""
+
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.3)
+
+    def __init__(self, channels: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        sizes = [channels, 4, 6, 8, 10]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stages = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+                for a, b in pairwise(sizes)
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Attentive(Pyramid):
+    """As Pyramid, with squeeze-excitation: a position sees the whole image."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [m * m.mean(dim=(2, 3), keepdim=True).sigmoid() for m in super().forward(x)]
+
+
+def pyramid() -> nn.Module:
+    return Pyramid()
+
+
+def other_weights() -> nn.Module:
+    return Pyramid(seed=1)
+
+
+def four_channels() -> nn.Module:
+    return Pyramid(4)
+
+
+def attentive() -> nn.Module:
+    return Attentive()
+
+
+def one_map() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.Flatten())
+
+
+def nothing() -> None:
+    return None
