@@ -225,7 +225,11 @@ class Settings:
     checkpoint_every: int = setting("run", 250, "steps between checkpoints", type=int, minimum=1)
     device: str = setting("run", "auto", "device that trains", choices=("auto", "cpu", "cuda"))
     workers: int | None = setting(
-        "run", None, "processes that read images (default: by the size of the set)", type=int, minimum=0
+        "run",
+        None,
+        "processes, or threads for a scene, that read images (default: by the size of the set)",
+        type=int,
+        minimum=0,
     )
 
     precision: str = setting(

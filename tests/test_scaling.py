@@ -8,7 +8,9 @@ import tifffile
 import torch
 from PIL import Image
 from test_data import refused, save
+from test_train import SMALL
 
+import infoseg_fast as isf
 from infoseg_fast.data import FolderSet, ReadOptions, Scaling, for_training, open_set
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.data.crops import CropSampler, channel_statistics, crop_loader, held_in_memory
@@ -17,6 +19,7 @@ from infoseg_fast.data.scaling import eight_bit, estimate
 from infoseg_fast.data.scenes import SceneCrops
 from infoseg_fast.data.threaded import read_ahead
 from infoseg_fast.errors import DataError
+from infoseg_fast.run_folder import RunFolder
 
 
 def write(root, pixels, **options):
@@ -316,3 +319,31 @@ def test_threads_read_ahead_in_order_and_end_with_the_loop():
     assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
     found.close()
     assert len(read) <= 5 + 7 and next(given) < 20
+
+
+@pytest.mark.usefixtures("regions_of_two_points")
+def test_regions_without_data_are_left_out(tmp_path):
+    pixels = np.ones((1, 1000, 700), np.uint16)
+    pixels[:, np.add.outer(np.arange(1000), np.arange(700)) < 900] = 0
+    write_tiff(tmp_path / "scene.tif", pixels, tile=(64, 64), compression="deflate")
+    every = for_training(open_set(str(tmp_path / "scene.tif"), "train"))
+    images = for_training(open_set(str(tmp_path / "scene.tif"), "train", options=ReadOptions(nodata=0)))
+    assert len(every) == 16 * 11 and 0.3 < len(images) / len(every) < 0.7
+    x = np.full(len(images), 0.5)
+    shares = images.crops(np.arange(len(images)), x, x, 64)[1].mean(axis=(1, 2))
+    assert (shares > 0).mean() > 0.8 and shares.mean() > 0.75
+    assert sorted(images.epoch_order(0, 0).tolist()) != list(range(len(images)))
+    empty = for_training(open_set(str(tmp_path / "scene.tif"), "train", options=ReadOptions(nodata=1)))
+    assert len(empty) > 0
+
+
+@pytest.mark.usefixtures("regions_of_two_points")
+def test_a_run_on_a_scene_that_is_read_by_regions_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("infoseg_fast.data.crops.IN_MEMORY_BYTES", 0)
+    scene(tmp_path, (2, 300, 400), np.uint16)
+    how = SMALL | {"classes": 2, "overcluster": 1.0, "workers": 2, "log_every": 1}
+    for name, parts in (("whole", (6,)), ("parts", (3, 6))):
+        for steps in parts:
+            isf.train(tmp_path / "scene.tif", tmp_path / name, resume=True, steps=steps, **how)
+    a, b = (RunFolder(tmp_path / name).load()["labelling"]["weights"] for name in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -174,6 +174,10 @@ class ImageSet:
         """(rows, columns) of `image(index)`."""
         return scaled_size(self.sizes[index], self.scale)
 
+    def may_lack_data(self, index: int) -> bool:
+        """Whether a pixel of the image can be invalid."""
+        return True
+
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The order in which an epoch draws the images, if theirs is no plain permutation."""
         return None

@@ -178,7 +178,7 @@ class FileSet(ImageSet):
 
     def label(self, index: int) -> np.ndarray:
         values = self._read_label(self._files[index])
-        if self._may_lack_data(index) and (valid := self.read(index)[1]) is not None:
+        if self.may_lack_data(index) and (valid := self.read(index)[1]) is not None:
             values[~valid] = IGNORE
         return values
 
@@ -191,7 +191,7 @@ class FileSet(ImageSet):
         top, left, tall, wide = self.native_part(index, row, column, height, width)
         return nearest(label[top : top + tall, left : left + wide], (height, width))
 
-    def _may_lack_data(self, index: int) -> bool:
+    def may_lack_data(self, index: int) -> bool:
         """Whether a pixel of the image can be invalid; of a plain 8-bit image none can."""
         header = self._headers[index]
         return (

@@ -56,10 +56,12 @@ class SceneCrops(ImageSet):
             ]
             if len(self._points) >= MIN_POINTS:
                 break
+        self._find_regions()
+        if source.windowed:
+            self._leave_out_empty_regions()
         self._parts = [self._part_around(*point) for point in self._points]
         self.sizes = [(height, width) for _, _, height, width in self._parts]
         self.stems = [f"{source.stems[image]}@{row},{column}" for image, row, column in self._points]
-        self._find_regions()
 
     def _find_regions(self) -> None:
         """The region of each point: (image, row, column) on a grid of `_points_across` points."""
@@ -72,6 +74,28 @@ class SceneCrops(ImageSet):
         n = self._points_across
         self._region_of = [(image, row // n, column // n) for image, row, column in self._points]
         self._regions = Regions(REGION_BYTES)
+
+    def _leave_out_empty_regions(self) -> None:
+        """Drop the points of regions of which 3 x 3 pixels have no data: around a scene that is turned
+        on its grid, whole batches could be without any.
+        """
+        full = {region for region in dict.fromkeys(self._region_of) if self._has_data(*region)}
+        kept = [(p, r) for p, r in zip(self._points, self._region_of, strict=True) if r in full]
+        if kept:
+            self._points, self._region_of = map(list, zip(*kept, strict=True))
+
+    def _has_data(self, image: int, row: int, column: int) -> bool:
+        if not self.source.may_lack_data(image):
+            return True
+        length = self._points_across * self.stride
+        spans = [(n * length, min((n + 1) * length, size) - 1) for n, size in
+                 zip((row, column), self.source.sizes[image], strict=True)]  # fmt: skip
+        for y, x in np.ndindex(3, 3):
+            at = [first + max(last - first, 0) * i // 2 for (first, last), i in zip(spans, (y, x), strict=True)]
+            valid = self.source.read_window(image, *at, 1, 1)[1]
+            if valid is None or valid.all():
+                return True
+        return False
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The points in the order of an epoch, in which few regions are in use at any time.
@@ -98,7 +122,7 @@ class SceneCrops(ImageSet):
         return self._changed(_spread=True)
 
     def _changed(self, **attributes: object) -> "SceneCrops":
-        made = object.__new__(SceneCrops)
+        made = object.__new__(type(self))  # which may skip damaged images (data.damaged)
         vars(made).update(vars(self) | attributes)
         return made
 
