@@ -84,7 +84,9 @@ def test_a_signal_saves_a_checkpoint_and_the_run_goes_on_to_the_same_bits(
 
 
 def test_a_signal_before_the_first_step_ends_at_once(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("infoseg_fast.train.data_info", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        sys.modules["infoseg_fast.train"], "data_info", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
+    )
     assert cli.main(arguments(TINY | {"data": data, "steps": 4}, tmp_path / "run")) == 143
     assert not (tmp_path / "run").exists()
 
