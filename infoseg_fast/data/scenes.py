@@ -92,7 +92,7 @@ class SceneCrops(ImageSet):
                  zip((row, column), self.source.sizes[image], strict=True)]  # fmt: skip
         for y, x in np.ndindex(3, 3):
             at = [first + max(last - first, 0) * i // 2 for (first, last), i in zip(spans, (y, x), strict=True)]
-            valid = self.source.read_window(image, *at, 1, 1)[1]
+            valid = self.source.read_window(image, at[0], at[1], 1, 1)[1]
             if valid is None or valid.all():
                 return True
         return False
