@@ -84,6 +84,7 @@ def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sam
 def stems_of_step(images: ImageSet, settings: Settings, step: int) -> list[str]:
     """The stems of the images of step number `step`."""
     sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, step, step + 1)
+    sampler.order = images.epoch_order
     return [images.stems[crop.index] for batch in sampler for crop in batch]
 
 
