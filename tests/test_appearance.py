@@ -18,7 +18,8 @@ from infoseg_fast.recipe.appearance import (
     local_appearance,
 )
 from infoseg_fast.recipe.colours import colour_channels
-from infoseg_fast.recipe.refinement import colours_of, fit_refinement
+from infoseg_fast.recipe.overclustering import OverClusters
+from infoseg_fast.recipe.refinement import colours_of
 from infoseg_fast.recipe.sample import Sample
 from infoseg_fast.reference import neighbourhood_mean
 from infoseg_fast.reference.local_appearance import DARK, FLAT
@@ -276,7 +277,7 @@ def test_the_term_and_the_refinement_hold_for_any_number_of_bands(c):
     assert term.item() == 2 * expected.item()
     probs = torch.softmax(logits.detach(), dim=1)
     sample = Sample(lambda: iter([(images, None)]))
-    refinement = fit_refinement([probs], sample, 0)
+    refinement = OverClusters.of([probs], sample, 0, refine=True).refinement(None, 0)
     labels = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
     assert refinement.residual.shape == (K, min(c, 8), 2 * min(c, 8) + 1)
     assert (labels[:, :, :16] == 0).all() and (labels[:, :, 16:] == 1).all(), "the edge of the pixels"

@@ -61,9 +61,8 @@ def build(folder: Path, sanitizer: str) -> Path:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize(
-    ("sanitizer", "what"), [pytest.param("address,undefined", "all", marks=pytest.mark.long), ("thread", "threads")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("sanitizer", "what"), [("address,undefined", "all"), ("thread", "threads")])
 def test_kernels_pass_under_sanitizers(sanitizer, what, tmp_path):
     require(sanitizer, tmp_path)
     program = build(tmp_path, sanitizer)

@@ -399,7 +399,7 @@ def test_crops_are_windows_of_their_image_and_padding_is_marked(tmp_path):
     save(tmp_path / "images/small.png", small.transpose(1, 2, 0))
     crops = CropSet(FolderSet(tmp_path), 12)
     (whole,) = list(CropSampler(2, 2, 2, 0, 0, 1))
-    images, valid = crops.__getitems__(whole)
+    images, valid, _ = crops.__getitems__(whole)
     for image, crop, ok in zip(images, whole, valid, strict=True):
         source = (large, small)[crop.index]
         rows = min(12, source.shape[1])

@@ -56,7 +56,7 @@ def test_the_report_of_a_scene_has_its_overview_its_labels_and_their_shares(scen
     expected = (scaling.to_float(pixels)[[4, 0, 1]] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(picture, expected)
     assert (labels[:, :20] == 0).all() and labels[:, 20:].any(axis=2).all(), "black where there is no data"
-    assert "<h2>Scenes</h2>" in page and len(pictures(page)) == 2 * (1 + 12)
+    assert "<h2>Scenes</h2>" in page and len(pictures(page)) == 2 * (1 + 12) + 4
     shares = [float(x) for x in re.findall(r'cluster \d</td><td class="number">([\d.]+)<', page)]
     colours = [np.uint8(list(bytes.fromhex(x))) for x in re.findall(r"background:#(\w{6})", page)]
     counted = [(labels == colour).all(axis=2).sum() / (150 * 180) for colour in colours]

@@ -21,7 +21,7 @@ from infoseg_fast import extension
 from infoseg_fast.errors import DataError
 from infoseg_fast.model import position_mask
 from infoseg_fast.ops import dispatch
-from infoseg_fast.run_folder import RunFolder
+from infoseg_fast.run_folder import LAYOUT, RunFolder
 from infoseg_fast.train import train
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
@@ -374,7 +374,7 @@ def test_a_run_of_another_layout_is_named(data, tmp_path):
     train(data, run, **SMALL, steps=4)
     content = torch.load(checkpoint_file(run), weights_only=True)
     torch.save(content | {"layout": 7}, checkpoint_file(run))
-    with pytest.raises(DataError, match=r"checkpoint last of .* has layout 7; this version reads layout 1"):
+    with pytest.raises(DataError, match=rf"checkpoint last of .* has layout 7; this version reads layout {LAYOUT}"):
         isf.load(run)
     record = json.loads((run / "config.json").read_text())
     del record["layout"]

@@ -68,7 +68,7 @@ class World:
                 raise LostRankError(f"the ranks do not reach each other: {first_line(error)}") from error
             self._joined = True
         self.rank, self.size = rank(), ranks()
-        if not self.is_main:  # what is said is said once
+        if self._joined and not self.is_main:  # what is said is said once
             logging.getLogger("infoseg_fast").setLevel(logging.ERROR)
         return self
 
