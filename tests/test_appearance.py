@@ -278,7 +278,7 @@ def test_the_term_and_the_refinement_hold_for_any_number_of_bands(c):
     probs = torch.softmax(logits.detach(), dim=1)
     sample = Sample(lambda: iter([(images, None)]))
     refinement = OverClusters.of([probs], sample, 0, refine=True).refinement(None, 0)
-    labels = refinement.labels(probs, colours_of(images, (8, 8), 0), (32, 32))
+    labels = refinement.labels(probs, colours_of(images, (8, 8), 0))
     assert refinement.residual.shape == (K, min(c, 8), 2 * min(c, 8) + 1)
     assert (labels[:, :, :16] == 0).all() and (labels[:, :, 16:] == 1).all(), "the edge of the pixels"
     assert sample.statistics(0)[0].isfinite().all()
