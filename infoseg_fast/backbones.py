@@ -154,7 +154,8 @@ class Backbone(nn.Module):
         The local map covers the padding inside too. `project=False` gives the features before the
         components.
         """
-        rows, columns = (-(-n // self.global_stride) for n in x.shape[2:])
+        stride = self.global_stride
+        rows, columns = ((n + stride - 1) // stride for n in x.shape[2:])  # exported graphs round to 0
         found = self.maps(padded(x, self.multiple))
         parts = [resampled(found[i], self.strides[i], self.local_stride) for i in self.local_index]
         local = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

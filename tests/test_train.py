@@ -134,9 +134,8 @@ def test_resumed_and_uninterrupted_runs_have_the_same_bits(data, tmp_path):
     assert same_weights(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path, workers):
-    how = SMALL | {"data": data, "steps": 60, "checkpoint_every": 5, "workers": workers}
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data, tmp_path):
+    how = SMALL | {"data": data, "steps": 60, "checkpoint_every": 5, "workers": 2}
     train(out=tmp_path / "whole", **how)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]
     command = [
