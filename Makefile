@@ -22,8 +22,8 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 
 # Train on real satellite images, score, write runs/demo/report.html. Resumes an interrupted run.
 demo: setup
-	$(BIN)/infoseg train --data landcover --out runs/demo --resume
-	$(BIN)/infoseg eval runs/demo --data landcover --split all
+	$(BIN)/infoseg train --data landcover-4 --out runs/demo --resume
+	$(BIN)/infoseg eval runs/demo --data landcover-4 --split all
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from ..reference.class_moments import moments_of
 from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
-IMAGE_WEIGHT = 0.2  # of the second criterion in the score
+IMAGE_WEIGHT = 0.175  # of the second criterion in the score
 # Weights of further starts of the greedy search. The best result by the score is taken.
 GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.4)
 MAX_SWEEPS = 20  # over all classes, of single moves
