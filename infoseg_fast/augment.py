@@ -26,7 +26,7 @@ def augmented(
     generator = torch.Generator().manual_seed(settings.seed * SEED_FACTOR + step)
     part = part or Part(0, len(images), len(images))
     images, mask = _flipped_and_rotated(images, mask, generator, settings.flip, settings.rotate, part)
-    return _jittered(images, settings.jitter, generator, part), mask
+    return jittered(images, settings.jitter, generator, part), mask
 
 
 def _flipped_and_rotated(
@@ -45,7 +45,7 @@ def _flipped_and_rotated(
     return (x, None) if mask is None else (x[:, :-1], x[:, -1] > 0.5)
 
 
-def _jittered(images: Tensor, strength: float, generator: torch.Generator, part: Part) -> Tensor:
+def jittered(images: Tensor, strength: float, generator: torch.Generator, part: Part) -> Tensor:
     """Brightness, contrast and the colour of the first three channels change. A fourth channel does
     not.
     """

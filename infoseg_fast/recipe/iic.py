@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..augment import SEED_FACTOR, _jittered
+from ..augment import SEED_FACTOR, jittered
 from ..data.crops import Part
 from ..model import InfoSegNet, padded, position_mask
 from . import DataInfo, Recipe, imported
@@ -60,7 +60,7 @@ class IICRecipe(Recipe):
         images = padded(images)
         generator = torch.Generator().manual_seed((self.settings.seed + 1) * SEED_FACTOR + step)
         mirrored = torch.randint(0, 2, (len(images), 1, 1, 1), generator=generator).bool().to(images.device)
-        other = _jittered(images, JITTER, generator, Part(0, len(images), len(images)))
+        other = jittered(images, JITTER, generator, Part(0, len(images), len(images)))
         other = torch.where(mirrored, other.flip(3), other)
         both = torch.cat([images, other]).contiguous(memory_format=torch.channels_last)
         features, _ = self.network(both)
