@@ -26,9 +26,9 @@ from ..reference.class_moments import moments_of
 from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
-IMAGE_WEIGHT = 0.175  # of the second criterion in the score
+IMAGE_WEIGHT = 0.3  # of the second criterion in the score
 # Weights of further starts of the greedy search. The best result by the score is taken.
-GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.4)
+GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)
 MOST_NUMBERS = 2**22  # in a tensor of the partitions that are tried at once
 EPSILON = 1e-12
 
