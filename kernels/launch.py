@@ -6,6 +6,7 @@ without a GPU.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class Kernel:
     def name(self) -> str:
         return self.function.fn.__name__
 
-    @property
+    @functools.cached_property
     def parameters(self) -> dict[str, str]:
         """Name and annotation ("", "constexpr", "i32", ...) of each parameter, in order."""
         names = {tl.constexpr: "constexpr", tl.int32: "i32", tl.int64: "i64", tl.float64: "fp64"}
@@ -138,6 +139,16 @@ class Launch:
     def programs(self) -> int:
         return math.prod(self.grid)
 
+    def run(self) -> object:
+        """Run the kernel on the device of its tensors and on that device's current stream.
+
+        Returns what Triton returns: the compiled kernel, None in the interpreter.
+        """
+        device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
+        # Triton takes the current device and its stream, which need not be those of the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            return self.kernel.function[self.grid](**self.arguments, **self.constexprs, **self.config.options())
+
 
 _recording: list[Launch] | None = None
 
@@ -153,6 +164,11 @@ def recorded() -> Iterator[list[Launch]]:
         _recording = before
 
 
+def recording() -> bool:
+    """Whether launches are recorded."""
+    return _recording is not None
+
+
 def launch(
     kernel: Kernel,
     grid: tuple[int, ...],
@@ -160,8 +176,7 @@ def launch(
     constexprs: dict[str, object],
     config: Config,
 ) -> None:
-    """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid
-    does nothing.
+    """Run `kernel`, or record the launch. An empty grid does nothing.
 
     The block sizes of `config` are added to the constexprs. An argument of None is a pointer that
     the kernel skips.
@@ -169,10 +184,7 @@ def launch(
     if any(n == 0 for n in grid):
         return
     started = Launch(kernel, grid, arguments, constexprs | config.blocks, config)
-    if _recording is not None:
+    if _recording is None:
+        started.run()
+    else:
         _recording.append(started)
-        return
-    device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
-    # Triton takes the current device and its stream, which need not be those of the tensors.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel.function[grid](**started.arguments, **started.constexprs, **config.options())

@@ -119,6 +119,12 @@ def strides(x: Tensor, prefix: str = "") -> dict[str, int]:
     return {f"{prefix}stride_{name}": stride for name, stride in zip("bcyx", x.stride(), strict=True)}
 
 
+def no_positions(features: Tensor) -> bool:
+    """Whether a feature map [B, C, h, w] has no images or no positions."""
+    B, _, h, w = features.shape
+    return B * h * w == 0
+
+
 def map_arguments(features: Tensor) -> dict[str, Tensor | int]:
     """A feature map [B, C, h, w] and its sizes as arguments of a kernel."""
     h, w = features.shape[2:]
