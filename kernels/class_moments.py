@@ -26,6 +26,7 @@ from .tiles import (
     map_constexprs,
     moment_product,
     moment_product_operations,
+    over_channels,
     precision,
 )
 
@@ -43,7 +44,7 @@ def _cost(started: Launch) -> Cost:
     )
 
 
-@kernel(products=True, wide_loads=True, cost=_cost)
+@kernel(products=True, wide_loads=True, cost=_cost, feature_loop=over_channels)
 def class_moments_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]

@@ -87,12 +87,15 @@ class Kernel:
     Attributes:
         products: the kernel multiplies matrices, so tensor-core instructions must appear.
         wide_loads: 128-bit global loads must appear where the tensors allow them.
+        feature_loop: constexprs -> elements of features that an iteration of the innermost loop
+            loads, and iterations; None for kernels without such a loop.
     """
 
     function: object
     products: bool
     wide_loads: bool
     cost: Callable[["Launch"], Cost]
+    feature_loop: Callable[[dict[str, object]], tuple[int, int]] | None = None
 
     @property
     def name(self) -> str:
@@ -107,7 +110,11 @@ class Kernel:
 
 
 def kernel(
-    *, cost: Callable[["Launch"], Cost], products: bool = False, wide_loads: bool = False
+    *,
+    cost: Callable[["Launch"], Cost],
+    products: bool = False,
+    wide_loads: bool = False,
+    feature_loop: Callable[[dict[str, object]], tuple[int, int]] | None = None,
 ) -> Callable[..., Kernel]:
     """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a
     stated type.
@@ -120,7 +127,7 @@ def kernel(
     def decorate(function) -> Kernel:
         parameters = inspect.signature(function).parameters.values()
         numbers = [p.name for p in parameters if p.annotation in (tl.int32, tl.int64, tl.float64)]
-        return Kernel(triton.jit(function, do_not_specialize=numbers), products, wide_loads, cost)
+        return Kernel(triton.jit(function, do_not_specialize=numbers), products, wide_loads, cost, feature_loop)
 
     return decorate
 

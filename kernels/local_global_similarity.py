@@ -29,6 +29,8 @@ from .tiles import (
     moment_product_operations,
     no_positions,
     operand,
+    over_channels,
+    over_positions,
     precision,
     product,
     strides,
@@ -96,7 +98,7 @@ def class_softmax(z, temperature, K: tl.constexpr, BLOCK_K: tl.constexpr):
     return e / tl.sum(e, axis=0)[None, :]
 
 
-@kernel(products=True, wide_loads=True, cost=_forward_cost)
+@kernel(products=True, wide_loads=True, cost=_forward_cost, feature_loop=over_channels)
 def similarity_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -196,7 +198,7 @@ def score_gradient(grad, statistics, probs, b, k, p, total, temperature, S, P, K
     return dz
 
 
-@kernel(products=True, wide_loads=True, cost=_backward_cost)
+@kernel(products=True, wide_loads=True, cost=_backward_cost, feature_loop=over_positions)
 def similarity_backward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]

@@ -26,12 +26,12 @@ from .mutual_information_loss_tiles import (
     softmax,
     softplus,
 )
-from .tiles import divided
+from .tiles import divided, over_channels
 
 SUMS = tl.constexpr(3)  # positive terms, negative terms, valid positions; K sums of V follow
 
 
-@kernel(products=True, wide_loads=True, cost=forward_cost)
+@kernel(products=True, wide_loads=True, cost=forward_cost, feature_loop=over_channels)
 def loss_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]

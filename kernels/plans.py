@@ -7,8 +7,8 @@ kernels that it launches. A later call allocates the same tensors and launches t
 
 Temporary tensors share one allocation. A kernel that was launched once is launched again without
 Triton's search for it, which takes longer than the launch: what the search depends on is part of
-the plan, except for the divisibility of addresses by 16, which is checked anew. Arguments of a
-launch are addresses then.
+the plan, except for the divisibility of addresses by 16, which is found anew. Such a launch is
+given addresses in place of tensors.
 """
 
 import contextlib
@@ -87,31 +87,33 @@ class _Start:
     launch: Launch
     values: list[object]
     places: list[tuple[int, _Place]]  # with the position of the parameter
-    compiled: object = None  # Triton's compiled kernel for aligned addresses, after the first launch
+    # Triton's compiled kernels by which addresses are aligned; () if all are.
+    compiled: dict[tuple[bool, ...], object] = field(default_factory=dict)
     pointers: list[tuple[int, int, int]] = field(init=False)  # position, number, offset
 
     def __post_init__(self):
         self.pointers = [(i, place.number, place.offset) for i, place in self.places]
         self.grid = (*self.launch.grid, 1, 1)[:3]
 
-    def on_tensors(self, tensors: list[Tensor], aligned: bool) -> None:
-        """Launch as Triton does; compiles the kernel at need."""
+    def on_tensors(self, tensors: list[Tensor]) -> object:
+        """Launch as Triton does, compiling the kernel at need; returns what `Launch.run` does."""
         names = list(self.launch.kernel.parameters)
         given = {names[i]: place.tensor(tensors) for i, place in self.places}
-        compiled = replace(self.launch, arguments=self.launch.arguments | given).run()
-        if aligned and not INTERPRETED:
-            self.compiled = compiled
+        return replace(self.launch, arguments=self.launch.arguments | given).run()
 
     def __call__(self, tensors: list[Tensor], addresses: list[int], stream: int) -> None:
         values, bits = self.values.copy(), 0
         for i, number, offset in self.pointers:
             values[i] = address = addresses[number] + offset
             bits |= address
-        aligned, compiled = bits % POINTER_ALIGNMENT == 0, self.compiled
-        if aligned and compiled is not None:
-            compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+        aligned = ()
+        if bits % POINTER_ALIGNMENT:
+            aligned = tuple([values[i] % POINTER_ALIGNMENT == 0 for i, *_ in self.pointers])
+        compiled = self.compiled.get(aligned)
+        if compiled is None:
+            self.compiled[aligned] = self.on_tensors(tensors)
         else:
-            self.on_tensors(tensors, aligned)
+            compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
 
 
 @dataclass
@@ -129,8 +131,8 @@ class _Plan:
             tensors.append(torch.empty(self.workspace, dtype=torch.uint8, device=device))
         if INTERPRETED or _hooked():
             for start in self.starts:
-                start.on_tensors(tensors, False)
-        else:
+                start.on_tensors(tensors)
+        elif self.starts:
             # Triton launches on the current device, which need not be that of the tensors.
             current = driver.active.get_current_device()
             other = device.type == "cuda" and device.index != current
@@ -185,6 +187,15 @@ def _find(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, 
     return _Plan(made, workspace if offsets else None, starts, [order[place.number] for place in returned])
 
 
+_ALL_PLANS: list[dict[tuple, _Plan]] = []
+
+
+def forget_plans() -> None:
+    """Find every plan anew."""
+    for plans in _ALL_PLANS:
+        plans.clear()
+
+
 def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """Decorator of a function that allocates tensors, launches kernels, and does nothing else with
     tensors.
@@ -194,6 +205,7 @@ def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
     tuned, it runs as it is.
     """
     plans: dict[tuple, _Plan] = {}
+    _ALL_PLANS.append(plans)
 
     @functools.wraps(function)
     def call(*arguments):
@@ -219,5 +231,4 @@ def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
             plan = plans[key] = _find(function, arguments)
         return plan(tensors)
 
-    call.plans = plans
     return call

@@ -83,6 +83,16 @@ def moment_product_operations(m: int, n: int, k: int, itemsize: int) -> int:
     return product_operations(m, n, k, "ieee" if itemsize == 8 else "tf32x3")
 
 
+def over_channels(c: dict[str, object]) -> tuple[int, int]:
+    """`Kernel.feature_loop` of a loop over the channels of a tile of positions."""
+    return c["BLOCK_C"] * c["BLOCK_P"], triton.cdiv(c["C"], c["BLOCK_C"])
+
+
+def over_positions(c: dict[str, object]) -> tuple[int, int]:
+    """`Kernel.feature_loop` of a loop over many tiles of positions for one chunk of channels."""
+    return c.get("BLOCK_D", c["BLOCK_C"]) * c["BLOCK_P"], 1 << 30
+
+
 def precision(dtype: torch.dtype) -> str:
     """PRECISION of products with features of `dtype` (see `operand`).
 

@@ -6,21 +6,22 @@ on a GPU: the ops' Python code, Triton's search for the compiled kernel, and its
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ..kernels import interpreted
+from ..kernels.plans import forget_plans
 from ..ops import dispatch
 
-
-# Triton keeps compiled kernels by the number of the device. No GPU has this one.
-DEVICE = 1000
+# Triton keeps compiled kernels by the number of the device. No GPU has these.
+DEVICE, DEVICE_WITHOUT_COMPILER = 1000, 1001
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,39 @@ class _Utils:
         return sizes | {"sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}
 
 
+def _launcher(source: Any, metadata: Any) -> Callable[..., None]:
+    """A launcher that notes the launch in the current context."""
+
+    def launch(x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *values):
+        started = driver.active.started
+        if started is not None:
+            started.append(Started(source.fn.__name__, (x, y, z), source, metadata, values))
+
+    return launch
+
+
+class _Uncompiled:
+    """Stands for a compiled kernel."""
+
+    function = packed_metadata = metadata = None
+
+    def __init__(self, source: Any, **options: Any):
+        self.run = _launcher(source, None)
+
+    def launch_metadata(self, *_: Any) -> None:
+        pass
+
+
 class _Driver:
     """Triton's driver protocol."""
 
-    def __init__(self, capability: int, started: list[Started] | None):
-        self.capability, self.started, self.utils = capability, started, _Utils()
+    launcher_cls = staticmethod(_launcher)
 
-    def launcher_cls(self, source, metadata):
-        name = source.fn.__name__
-
-        def launcher(x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *values):
-            started = driver.active.started  # of the context in which the kernel is launched
-            if started is not None:
-                started.append(Started(name, (x, y, z), source, metadata, values))
-
-        return launcher
+    def __init__(self, capability: int, device: int, started: list[Started] | None):
+        self.capability, self.device, self.started, self.utils = capability, device, started, _Utils()
 
     def get_current_device(self):
-        return DEVICE
+        return self.device
 
     def get_current_stream(self, device):
         return 0
@@ -94,10 +110,13 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def mocked(capability: int = 90, keep: bool = True) -> Iterator[list[Started]]:
+def mocked(capability: int = 90, *, compiles: bool = True, keep: bool = True) -> Iterator[list[Started]]:
     """Context in which `backend="triton"` takes tensors on the CPU and launches nothing.
 
-    Gives the list of launches, which stays empty with keep=False. A process uses one capability.
+    Args:
+        capability: the compute capability, one for all contexts of a process.
+        compiles: compile the kernels; otherwise Triton binds and specialises their arguments alone.
+        keep: add each launch to the list that the context gives.
     """
     if interpreted():
         raise RuntimeError("the mocked driver needs Triton's compiler; unset TRITON_INTERPRET")
@@ -107,9 +126,13 @@ def mocked(capability: int = 90, keep: bool = True) -> Iterator[list[Started]]:
     def allowed(op, name, *kind):
         return None if name == "triton" else unsupported(op, name, *kind)
 
-    driver.set_active(_Driver(capability, started if keep else None))
+    device = DEVICE if compiles else DEVICE_WITHOUT_COMPILER
+    forget_plans()  # they hold kernels of another context
+    driver.set_active(_Driver(capability, device, started if keep else None))
+    compiler = contextlib.nullcontext() if compiles else patch.object(triton.compiler, "compile", _Uncompiled)
     try:
-        with patch.object(dispatch, "_unsupported", allowed):
+        with patch.object(dispatch, "_unsupported", allowed), compiler:
             yield started
     finally:
         driver.set_active(before)
+        forget_plans()
