@@ -7,6 +7,7 @@ serves. `local_appearance_texture` averages the structure tensor over 3 x 3 cell
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -169,6 +170,8 @@ def _forward(images, size):
     key = configs.Key(images.element_size(), C, 0)
     config = configs.rows("local_appearance_cells", key)[0]
     block_x = min(triton.next_power_of_2(cell_w), MAX_COLUMNS)
+    if block_x == MAX_COLUMNS:  # without a limit ptxas spills on sm_100, to stay below 64 registers
+        config = replace(config, registers=128)
     rows = images.stride(3) == 1
     align = math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1
     launch(

@@ -16,8 +16,8 @@ from .tiles import block, layout, map_arguments, map_constexprs, no_positions, p
 
 PROGRAMS = 512  # keeps any GPU busy; fixed, so that results do not depend on the GPU
 # Programs if each holds its own parts of dG in registers: every further program writes and reads
-# one more part.
-PROGRAMS_WITH_PARTS = 128
+# one more part. Two on each multiprocessor of an H200.
+PROGRAMS_WITH_PARTS = 256
 # Maximum columns of the block that holds the own image; the part of dG of more columns does not fit
 # the registers.
 MAX_OWN_COLUMNS = 64

@@ -156,8 +156,9 @@ def test_launches_and_allocations_of_a_step(driver, monkeypatch):
 
 
 @pytest.mark.long
-def test_every_op_compiles_in_the_jit():
+def test_the_jit_compiles_and_a_plan_launches_what_it_compiled():
     with mocked() as started:
-        for op in cuda_checks.triton_ops():
-            assert ran(cuda_checks.variants(op, SMALL)[0], started)
-    assert all(launch.metadata.shared <= 227 * 1024 for launch in started)
+        for op in ("mutual_information_loss", "local_appearance"):
+            first, second = (ran(cuda_checks.variants(op, SMALL)[0], started) for _ in range(2))
+            assert [launch.metadata.hash for launch in first] == [launch.metadata.hash for launch in second]
+            assert all(0 <= launch.metadata.shared <= 227 * 1024 for launch in first) and first

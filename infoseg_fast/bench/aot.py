@@ -131,7 +131,7 @@ def report(specialisation: Specialisation, capability: int) -> Report:
         wide_loads=wide,
         wide_share=round(16 * wide / max(sum(widths), 1), 3),
         resident=resident,
-        in_flight=resident * features_under_way(specialisation),
+        in_flight=resident * features_under_way(specialisation, compiled.metadata.shared, "LDGSTS" in sass),
         faults=[],
     )
     return replace(found, faults=faults(found, specialisation))

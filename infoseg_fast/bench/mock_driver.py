@@ -111,7 +111,8 @@ class _Driver:
 
 @contextlib.contextmanager
 def mocked(capability: int = 90, *, compiles: bool = True, keep: bool = True) -> Iterator[list[Started]]:
-    """Context in which `backend="triton"` takes tensors on the CPU and launches nothing.
+    """Context in which the ops take tensors on the CPU to their Triton kernels, and nothing is
+    launched.
 
     Args:
         capability: the compute capability, one for all contexts of a process.
@@ -131,7 +132,11 @@ def mocked(capability: int = 90, *, compiles: bool = True, keep: bool = True) ->
     driver.set_active(_Driver(capability, device, started if keep else None))
     compiler = contextlib.nullcontext() if compiles else patch.object(triton.compiler, "compile", _Uncompiled)
     try:
-        with patch.object(dispatch, "_unsupported", allowed), compiler:
+        with (
+            patch.object(dispatch, "_unsupported", allowed),
+            patch.dict(dispatch.PREFERENCE, {"cpu": dispatch.PREFERENCE["cuda"]}),
+            compiler,
+        ):
             yield started
     finally:
         driver.set_active(before)

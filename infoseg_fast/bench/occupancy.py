@@ -63,17 +63,24 @@ def resident_programs(capability: int, registers: int, shared: int, num_warps: i
     return min(warps // num_warps, chip.shared // (shared + RESERVED_SHARED), chip.programs)
 
 
-def features_under_way(specialisation: Specialisation) -> int:
+def features_under_way(specialisation: Specialisation, shared: int, asynchronous: bool) -> int:
     """Bytes of features that one program loads ahead, 0 for kernels that read none in a loop.
 
-    With S stages S - 1 tiles are under way while one is used, but not more than the loop has.
+    With S stages S - 1 tiles are under way while one is used, but not more than the loop has and
+    the shared memory holds. Without asynchronous copies one tile is, in registers.
+
+    Args:
+        shared: bytes of shared memory of a program.
+        asynchronous: whether the machine code copies to shared memory asynchronously.
     """
     loop = specialisation.kernel.feature_loop
     if loop is None:
         return 0
     elements, iterations = loop(dict(specialisation.constexprs))
+    tile = elements * BYTES[specialisation.dtype]
     stages = int(dict(specialisation.options)["num_stages"])
-    return elements * BYTES[specialisation.dtype] * min(max(stages - 1, 1), iterations)
+    ahead = min(stages - 1, iterations) if asynchronous else 1
+    return max(min(ahead * tile, shared), tile)
 
 
 def waves(capability: int, programs: int, resident: int) -> float:

@@ -89,20 +89,16 @@ class Specialisation:
 
     @property
     def limited_by_memory(self) -> bool:
-        """Whether it reads features at a shape of the paper: up to 16 classes and one negative, in
-        float32 or bfloat16.
+        """Whether it reads features at a shape of the paper: up to 16 classes, one negative at the
+        same position, in float32 or bfloat16.
 
-        With more negatives a tile of features is multiplied with the classes of each. Float64 and
-        more classes are limited by products or registers.
+        More negatives, classes or bits are limited by products or registers. A single tf32 product
+        is a choice of the user, and float16 a rare one.
         """
         known = dict(self.constexprs)
-        few = int(str(known.get("K", 0))) <= 16 and not known.get("MORE") and "V" not in self.pointers
-        return self.kernel.feature_loop is not None and few and self.dtype in ("fp32", "bf16")
-
-    @property
-    def pointers(self) -> list[str]:
-        """The names of the tensors."""
-        return [name for name, kind in self.signature if kind.startswith("*")]
+        few = int(str(known.get("K", 0))) <= 16 and known.get("PRECISION") in ("tf32x3", "ieee")
+        one = known.get("LOSS", "same_position") == "same_position" and known.get("OWN_IMAGES", 2) == 2
+        return self.kernel.feature_loop is not None and few and one and self.dtype in ("fp32", "bf16")
 
     def described(self) -> str:
         """A one-line description that distinguishes it from the other specialisations."""

@@ -11,7 +11,6 @@ import numpy as np
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 EXP2_ERROR = 2**-22.5  # relative; CUDA programming guide, ex2.approx.ftz.f32
-noise = np.random.default_rng(0)
 
 
 def tf32(x: np.ndarray) -> np.ndarray:
@@ -23,8 +22,7 @@ def tf32(x: np.ndarray) -> np.ndarray:
 def toward_zero(x: np.ndarray) -> np.ndarray:
     """Round float64 to float32."""
     y = x.astype(np.float32)
-    over = np.abs(y.astype(np.float64)) > np.abs(x)
-    return np.where(over, np.nextafter(y, np.float32(0)), y)
+    return np.nextafter(y, np.float32(0), out=y, where=np.abs(y) > np.abs(x))
 
 
 def multiply_add(a: np.ndarray, b: np.ndarray, total: np.ndarray, terms: int) -> np.ndarray:
@@ -42,7 +40,7 @@ def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     elif "TF32x3" in precision:
         A_high, B_high = tf32(A), tf32(B)
         A_low, B_low = tf32(A - A_high), tf32(B - B_high)
-        found = multiply_add(A_high, B_low, multiply_add(A_low, B_high, np.zeros_like(D), 8), 8)
+        found = np.matmul(A_low, B_high) + np.matmul(A_high, B_low)  # small: how they are summed is not seen
         # As Triton does: the halves of an infinite operand are NaN.
         found = multiply_add(A_high, B_high, np.where(np.isnan(found), 0, found), 8) + D
     elif "TF32" in precision:
@@ -57,9 +55,12 @@ def create_exp(self, arg):
     if x.dtype != np.float32:
         return TensorHandle(np.exp(x), arg.dtype)
     with np.errstate(all="ignore"):
-        e = np.exp2((x * np.float32(np.log2(np.e))).astype(np.float64))
-        e = e * (1 + noise.uniform(-EXP2_ERROR, EXP2_ERROR, e.shape))
-        return TensorHandle(e.astype(np.float32), arg.dtype)
+        power = np.ascontiguousarray(x * np.float32(np.log2(np.e)))
+        # An error that looks random and is the same each time.
+        noise = (power.view(np.uint32) * np.uint32(2654435761)).astype(np.float64) * 2.0**-31 - 1
+        return TensorHandle(
+            (np.exp2(power.astype(np.float64)) * (1 + EXP2_ERROR * noise)).astype(np.float32), arg.dtype
+        )
 
 
 def emulate() -> None:
