@@ -63,6 +63,6 @@ def create_exp(self, arg):
         )
 
 
-def emulate() -> None:
-    InterpreterBuilder.create_dot = create_dot
-    InterpreterBuilder.create_exp = create_exp
+def emulate(monkeypatch) -> None:
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setattr(InterpreterBuilder, "create_exp", create_exp)
