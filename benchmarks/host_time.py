@@ -27,7 +27,7 @@ from infoseg_fast.ops import mutual_information_loss
 from infoseg_fast.recipe import DataInfo, recipe_class
 from infoseg_fast.recipe.appearance import appearance_term
 
-B, C, D, K, SIDE = 8, 64, 32, 15, 4
+B, C, D, K, SIDE = 4, 16, 8, 5, 4  # so few numbers that their arithmetic does not count
 
 
 class Nothing(torch.autograd.Function):
@@ -130,13 +130,13 @@ def main() -> None:
             started.clear()
             allocated = allocations(call)
             counts[name] = len(started), allocated
+    with mocked(keep=False):
         for _ in range(arguments.rounds):
             for name, call in cases.items():
                 call()  # brings the call's code and data into the caches
                 before = time.process_time()
                 call()
                 times[name].append(time.process_time() - before)
-                started.clear()
     for name, seconds in times.items():
         median, least = (round(1e6 * x) for x in (statistics.median(seconds), sorted(seconds)[len(seconds) // 20]))
         rows.append([name, *counts[name], f"{median} ({least})"])
