@@ -121,8 +121,9 @@ TABLE: list[Row] = [
     ),
     *_by_dtype(
         "similarity_backward",
-        ("float32", 16, 64, 64, 8, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
+        ("float32", 16, 32, 64, 4, 4, None, "three programs with 16 KB ahead; 64 channels are the least for wgmma"),
         ("float32", 256, 32, 64, 8, 2, None, "half the positions: 64 spill at K > 16 on sm_100 when C is ragged"),
+        ("bfloat16", 16, 64, 64, 4, 3, None, "two tiles of 8 KB ahead; as with two stages"),
         ("bfloat16", 32, 64, 64, 4, 2, None, "64 channels a chunk: the least for wgmma and tcgen05"),
         ("bfloat16", 256, 64, 64, 8, 2, None, "the sums [64, 64] of dG over 8 warps"),
         ("float16", 32, 64, 64, 4, 2, 255, "as bfloat16"),
@@ -131,8 +132,9 @@ TABLE: list[Row] = [
     ),
     *_by_dtype(
         "class_moments_backward",  # similarity_backward with statistics
-        ("float32", 16, 64, 64, 8, 2, None, "as similarity_backward"),
+        ("float32", 16, 32, 64, 4, 4, None, "as similarity_backward"),
         ("float32", 256, 32, 64, 8, 2, None, "as similarity_backward"),
+        ("bfloat16", 16, 64, 64, 4, 3, None, "as similarity_backward"),
         ("bfloat16", 32, 64, 64, 4, 2, None, "as similarity_backward"),
         ("bfloat16", 64, 64, 64, 8, 2, None, "as similarity_backward"),
         ("bfloat16", 256, 64, 64, 8, 1, None, "one stage: two spill on sm_80 in chunks of classes"),

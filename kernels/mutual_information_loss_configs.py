@@ -11,7 +11,7 @@ from .configs import ANY, TABLE, Config, Key, Row
 REGISTERS = 255  # without a limit ptxas spills a few bytes to stay below 80, 128 or 168 registers
 
 
-def _rows(kernel: str, *rows: tuple) -> list[Row]:
+def _rows(kernel: str, *rows: tuple, warps: int = 8) -> list[Row]:
     """Rows of (precisions, modes, losses, maximum K, maximum C, blocks, stages, reason); "" fits
     any.
 
@@ -28,13 +28,29 @@ def _rows(kernel: str, *rows: tuple) -> list[Row]:
 
     names = ("BLOCK_P", "BLOCK_C", "IMAGES", "BLOCK_D")
     return [
-        Row(kernel, fits(*key), Config(dict(zip(names, blocks, strict=False)), 8, stages, REGISTERS), reason)
+        Row(kernel, fits(*key), Config(dict(zip(names, blocks, strict=False)), warps, stages, REGISTERS), reason)
         for *key, blocks, stages, reason in rows
     ]
 
 
 OTHERS = "infonce reassigned"
+# One negative at the same position and few classes: memory is the limit. What counts is how much of
+# the features a multiprocessor loads ahead (`python -m infoseg_fast.bench.latency`).
+ONE = "same_position", 16, ANY
 TABLE += [
+    *_rows(
+        "loss_forward",
+        ("tf32x3", "complete kept", *ONE, (64, 32, 2), 4, "two programs with 24 KB ahead; of 8 warps one fits"),
+        ("ieee", "complete kept", *ONE, (64, 64, 4), 4, "as tf32x3; of 8 warps one fits at C = 512"),
+        warps=4,
+    ),
+    *_rows(
+        "loss_image_gradient",
+        ("tf32x3", "kept", *ONE, (32, 32, 1, 64), 3, "two programs with 16 KB ahead; 64 positions spill on sm_80"),
+        ("tf32x3", "complete", *ONE, (32, 32, 1, 64), 5, "two programs with 16 KB ahead, in tiles of 4 KB"),
+        ("ieee", "complete kept", *ONE, (64, 64, 1, 64), 3, "two programs with 16 KB ahead; with 32 positions 12"),
+        warps=4,
+    ),
     *_rows(
         "loss_forward",
         ("tf32x3", "", "", 16, ANY, (64, 32, 2), 2, "32 channels: tf32x3 holds both halves of an operand"),

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from infoseg_fast.bench import aot, roofline, tables
+from infoseg_fast.bench import aot, latency, occupancy, roofline, tables
 from infoseg_fast.bench.launches import cases_for, record
 from infoseg_fast.bench.specialisation import Specialisation
 from infoseg_fast.kernels import configs
@@ -33,10 +33,18 @@ def test_every_kernel_and_dtype_keeps_its_promises_on_every_target():
     assert {"HMMA", "HGMMA", "UTCHMMA", "DMMA"} <= instructions  # mma, wgmma, tcgen05 and mma of float64
 
 
-@pytest.mark.parametrize("only", ["class_moments_forward bf16", "loss_forward bf16", "refined_labels fp64"])
-def test_a_sample_of_the_kernels_keeps_its_promises(only):
-    found = aot.reports(("aot",), [90], 1, only)
-    assert found and not any(r.faults for r in found)
+@pytest.mark.parametrize(
+    ("only", "capability"),
+    [
+        ("loss_forward bf16 without V without lse", 90),
+        ("class_moments_forward bf16", 89),
+        ("loss_image_gradient fp32 without V without by_partners without lse C=256", 120),
+        ("refined_labels fp64", 86),
+    ],
+)
+def test_a_sample_of_the_kernels_keeps_its_promises(only, capability):
+    found = aot.reports(("aot",), [capability], 1, only)
+    assert found and not any(r.faults for r in found) and all(r.resident > 0 for r in found)
 
 
 def test_every_kernel_and_dtype_is_compiled_and_documented():
@@ -54,6 +62,52 @@ def test_every_kernel_and_dtype_is_compiled_and_documented():
     for specialisation in found:
         name, variant = specialisation.described().split(maxsplit=1)
         assert f"| {name} | {variant} |" in documented, COMMAND
+
+
+def test_the_launches_of_the_latency_model_are_documented():
+    documented = DOCS.read_text()
+    chosen = latency.launches(latency.cases())
+    assert {started.kernel.name for _, started in chosen} == {
+        "loss_forward", "loss_image_gradient", "class_moments_forward", "similarity_backward"
+    }  # fmt: skip
+    for case, started in chosen:
+        line = latency.described(case, started)
+        assert line in documented, "run python -m infoseg_fast.bench.latency --docs docs/gpu_kernels.md"
+
+
+def test_programs_of_a_multiprocessor():
+    # Capability, registers, KB of shared memory, warps and programs, as the occupancy calculator of
+    # the CUDA toolkit: registers, shared memory, warps and programs are the limit in turn.
+    for capability, registers, shared, num_warps, programs in (
+        (90, 219, 36, 4, 2), (90, 168, 0, 4, 3), (90, 128, 0, 8, 2), (90, 129, 0, 8, 1),
+        (80, 32, 88, 4, 1), (90, 32, 88, 4, 2), (86, 32, 100, 4, 0),
+        (86, 32, 0, 8, 6), (90, 16, 0, 1, 32),
+    ):  # fmt: skip
+        assert occupancy.resident_programs(capability, registers, shared << 10, num_warps) == programs
+    assert occupancy.waves(90, 264, 2) == 1
+
+
+def test_too_little_in_flight_and_half_a_wave_are_found():
+    case = Case("", op="mutual_information_loss", settings={"balance": 1.0})
+    started = first(case)
+    kept = aot.Report("k", "v", "fp32", 90, 128, 0, 0, 0, {"HMMA": 1}, 4, 1.0, 2, 48 << 10, [])
+    specialisation = Specialisation.of(started)
+    tile = 64 * 32 * 4
+    assert occupancy.features_under_way(specialisation, 4 * tile, True) == 3 * tile  # of four stages
+    assert occupancy.features_under_way(specialisation, 2 * tile, True) == 2 * tile
+    assert occupancy.features_under_way(specialisation, 4 * tile, False) == tile
+    assert aot.faults(kept, specialisation) == []
+    short = dataclasses.replace(kept, in_flight=24 << 10)
+    assert aot.faults(short, specialisation) == ["24 KB of features in flight of 29"]
+    assert aot.faults(dataclasses.replace(short, capability=80), specialisation) == []
+    many = first(dataclasses.replace(case, settings={"estimator": "infonce", "num_negatives": "all"}))
+    assert aot.faults(short, Specialisation.of(many)) == []  # products are its limit
+
+    half = dataclasses.replace(kept, resident=8)
+    assert latency.Row(case, started, kept).faults == []
+    assert latency.Row(case, started, half).faults == ["512 programs are 0.48 waves"]
+    no_more = dataclasses.replace(started, arguments=started.arguments | {"P": 512})  # one tile a program
+    assert latency.Row(case, no_more, half).faults == []
 
 
 def test_what_spills_is_found():
@@ -79,7 +133,7 @@ def test_products_without_tensor_cores_and_narrow_loads_are_found():
 
 def test_too_much_shared_memory_is_found():
     specialisation = Specialisation.of(first(Case("", op="assign")))
-    kept = aot.Report("k", "v", "fp32", 80, 64, 0, 0, 100 * 1024, {"HMMA": 1}, 4, 1.0, [])
+    kept = aot.Report("k", "v", "fp32", 80, 64, 0, 0, 100 * 1024, {"HMMA": 1}, 4, 1.0, 1, 48 * 1024, [])
     assert aot.faults(kept, specialisation) == []
     assert aot.faults(dataclasses.replace(kept, capability=86), specialisation) == [
         "needs 102400 bytes of shared memory of 101376"

@@ -87,6 +87,19 @@ class Specialisation:
         known = [value for name, value in self.constexprs if "ALIGN" in name]
         return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 
+    @property
+    def limited_by_memory(self) -> bool:
+        """Whether it reads features at a shape of the paper: up to 16 classes, one negative at the
+        same position, in float32 or bfloat16.
+
+        More negatives, classes or bits are limited by products or registers. A single tf32 product
+        is a choice of the user, and float16 a rare one.
+        """
+        known = dict(self.constexprs)
+        few = int(str(known.get("K", 0))) <= 16 and known.get("PRECISION") in ("tf32x3", "ieee")
+        one = known.get("LOSS", "same_position") == "same_position" and known.get("OWN_IMAGES", 2) == 2
+        return self.kernel.feature_loop is not None and few and one and self.dtype in ("fp32", "bf16")
+
     def described(self) -> str:
         """A one-line description that distinguishes it from the other specialisations."""
         chosen = [f"{name}={value}" for name, value in self.constexprs if value is not None]

@@ -8,6 +8,7 @@ from conftest import inputs
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.kernels import appearance_statistics as statistics_kernels
+from infoseg_fast.kernels.plans import forget_plans
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.ops.information_of_moments import information_of_moments
 from infoseg_fast.ops.local_appearance import local_appearance
@@ -73,6 +74,7 @@ def test_statistics_of_any_strides_of_many_runs_and_twice(monkeypatch):
     expected = appearance_statistics(y, mask, backend="reference")
     for parts in (2, 128):
         monkeypatch.setattr(statistics_kernels, "MAX_PARTS", tl.constexpr(parts))
+        forget_plans()
         found = appearance_statistics(y, mask, backend="triton")
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert torch.equal(found, appearance_statistics(y, mask, backend="triton"))

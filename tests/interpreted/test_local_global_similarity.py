@@ -13,6 +13,7 @@ from triton.runtime import interpreter
 import infoseg_fast as isf
 from infoseg_fast.bench import launches
 from infoseg_fast.kernels import KERNELS, local_global_similarity
+from infoseg_fast.kernels.plans import forget_plans
 from infoseg_fast.ops import OPS as RECORDS
 from infoseg_fast.ops.protocol import Needs
 from infoseg_fast.ops.record import Case
@@ -148,6 +149,7 @@ def test_the_sum_over_splits_is_that_of_one_split(monkeypatch):
     grad, needs = torch.randn(2, 4, 15, 15, dtype=torch.float64), ALL
     several = local_global_similarity.gradients(grad, None, 1.0, f, G, needs)
     monkeypatch.setattr(local_global_similarity, "PROGRAMS", 1)
+    forget_plans()
     one = local_global_similarity.gradients(grad, None, 1.0, f, G, needs)
     for a, b in zip(several, one, strict=True):
         torch.testing.assert_close(a, b)

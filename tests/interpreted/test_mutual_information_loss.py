@@ -11,6 +11,7 @@ import torch
 import infoseg_fast as isf
 from infoseg_fast.kernels import KERNELS, mutual_information_loss
 from infoseg_fast.kernels.launch import recorded
+from infoseg_fast.kernels.plans import forget_plans
 from infoseg_fast.ops.protocol import LossSettings, Needs
 from infoseg_fast.reference import folded_loss, folded_loss_gradient
 
@@ -124,6 +125,7 @@ def test_scores_may_be_kept_instead_of_formed_anew(monkeypatch, variant):
     x, valid, how = folded(), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
     assert len(KERNEL.forward(*x, valid, how, EVERYTHING)[1]) == 1
     monkeypatch.setattr(mutual_information_loss, "MAX_KEPT_SHARE", 10.0)
+    forget_plans()
     assert len(KERNEL.forward(*x, valid, how, EVERYTHING)[1]) == 2
     check(x, valid, how)
 
