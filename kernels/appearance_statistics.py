@@ -19,6 +19,7 @@ import triton.language as tl
 
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .plans import planned
 from .tiles import alignment, block, divided
 
 MAX_PARTS: tl.constexpr = tl.constexpr(128)  # runs of positions
@@ -198,29 +199,33 @@ class AppearanceStatisticsKernel(OpKernel, op="appearance_statistics"):
     dtypes = (torch.float32, torch.float64)
 
     def forward(self, appearance, mask, smooth):
-        y, valid = appearance.contiguous(), None if mask is None else mask.contiguous()
-        B, D, h, w = y.shape
-        P, key = h * w, configs.Key(y.element_size(), D, 0)
-        config, block_d = configs.rows("appearance_statistics_sums", key)[0], block(D, 8)
-        # A tile has at least one position, whatever the number of channels.
-        config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_d)})
-        tiles = triton.cdiv(P, config.blocks["BLOCK"] // block_d) * B
-        each = max(triton.cdiv(tiles, MAX_PARTS.value), 1)
-        parts = triton.cdiv(tiles, each)
-        partials = y.new_empty(2 * D + 1, parts, dtype=torch.float64)
-        shared = {"y": y, "valid": valid, "partials": partials, "P": P}
-        constexprs = {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": block_d}
-        launch(appearance_statistics_sums, (parts,), shared | {"tiles": tiles, "each": each}, constexprs, config)
-        out = y.new_empty(B, (D + 1) * (D + 2) // 2, h, w)
-        config = configs.rows("appearance_statistics_products", key)[0]
-        blocks = triton.cdiv(D + 1, BLOCK_N.value)
-        launch(
-            appearance_statistics_products,
-            (triton.cdiv(P, config.blocks["BLOCK_P"]) * B * (blocks * (blocks + 1) // 2),),
-            shared
-            | {"out": out, "parts": parts, "w": w, "radius": smooth}
-            | {"reach_y": min(smooth, h - 1), "reach_x": min(smooth, w - 1)},
-            {"D": D, "TINY": torch.finfo(y.dtype).tiny},
-            config,
-        )
-        return out
+        return _forward(appearance.contiguous(), None if mask is None else mask.contiguous(), smooth)[0]
+
+
+@planned
+def _forward(y, valid, smooth):
+    B, D, h, w = y.shape
+    P, key = h * w, configs.Key(y.element_size(), D, 0)
+    config, block_d = configs.rows("appearance_statistics_sums", key)[0], block(D, 8)
+    # A tile has at least one position, whatever the number of channels.
+    config = replace(config, blocks={"BLOCK": max(config.blocks["BLOCK"], block_d)})
+    tiles = triton.cdiv(P, config.blocks["BLOCK"] // block_d) * B
+    each = max(triton.cdiv(tiles, MAX_PARTS.value), 1)
+    parts = triton.cdiv(tiles, each)
+    partials = y.new_empty(2 * D + 1, parts, dtype=torch.float64)
+    shared = {"y": y, "valid": valid, "partials": partials, "P": P}
+    constexprs = {"D": D, "ALIGN_P": alignment(P), "BLOCK_D": block_d}
+    launch(appearance_statistics_sums, (parts,), shared | {"tiles": tiles, "each": each}, constexprs, config)
+    out = y.new_empty(B, (D + 1) * (D + 2) // 2, h, w)
+    config = configs.rows("appearance_statistics_products", key)[0]
+    blocks = triton.cdiv(D + 1, BLOCK_N.value)
+    launch(
+        appearance_statistics_products,
+        (triton.cdiv(P, config.blocks["BLOCK_P"]) * B * (blocks * (blocks + 1) // 2),),
+        shared
+        | {"out": out, "parts": parts, "w": w, "radius": smooth}
+        | {"reach_y": min(smooth, h - 1), "reach_x": min(smooth, w - 1)},
+        {"D": D, "TINY": torch.finfo(y.dtype).tiny},
+        config,
+    )
+    return (out,)

@@ -16,6 +16,7 @@ import triton.language as tl
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .local_global_similarity import class_softmax, gradients, scores_cost, tile_scores
+from .plans import planned
 from .reduction import sum_rows
 from .tiles import (
     BLOCK_S,
@@ -25,6 +26,7 @@ from .tiles import (
     map_constexprs,
     moment_product,
     moment_product_operations,
+    over_channels,
     precision,
 )
 
@@ -42,7 +44,7 @@ def _cost(started: Launch) -> Cost:
     )
 
 
-@kernel(products=True, wide_loads=True, cost=_cost)
+@kernel(products=True, wide_loads=True, cost=_cost, feature_loop=over_channels)
 def class_moments_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -83,25 +85,36 @@ def class_moments_forward(
 
 class ClassMomentsKernel(OpKernel, op="class_moments"):
     def fake_saved(self, features, G, g0, statistics, temperature, needs):
-        return [features.new_empty(len(features), G.shape[1], *features.shape[2:])] if any(needs) else []
+        return _saved(features, G) if any(needs) else []
 
     def forward(self, features, G, g0, statistics, temperature, needs):
-        K, S = G.shape[1], statistics.shape[1]
-        arguments = map_arguments(features) | {
-            "G": G, "g0": g0, "statistics": statistics.contiguous(), "temperature": temperature, "S": S
-        }  # fmt: skip
-        constexprs = map_constexprs(features, K) | {"PRECISION": precision(features.dtype), "BLOCK_K": block(K)}
-
-        def run(config):
-            programs = triton.cdiv(arguments["P"], config.blocks["BLOCK_P"]) * len(features)
-            saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
-            partials, moments = G.new_empty(programs, K, S), G.new_empty(K, S)
-            outputs = {"probs": saved[0] if saved else None, "partials": partials}
-            launch(class_moments_forward, (programs,), arguments | outputs, constexprs, config)
-            sum_rows(partials, moments)
-            return moments, saved
-
-        return configs.run("class_moments_forward", configs.feature_key(features, K), features.device, run)
+        moments, *saved = _forward(features, G, g0, statistics.contiguous(), temperature, any(needs))
+        return moments, saved
 
     def backward(self, grad_moments, saved, features, G, g0, statistics, temperature, needs):
         return gradients(grad_moments, saved[0], temperature, features, G, needs, statistics.contiguous())
+
+
+@planned
+def _forward(features, G, g0, statistics, temperature, gradient):
+    """The moments and, if a gradient is wanted, V."""
+    K, S = G.shape[1], statistics.shape[1]
+    arguments = map_arguments(features) | {
+        "G": G, "g0": g0, "statistics": statistics, "temperature": temperature, "S": S
+    }  # fmt: skip
+    constexprs = map_constexprs(features, K) | {"PRECISION": precision(features.dtype), "BLOCK_K": block(K)}
+
+    def run(config):
+        programs = triton.cdiv(arguments["P"], config.blocks["BLOCK_P"]) * len(features)
+        saved = _saved(features, G) if gradient else []
+        partials, moments = G.new_empty(programs, K, S), G.new_empty(K, S)
+        outputs = {"probs": saved[0] if saved else None, "partials": partials}
+        launch(class_moments_forward, (programs,), arguments | outputs, constexprs, config)
+        sum_rows(partials, moments)
+        return moments, *saved
+
+    return configs.run("class_moments_forward", configs.feature_key(features, K), features.device, run)
+
+
+def _saved(features, G):
+    return [features.new_empty(len(features), G.shape[1], *features.shape[2:])]

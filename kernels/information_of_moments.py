@@ -16,6 +16,7 @@ import triton.language as tl
 
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .plans import planned
 from .reduction import sum_rows
 
 
@@ -80,21 +81,27 @@ class InformationOfMomentsKernel(OpKernel, op="information_of_moments"):
         return [torch.empty_like(moments, memory_format=torch.contiguous_format)] if any(needs) else []
 
     def forward(self, moments, total, resolution, needs):
-        moments, total = moments.contiguous(), total.contiguous()
-        K, S = moments.shape
-        n = (math.isqrt(8 * S + 1) - 1) // 2
-        terms, value = moments.new_empty(K + 1, dtype=torch.float64), moments.new_empty(())
-        saved = self.fake_saved(moments, total, resolution, needs)
-        launch(
-            information_of_moments,
-            (K + 1,),
-            {"moments": moments, "total": total, "terms": terms, "gradient": saved[0] if saved else None}
-            | {"K": K, "resolution": resolution},
-            {"N": n, "TINY": torch.finfo(moments.dtype).tiny, "BLOCK_N": triton.next_power_of_2(n)},
-            configs.rows("information_of_moments", configs.Key(moments.element_size(), n, K))[0],
-        )
-        sum_rows(terms, value)
+        value, *saved = _forward(moments.contiguous(), total.contiguous(), resolution, any(needs))
         return value, saved
 
     def backward(self, grad, saved, moments, total, resolution, needs):
         return (grad * saved[0],)
+
+
+@planned
+def _forward(moments, total, resolution, gradient):
+    """The information and, if it is wanted, its gradient."""
+    K, S = moments.shape
+    n = (math.isqrt(8 * S + 1) - 1) // 2
+    terms, value = moments.new_empty(K + 1, dtype=torch.float64), moments.new_empty(())
+    saved = [torch.empty_like(moments)] if gradient else []
+    launch(
+        information_of_moments,
+        (K + 1,),
+        {"moments": moments, "total": total, "terms": terms, "gradient": saved[0] if saved else None}
+        | {"K": K, "resolution": resolution},
+        {"N": n, "TINY": torch.finfo(moments.dtype).tiny, "BLOCK_N": triton.next_power_of_2(n)},
+        configs.rows("information_of_moments", configs.Key(moments.element_size(), n, K))[0],
+    )
+    sum_rows(terms, value)
+    return value, *saved

@@ -6,6 +6,7 @@ without a GPU.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -86,18 +87,21 @@ class Kernel:
     Attributes:
         products: the kernel multiplies matrices, so tensor-core instructions must appear.
         wide_loads: 128-bit global loads must appear where the tensors allow them.
+        feature_loop: constexprs -> elements of features that an iteration of the innermost loop
+            loads, and iterations; None for kernels without such a loop.
     """
 
     function: object
     products: bool
     wide_loads: bool
     cost: Callable[["Launch"], Cost]
+    feature_loop: Callable[[dict[str, object]], tuple[int, int]] | None = None
 
     @property
     def name(self) -> str:
         return self.function.fn.__name__
 
-    @property
+    @functools.cached_property
     def parameters(self) -> dict[str, str]:
         """Name and annotation ("", "constexpr", "i32", ...) of each parameter, in order."""
         names = {tl.constexpr: "constexpr", tl.int32: "i32", tl.int64: "i64", tl.float64: "fp64"}
@@ -106,7 +110,11 @@ class Kernel:
 
 
 def kernel(
-    *, cost: Callable[["Launch"], Cost], products: bool = False, wide_loads: bool = False
+    *,
+    cost: Callable[["Launch"], Cost],
+    products: bool = False,
+    wide_loads: bool = False,
+    feature_loop: Callable[[dict[str, object]], tuple[int, int]] | None = None,
 ) -> Callable[..., Kernel]:
     """Decorator of a Triton kernel. Its parameters are pointers, `tl.constexpr`, or numbers of a
     stated type.
@@ -119,7 +127,7 @@ def kernel(
     def decorate(function) -> Kernel:
         parameters = inspect.signature(function).parameters.values()
         numbers = [p.name for p in parameters if p.annotation in (tl.int32, tl.int64, tl.float64)]
-        return Kernel(triton.jit(function, do_not_specialize=numbers), products, wide_loads, cost)
+        return Kernel(triton.jit(function, do_not_specialize=numbers), products, wide_loads, cost, feature_loop)
 
     return decorate
 
@@ -138,6 +146,16 @@ class Launch:
     def programs(self) -> int:
         return math.prod(self.grid)
 
+    def run(self) -> object:
+        """Run the kernel on the device of its tensors and on that device's current stream.
+
+        Returns what Triton returns: the compiled kernel, None in the interpreter.
+        """
+        device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
+        # Triton takes the current device and its stream, which need not be those of the tensors.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            return self.kernel.function[self.grid](**self.arguments, **self.constexprs, **self.config.options())
+
 
 _recording: list[Launch] | None = None
 
@@ -153,6 +171,11 @@ def recorded() -> Iterator[list[Launch]]:
         _recording = before
 
 
+def recording() -> bool:
+    """Whether launches are recorded."""
+    return _recording is not None
+
+
 def launch(
     kernel: Kernel,
     grid: tuple[int, ...],
@@ -160,8 +183,7 @@ def launch(
     constexprs: dict[str, object],
     config: Config,
 ) -> None:
-    """Run `kernel` on the device of its tensors and on that device's current stream. An empty grid
-    does nothing.
+    """Run `kernel`, or record the launch. An empty grid does nothing.
 
     The block sizes of `config` are added to the constexprs. An argument of None is a pointer that
     the kernel skips.
@@ -169,10 +191,7 @@ def launch(
     if any(n == 0 for n in grid):
         return
     started = Launch(kernel, grid, arguments, constexprs | config.blocks, config)
-    if _recording is not None:
+    if _recording is None:
+        started.run()
+    else:
         _recording.append(started)
-        return
-    device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
-    # Triton takes the current device and its stream, which need not be those of the tensors.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel.function[grid](**started.arguments, **started.constexprs, **config.options())

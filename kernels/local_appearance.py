@@ -17,6 +17,7 @@ from ..reference.local_appearance import FACTORS as MAX_FACTORS
 from ..reference.local_appearance import FLAT as FLAT_TRACE
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .plans import planned
 from .tiles import WIDEST, divided, strides
 
 DARK: tl.constexpr = tl.constexpr(DARK_INTENSITY)
@@ -156,29 +157,34 @@ class LocalAppearanceKernel(OpKernel, op="local_appearance"):
     dtypes = (torch.float32,)
 
     def forward(self, images, size):
-        B, C, H, W = images.shape
-        h, w = size
-        P, cell_w = h * w, W // w
-        out, tensor = images.new_empty(B, C + 2, h, w), images.new_empty(B, 3, h, w)
-        key = configs.Key(images.element_size(), C, 0)
-        config = configs.rows("local_appearance_cells", key)[0]
-        block_x = min(triton.next_power_of_2(cell_w), MAX_COLUMNS)
-        rows = images.stride(3) == 1
-        align = math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1
-        launch(
-            local_appearance_cells,
-            (triton.cdiv(P, config.blocks["BLOCK"] // block_x) * B,),
-            {"images": images, "out": out, "tensor": tensor, "P": P, "w": w, "H": H, "W": W, **strides(images)},
-            {"C": C, "CELL_H": H // h, "CELL_W": cell_w, "ROWS": rows, "ALIGN": align}
-            | {"BLOCK_C": triton.next_power_of_2(C), "BLOCK_X": block_x},
-            config,
-        )
-        config = configs.rows("local_appearance_texture", key)[0]
-        launch(
-            local_appearance_texture,
-            (triton.cdiv(P, config.blocks["BLOCK"]) * B,),
-            {"tensor": tensor, "out": out, "P": P, "h": h, "w": w},
-            {"C": C},
-            config,
-        )
-        return out
+        return _forward(images, tuple(size))[0]
+
+
+@planned
+def _forward(images, size):
+    B, C, H, W = images.shape
+    h, w = size
+    P, cell_w = h * w, W // w
+    out, tensor = images.new_empty(B, C + 2, h, w), images.new_empty(B, 3, h, w)
+    key = configs.Key(images.element_size(), C, 0)
+    config = configs.rows("local_appearance_cells", key)[0]
+    block_x = min(triton.next_power_of_2(cell_w), MAX_COLUMNS)
+    rows = images.stride(3) == 1
+    align = math.gcd(*images.stride()[:3], cell_w, WIDEST) if rows else 1
+    launch(
+        local_appearance_cells,
+        (triton.cdiv(P, config.blocks["BLOCK"] // block_x) * B,),
+        {"images": images, "out": out, "tensor": tensor, "P": P, "w": w, "H": H, "W": W, **strides(images)},
+        {"C": C, "CELL_H": H // h, "CELL_W": cell_w, "ROWS": rows, "ALIGN": align}
+        | {"BLOCK_C": triton.next_power_of_2(C), "BLOCK_X": block_x},
+        config,
+    )
+    config = configs.rows("local_appearance_texture", key)[0]
+    launch(
+        local_appearance_texture,
+        (triton.cdiv(P, config.blocks["BLOCK"]) * B,),
+        {"tensor": tensor, "out": out, "P": P, "h": h, "w": w},
+        {"C": C},
+        config,
+    )
+    return (out,)

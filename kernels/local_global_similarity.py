@@ -15,6 +15,7 @@ import triton.language as tl
 from ..ops.protocol import Gradients, Needs, empty_gradients
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes, product_operations
+from .plans import planned
 from .reduction import sum_partials
 from .tiles import (
     BLOCK_S,
@@ -26,7 +27,10 @@ from .tiles import (
     map_constexprs,
     moment_product,
     moment_product_operations,
+    no_positions,
     operand,
+    over_channels,
+    over_positions,
     precision,
     product,
     strides,
@@ -94,7 +98,7 @@ def class_softmax(z, temperature, K: tl.constexpr, BLOCK_K: tl.constexpr):
     return e / tl.sum(e, axis=0)[None, :]
 
 
-@kernel(products=True, wide_loads=True, cost=_forward_cost)
+@kernel(products=True, wide_loads=True, cost=_forward_cost, feature_loop=over_channels)
 def similarity_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -194,7 +198,7 @@ def score_gradient(grad, statistics, probs, b, k, p, total, temperature, S, P, K
     return dz
 
 
-@kernel(products=True, wide_loads=True, cost=_backward_cost)
+@kernel(products=True, wide_loads=True, cost=_backward_cost, feature_loop=over_positions)
 def similarity_backward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]
@@ -287,7 +291,7 @@ def similarity_backward(
 
 class LocalGlobalSimilarityKernel(OpKernel, op="local_global_similarity"):
     def forward(self, features, G, g0, needs):
-        return scores(features, G, g0, _score_map(features, G), "similarity", 1.0), []
+        return _score_map(features, G, g0, "similarity", 1.0)[0], []
 
     def backward(self, grad_z, saved, features, G, g0, needs):
         return gradients(grad_z, None, 1.0, features, G, needs)
@@ -295,14 +299,17 @@ class LocalGlobalSimilarityKernel(OpKernel, op="local_global_similarity"):
 
 class AssignKernel(OpKernel, op="assign"):
     def forward(self, features, G, g0, temperature, needs):
-        return scores(features, G, g0, _score_map(features, G), "softmax", temperature), []
+        return _score_map(features, G, g0, "softmax", temperature)[0], []
 
     def backward(self, grad_V, saved, features, G, g0, temperature, needs):
         return gradients(grad_V, saved[0], temperature, features, G, needs)
 
 
-def _score_map(features, G):
-    return features.new_empty(len(features), G.shape[1], *features.shape[2:])
+@planned
+def _score_map(features, G, g0, output, temperature):
+    """(z,) or (V,) in the dtype of the features."""
+    out = features.new_empty(len(features), G.shape[1], *features.shape[2:])
+    return (scores(features, G, g0, out, output, temperature),)
 
 
 def scores(features, G, g0, out, output: str, temperature: float):
@@ -326,6 +333,13 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs, statis
 
     With `statistics` [B, S, h, w], contiguous, `grad` is the gradient by their moments.
     """
+    if no_positions(features):
+        return Gradients(*(x.zero_() for x in empty_gradients(features, G, needs)))
+    return Gradients(*_gradients(grad, probs, temperature, features, G, needs, statistics))
+
+
+@planned
+def _gradients(grad, probs, temperature, features, G, needs, statistics):
     B, C, h, w = features.shape
     K, P = G.shape[1], h * w
     block_K = min(block(K), MAX_BLOCK_K[features.element_size()])
@@ -336,8 +350,6 @@ def gradients(grad, probs, temperature: float, features, G, needs: Needs, statis
 
     def run(config):
         found = empty_gradients(features, G, needs)
-        if B * P == 0:
-            return Gradients(*(x.zero_() for x in found))
         chunks_C = triton.cdiv(max(C, 1), config.blocks["BLOCK_C"])
         tiles = triton.cdiv(P, config.blocks["BLOCK_P"])
         df = found.features if needs.features else features

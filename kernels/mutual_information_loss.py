@@ -10,8 +10,9 @@ from . import configs, mutual_information_loss_configs  # noqa: F401 (adds its r
 from .launch import OpKernel, launch
 from .mutual_information_loss_backward import loss_image_gradient, loss_partner_gradient
 from .mutual_information_loss_forward import SUMS, loss_forward, loss_value
+from .plans import planned
 from .reduction import sum_partials
-from .tiles import block, layout, map_arguments, map_constexprs, precision, strides
+from .tiles import block, layout, map_arguments, map_constexprs, no_positions, precision, strides
 
 PROGRAMS = 512  # keeps any GPU busy; fixed, so that results do not depend on the GPU
 # Programs if each holds its own parts of dG in registers: every further program writes and reads
@@ -26,7 +27,7 @@ VALUE_CONFIG = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
 
 
 class MutualInformationLossKernel(OpKernel, op="mutual_information_loss"):
-    """Saves `share` [1 + K] of `loss_value` and, where `_Plan.keeps` something, one more tensor."""
+    """Saves `share` [1 + K] of `loss_value` and, where `_Sizes.keeps` something, one more tensor."""
 
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,29 +37,49 @@ class MutualInformationLossKernel(OpKernel, op="mutual_information_loss"):
         return super().unsupported(device_type, dtype)
 
     def fake_saved(self, features, G, g0, valid, settings, needs):
-        return _Plan(features, G, g0, valid, settings).saved(needs)
+        return _Sizes(features, G, g0, valid, settings).saved(needs)
 
     def forward(self, features, G, g0, valid, settings, needs):
-        plan = _Plan(features, G, g0, valid, settings)
-        saved = plan.saved(needs)
-        return plan.forward(*saved), saved
+        loss, *saved = _forward(features, G, _operands(features, G), g0, valid, settings, any(needs))
+        return loss, saved
 
     def backward(self, grad_loss, saved, features, G, g0, valid, settings, needs):
-        return _Plan(features, G, g0, valid, settings).backward(grad_loss, *saved, needs=needs)
+        if no_positions(features):
+            return Gradients(*(x.zero_() for x in empty_gradients(features, G, needs)))
+        share, kept = saved if len(saved) == 2 else (*saved, None)
+        operands = _operands(features, G)
+        return Gradients(*_gradients(grad_loss, share, kept, features, G, operands, g0, valid, settings, needs))
 
 
-class _Plan:
+def _operands(features, G):
+    """G in the dtype of the products. Only bfloat16 is multiplied as it is: coefficients may exceed
+    the range of float16.
+    """
+    return G.to(torch.bfloat16 if features.dtype == torch.bfloat16 else torch.float32)
+
+
+@planned
+def _forward(features, G, operands, g0, valid, settings, gradient):
+    """The loss and what is saved."""
+    return _Sizes(features, G, g0, valid, settings, operands).forward(gradient)
+
+
+@planned
+def _gradients(upstream, share, kept, features, G, operands, g0, valid, settings, needs):
+    """The gradients by features, G and g0."""
+    return _Sizes(features, G, g0, valid, settings, operands).backward(upstream, share, kept, needs)
+
+
+class _Sizes:
     """The sizes of one call, and the arguments that its launches share."""
 
-    def __init__(self, features, G, g0, valid, settings):
+    def __init__(self, features, G, g0, valid, settings, operands=None):
         self.features, self.G, self.settings = features, G, settings
         self.B, self.C, h, w = features.shape
         self.K, self.P, self.n = G.shape[1], h * w, settings.num_negatives
         self.loss = "infonce" if settings.estimator == "infonce" else settings.negatives
-        # Only bfloat16 is multiplied as it is: coefficients may exceed the range of float16.
-        operands = torch.bfloat16 if features.dtype == torch.bfloat16 else torch.float32
         self.arguments = map_arguments(features) | {
-            "G": G.to(operands),
+            "G": operands,
             "g0": g0,
             "valid": valid,
             "B": self.B,
@@ -114,8 +135,9 @@ class _Plan:
         """
         return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(programs, max(units, 1))))
 
-    def forward(self, share, kept=None):
-        loss = self.G.new_empty(())
+    def forward(self, gradient: bool) -> tuple[torch.Tensor, ...]:
+        loss, saved = self.G.new_empty(()), self.saved([gradient])
+        share, kept = saved if len(saved) == 2 else (*saved, None)
 
         def run(config):
             splits = self._splits(config, self.B)
@@ -144,13 +166,11 @@ class _Plan:
                 {"K": self.K, "LOSS": self.loss, "BLOCK_K": triton.next_power_of_2(self.K)} | self.balance,
                 VALUE_CONFIG,
             )
-            return loss
+            return loss, *saved
 
         return configs.run("loss_forward", self.key, self.features.device, run)
 
-    def backward(self, upstream, share, kept=None, *, needs):
-        if self.B * self.P == 0:
-            return Gradients(*(x.zero_() for x in empty_gradients(self.features, self.G, needs)))
+    def backward(self, upstream, share, kept, needs) -> Gradients:
         device = self.features.device
 
         def run(image_config, partner_config=None):

@@ -33,10 +33,15 @@ from .mutual_information_loss_tiles import (
     softmax,
     times_global,
 )
-from .tiles import divided, feature_offsets, product
+from .tiles import divided, feature_offsets, over_channels, over_positions, product
 
 
-@kernel(products=True, wide_loads=True, cost=image_cost)
+def _image_loop(c):
+    """With kept scores the one loop is that over positions; they are None in c without."""
+    return over_channels(c) if "kept" in c else over_positions(c)
+
+
+@kernel(products=True, wide_loads=True, cost=image_cost, feature_loop=_image_loop)
 def loss_image_gradient(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]

@@ -4,7 +4,7 @@ position).
 A program owns an image and every splits-th tile of its positions, and writes the sums of its terms.
 A second kernel adds them in a fixed order. The first block of columns is the own image with the
 partners that fit beside it; the others follow block by block. An online log-sum-exp (infonce) or a
-softplus per partner (jsd) avoids storing the scores. See `_Plan.keeps` for what is kept for the
+softplus per partner (jsd) avoids storing the scores. See `_Sizes.keeps` for what is kept for the
 backward pass.
 """
 
@@ -26,12 +26,12 @@ from .mutual_information_loss_tiles import (
     softmax,
     softplus,
 )
-from .tiles import divided
+from .tiles import divided, over_channels
 
 SUMS = tl.constexpr(3)  # positive terms, negative terms, valid positions; K sums of V follow
 
 
-@kernel(products=True, wide_loads=True, cost=forward_cost)
+@kernel(products=True, wide_loads=True, cost=forward_cost, feature_loop=over_channels)
 def loss_forward(
     features,  # [B, C, h, w], any strides
     G,  # [B, K, C]

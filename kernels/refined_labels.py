@@ -18,6 +18,7 @@ import triton.language as tl
 from ..reference.refined_labels import FLOOR as MIN_PRIOR
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .plans import planned
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
@@ -104,27 +105,26 @@ def refined_labels(
     tl.store(labels + b * pixels + i, label.to(tl.uint8), mask=inside)
 
 
-def pixel_arguments(prior, colour, around, residual, log_scale):
-    """The inputs and sizes that the kernels of pixels have in common, contiguous."""
-    K, h, w = prior.shape[1:]
-    tensors = {"prior": prior, "colour": colour, "around": around, "residual": residual, "log_scale": log_scale}
-    return {name: x.contiguous() for name, x in tensors.items()} | {"K": K, "h": h, "w": w}
-
-
 class RefinedLabelsKernel(OpKernel, op="refined_labels"):
     dtypes = (torch.float32, torch.float64)
 
     def forward(self, prior, colour, around, residual, log_scale):
-        B, C, rows, columns = colour.shape
-        K, h, w = prior.shape[1:]
-        labels = prior.new_empty(B, rows, columns, dtype=torch.uint8)
-        config = configs.rows("refined_labels", configs.Key(prior.element_size(), C, K))[0]
-        launch(
-            refined_labels,
-            (triton.cdiv(rows * columns, config.blocks["BLOCK"]) * B,),
-            pixel_arguments(prior, colour, around, residual, log_scale)
-            | {"labels": labels, "rows": rows, "columns": columns, "scale_y": h / rows, "scale_x": w / columns},
-            {"C": C, "ALIGN": alignment(rows * columns)},
-            config,
-        )
-        return labels
+        return _forward(*(x.contiguous() for x in (prior, colour, around, residual, log_scale)))[0]
+
+
+@planned
+def _forward(prior, colour, around, residual, log_scale):
+    B, C, rows, columns = colour.shape
+    K, h, w = prior.shape[1:]
+    labels = prior.new_empty(B, rows, columns, dtype=torch.uint8)
+    config = configs.rows("refined_labels", configs.Key(prior.element_size(), C, K))[0]
+    launch(
+        refined_labels,
+        (triton.cdiv(rows * columns, config.blocks["BLOCK"]) * B,),
+        {"prior": prior, "colour": colour, "around": around, "residual": residual, "log_scale": log_scale}
+        | {"labels": labels, "K": K, "h": h, "w": w, "rows": rows, "columns": columns}
+        | {"scale_y": h / rows, "scale_x": w / columns},
+        {"C": C, "ALIGN": alignment(rows * columns)},
+        config,
+    )
+    return (labels,)

@@ -23,6 +23,7 @@ from ..reference.confusion_matrix import raise_out_of_range
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
 from .local_global_similarity import scores
+from .plans import planned
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
@@ -124,25 +125,39 @@ def upsample(volume, labels, target, counts, outside, size: tuple[int, int], ign
 
 class SegmentKernel(OpKernel, op="segment"):
     def forward(self, features, G, g0, temperature, size, interpolate):
-        labels = features.new_empty(len(features), *size, dtype=torch.uint8)
-        if tuple(size) == tuple(features.shape[2:]):
-            return scores(features, G, g0, labels, "argmax", temperature)
-        upsample(_volume(features, G, g0, temperature, interpolate), labels, None, None, None, size, None)
-        return labels
+        return _labels(features, G, g0, temperature, tuple(size), interpolate)[0]
+
+
+@planned
+def _labels(features, G, g0, temperature, size, interpolate):
+    labels = features.new_empty(len(features), *size, dtype=torch.uint8)
+    if size == tuple(features.shape[2:]):
+        return (scores(features, G, g0, labels, "argmax", temperature),)
+    upsample(_volume(features, G, g0, temperature, interpolate), labels, None, None, None, size, None)
+    return (labels,)
 
 
 class SegmentAndCountKernel(OpKernel, op="segment_and_count"):
     """Targets out of range are counted in `outside`, because raising would wait for the GPU."""
 
     def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):
-        labels = torch.empty_like(target) if labels_wanted else None
         counts = G.new_zeros(G.shape[1], num_classes, dtype=torch.int64)
         outside = G.new_zeros((), dtype=torch.int64)
-        volume = _volume(features, G, g0, temperature, interpolate)
-        upsample(volume, labels, target, counts, outside, tuple(target.shape[1:]), ignore_index)
+        (labels,) = _count(
+            features, G, g0, target, counts, outside, temperature, interpolate, ignore_index, labels_wanted
+        )
         if target.device.type == "cpu" and outside:  # in the interpreter nothing has to wait
             raise_out_of_range(torch.zeros_like(target), target, *counts.shape, ignore_index)
-        return counts, outside, target.new_empty(0) if labels is None else labels
+        return counts, outside, labels
+
+
+@planned
+def _count(features, G, g0, target, counts, outside, temperature, interpolate, ignore_index, labels_wanted):
+    """Add to `counts` and `outside`; the labels, without elements if they are not wanted."""
+    labels = torch.empty_like(target) if labels_wanted else None
+    volume = _volume(features, G, g0, temperature, interpolate)
+    upsample(volume, labels, target, counts, outside, tuple(target.shape[1:]), ignore_index)
+    return (target.new_empty(0) if labels is None else labels,)
 
 
 def _volume(features, G, g0, temperature, interpolate):

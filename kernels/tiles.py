@@ -83,6 +83,16 @@ def moment_product_operations(m: int, n: int, k: int, itemsize: int) -> int:
     return product_operations(m, n, k, "ieee" if itemsize == 8 else "tf32x3")
 
 
+def over_channels(c: dict[str, object]) -> tuple[int, int]:
+    """`Kernel.feature_loop` of a loop over the channels of a tile of positions."""
+    return c["BLOCK_C"] * c["BLOCK_P"], triton.cdiv(c["C"], c["BLOCK_C"])
+
+
+def over_positions(c: dict[str, object]) -> tuple[int, int]:
+    """`Kernel.feature_loop` of a loop over many tiles of positions for one chunk of channels."""
+    return c.get("BLOCK_D", c["BLOCK_C"]) * c["BLOCK_P"], 1 << 30
+
+
 def precision(dtype: torch.dtype) -> str:
     """PRECISION of products with features of `dtype` (see `operand`).
 
@@ -117,6 +127,12 @@ def alignment(n: int) -> int:
 def strides(x: Tensor, prefix: str = "") -> dict[str, int]:
     """The strides of a [B, C, h, w] map under the kernels' parameter names."""
     return {f"{prefix}stride_{name}": stride for name, stride in zip("bcyx", x.stride(), strict=True)}
+
+
+def no_positions(features: Tensor) -> bool:
+    """Whether a feature map [B, C, h, w] has no images or no positions."""
+    B, _, h, w = features.shape
+    return B * h * w == 0
 
 
 def map_arguments(features: Tensor) -> dict[str, Tensor | int]:

@@ -79,7 +79,7 @@ def test_products_without_tensor_cores_and_narrow_loads_are_found():
 
 def test_too_much_shared_memory_is_found():
     specialisation = Specialisation.of(first(Case("", op="assign")))
-    kept = aot.Report("k", "v", "fp32", 80, 64, 0, 0, 100 * 1024, {"HMMA": 1}, 4, 1.0, [])
+    kept = aot.Report("k", "v", "fp32", 80, 64, 0, 0, 100 * 1024, {"HMMA": 1}, 4, 1.0, 1, 48 * 1024, [])
     assert aot.faults(kept, specialisation) == []
     assert aot.faults(dataclasses.replace(kept, capability=86), specialisation) == [
         "needs 102400 bytes of shared memory of 101376"

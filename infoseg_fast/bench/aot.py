@@ -10,7 +10,9 @@ because the resource usage of cuobjdump leaves out spills:
 - tensor cores: HMMA/DMMA (mma), HGMMA (wgmma), UTCHMMA and the like (tcgen05) in kernels with
   matrix products;
 - 128-bit global loads: LDG or LDGSTS with .128. They load at least a third of the bytes of all load
-  instructions if the strides allow it.
+  instructions if the strides allow it;
+- features in flight: enough to use the rate of the DRAM (`infoseg_fast.bench.occupancy`), in
+  kernels that memory limits at the paper's shapes.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,11 +35,11 @@ import triton
 from ..ops.record import Case
 from . import tables
 from .launches import cases_for, record
+from .occupancy import MULTIPROCESSORS, features_under_way, resident_programs
 from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90, 100)
-# Maximum bytes of shared memory of a block (CUDA programming guide, table of compute capabilities).
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+SHARED_MEMORY = {capability: chip.max_shared for capability, chip in MULTIPROCESSORS.items()}  # bytes of a program
 TENSOR_CORE = re.compile(r"\b(HMMA|DMMA|IMMA|HGMMA|UTC[A-Z]*MMA)\b")
 GLOBAL_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
 WIDTHS = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}  # bytes; 4 without a suffix
@@ -59,6 +62,8 @@ class Report:
     products: dict[str, int]  # tensor-core instructions by name
     wide_loads: int  # number of 128-bit global load instructions
     wide_share: float  # their share of the bytes of all global load instructions, each counted once
+    resident: int  # programs per multiprocessor
+    in_flight: int  # bytes of features that these load ahead
     faults: list[str]
 
 
@@ -100,6 +105,9 @@ def faults(found: Report, specialisation: Specialisation) -> list[str]:
     expected = specialisation.kernel.wide_loads and specialisation.allows_wide_loads
     if expected and found.wide_share < WIDE_SHARE:
         broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
+    needed = MULTIPROCESSORS[found.capability].in_flight
+    if needed is not None and found.in_flight < needed and specialisation.limited_by_memory:
+        broken.append(f"{found.in_flight >> 10} KB of features in flight of {needed >> 10}")
     return broken
 
 
@@ -108,6 +116,8 @@ def report(specialisation: Specialisation, capability: int) -> Report:
     registers, stack, sass = read_cubin(compiled.asm["cubin"])
     widths = load_widths(sass)
     wide = widths.count(16)
+    num_warps = int(dict(specialisation.options)["num_warps"])
+    resident = resident_programs(capability, registers, compiled.metadata.shared, num_warps)
     found = Report(
         kernel=specialisation.name,
         variant=specialisation.described(),
@@ -120,6 +130,8 @@ def report(specialisation: Specialisation, capability: int) -> Report:
         products=dict(Counter(TENSOR_CORE.findall(sass))),
         wide_loads=wide,
         wide_share=round(16 * wide / max(sum(widths), 1), 3),
+        resident=resident,
+        in_flight=resident * features_under_way(specialisation),
         faults=[],
     )
     return replace(found, faults=faults(found, specialisation))
@@ -144,12 +156,18 @@ def _report_at(place: tuple[tuple[str, ...], int, int]) -> Report:
     return report(_specialisations(uses)[index], capability)
 
 
-def reports(uses: tuple[str, ...], capabilities: list[int], jobs: int, only: str = "") -> list[Report]:
-    """Reports of the specialisations of `uses` whose description contains `only`, in `jobs`
-    processes.
+def reports(
+    uses: tuple[str, ...],
+    capabilities: list[int],
+    jobs: int,
+    only: str = "",
+    chosen: Callable[[Specialisation], bool] = lambda specialisation: True,
+) -> list[Report]:
+    """Reports of the specialisations of `uses` that are `chosen` and whose description contains
+    `only`, in `jobs` processes.
     """
-    chosen = [i for i, s in enumerate(_specialisations(uses)) if only in s.described()]
-    places = [(uses, index, capability) for index in chosen for capability in capabilities]
+    indices = [i for i, s in enumerate(_specialisations(uses)) if only in s.described() and chosen(s)]
+    places = [(uses, index, capability) for index in indices for capability in capabilities]
     if jobs == 1:
         return [_report_at(place) for place in places]
     context = multiprocessing.get_context("spawn")

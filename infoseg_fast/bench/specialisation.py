@@ -87,6 +87,23 @@ class Specialisation:
         known = [value for name, value in self.constexprs if "ALIGN" in name]
         return all(value * BYTES[self.dtype] >= ALIGNMENT for value in known)
 
+    @property
+    def limited_by_memory(self) -> bool:
+        """Whether it reads features at a shape of the paper: up to 16 classes and one negative, in
+        float32 or bfloat16.
+
+        With more negatives a tile of features is multiplied with the classes of each. Float64 and
+        more classes are limited by products or registers.
+        """
+        known = dict(self.constexprs)
+        few = int(str(known.get("K", 0))) <= 16 and not known.get("MORE") and "V" not in self.pointers
+        return self.kernel.feature_loop is not None and few and self.dtype in ("fp32", "bf16")
+
+    @property
+    def pointers(self) -> list[str]:
+        """The names of the tensors."""
+        return [name for name, kind in self.signature if kind.startswith("*")]
+
     def described(self) -> str:
         """A one-line description that distinguishes it from the other specialisations."""
         chosen = [f"{name}={value}" for name, value in self.constexprs if value is not None]

@@ -50,18 +50,19 @@ def fold_projection_gradient(
     Returns:
         Each gradient in the dtype of its tensor.
     """
-    dtype, H = dG.dtype, global_features.to(dG.dtype).flatten(0, 1)
+    dtype, H, dG = dG.dtype, global_features.to(dG.dtype).flatten(0, 1), dG.flatten(0, 1)
+    dg0 = dg0.flatten() if bias is not None and dg0 is not None else None
     dH = dW = db = None
     if needs[0]:
-        dH = dG.flatten(0, 1) if weight is None else dG.flatten(0, 1) @ weight.to(dtype).mT
-        if bias is not None and dg0 is not None:
-            outer = dg0.flatten(), bias.to(dtype)
+        dH = dG if weight is None else torch.mm(dG, weight.to(dtype).mT)
+        if dg0 is not None:
+            outer = dg0, bias.to(dtype)
             dH = torch.addr(dH, *outer) if weight is None else dH.addr_(*outer)  # no one else holds the product
         dH = dH.view_as(global_features).to(global_features.dtype)
     if needs[1] and weight is not None:
-        dW = (H.mT @ dG.flatten(0, 1)).to(weight.dtype)
-    if needs[2] and bias is not None and dg0 is not None:
-        db = (H.mT @ dg0.flatten()).to(bias.dtype)
+        dW = torch.mm(H.mT, dG).to(weight.dtype)
+    if needs[2] and dg0 is not None:
+        db = torch.mv(H.mT, dg0).to(bias.dtype)
     return dH, dW, db
 
 

@@ -10,6 +10,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 else:
     from triton.runtime import interpreter
 
+    from .bounds import Bounds, checked
+    from .tensor_cores import emulate
+
+    emulate()
+    _bounds = Bounds()
+    checked(_bounds)
     # Every call of a device function patches the language, two fifths of the time; once per launch
     # is enough.
     _patched: set[object] = set()
@@ -23,6 +29,7 @@ else:
 
     def _launch_anew(executor, *arguments, **named):
         _patched.clear()
+        _bounds.of([*arguments, *named.values()])
         return _launch(executor, *arguments, **named)
 
     interpreter.InterpretedFunction.__call__ = _call

@@ -2,7 +2,7 @@
 custom ops.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -33,6 +33,14 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     case = cuda_checks.variants("assign", cuda_checks.SMALL)[0]
     with pytest.raises(AssertionError, match="value: error 1.0"):
         cuda_checks.close(case, CPU, 1e-6)
+
+
+@pytest.mark.parametrize("op", ["assign", "class_moments", "local_global_similarity", "mutual_information_loss"])
+def test_bfloat16_in_channels_last_the_layout_of_autocast(op):
+    for case in cuda_checks.variants(op, TINY):
+        case = replace(case, dtype=torch.bfloat16)
+        floor, layout = cuda_checks.FLOORS[torch.bfloat16], cuda_checks.LAYOUTS["channels last"]
+        cuda_checks.close(case, CPU, floor, layout)
 
 
 @pytest.mark.parametrize("op", cuda_checks.triton_ops())

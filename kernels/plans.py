@@ -1,0 +1,234 @@
+"""Plans: what the host does for a call of an op, found once and repeated from then on.
+
+Grids, tiles, compile-time constants and the shapes of outputs follow from the shapes, strides,
+dtypes and settings of the arguments alone. `planned` runs the function that finds them once for
+each kind of arguments, on tensors without memory, and keeps the tensors that it allocates and the
+kernels that it launches. A later call allocates the same tensors and launches the same kernels.
+
+Temporary tensors share one allocation. A kernel that was launched once is launched again without
+Triton's search for it, which takes longer than the launch: what the search depends on is part of
+the plan, except for the divisibility of addresses by 16, which is found anew. Such a launch is
+given addresses in place of tensors.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton import knobs
+from triton.runtime import driver
+
+from . import configs, interpreted
+from .launch import Launch, recorded, recording
+
+MAX_PLANS = 256  # of a function; then all are forgotten
+WORKSPACE_ALIGNMENT = 512  # bytes, that of PyTorch's allocator
+POINTER_ALIGNMENT = 16  # bytes: Triton compiles another variant for addresses that it does not divide
+INTERPRETED = interpreted()
+_PLAIN = (Tensor, torch.nn.Parameter)
+_ALLOCATIONS = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.new_empty.default,
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: `offset` bytes after the beginning of tensor number `number` of a call."""
+
+    number: int
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def tensor(self, tensors: list[Tensor]) -> Tensor:
+        whole = tensors[self.number]
+        if (whole.shape, whole.stride(), whole.dtype, 0) == (self.size, self.stride, self.dtype, self.offset):
+            return whole
+        start = (whole.storage_offset() * whole.element_size() + self.offset) // self.dtype.itemsize
+        return whole.new_empty(0, dtype=self.dtype).set_(whole.untyped_storage(), start, self.size, self.stride)
+
+
+class _Allocations(TorchDispatchMode):
+    """Context in which tensors without memory may be allocated and viewed; anything else raises,
+    since a plan would not repeat it.
+    """
+
+    def __init__(self, given: list[Tensor]):
+        super().__init__()
+        self.numbers = {x.untyped_storage()._cdata: i for i, x in enumerate(given)}
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        storage = found.untyped_storage()._cdata
+        if storage not in self.numbers and function in _ALLOCATIONS:
+            self.numbers[storage] = len(self.numbers)
+            self.made.append(found)
+        if function._schema.is_mutable or storage not in self.numbers:
+            raise AssertionError(f"{function} is neither an allocation nor a view, and a plan cannot repeat it")
+        return found
+
+    def place(self, x: Tensor) -> _Place:
+        number = self.numbers[x.untyped_storage()._cdata]
+        return _Place(number, x.storage_offset() * x.element_size(), x.shape, x.stride(), x.dtype)
+
+
+@dataclass
+class _Start:
+    """A launch of a plan: the values of all parameters of the kernel, with the places of tensors."""
+
+    launch: Launch
+    values: list[object]
+    places: list[tuple[int, _Place]]  # with the position of the parameter
+    # Triton's compiled kernels by which addresses are aligned; () if all are.
+    compiled: dict[tuple[bool, ...], object] = field(default_factory=dict)
+    pointers: list[tuple[int, int, int]] = field(init=False)  # position, number, offset
+
+    def __post_init__(self):
+        self.pointers = [(i, place.number, place.offset) for i, place in self.places]
+        self.grid = (*self.launch.grid, 1, 1)[:3]
+
+    def on_tensors(self, tensors: list[Tensor]) -> object:
+        """Launch as Triton does, compiling the kernel at need; returns what `Launch.run` does."""
+        names = list(self.launch.kernel.parameters)
+        given = {names[i]: place.tensor(tensors) for i, place in self.places}
+        return replace(self.launch, arguments=self.launch.arguments | given).run()
+
+    def __call__(self, tensors: list[Tensor], addresses: list[int], stream: int) -> None:
+        values, bits = self.values.copy(), 0
+        for i, number, offset in self.pointers:
+            values[i] = address = addresses[number] + offset
+            bits |= address
+        aligned = ()
+        if bits % POINTER_ALIGNMENT:
+            aligned = tuple([values[i] % POINTER_ALIGNMENT == 0 for i, *_ in self.pointers])
+        compiled = self.compiled.get(aligned)
+        if compiled is None:
+            self.compiled[aligned] = self.on_tensors(tensors)
+        else:
+            compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+
+
+@dataclass
+class _Plan:
+    made: list[tuple]  # size, stride and dtype of the tensors that are allocated, but for the workspace
+    workspace: int | None  # bytes; None: every tensor is returned
+    starts: list[_Start]
+    results: list[int]  # numbers of the tensors that are returned
+
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        device = tensors[0].device
+        for size, stride, dtype in self.made:
+            tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
+        if self.workspace is not None:
+            tensors.append(torch.empty(self.workspace, dtype=torch.uint8, device=device))
+        if INTERPRETED or _hooked():
+            for start in self.starts:
+                start.on_tensors(tensors)
+        elif self.starts:
+            # Triton launches on the current device, which need not be that of the tensors.
+            current = driver.active.get_current_device()
+            other = device.type == "cuda" and device.index != current
+            with torch.cuda.device(device) if other else contextlib.nullcontext():
+                stream = driver.active.get_current_stream(device.index if other else current)
+                addresses = [x.data_ptr() for x in tensors]
+                for start in self.starts:
+                    start(tensors, addresses, stream)
+        return tuple([tensors[number] for number in self.results])
+
+
+def _hooked() -> bool:
+    """Whether something, such as a profiler, asked Triton to be called at each launch."""
+    hook = knobs.runtime.launch_enter_hook
+    return hook is not None and bool(getattr(hook, "calls", True))
+
+
+def _find(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, ...]) -> _Plan:
+    """The plan of `function` for arguments of this kind."""
+
+    def without_memory(x):
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
+
+    stand_ins = [without_memory(x) for x in arguments]
+    given = [x for x in stand_ins if isinstance(x, Tensor)]
+    with torch.no_grad(), recorded() as launches, _Allocations(given) as allocations:
+        results = function(*stand_ins)
+    returned = [allocations.place(x) for x in results]
+    number_of_given, all_tensors = len(given), [*given, *allocations.made]
+    if any(place.offset or place.size != all_tensors[place.number].shape for place in returned):
+        raise AssertionError("a plan returns whole tensors")
+    kept = sorted({place.number for place in returned if place.number >= number_of_given})
+    order = {number: i for i, number in enumerate([*range(number_of_given), *kept])}
+
+    # The tensors that are not returned lie one after the other in the workspace.
+    workspace, offsets = 0, {}
+    for number, x in enumerate(allocations.made, number_of_given):
+        if number not in order:
+            offsets[number] = workspace
+            workspace += -(-x.numel() * x.element_size() // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
+
+    def settled(place: _Place) -> _Place:
+        number, offset = order.get(place.number, len(order)), place.offset + offsets.get(place.number, 0)
+        return _Place(number, offset, place.size, place.stride, place.dtype)
+
+    starts = []
+    for started in launches:
+        values = [started.constexprs.get(name, started.arguments.get(name)) for name in started.kernel.parameters]
+        places = [(i, settled(allocations.place(x))) for i, x in enumerate(values) if isinstance(x, Tensor)]
+        starts.append(_Start(started, values, places))
+    made = [(x.shape, x.stride(), x.dtype) for x in (allocations.made[number - number_of_given] for number in kept)]
+    return _Plan(made, workspace if offsets else None, starts, [order[place.number] for place in returned])
+
+
+_ALL_PLANS: list[dict[tuple, _Plan]] = []
+
+
+def forget_plans() -> None:
+    """Find every plan anew."""
+    for plans in _ALL_PLANS:
+        plans.clear()
+
+
+def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Decorator of a function that allocates tensors, launches kernels, and does nothing else with
+    tensors.
+
+    Its arguments are tensors, None, and hashable settings. It returns whole tensors that it
+    allocated or was given. Where launches are recorded, with fake tensors and while tiles are
+    tuned, it runs as it is.
+    """
+    plans: dict[tuple, _Plan] = {}
+    _ALL_PLANS.append(plans)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        tensors = []
+        key = [torch.get_float32_matmul_precision()]
+        for x in arguments:
+            if isinstance(x, Tensor):
+                if type(x) not in _PLAIN:
+                    return function(*arguments)
+                tensors.append(x)
+                key += (x.shape, x.stride(), x.dtype)
+            else:
+                key.append(x)
+        device = tensors[0].device
+        if recording() or configs.autotunes(device):
+            return function(*arguments)
+        key.append(device)
+        key = tuple(key)
+        plan = plans.get(key)
+        if plan is None:
+            if len(plans) >= MAX_PLANS:
+                plans.clear()
+            plan = plans[key] = _find(function, arguments)
+        return plan(tensors)
+
+    return call
