@@ -260,11 +260,12 @@ def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
     return (images[:, :3] * weights).sum(dim=1, keepdim=True)
 
 
-def sobel(grey_images: Tensor, filters: Tensor) -> Tensor:
-    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters` are SOBEL,
-    [2, 1, 3, 3].
+def sobel(grey_images: Tensor, filters: Tensor | None = None) -> Tensor:
+    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters`, [2, 1, 3, 3],
+    are SOBEL if left out.
     """
-    return F.conv2d(grey_images, filters.to(grey_images.dtype), padding=1)
+    filters = grey_images.new_tensor(SOBEL)[:, None] if filters is None else filters.to(grey_images.dtype)
+    return F.conv2d(grey_images, filters, padding=1)
 
 
 def padded(images: Tensor, multiple: int = STRIDE) -> Tensor:
