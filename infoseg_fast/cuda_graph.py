@@ -108,6 +108,8 @@ class GraphedStep:
             logger.warning("--cuda-graph: off, since the step cannot be captured: %s", first_line(error))
             self.capture = None
             return False
+        if not self._graphs:
+            logger.warning("--cuda-graph: steps are replayed as a CUDA graph")
         self._graphs[kind] = Graph(replay, static, self.recipe.last)
         return True
 
