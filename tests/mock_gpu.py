@@ -1,8 +1,8 @@
 """A rehearsal of the first hour on a GPU, in one program: python mock_gpu.py FOLDER SECONDS
 
-SECONDS is the limit of a stage. Triton's driver and what the stages call of torch.cuda have stand-ins, sizes are tiny, and processes
-are forks of this one. One stage crashes and one hangs. Among the checks one ends its process, one
-hangs, and one leaves the device unusable.
+SECONDS is the limit of a stage. Triton's driver and what the stages call of torch.cuda have
+stand-ins, sizes are tiny, and processes are forks of this one. One stage crashes and one hangs.
+Among the checks one ends its process, one hangs, and one leaves the device unusable.
 """
 
 import contextlib
