@@ -24,10 +24,13 @@ from infoseg_fast.errors import DataError
 from infoseg_fast.kernels import launch
 from infoseg_fast.model import Reflected
 from infoseg_fast.ops import dispatch
-from infoseg_fast.recipe import Recipe, iic
+from infoseg_fast.recipe import DataInfo, Recipe, iic
 from infoseg_fast.recipe.averaging import decay_of
 from infoseg_fast.recipe.default import DefaultRecipe
+from infoseg_fast.recipe.labelling import Labelling
 from infoseg_fast.recipe.network import TrainedNetwork
+from infoseg_fast.recipe.sample import Sample
+from infoseg_fast.segmenter import Segmenter
 from infoseg_fast.train import train
 
 META = torch.device("meta")
@@ -93,19 +96,24 @@ class Bar:
 
 
 @pytest.fixture
-def on_meta(monkeypatch, tmp_path):
+def kernels_on_meta(monkeypatch):
+    """The Triton kernels take tensors of the meta device; launches must be recorded."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setitem(dispatch.PREFERENCE, "meta", ("triton",))
+    monkeypatch.setattr(dispatch, "_unsupported", lambda op, name, *kind: None)
+    monkeypatch.setattr(dispatch, "plain", lambda *tensors: True)
+
+
+@pytest.fixture
+def on_meta(monkeypatch, tmp_path, kernels_on_meta):
     """A function that begins a run on the meta device and returns the kernels of its steps, those of
     PyTorch and those of this package.
     """
     monkeypatch.setattr(TRAIN, "pick_device", lambda name: META)
     for module in (augment, objective, iic):
         monkeypatch.setattr(module, "generator_on", lambda *_: None)
-    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: ["meta"])
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    # The kernels themselves, whose launches are recorded.
-    monkeypatch.setitem(dispatch.PREFERENCE, "meta", ("triton",))
-    monkeypatch.setattr(dispatch, "_unsupported", lambda op, name, *kind: None)
-    monkeypatch.setattr(dispatch, "plain", lambda *tensors: True)
+    optimizer = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta"])
 
     def begin(**how):
         mode = NoWaits()
@@ -128,7 +136,7 @@ def on_meta(monkeypatch, tmp_path):
         {"recipe": "paper", "inputs": "sobel"},
         {"recipe": "paper", "negatives": "reassigned", "num_negatives": 2, "balance": 1.0, "positions": 30},
         {"crop": 48, "loss_mask": "gt", "skip_nonfinite": True, "inputs": "grey", "accumulate": 2, "average": 0.9},
-        {"recipe": "iic"},
+        {"recipe": "iic", "displacement": 0, "overcluster": 1.0},
     ],
     ids=["default", "paper", "reassigned", "mask", "iic"],
 )
@@ -150,6 +158,24 @@ def test_a_step_that_waits_is_found(on_meta, monkeypatch, act, named):
     monkeypatch.setattr(DefaultRecipe, "loss", lambda self, step, images, mask: act(images) or loss(images))
     with pytest.raises(AssertionError, match=named):
         on_meta()
+
+
+@pytest.mark.parametrize("size", [40, 41])
+def test_no_batch_of_an_evaluation_waits_for_the_device(kernels_on_meta, size):
+    labelling = labelling_of_a_network().to(META)
+    images = torch.empty(3, 3, size, 40, device=META)
+    target = torch.empty(3, size, 40, device=META, dtype=torch.uint8)
+    with launch.recorded() as launches, NoWaits():
+        counts, *faults = Segmenter(labelling).count_without_waiting(images, target, 2)
+    assert launches and counts.shape == (2, 2) and [x.shape for x in faults] == [(), ()]
+
+
+def labelling_of_a_network() -> Labelling:
+    """A labelling of the default recipe with merged classes and the refinement."""
+    settings = Settings.create({"data": "x", "classes": 2, "crop": 32, "width": 4, "dim": 8, "smooth": 1})
+    recipe = DefaultRecipe(settings, DataInfo(3, 2, None, [0.5] * 3, [0.2] * 3))
+    crops = torch.rand(4, 3, 32, 32)
+    return recipe.labelling(Sample(lambda: iter([(crops, None)])))
 
 
 class Frozen(Capture):
@@ -194,7 +220,7 @@ def scalars_on_the_device(monkeypatch):
 def test_a_replayed_step_repeats_no_number_of_the_host(tmp_path, monkeypatch, scalars_on_the_device):
     data, frozen, add = str(write_folder(tmp_path / "data", number=10, side=32)), Frozen(), TRAIN.Progress.add
     monkeypatch.setattr("infoseg_fast.report.write", lambda *_: None)
-    how = SMALL | {"data": data, "steps": 16, "jitter": 0.2, "warmup": 12, "precision": "float32"}
+    how = SMALL | {"data": data, "steps": 16, "jitter": 0.2, "warmup": 12, "precision": "float32", "refine": False}
     train(out=tmp_path / "eager", **how)
     monkeypatch.setattr(TRAIN, "capture_for", lambda *_: frozen)
     monkeypatch.setattr(TRAIN.Progress, "add", lambda self, loss: setattr(frozen, "progress", self) or add(self, loss))
