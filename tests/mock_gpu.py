@@ -67,7 +67,8 @@ class Forked:
                 os.setsid()
             os.dup2(given, 0)
             os.dup2(written, 1)
-            os.dup2(written if stderr == first_hour.subprocess.STDOUT else os.open(os.devnull, os.O_WRONLY), 2)
+            if stderr == first_hour.subprocess.STDOUT:
+                os.dup2(written, 2)
             os.closerange(3, 64)
             sys.stdin, sys.stdout, sys.stderr = (open(i, "rw"[i > 0], buffering=1, closefd=False) for i in range(3))  # noqa: SIM115
             code = 1
@@ -83,8 +84,14 @@ class Forked:
         if stdin is None:
             self.stdin.close()
 
-    def wait(self):
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self, timeout=float("inf")):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        raise first_hour.subprocess.TimeoutExpired("", timeout)
 
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)

@@ -75,7 +75,7 @@ class LoopEndError(Exception):
 
 class Bar:
     """Stands for the progress bar, which spans the loop: in it nothing waits, and it ends the loop
-    after three steps.
+    after two steps.
     """
 
     def __init__(self, mode) -> None:
@@ -91,7 +91,7 @@ class Bar:
     def update(self):
         self.steps += 1
         self.kernels.append(self.mode.kernels)
-        if self.steps == 3:
+        if self.steps == 2:
             raise LoopEndError
 
 

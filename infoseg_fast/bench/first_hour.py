@@ -10,6 +10,7 @@ are in `first_hour_stages`.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -104,40 +105,38 @@ def run_stage(folder: Path, stage: Stage, command: Command) -> tuple[str, str]:
         [*command, "--out", str(folder), "--process", stage.name],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
-    over = threading.Event()
+    last = [""]
 
-    def end() -> None:
-        over.set()
-        os.killpg(process.pid, signal.SIGKILL)
-
-    timer = threading.Timer(stage.seconds, end)
-    timer.start()
-    last = ""
-    try:
+    def log() -> None:
         with (folder / "gpu.log").open("a") as log:
             for line in process.stdout or ():
-                last = line.strip() or last
+                last[0] = line.strip() or last[0]
                 print(line, end="", flush=True)
                 log.write(line)
                 log.flush()
-        code = process.wait()
-    except BaseException:  # the user's interrupt reaches this process alone
-        end()
-        raise
-    finally:
-        timer.cancel()
-    if over.is_set():
-        return ENDED, f"{stage.seconds} s; its last line: {last}"
-    return (PASSED, "") if code == 0 else (FAILED, f"exit code {code}: {last}")
+
+    # A thread reads, since a process that the stage has left behind may keep the pipe open.
+    reader = threading.Thread(target=log, daemon=True)
+    reader.start()
+    try:
+        code = process.wait(stage.seconds)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:  # also after the user's interrupt, which reaches this process alone
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    reader.join(2.0)
+    if code is None:
+        process.wait()
+        return ENDED, f"{stage.seconds} s; its last line: {last[0]}"
+    return (PASSED, "") if code == 0 else (FAILED, f"exit code {code}: {last[0]}")
 
 
 class Worker:
     """A process that runs tasks by their number, one after the other."""
 
     def __init__(self, command: Command) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, number: int, seconds: float) -> dict[str, Any] | None:
         """The answer to a task; None if the process ended, or did not answer in time."""
