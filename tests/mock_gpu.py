@@ -150,7 +150,8 @@ first_hour_stages.TRACED_STEPS = 2
 first_hour_training.IMAGES, first_hour_training.SIDE = 8, 40
 first_hour_training.SETTINGS |= {"steps": 8, "batch_size": 4, "crop": 32, "log_every": 2, "checkpoint_every": 4}
 first_hour_training.SETTINGS |= {"width": 4, "dim": 4, "overcluster": 1.0, "refine": False}
-first_hour_training.RUNS = {"default": {}, "default, without graph": {}, "default again": {"jitter": -1.0}}
+names = "default, without graph", "default", "default, resumed at half"
+first_hour_training.RUNS = {"wrong": {"jitter": -1.0}, **{name: {} for name in names}}
 first_hour_stages.FUNCTIONS |= {"hangs": lambda table: time.sleep(60), "crashes": lambda table: os.abort()}
 # The library of a machine without a GPU does not run: assignments and counts are those of the host.
 cuda_library.unavailable = lambda: None

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 COLUMNS = ("stage", "name", "setting", "provider", "value", "unit", "status", "detail")
 PASSED, FAILED, SKIPPED, ENDED = "passed", "failed", "skipped", "ended at its limit"
 MOST_WORKERS = 16
-TASK_SECONDS = 45.0  # of one task of a worker, which may compile several kernels
+TASK_SECONDS = 60.0  # of one task of a worker, which may compile several kernels
 
 
 class Stage(NamedTuple):
