@@ -39,7 +39,7 @@ BOUNDS = (
 # The data may lie elsewhere: the fingerprint says whether they are the same.
 CHANGEABLE = (
     "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb",
-    "skip_damaged", "skip_nonfinite", "rank_timeout",
+    "skip_damaged", "skip_nonfinite", "rank_timeout", "cuda_graph",
 )  # fmt: skip
 
 
@@ -237,6 +237,12 @@ class Settings:
         "auto",
         "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
         choices=("auto", "float32", "bfloat16"),
+    )
+    cuda_graph: str = setting(
+        "run",
+        "auto",
+        "replay the steps as one CUDA graph. auto: on a GPU where the steps can be captured, else the reason is said",
+        choices=("auto", "on", "off"),
     )
     compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
     accumulate: int = setting(

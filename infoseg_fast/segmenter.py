@@ -19,7 +19,7 @@ from .encoding import Area, Features, crop, windows_of
 from .errors import DataError
 from .model import STRIDE, padded, padded_side
 from .ops import segment
-from .ops.confusion_matrix import confusion_matrix
+from .ops.confusion_matrix import count_pairs
 from .recipe.labelling import Labelling
 from .recipe.refinement import REACH, SURROUNDINGS_RADIUS, Colours, colours_of
 from .run_folder import RunFolder
@@ -190,15 +190,26 @@ class Segmenter:
         images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground
         truth.
         """
-        self._check(images)
+        counts, outside, nonfinite = self.count_without_waiting(images, target, num_classes)
+        raise_for(int(outside), int(nonfinite))
+        return counts
+
+    def count_without_waiting(self, images: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The result of `count`, the number of target values out of range, and that of values of the
+        images that are not finite, for `raise_for`: all on the device of the images.
+        """
+        self._check_shape(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
+        outside = torch.zeros((), dtype=torch.int64, device=images.device)
         for images_of, chosen in self._batches(images):
             for part in self._parts_of(images_of, (target.shape[1], target.shape[2])):
                 rows, columns = part.area
                 truth = target[chosen, rows.start : rows.stop, columns.start : columns.stop]
-                found: Any = confusion_matrix(part.labels, truth, self.num_clusters, num_classes, IGNORE, check=True)
+                found, left_out = count_pairs(part.labels, truth, self.num_clusters, num_classes, IGNORE)
                 counts += found
-        return counts
+                if left_out is not None:  # a CPU raises
+                    outside += left_out
+        return counts, outside, (~torch.isfinite(images)).sum()
 
     def plan(
         self, native: tuple[int, int], size: tuple[int, int] | None = None, confidence: bool = False, images: int = 1
@@ -401,10 +412,21 @@ class Segmenter:
         return labels
 
     def _check(self, images: Tensor) -> None:
+        self._check_shape(images)
+        raise_for(0, int((~torch.isfinite(images)).sum()))
+
+    @staticmethod
+    def _check_shape(images: Tensor) -> None:
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
-        if not torch.isfinite(images).all():
-            raise ValueError("images must be finite, but hold NaN or infinity")
+
+
+def raise_for(outside: int, nonfinite: int) -> None:
+    """ValueError if there were values that `Segmenter.count_without_waiting` does not take."""
+    if nonfinite:
+        raise ValueError("images must be finite, but hold NaN or infinity")
+    if outside:
+        raise ValueError(f"target holds {outside} values that are neither a class nor {IGNORE}")
 
 
 def _identity(probs: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def test_without_a_gpu_the_gpu_bench_ends_with_one_line(tmp_path):
     code += "sys.argv = ['benchmarks/gpu.py']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "infoseg bench: --device: no CUDA device can be used here; take cpu\n"
+    assert done.stderr == "benchmarks/gpu.py: no CUDA device can be used here\n"
 
 
 def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_after_the_limit(monkeypatch, tmp_path, capsys):

@@ -43,6 +43,44 @@ def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
     return [start.elapsed_time(end) for start, end in marks]
 
 
+def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
+    """Microseconds of a step on the device alone, each from a replay of its CUDA graph with an empty
+    L2 cache. Emptying the cache hides the start of the graph.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    flush = torch.empty(FLUSH_BYTES // 4, device=device)
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in marks:
+        flush.zero_()
+        flush.zero_()
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [1e3 * start.elapsed_time(end) for start, end in marks]
+
+
+def with_host(step: Step, calls: int) -> float:
+    """Microseconds of a call, as a loop of them takes: the host's work or the device's, whichever is
+    longer.
+    """
+    step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - start) / calls
+
+
 def copy_rate(device: torch.device) -> float:
     """Bytes per ms, read and written, of a copy of 1 GB."""
     source = torch.ones(2**28, device=device)
