@@ -114,6 +114,26 @@ def test_a_scene_gives_a_geotiff_in_its_place(made, tmp_path):
     assert np.array_equal(labels, made.segment_file(scene))
 
 
+def test_ground_control_points_and_a_transform_without_system_are_kept(made, tmp_path):
+    points = [
+        rasterio.control.GroundControlPoint(*point) for point in ((0, 0, 10, 50), (0, 40, 11, 50), (40, 0, 10, 49))
+    ]
+    write_scene(tmp_path / "in/points.tif", pixels_of(40, 50), crs="EPSG:4326", transform=None, gcps=points)
+    write_scene(tmp_path / "in/plain.tif", pixels_of(40, 50), crs=None)
+    areas, polygons = tmp_path / "areas.csv", tmp_path / "x.gpkg"
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "out", Products(areas=areas, polygons=polygons))
+    assert outcome.written == 2 and len(outcome.notes) == 1 and "points.tif" in outcome.notes[0]
+    with rasterio.open(tmp_path / "out/points.tif") as file:
+        found, crs = file.gcps
+        assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+        assert crs.to_epsg() == 4326
+    with rasterio.open(tmp_path / "out/plain.tif") as file:
+        assert file.crs is None and file.transform == PLACE["transform"]
+    table = list(csv.DictReader(areas.open(newline="")))
+    assert {row["area"] == "" for row in table if "points" in row["image"]} == {True}
+    assert sum(float(row["area"]) for row in table if "plain" in row["image"]) == 40 * 50 * 200
+
+
 def test_a_folder_of_scenes_and_pictures_keeps_its_paths(made, tmp_path):
     source = tmp_path / "in"
     write_scene(source / "a/scene.tif", pixels_of(40, 50))

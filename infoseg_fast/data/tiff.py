@@ -30,6 +30,8 @@ LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
+# Pixel scale, tie points, transform and coordinate reference system of a GeoTIFF.
+PLACE_TAGS = {33550, 33922, 34264, 34735}
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 
@@ -148,7 +150,7 @@ class TiffReader(Reader):
             nodata=None if tag is None else number_in(tag.value),
             masked=page in self._masks or self._sidecar is not None,
             windowed=True,
-            georeferenced=header.is_geotiff,
+            georeferenced=not PLACE_TAGS.isdisjoint(header.tags.keys()),
             note=note,
         )
 

@@ -32,9 +32,9 @@ class AreaTable:
         """Add an image by the numbers of its pixels [at least `number`] of each label.
 
         The area is in squares of the unit of the coordinate reference system; empty without a
-        georeference.
+        transform to it.
         """
-        pixel, unit = (None, "") if place is None else (pixel_area(place), unit_of(place))
+        pixel, unit = (None, "") if place is None or place.control_points else (pixel_area(place), unit_of(place))
         for label in range(self.number):
             name, pixels = self.names[label] if self.names else "", int(counts[label])
             self._lines.append([image, label, name, pixels, "" if pixel is None else pixels * pixel, unit])

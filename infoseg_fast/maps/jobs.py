@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +66,11 @@ def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
         DataError: a source does not exist or has no image, or two images have one label file.
     """
     found: dict[str, Path] = {}
-    inside = out.resolve()
+    inside = real(out)
     for source in given:
         if source.is_dir():
             images, root = image_files(source), source
-            outside = [path for path in images if inside not in path.resolve().parents]
+            outside = [path for path in images if inside not in real(path).parents]
             if images and not outside:
                 raise DataError(f"--out {out} is the folder of the images; choose another")
             if not images:
@@ -85,9 +86,14 @@ def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
             if other != image:
                 raise DataError(f"{other} and {image} would both be written to {out / stem}")
             for target in (out / f"{stem}.png", out / f"{stem}.tif"):
-                if target.resolve() == image.resolve():
+                if real(target) == real(image):
                     raise DataError(f"{target} would be written over the image itself; choose another --out")
     return [Source(path, stem) for stem, path in found.items()]
+
+
+def real(path: Path) -> Path:
+    """The path without links; of a link to itself, the link."""
+    return Path(os.path.realpath(path))
 
 
 def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confidence: bool, overlay: bool) -> list[Job]:

@@ -16,7 +16,7 @@ from ..errors import DataError
 from .jobs import Job
 
 CHUNK = 20_000  # polygons that are written together
-NO_POLYGONS = "has no georeference, so --polygons has no region of it"
+NO_POLYGONS = "has no georeference by a transform, so --polygons has no region of it"
 
 
 class PolygonFile:
@@ -49,7 +49,7 @@ class PolygonFile:
 
     def add(self, image: str, job: Job) -> None:
         """Add the regions of a finished label map. The polygons of one image are held in memory."""
-        if job.place is None:
+        if job.place is None or job.place.control_points:
             self._without.append(f"{image} {NO_POLYGONS}")
             return
         layer = self._layers.get(job.place.crs)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..data.base import to_channels
 from ..data.images import IGNORE, read_with
-from ..data.names import read_lines
+from ..data.names import read_names
 from ..errors import DataError
 from ..palette import as_rgb, coloured, overlaid, palette
 from ..segmenter import Part, Segmenter
@@ -104,7 +104,7 @@ class Labels:
             self.table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
             self.number = max(int(mapping.max()) + 1, len(self.names or []))
         elif products.names is not None:
-            self.names = read_lines(products.names)
+            self.names = read_names(products.names)
             if len(self.names) != self.number:
                 raise DataError(
                     f"--names {products.names} has {len(self.names)} names; the run has {self.number} clusters"

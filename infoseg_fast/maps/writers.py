@@ -130,16 +130,18 @@ class GeoTiffWriter(MapWriter):
 
     def _open(self) -> None:
         import rasterio
+        from rasterio.control import GroundControlPoint
         from rasterio.transform import Affine
 
+        points = [GroundControlPoint(*point) for point in self.place.control_points]
+        where = {"gcps": points} if points else {"transform": Affine(*self.place.transform)}
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
         self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
         with self._env:
             self._dataset: Any = rasterio.open(
                 self.scratch, "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1, dtype="uint8",
-                crs=self.place.crs or None, transform=Affine(*self.place.transform), nodata=IGNORE, tiled=True,
-                blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", zlevel=LEVEL,
-                bigtiff="if_safer",
+                crs=self.place.crs or None, nodata=IGNORE, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+                compress="deflate", zlevel=LEVEL, bigtiff="if_safer", **where,
             )  # fmt: skip
             self._dataset.update_tags(**{KEY: self.key})
             if self.colours is not None:
