@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO, cast
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
 from .distributed.world import LostRankError
-from .errors import DataError
+from .errors import DataError, printable
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 from .signals import Stopped
 
@@ -272,13 +272,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     if outcome.replaced:
         print(f"{outcome.replaced} of them replace files that were there, of another checkpoint or other options")
     for line in (*outcome.notes, *outcome.failures):
-        print(f"{PROGRAM} predict: {one_line(line)}", file=sys.stderr)
+        print(f"{PROGRAM} predict: {printable(line)}", file=sys.stderr)
     return 1 if outcome.failures else 0
-
-
-def one_line(message: object) -> str:
-    """A message whose file names may hold line breaks, as one line."""
-    return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -412,11 +407,11 @@ def run(argv: Sequence[str] | None) -> int:
     try:
         status = arguments.function(arguments)
     except DataError as error:
-        print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:  # of a path that a command was given
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        print(f"{PROGRAM} {arguments.command}: {one_line(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return 2
     except LostRankError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)

@@ -91,7 +91,7 @@ class TiffReader(Reader):
         self._stacked = self._declares_channels()
         self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
         sidecar = path.with_name(f"{path.name}.msk")
-        self._sidecar = tifffile.TiffFile(sidecar) if sidecar.is_file() else None
+        self._sidecar = tifffile.TiffFile(sidecar) if os.path.isfile(sidecar) else None
 
     def _images_behind_one_header(self) -> int:
         """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others:
@@ -181,6 +181,8 @@ class TiffReader(Reader):
         dtype = np.dtype(header.parent.byteorder + header.dtype.char)
         if header.is_contiguous and header.is_final:
             size = separate * height * width * samples * dtype.itemsize
+            if header.dataoffsets[0] + (skipped + 1) * size > header.parent.filehandle.size:
+                raise DataError("the file ends before its last pixel (truncated)")
             mapped = np.memmap(
                 header.parent.filehandle.path,
                 dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 import zlib
@@ -35,7 +36,8 @@ class MapWriter:
 
     def __init__(self, path: Path, size: tuple[int, int], key: str) -> None:
         self.path, self.size, self.key = path, size, key
-        self.scratch = path.with_name(f".{path.name}.tmp")
+        # Not longer than a file system takes where the name is as long as it takes.
+        self.scratch = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}.tmp")
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -55,7 +57,8 @@ class MapWriter:
         """Remove what was written."""
         with contextlib.suppress(Exception):
             self._close()
-        self.scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.scratch.unlink()
 
     @contextlib.contextmanager
     def _named(self):
