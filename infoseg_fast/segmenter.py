@@ -82,6 +82,11 @@ class Segmenter:
         """K, the number of labels."""
         return self.labelling.num_clusters
 
+    @property
+    def tiled(self) -> bool:
+        """Whether images are segmented in tiles; else the network gets the whole image."""
+        return self._windows is not None
+
     def with_clusters(self, number: int) -> Segmenter:
         """A segmenter with the same network and label maps of `number` clusters, which is any number
         up to that of the network's classes. Its clusters are matched to no class.
