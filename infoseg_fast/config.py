@@ -26,6 +26,8 @@ logger = logging.getLogger("infoseg_fast")
 
 DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
+MAX_SCALE = 16.0
+MAX_SEED = 2**63 - 1  # of PyTorch
 LOSS_MASKS = ("none", "gt")
 GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
 # Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
@@ -103,7 +105,9 @@ class Settings:
     max_bytes: int = setting(
         "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
     )
-    scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
+    scale: float = setting(
+        "data", 1.0, "factor by which images are resized when they are read", type=float, above=0, maximum=MAX_SCALE
+    )
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
     jitter: float = setting(
@@ -217,7 +221,7 @@ class Settings:
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
-    seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0)
+    seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0, maximum=MAX_SEED)
     log_every: int = setting("run", 50, "steps between lines of metrics.jsonl", type=int, minimum=1)
     eval_every: int = setting(
         "run", 500, "steps between evaluations where there are labels. 0: only at the end", type=int, minimum=0

@@ -244,6 +244,6 @@ def finish(
         run.record_evaluation(LAST, step, "eval", scores)
         segmenter.mapping = scores["mapping"]
         print(f"after {step} steps, eval split of {settings.data}:\n{as_text(scores, train_set.classes)}")
-    report.write(run, segmenter, eval_set if eval_set.has_labels else train_set, device)
+    report.write(run, segmenter, eval_set if eval_set.has_labels else train_set)
     print(f"report: {run.report}")
     return scores
