@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,9 @@ NOT_RUN = {
     r"coco|potsdam|RAW": "needs a raw download",
     r"timm:": "fetches weights",
     r"benchmarks\.backbones": "needs two packages that are not dependencies",
-    r"^pytest|class_purity": "a test builds this op",
+    r"^pytest": "runs tests",
+    r"class_purity": "a test builds this op",
+    r"^infoseg (train|eval|predict|baseline|prepare|bench)( [\w-]+| --json)?$": "the name of a command",
     r"\.\.\.|\||METHOD| N\b|NAME|IMAGE|\[": "a pattern, not a command",
     r"torchrun": "tests/test_ranks.py starts ranks",
     r"^python benchmarks/": "measures for minutes",
@@ -76,10 +77,11 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, command)), None)
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, clone: Path) -> None:
     """The files that the pages name."""
     import rasterio
 
+    shutil.copy(clone / "examples/own_recipe.py", folder)
     write_folder(folder / "DIR", number=8, side=40)
     scene = np.random.default_rng(0).integers(1, 255, (4, 96, 96)).astype(np.uint8)
     Image.fromarray(scene[:3].transpose(1, 2, 0)).save(folder / "scene.png")
@@ -95,18 +97,24 @@ def shortened(command: str, folder: Path) -> str:
     """The command with little work, and with its placeholders filled in."""
     command = command.replace("MODULE:FUNCTION", "tiny:net")
     if re.search(r"^infoseg train", command):
-        if "--resume" not in command:
-            shutil.rmtree(folder / "RUN", ignore_errors=True)
+        shutil.rmtree(folder / "RUN", ignore_errors=True)
         command += f" {TINY}" + ("" if "--backbone" in command else SMALL_NETWORK)
+        if "--resume" in command:
+            command = f"{command.replace(' --resume', '')} && {command} --steps 3"
     if command.startswith("infoseg bench"):
-        command = command.replace("FILE", "rows.csv").replace("infoseg bench", "infoseg bench assign")
+        command = command.replace("FILE", "rows.csv").replace("bench --", "bench assign --")
         command += " --repeats 3 --no-compile"
-    return re.sub(r"^infoseg", f"{sys.executable} -m infoseg_fast", re.sub(r"^python", sys.executable, command))
+    if command.startswith("infoseg prepare"):
+        command = command.replace("--out DIR", "--out SET")
+    return re.sub(
+        r"(^|&& )infoseg", rf"\1{sys.executable} -m infoseg_fast", re.sub(r"^python", sys.executable, command)
+    )
 
 
 def check_words(command: str, environment: dict) -> str | None:
     """What is wrong with the options, extras or files that a command names, without running it."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", project, flags=re.MULTILINE)
     if command.startswith("pip"):
         named = re.findall(r"\[([\w,]+)\]", command)
         missing = [one for group in named for one in group.split(",") if one not in extras]
@@ -158,7 +166,7 @@ def main() -> int:
                 else:
                     if not folder.is_dir():
                         folder.mkdir(parents=True)
-                        prepare(folder)
+                        prepare(folder, clone)
                     line = shortened(command, folder)
                     done = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
                     if done.returncode:
