@@ -2,8 +2,8 @@
 
     python benchmarks/op_errors.py [--op assign] [--docs docs/ops]
 
-Truth is the same algebra in float64 on the same rounded inputs. The numbers are relative 2-norms; of
-labels and counts, the share that differs.
+Truth is the same algebra in float64 on the same rounded inputs. The numbers are relative 2-norms;
+of labels and counts, the share that differs.
 """
 
 import argparse

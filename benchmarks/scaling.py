@@ -1,7 +1,7 @@
 """How the time of an op grows with each of its sizes, beside the best plain PyTorch.
 
-    python benchmarks/scaling.py [--op mutual_information_loss] [--csv scaling.csv] [--plot scaling.png]
-    python benchmarks/scaling.py --plot scaling.png --from scaling.csv           # draws the CSV again
+    python benchmarks/scaling.py [--op NAME] [--csv scaling.csv] [--plot scaling.png]
+    python benchmarks/scaling.py --plot scaling.png --from scaling.csv     # draws the CSV again
 
 One size at a time goes through `SIZES`, the others stay at their middle values. Each row has the
 median time of forward + backward (forward, where there is no gradient), and the exponent of a fit

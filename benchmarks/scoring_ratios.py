@@ -1,8 +1,8 @@
 """Print the tables of docs/matching-and-scores.md: the matcher and the scorer against what they
 replace.
 
-    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [nmi] [bootstrap]
-        [rehearsal]
+    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [nmi]
+        [bootstrap] [rehearsal]
 
 Every figure is a ratio of medians; competitor and package run in turns in one process. One thread
 is measured in processor time, which other processes disturb little. Two threads are measured in

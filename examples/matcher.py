@@ -1,4 +1,4 @@
-"""The matcher in the place of scipy's: one matrix, a batch, and the names of torch-linear-assignment.
+"""The matcher in the place of scipy's and of torch-linear-assignment's.
 
 python matcher.py
 """

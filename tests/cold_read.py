@@ -2,10 +2,10 @@
 
     python tests/cold_read.py [--page docs/maps.md] [--list]
 
-A command is a line of an indented block, or a code span, that begins with a program of `PROGRAMS`. It
-runs in a folder that has what the pages name: DIR, scene.tif, scene.png and so on. Trainings are
-shortened. What cannot run here is listed with its reason; its options and its extras are checked all
-the same. Exit status 1 if a command fails.
+A command is a line of an indented block, or a code span, that begins with a program of `PROGRAMS`.
+It runs in a folder that has what the pages name: DIR, scene.tif, scene.png and so on. Trainings are
+shortened. What cannot run here is listed with its reason; its options and its extras are checked
+all the same. Exit status 1 if a command fails.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The documentation: examples run, every op has a page, the questions quote texts of the package."""
+"""The documentation: examples run, every op has a page, the questions quote the package's texts."""
 
 import doctest
 import re

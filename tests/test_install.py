@@ -61,8 +61,8 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in geta
 
 
 def in_a_bare_environment(wheel: Path, where: Path, code: str) -> str:
-    """Install the wheel alone in a new environment without compilers, which borrows its dependencies
-    from this one. Check its command, train and predict with it, then run code.
+    """Install the wheel alone in a new environment without compilers, which borrows its
+    dependencies from this one. Check its command, train and predict with it, then run code.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(where)], check=True)
     python = where / "bin" / "python"

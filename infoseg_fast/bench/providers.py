@@ -25,7 +25,8 @@ MEASURED = (
 )  # fmt: skip
 SHOWN = ("op", "case", "mode", "provider", *MEASURED[7:14], "extra_mb")
 INSTALLED = ("machine", "infoseg_fast", "python", "torch", "numpy", "triton", "commit")
-# The largest error of an op whose times are reported: PyTorch's in the same dtype, twice, and a floor.
+# The largest error of an op whose times are reported: twice PyTorch's in the same dtype, and a
+# floor.
 ERROR_FACTOR = 2.0
 ERROR_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 DIFFERING_SHARE = 1e-2  # the floor of integer results: labels and counts at the borders of classes differ

@@ -54,8 +54,8 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
 
     Args:
         recipe: what is trained. Its `settings` give the optimiser and the augmentation.
-        sample: crops that the recipe fits its start and its labelling to, on the CPU. None: the first
-            crops of `train_set`, as in `infoseg train`.
+        sample: crops that the recipe fits its start and its labelling to, on the CPU. None: the
+            first crops of `train_set`, as in `infoseg train`.
         train_set, eval_set: the images of `train_dataloader` and `scores`. None: the Trainer gets a
             data loader, whose batches are images, float [B, c, n, n] in [0, 1], or pairs of such
             images and their mask, bool [B, n, n].

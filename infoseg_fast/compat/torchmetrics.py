@@ -111,8 +111,8 @@ class ClusterAccuracy(_MatchedMetric):
         method: "hungarian", or "many_to_one", which gives each cluster its most frequent class.
         kwargs: of `torchmetrics.Metric`.
 
-    `compute` returns a float32 scalar, NaN where nothing was counted. With `num_classes` alone it is
-    torchmetrics' own `ClusterAccuracy`, without the package torch-linear-assignment.
+    `compute` returns a float32 scalar, NaN where nothing was counted. With `num_classes` alone it
+    is torchmetrics' own `ClusterAccuracy`, without the package torch-linear-assignment.
 
     Raises:
         ValueError: a number is below 1, or `method` is unknown.
