@@ -54,9 +54,8 @@ def score_figure(over_clusters: OverClusters, chosen: int) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    most = over_clusters.num_classes
-    numbers = sorted({*scored_numbers(most), chosen})
-    scores = [over_clusters.score(over_clusters.groups(n) or [[k] for k in range(most)]) for n in numbers]
+    numbers = sorted({*scored_numbers(over_clusters.num_classes), chosen})
+    scores = [over_clusters.best_score(n) for n in numbers]
     figure, axis = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
     axis.plot(numbers, scores, marker=".", color="#4477aa")
     axis.axvline(chosen, color="grey", linestyle=":", label="this run")

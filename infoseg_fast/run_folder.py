@@ -22,7 +22,7 @@ from .errors import DataError
 logger = logging.getLogger("infoseg_fast")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-LAYOUT = 2  # version of the files. A RUN of another version is refused by name.
+LAYOUT = 3  # version of the files. A RUN of another version is refused by name.
 
 
 class RunFolder:

@@ -7,7 +7,8 @@ from conftest import write_folder
 import infoseg_fast as isf
 from infoseg_fast import class_numbers
 from infoseg_fast.data import open_set
-from infoseg_fast.recipe.merging import criteria
+from infoseg_fast.recipe.merging import criteria, merge
+from infoseg_fast.recipe.resampling import total
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "eval_every": 0, "classes": 3, "steps": 2}
 
@@ -25,10 +26,10 @@ def test_the_report_has_the_scores_and_maps_of_other_numbers(tmp_path, monkeypat
     class_numbers.section(segmenter, images, torch.device("cpu"), None)
     ((numbers, scores),) = plotted
     assert numbers == list(range(2, 10))
-    sums = segmenter.labelling.over_clusters.statistics
+    sums = total(segmenter.labelling.over_clusters.blocks)
     whole = criteria(sums)
     assert scores[-1] == pytest.approx(float(whole.score(whole)))  # nothing is merged
-    four = sums.merged(segmenter.with_clusters(4).labelling.groups)
+    four = sums.merged(merge(sums, 4))
     assert scores[2] == pytest.approx(float(criteria(four).score(whole)))
 
 

@@ -18,8 +18,8 @@ from infoseg_fast.model import position_mask
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.recipe import DataInfo, recipe_class
 from infoseg_fast.recipe.labelling import Labelling, grouped
-from infoseg_fast.recipe.merging import merge, statistics_of
 from infoseg_fast.recipe.overclustering import OverClusters
+from infoseg_fast.recipe.resampling import block_statistics, resampled_merge
 from infoseg_fast.recipe.sample import Sample
 from infoseg_fast.run_folder import RunFolder
 from infoseg_fast.train import train
@@ -66,8 +66,8 @@ def test_labels_are_of_merged_classes_of_the_averaged_network():
     assert labelling.num_clusters == 3 and labelling.refinement.residual.shape[0] == 3
     images = torch.cat([x for x, _ in sample.batches])
     probs = Labelling(made.network.frozen(), {}, made.data).probabilities(images)
-    found = statistics_of([(probs, appearance_statistics(isf.local_appearance(images, (8, 8))), None)])
-    assert labelling.groups == merge(found, 3)
+    found = block_statistics([(probs, appearance_statistics(isf.local_appearance(images, (8, 8))), None)])
+    assert labelling.groups == resampled_merge(found, 3)
     assert sorted(itertools.chain(*labelling.groups)) == list(range(9))
     torch.testing.assert_close(labelling.probabilities(images), grouped(probs, labelling.groups))
 

@@ -8,6 +8,7 @@ import torch
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.recipe.appearance import appearance_information
 from infoseg_fast.recipe.merging import Statistics, _improved, _joined, _Pairs, criteria, merge, statistics_of
+from infoseg_fast.recipe.resampling import BLOCK_IMAGES, MOST_RESAMPLED, block_statistics, resampled_merge, total
 
 
 def example(classes: int, images: int = 6, masked: bool = False):
@@ -168,3 +169,42 @@ def test_a_class_that_is_nowhere_does_no_harm():
     groups = merge(given, 3)
     assert sorted(itertools.chain(*groups)) == list(range(5))
     assert [4] not in groups, "a group of its own would be wasted on it"
+
+
+def test_blocks_add_up_to_the_statistics():
+    probs, y, mask = example(4, images=2 * BLOCK_IMAGES + 3, masked=True)
+    batch = probs, appearance_statistics(y, mask), mask
+    blocks = block_statistics([batch])
+    assert blocks.moments.shape[:2] == (3, 4) and blocks.joint.shape == (3, 4, 4)
+    for x, z in zip(total(blocks), statistics_of([batch]), strict=True):
+        torch.testing.assert_close(x, z)
+
+
+def test_a_resampled_merge_agrees_best_with_the_merges_of_other_resamples(monkeypatch):
+    """The groups that most resamples have, whatever the sums over all images would give."""
+    blocks = Statistics(torch.rand(5, 6, 3).double(), torch.rand(5, 6, 6).double())
+    usual, other = [[0, 1], [2, 3, 4, 5]], [[0, 5], [1, 2, 3, 4]]
+    given = iter([other, usual, other, usual, usual] * 4)
+    seen = []
+    monkeypatch.setattr(
+        "infoseg_fast.recipe.resampling.merge",
+        lambda statistics, number, weights: seen.append(statistics.moments) or next(given),
+    )
+    assert resampled_merge(blocks, 2) == usual
+    assert len({tuple(x.flatten().tolist()) for x in seen}) > 8  # resamples differ
+    first = [x.clone() for x in seen]
+    seen.clear()
+    given = iter([usual] * 16)
+    resampled_merge(blocks, 2)
+    assert all(torch.equal(x, z) for x, z in zip(first, seen, strict=True))
+
+
+def test_resamples_of_equal_blocks_and_many_classes_give_the_plain_merge():
+    one = statistics(8)
+    equal = Statistics(*(torch.stack([x] * 3) for x in one))
+    assert resampled_merge(equal, 3) == merge(one, 3)
+    assert resampled_merge(Statistics(*(x[None] for x in one)), 3) == merge(one, 3)
+    n = MOST_RESAMPLED + 1
+    many = Statistics(*(torch.stack([x, 2 * x]) for x in statistics(n)))
+    assert resampled_merge(many, n - 1) == merge(total(many), n - 1)
+    assert resampled_merge(many, n) == [[k] for k in range(n)]

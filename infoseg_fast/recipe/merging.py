@@ -96,17 +96,22 @@ def criteria(statistics: Statistics) -> Criteria:
     )
 
 
-def merge(statistics: Statistics, number: int) -> list[list[int]]:
+def merge(statistics: Statistics, number: int, weights: tuple[float, ...] = GREEDY_WEIGHTS) -> list[list[int]]:
     """The groups of the classes, `number` of them, of the best score found.
 
     No move of a single class to another group improves it.
+
+    Args:
+        statistics: of the classes.
+        number: 2 to n.
+        weights: of the second criterion, of each start of the greedy search.
 
     Returns:
         Groups in ascending order of their first class. Every class is in one.
     """
     whole = criteria(statistics)
     statistics = Statistics(statistics.moments, statistics.joint / statistics.joint.sum())
-    found = [_improved(statistics, _greedy(statistics, number, whole, w), whole) for w in GREEDY_WEIGHTS]
+    found = [_improved(statistics, _greedy(statistics, number, whole, w), whole) for w in weights]
     best = max(found, key=lambda groups: criteria(statistics.merged(groups)).score(whole).item())
     return sorted(sorted(group) for group in best)
 

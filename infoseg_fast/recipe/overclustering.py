@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .merging import Statistics, criteria, merge, statistics_of
+from .merging import Statistics, criteria, merge
 from .refinement import Refinement, colour_moments, refinement_of
+from .resampling import block_statistics, resampled_merge, total
 from .sample import Sample
 
 MAX_CLASSES = 256
@@ -23,11 +24,12 @@ class OverClusters(NamedTuple):
     """Sums of n classes over the sample. They give the groups for any number of labels.
 
     Attributes:
-        statistics: the sums that score partitions.
+        blocks: the sums that score partitions, over blocks of images: moments [m, n, S] and joint
+            [m, n, n].
         colours: [n, 2c + 1, 2c + 1], `colour_moments` of the classes; None without a refinement.
     """
 
-    statistics: Statistics
+    blocks: Statistics
     colours: Tensor | None
 
     @classmethod
@@ -41,7 +43,7 @@ class OverClusters(NamedTuple):
             refine: form the sums of a refinement too.
         """
         masks = [mask for _, mask in sample.batches]
-        sums = statistics_of(zip(probs, sample.statistics(smooth), masks, strict=True))
+        sums = block_statistics(zip(probs, sample.statistics(smooth), masks, strict=True))
         colours = None
         if refine:
             batches = zip(probs, sample.batches, strict=True)
@@ -52,16 +54,16 @@ class OverClusters(NamedTuple):
     @property
     def num_classes(self) -> int:
         """n, the number of classes of the network."""
-        return len(self.statistics.moments)
+        return self.blocks.moments.shape[1]
 
     def groups(self, number: int) -> list[list[int]] | None:
         """The groups that are the labels, `number` of them; None where each class is one."""
-        return None if number == self.num_classes else merge(self.statistics, number)
+        return None if number == self.num_classes else resampled_merge(self.blocks, number)
 
-    def score(self, groups: list[list[int]]) -> float:
-        """The partition score of groups (`merging`)."""
-        whole = criteria(self.statistics)
-        return criteria(self.statistics.merged(groups)).score(whole).item()
+    def best_score(self, number: int) -> float:
+        """The best partition score of `number` groups over all images (`merging`)."""
+        sums = total(self.blocks)
+        return criteria(sums.merged(merge(sums, number))).score(criteria(sums)).item()
 
     def refinement(self, groups: list[list[int]] | None, radius: int) -> Refinement | None:
         """The densities of the groups' colours. None without `colours`, and where no pixel counts."""
@@ -72,7 +74,7 @@ class OverClusters(NamedTuple):
 
     def state(self) -> dict[str, Any]:
         """Tensors, for a checkpoint."""
-        return {**self.statistics._asdict(), "colours": self.colours}
+        return {**self.blocks._asdict(), "colours": self.colours}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> OverClusters:

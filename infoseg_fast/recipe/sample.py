@@ -11,7 +11,7 @@ from ..ops.appearance_statistics import appearance_statistics
 from ..ops.local_appearance import local_appearance
 from .colours import colour_channels
 
-SAMPLE_CROPS = 128  # rounded up to whole batches
+SAMPLE_CROPS = 256  # rounded up to whole batches
 
 CropBatch = tuple[Tensor, Tensor | None]
 

@@ -21,8 +21,8 @@ from ..errors import DataError
 from ..model import STRIDE, grey
 from ..ops.confusion_matrix import confusion_matrix
 from ..recipe.labelling import grouped
-from ..recipe.merging import merge, statistics_of
 from ..recipe.overclustering import MAX_CLASSES
+from ..recipe.resampling import block_statistics, resampled_merge
 from ..recipe.sample import SAMPLE_CROPS, Sample
 from .evaluate import score
 
@@ -144,7 +144,7 @@ def merged_components(probabilities: PixelMap, images: ImageSet, number: int) ->
     sample = Sample(crops)
     probs = [F.avg_pool2d(probabilities(crop), STRIDE) for crop, _ in sample.batches]
     masks = [mask for _, mask in sample.batches]
-    return merge(statistics_of(zip(probs, sample.statistics(0), masks, strict=True)), number)
+    return resampled_merge(block_statistics(zip(probs, sample.statistics(0), masks, strict=True)), number)
 
 
 def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:
