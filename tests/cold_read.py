@@ -101,6 +101,8 @@ def shortened(command: str, folder: Path) -> str:
         command += f" {TINY}" + ("" if "--backbone" in command else SMALL_NETWORK)
         if "--resume" in command:
             command = f"{command.replace(' --resume', '')} && {command} --steps 3"
+    elif " RUN" in command and not (folder / "RUN").exists():  # the page takes the run of another page
+        command = f"infoseg train --data DIR --out RUN {TINY}{SMALL_NETWORK} && {command}"
     if command.startswith("infoseg bench"):
         command = command.replace("FILE", "rows.csv").replace("bench --", "bench assign --")
         command += " --repeats 3 --no-compile"
