@@ -57,6 +57,7 @@ def test_metrics_of_a_stream():
     assert low < scores["pixel_accuracy"] < high
 
 
+@pytest.mark.long
 def test_a_scene_becomes_a_map(tmp_path, capsys):
     pytest.importorskip("rasterio")
     written = example("geotiff_map").main(out=str(tmp_path), steps=2, crop=32, **TINY)
