@@ -75,13 +75,13 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("ops", nargs="*", metavar="OP", help="an op or a case's name; all by default")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to FILE")
+    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
+    bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
+    bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
     bench.add_argument(
         "--compare", type=Path, metavar="FILE",
         help="compare with the rows of an earlier --csv FILE; exit with 1 if an op is slower by more than 15 %%",
     )  # fmt: skip
-    bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
-    bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
-    bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
 
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
     evaluate.add_argument("run", type=Path, metavar="RUN")
