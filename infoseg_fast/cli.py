@@ -84,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
     bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
     bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    bench.add_argument(
+        "--compare", type=Path, metavar="FILE",
+        help="compare with the rows of an earlier --csv FILE; exit with 1 if an op is slower by more than 15 %%",
+    )  # fmt: skip
 
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
     evaluate.add_argument("run", type=path, metavar="RUN")
@@ -200,13 +204,14 @@ def run_train(arguments: argparse.Namespace) -> None:
     train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
-def run_bench(args) -> None:
+def run_bench(args) -> int:
     import torch
 
     from . import kernels
     from .allocator import keep_freed_memory
     from .bench import cpu as bench
     from .bench import cuda as bench_cuda
+    from .bench import regressions
     from .bench.providers import chosen_cases
 
     keep_freed_memory()
@@ -215,10 +220,18 @@ def run_bench(args) -> None:
     for name in args.ops:
         if name not in known:
             raise DataError(f"OP: {name!r} is none of {', '.join(sorted(known))}")
+    before = None if args.compare is None else regressions.read(args.compare)
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise DataError(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     if args.device == "cpu":
         torch.set_num_threads(max(args.threads, 1))
-        bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
-        return
+        rows, wrong = bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
+        for line in wrong:
+            print(f"{PROGRAM} bench: {line}", file=sys.stderr)
+        slower = 0 if before is None or not rows else regressions.report(rows, before, args.compare)
+        return 1 if wrong or slower else 0
+    if before is not None:
+        raise DataError("--compare is for --device cpu")
     if not torch.cuda.is_available():
         raise DataError("--device: no CUDA device can be used here; take cpu")
     if kernels.unavailable():
@@ -226,6 +239,7 @@ def run_bench(args) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     if failed := bench_cuda.run(args.ops, device, max(args.repeats, 10), args.compile, args.csv):
         raise DataError(f"{failed} checks of the Triton kernels failed on this device; nothing was timed")
+    return 0
 
 
 def run_eval(arguments: argparse.Namespace) -> None:

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ..env import commit, versions
+from ..env import versions
 from ..ops import OPS
 from ..ops.record import Case
 from . import cuda_checks, providers
-from .providers import MEASURED, SHOWN, Step
+from .providers import INSTALLED, MEASURED, SHOWN, Step
 from .tables import aligned, write_csv
 
 MAX_COMPILE_SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED_CASES = 2  # the first cases only: max-autotune takes the longest
 FLUSH_BYTES = 2**28  # larger than any L2 cache
-COLUMNS = (*MEASURED, "device", "copy_gb_s", "torch", "triton", "commit")
+COLUMNS = (*MEASURED, "device", "copy_gb_s", *INSTALLED)
 
 
 def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
@@ -112,9 +112,8 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float, **choic
         backend="triton",
         **choice,
     )
-    installed = {"torch": torch.__version__, "triton": versions()["triton"], "commit": commit() or ""}
     common = {"device": torch.cuda.get_device_name(device), "copy_gb_s": round(rate / 1e6, 1)}
-    return [row | common | installed for row in rows]
+    return [row | common | providers.installed() for row in rows]
 
 
 def run(
