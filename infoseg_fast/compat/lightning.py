@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..augment import augmented
-from ..batches import batches_per_epoch, crops, data_info, sample_of, worker_count
+from ..batches import batches_per_epoch, crops, data_info, sample_of
 from ..config import Settings, checked
 from ..data import ImageSet, for_training
 from ..data.crops import Part, held_in_memory
@@ -206,6 +206,5 @@ class _Crops:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         module, step = self.module, self.module.global_step
         stop = (step // self.steps + 1) * self.steps
-        workers = worker_count(module.train_set, module.settings)
-        for images, mask, _ in crops(module.train_set, module.settings, module.device, step, stop, workers):
+        for images, mask, _ in crops(module.train_set, module.settings, module.device, step, stop):
             yield images, mask
