@@ -360,7 +360,7 @@ def run_baseline(arguments: argparse.Namespace) -> None:
         },
     )
     if arguments.json:
-        print(json.dumps(scores))
+        print(json.dumps(scores, allow_nan=False))
     else:
         print(f"baseline {arguments.method}, {arguments.split} split of {arguments.data}:")
         print(as_text(scores, classes))

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import write_atomically
+from ..checkpoint import check_target, write_atomically
 from ..data.reader import Georeference
-from ..errors import DataError
 
 COLUMNS = ("image", "class", "name", "pixels", "area", "unit")
 
@@ -27,7 +26,7 @@ class AreaTable:
     """
 
     def __init__(self, path: Path, number: int, names: Sequence[str] | None) -> None:
-        check_product("--areas", path, ".csv")
+        check_target("--areas", path, ".csv")
         self.path, self.number, self.names = path, number, names
         self._lines: list[list[Any]] = []
 
@@ -49,21 +48,6 @@ class AreaTable:
         writer.writerow(COLUMNS)
         writer.writerows(self._lines)
         write_atomically(self.path, text.getvalue().encode("utf-8", errors="backslashreplace"))
-
-
-def check_product(option: str, path: Path, ending: str) -> None:
-    """Raise DataError unless a file of that name can be made. Its folder is made."""
-    if path.suffix.lower() != ending:
-        raise DataError(f"{option} {path}: the name must end in {ending}")
-    if path.is_dir():
-        raise DataError(f"{option} {path} is a folder; give the name of a file")
-    scratch = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        scratch.unlink()
-    except OSError as error:
-        raise DataError(f"{option} {path} cannot be written: {error.strerror}") from error
 
 
 def pixel_area(place: Georeference) -> float:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import check_target
 from ..data.images import IGNORE
 from ..errors import DataError
-from .areas import check_product
 from .jobs import Job
 
 CHUNK = 20_000  # polygons that are written together
@@ -43,7 +43,7 @@ class PolygonFile:
             import rasterio  # noqa: F401
         except ImportError as error:
             raise DataError("--polygons needs rasterio and pyogrio: pip install 'infoseg-fast[geo]'") from error
-        check_product("--polygons", path, ".gpkg")
+        check_target("--polygons", path, ".gpkg")
         self.path, self.names = path, names
         self.scratch = path.with_name(f".{path.stem}.tmp.gpkg")
         self.scratch.unlink(missing_ok=True)
