@@ -232,3 +232,12 @@ def test_groups_that_are_no_partition_are_refused(groups):
     network = isf.InfoSegNet(3, num_classes=3, width=4, dim=8).eval()
     with pytest.raises(ValueError, match="groups must have each of the 3 classes once"):
         Labelling(network, {}, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3), groups=groups)
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+def test_a_batch_without_a_pixel_that_counts_changes_no_weight(name):
+    made, _ = recipe(recipe=name)
+    loss = made.loss(0, torch.rand(4, 3, 32, 32), torch.zeros(4, 32, 32, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert all(not x.grad.any() for x in made.parameters() if x.grad is not None)

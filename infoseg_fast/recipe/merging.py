@@ -29,7 +29,7 @@ from .appearance import RESOLUTION
 IMAGE_WEIGHT = 0.3  # of the second criterion in the score
 # Weights of further starts of the greedy search. The best result by the score is taken.
 GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)
-MOST_NUMBERS = 2**22  # in a tensor of the partitions that are tried at once
+MOST_NUMBERS = 2**21  # in the tensor of all moves that are tried at once
 EPSILON = 1e-12
 
 
@@ -107,7 +107,8 @@ def criteria(statistics: Statistics) -> Criteria:
 def merge(statistics: Statistics, number: int, weights: tuple[float, ...] = GREEDY_WEIGHTS) -> list[list[int]]:
     """The groups of the classes, `number` of them, of the best score found.
 
-    No move of a single class to another group improves it.
+    No move of a single class to another group improves it, unless there are many classes
+    (MOST_NUMBERS).
 
     Args:
         statistics: of the classes.
@@ -138,21 +139,23 @@ def _greedy(statistics: Statistics, number: int, whole: Criteria, weight: float)
 
 
 def _improved(statistics: Statistics, groups: list[list[int]], whole: Criteria) -> list[list[int]]:
-    """Move single classes, always by the move of the best score, as long as one improves it."""
-    members, n = statistics.members(groups), len(statistics.moments)
-    number = len(groups)
-    at_once = max(1, MOST_NUMBERS // (number * number * n))
+    """Move single classes, always by the move of the best score, as long as one improves it. Of many
+    classes the groups stay as they are.
+    """
+    number, n = len(groups), len(statistics.moments)
+    if (number * n) ** 2 > MOST_NUMBERS:
+        return groups
+    members, classes = statistics.members(groups), torch.arange(n)
     best, moved = criteria(statistics.of(members)).score(whole), True
     while moved:
-        moved = False
-        for classes in torch.arange(n).split(at_once):
-            tried = members.repeat(len(classes), number, 1, 1)  # [class, its new group, group, n]
-            tried[torch.arange(len(classes)), :, :, classes] = torch.eye(number, dtype=members.dtype)
-            score = criteria(statistics.of(tried)).score(whole)
-            score[(tried.sum(dim=-1) == 0).any(dim=-1)] = -torch.inf  # a move must leave no group empty
-            found = score.flatten().max(dim=0)
-            if found.values > best + EPSILON:
-                members, best, moved = tried.flatten(0, 1)[found.indices], found.values, True
+        tried = members.repeat(n, number, 1, 1)  # [class, its new group, group, n]
+        tried[classes, :, :, classes] = torch.eye(number, dtype=members.dtype)
+        score = criteria(statistics.of(tried)).score(whole)
+        score[(tried.sum(dim=-1) == 0).any(dim=-1)] = -torch.inf  # a move must leave no group empty
+        found = score.flatten().max(dim=0)
+        moved = bool(found.values > best + EPSILON)
+        if moved:
+            members, best = tried.flatten(0, 1)[found.indices], found.values
     return [row.nonzero().flatten().tolist() for row in members]
 
 

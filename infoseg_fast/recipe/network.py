@@ -58,13 +58,19 @@ class TrainedNetwork(nn.Module):
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
         self.last = features.detach(), global_features.detach()
         projection, mask = self.model.local_projection, position_mask(mask, images)
+        counts = None
+        if mask is not None and ranks() == 1:  # without a position that counts, the loss is 0 and not NaN
+            counts = mask.any()
+            mask = mask | ~counts
         given = features, global_features, projection.weight, projection.bias
         if ranks() > 1 or self.positions:
             chosen = chosen_positions(self.positions, features, self.seed, step)
             loss = loss_over_ranks(self.criterion, *given, mask, self.across, chosen)
         else:
             loss = self.criterion(*given, mask=mask)
-        return loss if self.appearance is None else loss - self.appearance(*given, images=images, mask=mask)
+        if self.appearance is not None:
+            loss = loss - self.appearance(*given, images=images, mask=mask)
+        return loss if counts is None else loss * counts
 
     def before_step(self, step: int) -> None:
         """Set the share of the step in the averaged weights, on a GPU."""
