@@ -46,10 +46,10 @@ test: lint
 test-long: setup
 	$(PYTEST) -m long
 
-# On a machine with a GPU: check every Triton kernel, then time it. Installs nothing: PYTHON must
-# have a CUDA build of PyTorch and Triton.
+# On a machine with a GPU, within eight minutes: check, time and train; writes gpu.csv, gpu.log and a
+# trace (docs/first_hour.md). Installs nothing: PYTHON must have a CUDA build of PyTorch and Triton.
 test-gpu:
-	$(PYTHON) benchmarks/gpu.py --csv gpu.csv
+	$(PYTHON) benchmarks/gpu.py
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -202,6 +202,7 @@ setup(
     packages=[
         "infoseg_fast",
         "infoseg_fast.bench",
+        "infoseg_fast.compat",
         "infoseg_fast.data",
         "infoseg_fast.distributed",
         "infoseg_fast.kernels",

@@ -1,10 +1,13 @@
-"""`infoseg bench --device cuda` from a checkout, without an installation (make test-gpu)."""
+"""`make test-gpu`: tests and times on a GPU, from a checkout, without an installation."""
 
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, ROOT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))  # of its processes
 
-from infoseg_fast.cli import main
+from infoseg_fast.bench.first_hour import main  # noqa: E402
 
-sys.exit(main(["bench", "--device", "cuda", *sys.argv[1:]]))
+sys.exit(main())

@@ -1,7 +1,8 @@
 """Print the tables of docs/matching-and-scores.md: the matcher and the scorer against what they
 replace.
 
-    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [bootstrap] [rehearsal]
+    python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [nmi]
+        [bootstrap] [rehearsal]
 
 Every figure is a ratio of medians; competitor and package run in turns in one process. One thread
 is measured in processor time, which other processes disturb little. Two threads are measured in
@@ -188,6 +189,32 @@ def fused():
     row("segment_and_count", f"{1e3 * ours:.2f}", f"{theirs / ours:.1f}")
 
 
+def nmi():
+    """Scores of whole label maps: what scikit-learn and torchmetrics need, and `ClusterMetrics`."""
+    from sklearn.metrics import normalized_mutual_info_score
+    from torchmetrics.functional.clustering import normalized_mutual_info_score as of_torchmetrics
+
+    print("\nNormalised mutual information, 27 clusters and classes, uint8: one thread.")
+    table("pixels", "scikit-learn, ms", "torchmetrics, ms", "ClusterMetrics, with all other scores, ms", "difference")
+    for size in (10_000, 250_000, 1_000_000):
+        pred, target = (label_maps(size, 27, 4, np.uint8) for _ in range(2))
+        flat = [torch.from_numpy(x.ravel()).long() for x in (pred, target)]
+        arrays = [x.numpy() for x in reversed(flat)]
+
+        def ours(pred=pred, target=target):
+            metrics = isf.ClusterMetrics(27, 27)
+            metrics.update(pred, target)
+            return metrics.compute()["nmi"]
+
+        functions = (
+            lambda x=arrays: normalized_mutual_info_score(*x),
+            lambda x=flat: of_torchmetrics(*x, "arithmetic"),
+            ours,
+        )
+        difference = max(abs(float(function()) - functions[0]()) for function in functions)
+        row(pred.size, *[f"{t * 1e3:.2f}" for t in medians(functions)], f"{difference:.0e}")
+
+
 def bootstrap():
     print("\nPoisson bootstrap with 1,000 replicates, 15 clusters and classes.")
     table("step", "microseconds")
@@ -239,7 +266,7 @@ def rehearsal():
     print(f"\n{scores['num_pixels']:,} pixels counted; peak memory grew by {grown / 1024:.1f} MiB over them.")
 
 
-PARTS = {part.__name__: part for part in (matcher, structured, batches, counts, fused, bootstrap, rehearsal)}
+PARTS = {part.__name__: part for part in (matcher, structured, batches, counts, fused, nmi, bootstrap, rehearsal)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -23,7 +23,7 @@ from .scores.metrics import ClusterMetrics
 from .segmenter import Segmenter, load
 from .train import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendUnavailableError",

@@ -71,8 +71,9 @@ class Backbone(nn.Module):
         frozen: whether `net` stays as it is. A checkpoint then has the hash of its weights in place
             of the weights.
         source: what `net` was made of, for errors.
-        components: d principal components of the local map replace it, and the global map is the
-            local one. 0: the maps as they are. `set_components` gives the components.
+        components: d principal components of the local map (all, where it has fewer channels)
+            replace it, and the global map is the local one. 0: the maps as they are.
+            `set_components` gives the components.
 
     Raises:
         DataError: the module does not return such maps, or an index is out of range.
@@ -100,11 +101,11 @@ class Backbone(nn.Module):
         self.multiple = math.lcm(STRIDE, *(self.strides[i] for i in self.used))  # pixels, of the padded sides
         self.local_stride = max(STRIDE, min(self.strides[i] for i in self.local_index))
         self.global_stride = self.local_stride if components else self.strides[self.global_index]
-        self.components = components
+        number = sum(self.map_channels[i] for i in self.local_index)
+        self.components = min(components, number)
         if components:
-            number = sum(self.map_channels[i] for i in self.local_index)
-            self.register_buffer("offset", torch.zeros(components))
-            self.register_buffer("axes", torch.zeros(components, number))
+            self.register_buffer("offset", torch.zeros(self.components))
+            self.register_buffer("axes", torch.zeros(self.components, number))
         self.head: nn.Module | None = None  # of a recipe: maps the native local map to probabilities
         self.frozen = Frozen(net) if frozen else None
         if not frozen:

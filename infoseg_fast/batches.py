@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from .config import Settings
 from .data import ImageSet
 from .data.base import InMemory
 from .data.crops import CropSampler, Part, channel_statistics, crop_loader, steps_per_epoch
+from .data.resident import ResidentSet, fits
 from .distributed.world import World
 from .errors import DataError
 from .recipe import DataInfo
@@ -33,43 +34,84 @@ def data_info(images: ImageSet, settings: Settings) -> DataInfo:
     )  # fmt: skip
 
 
-def crops(
-    images: ImageSet,
-    settings: Settings,
-    device: torch.device,
-    start: int,
-    stop: int,
-    workers: int = 0,
-    world: World | None = None,
-) -> Iterator[tuple[Tensor, Tensor | None, Part]]:
-    """Crops of the steps from `start` to `stop`, on the device, before augmentation.
+Stored = tuple[Tensor | None, ...]  # of a part of a step, on the device: what `Crops.decoded` takes
+
+
+class Crops:
+    """Crops of the steps from `start` to `stop`, on the device, before augmentation: yields what
+    `decoded` takes, and the part of the step that these images are.
+
+    A GPU cuts the crops of small 8-bit sets itself, so it gets their places. Otherwise the host
+    cuts them. Nothing waits for the device.
 
     Args:
-        world: the ranks that share a step, which then comes in `accumulate` parts. None: every step
-            is one batch.
-
-    Yields:
-        images, float [B, c, crop, crop] in [0, 1]; mask, bool [B, crop, crop] of the pixels that
-        count, or None; and the part of the step that these images are.
+        images: the set. settings: of the run. device: that gets the crops.
+        start, stop: the first step, and the one after the last.
+        world: the ranks that share a step, which then comes in `accumulate` parts, and whose worker
+            processes read ahead. None: every step is one batch, and this process reads it.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: when iterated, an image cannot be read.
     """
-    views = FROZEN_VIEWS if settings.freeze_backbone else None
-    shared = (world.rank, world.size, settings.accumulate) if world else (0, 1, 1)
-    sampler = CropSampler(
-        len(images), settings.batch_size, settings.least_batch, settings.seed, start, stop, *shared, views
-    )
-    named: set[str] = set()
-    loader = crop_loader(images, settings.crop, sampler, workers, settings.loss_mask == "gt")
-    for batch, part in zip(loader, sampler.parts(), strict=False):
-        if isinstance(batch, DataError):  # from a worker process
-            raise batch
-        for fault in set(batch.damaged) - named:
+
+    def __init__(
+        self,
+        images: ImageSet,
+        settings: Settings,
+        device: torch.device,
+        start: int,
+        stop: int,
+        world: World | None = None,
+    ) -> None:
+        views = FROZEN_VIEWS if settings.freeze_backbone else None
+        shared = (world.rank, world.size, settings.accumulate) if world else (0, 1, 1)
+        self.sampler = CropSampler(
+            len(images), settings.batch_size, settings.least_batch, settings.seed, start, stop, *shared, views
+        )
+        self.sampler.order = images.epoch_order
+        self.images, self.settings, self.device = images, settings, device
+        self.workers = worker_count(images, settings) if world else 0
+        self.labelled = settings.loss_mask == "gt"
+        self.resident = ResidentSet(images, settings.crop, self.labelled, device) if fits(images, device) else None
+
+    def __iter__(self) -> Iterator[tuple[Stored, Part]]:
+        if self.resident is None:
+            yield from zip(self._loaded(), self.sampler.parts(), strict=False)
+            return
+        self._log(getattr(self.images, "damaged", {}).values(), set())
+        for places, part in zip(map(self.resident.places, self.sampler), self.sampler.parts(), strict=False):
+            yield (places.pin_memory().to(self.device, non_blocking=True),), part
+
+    def decoded(self, *stored: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """images, float [B, c, crop, crop] in [0, 1]; mask, bool [B, crop, crop] of the pixels that
+        count, or None.
+        """
+        pixels, valid = self.resident.cut(*stored) if self.resident else stored
+        return self.images.scaling.to_float(pixels), valid
+
+    def _loaded(self) -> Iterator[Stored]:
+        named: set[str] = set()
+        for batch in crop_loader(self.images, self.settings.crop, self.sampler, self.workers, self.labelled):
+            if isinstance(batch, DataError):  # from a worker process
+                raise batch
+            self._log(batch.damaged, named)
+            valid = None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
+            yield batch.images.to(self.device, non_blocking=True), valid
+
+    @staticmethod
+    def _log(faults: Iterable[str], named: set[str]) -> None:
+        for fault in set(faults) - named:
             logger.warning("skipped: %s", fault)
-        named.update(batch.damaged)
-        pixels = images.scaling.to_float(batch.images.to(device, non_blocking=True))
-        yield pixels, None if batch.valid is None else batch.valid.to(device, non_blocking=True), part
+        named.update(faults)
+
+
+def crops(
+    images: ImageSet, settings: Settings, device: torch.device, start: int, stop: int
+) -> Iterator[tuple[Tensor, Tensor | None, Part]]:
+    """The decoded `Crops` with their parts."""
+    source = Crops(images, settings, device, start, stop)
+    for stored, part in source:
+        yield *source.decoded(*stored), part
 
 
 def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sample:

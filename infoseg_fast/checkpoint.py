@@ -18,6 +18,21 @@ LAST, PREVIOUS, BEST_LOSS = "last", "previous", "best_loss"
 CHECKPOINTS = (LAST, BEST_LOSS)  # names that a user may give
 
 
+def check_target(option: str, path: Path, ending: str = "") -> None:
+    """Raise DataError unless a file of that name can be made. Its folder is made."""
+    if ending and path.suffix.lower() != ending:
+        raise DataError(f"{option} {path}: the name must end in {ending}")
+    if path.is_dir():
+        raise DataError(f"{option} {path} is a folder; give the name of a file")
+    scratch = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise DataError(f"{option} {path} cannot be written: {error.strerror}") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file. Its name has the old content or the new at every moment, even after a power
     cut.

@@ -4,7 +4,6 @@ number, and maps of three numbers.
 
 import matplotlib
 import numpy as np
-import torch
 
 from .data.base import ImageSet
 from .palette import coloured
@@ -15,7 +14,7 @@ from .segmenter import Segmenter
 MOST_SCORED = 24  # numbers of classes in the figure
 
 
-def section(segmenter: Segmenter, images: ImageSet, device: torch.device, rgb: tuple[int, ...] | None) -> str:
+def section(segmenter: Segmenter, images: ImageSet, rgb: tuple[int, ...] | None) -> str:
     """HTML; empty for a run without over-clusters."""
     over_clusters = segmenter.labelling.over_clusters
     if over_clusters is None or over_clusters.num_classes == 2:
@@ -23,7 +22,7 @@ def section(segmenter: Segmenter, images: ImageSet, device: torch.device, rgb: t
     numbers = shown_numbers(segmenter.num_clusters, over_clusters.num_classes)
     index, figures = len(images) // 2, []
     for number in numbers:
-        found = show(segmenter.with_clusters(number), images, index, device, rgb)
+        found = show(segmenter.with_clusters(number), images, index, rgb)
         if found.labels is None:
             break
         pictures = [coloured(found.labels, number)] if figures else [found.picture, coloured(found.labels, number)]

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO, cast
 from . import __version__
 from .config import GROUPS, Settings, option, pick_device
 from .distributed.world import LostRankError
-from .errors import DataError
+from .errors import DataError, printable
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 from .signals import Stopped
 
@@ -46,6 +46,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("takes a path, not ''")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     from .checkpoint import CHECKPOINTS
     from .data import NAMES
@@ -67,20 +73,24 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     train = add("train", run_train, "Train on unlabelled images; evaluate and report where there are labels.")
-    train.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    train.add_argument("--out", type=path, required=True, metavar="RUN", help="folder of the run")
     train.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
     add_settings(train, data)
 
     bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
     bench.add_argument("ops", nargs="*", metavar="OP", help="an op or a case's name; all by default")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    bench.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to FILE")
+    bench.add_argument("--csv", type=path, metavar="FILE", help="also write the rows to FILE")
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
     bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
     bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    bench.add_argument(
+        "--compare", type=Path, metavar="FILE",
+        help="compare with the rows of an earlier --csv FILE; exit with 1 if an op is slower by more than 15 %%",
+    )  # fmt: skip
 
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
-    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("run", type=path, metavar="RUN")
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     evaluate.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
@@ -90,9 +100,9 @@ def parser() -> argparse.ArgumentParser:
         "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
         "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
     )
-    predict.add_argument("run", type=Path, metavar="RUN")
-    predict.add_argument("sources", type=Path, nargs="+", metavar="IMAGE|DIR")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder the label maps are written to")
+    predict.add_argument("run", type=path, metavar="RUN")
+    predict.add_argument("sources", type=path, nargs="+", metavar="IMAGE|DIR")
+    predict.add_argument("--out", type=path, required=True, metavar="DIR", help="folder the label maps are written to")
     predict.add_argument(
         "--overlay", action="store_true", help="write <stem>.overlay.png too, in colour over the image"
     )
@@ -103,20 +113,20 @@ def parser() -> argparse.ArgumentParser:
         "--confidence", action="store_true",
         help="write <stem>.confidence.png or .tif too: the probability of the label in per cent, 255 without data",
     )  # fmt: skip
-    predict.add_argument("--names", type=Path, metavar="FILE", help="names of the clusters, one a line, in UTF-8")
+    predict.add_argument("--names", type=path, metavar="FILE", help="names of the clusters, one a line, in UTF-8")
     predict.add_argument(
-        "--areas", type=Path, metavar="FILE.csv",
+        "--areas", type=path, metavar="FILE.csv",
         help="write the pixels and the area (in map units) of each class in each image",
     )  # fmt: skip
     predict.add_argument(
-        "--polygons", type=Path, metavar="FILE.gpkg",
+        "--polygons", type=path, metavar="FILE.gpkg",
         help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
     )  # fmt: skip
     predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
     export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
-    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("run", type=path, metavar="RUN")
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
     export.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
     baseline = add("baseline", run_baseline, "Score a method that learns no network on the same images and pixels.")
@@ -150,8 +160,8 @@ def parser() -> argparse.ArgumentParser:
     names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
     prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
-    prepare.add_argument("--root", type=Path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
-    prepare.add_argument("--out", type=Path, metavar="DIR", help="folder to be made")
+    prepare.add_argument("--root", type=path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
+    prepare.add_argument("--out", type=path, metavar="DIR", help="folder to be made")
     prepare.add_argument("--check", action="store_true", help="read and verify every raw file, and write nothing")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores)")
     for name, how in PREPARE_OPTIONS.items():
@@ -194,13 +204,14 @@ def run_train(arguments: argparse.Namespace) -> None:
     train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
-def run_bench(args) -> None:
+def run_bench(args) -> int:
     import torch
 
     from . import kernels
     from .allocator import keep_freed_memory
     from .bench import cpu as bench
     from .bench import cuda as bench_cuda
+    from .bench import regressions
     from .bench.providers import chosen_cases
 
     keep_freed_memory()
@@ -209,10 +220,18 @@ def run_bench(args) -> None:
     for name in args.ops:
         if name not in known:
             raise DataError(f"OP: {name!r} is none of {', '.join(sorted(known))}")
+    before = None if args.compare is None else regressions.read(args.compare)
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise DataError(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     if args.device == "cpu":
         torch.set_num_threads(max(args.threads, 1))
-        bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
-        return
+        rows, wrong = bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
+        for line in wrong:
+            print(f"{PROGRAM} bench: {line}", file=sys.stderr)
+        slower = 0 if before is None or not rows else regressions.report(rows, before, args.compare)
+        return 1 if wrong or slower else 0
+    if before is not None:
+        raise DataError("--compare is for --device cpu")
     if not torch.cuda.is_available():
         raise DataError("--device: no CUDA device can be used here; take cpu")
     if kernels.unavailable():
@@ -220,6 +239,7 @@ def run_bench(args) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     if failed := bench_cuda.run(args.ops, device, max(args.repeats, 10), args.compile, args.csv):
         raise DataError(f"{failed} checks of the Triton kernels failed on this device; nothing was timed")
+    return 0
 
 
 def run_eval(arguments: argparse.Namespace) -> None:
@@ -266,13 +286,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     if outcome.replaced:
         print(f"{outcome.replaced} of them replace files that were there, of another checkpoint or other options")
     for line in (*outcome.notes, *outcome.failures):
-        print(f"{PROGRAM} predict: {one_line(line)}", file=sys.stderr)
+        print(f"{PROGRAM} predict: {printable(line)}", file=sys.stderr)
     return 1 if outcome.failures else 0
-
-
-def one_line(message: object) -> str:
-    """A message whose file names may hold line breaks, as one line."""
-    return str(message).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -345,7 +360,7 @@ def run_baseline(arguments: argparse.Namespace) -> None:
         },
     )
     if arguments.json:
-        print(json.dumps(scores))
+        print(json.dumps(scores, allow_nan=False))
     else:
         print(f"baseline {arguments.method}, {arguments.split} split of {arguments.data}:")
         print(as_text(scores, classes))
@@ -406,7 +421,11 @@ def run(argv: Sequence[str] | None) -> int:
     try:
         status = arguments.function(arguments)
     except DataError as error:
-        print(f"{PROGRAM} {arguments.command}: {one_line(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {printable(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a path that a command was given
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        print(f"{PROGRAM} {arguments.command}: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return 2
     except LostRankError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)

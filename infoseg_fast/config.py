@@ -26,6 +26,8 @@ logger = logging.getLogger("infoseg_fast")
 
 DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
+MAX_SCALE = 16.0
+MAX_SEED = 2**63 - 1  # of PyTorch
 LOSS_MASKS = ("none", "gt")
 GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
 # Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
@@ -39,7 +41,7 @@ BOUNDS = (
 # The data may lie elsewhere: the fingerprint says whether they are the same.
 CHANGEABLE = (
     "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb",
-    "skip_damaged", "skip_nonfinite", "rank_timeout",
+    "skip_damaged", "skip_nonfinite", "rank_timeout", "cuda_graph",
 )  # fmt: skip
 
 
@@ -103,7 +105,9 @@ class Settings:
     max_bytes: int = setting(
         "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
     )
-    scale: float = setting("data", 1.0, "factor by which images are resized when they are read", type=float, above=0)
+    scale: float = setting(
+        "data", 1.0, "factor by which images are resized when they are read", type=float, above=0, maximum=MAX_SCALE
+    )
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
     jitter: float = setting(
@@ -217,7 +221,7 @@ class Settings:
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
-    seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0)
+    seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0, maximum=MAX_SEED)
     log_every: int = setting("run", 50, "steps between lines of metrics.jsonl", type=int, minimum=1)
     eval_every: int = setting(
         "run", 500, "steps between evaluations where there are labels. 0: only at the end", type=int, minimum=0
@@ -237,6 +241,12 @@ class Settings:
         "auto",
         "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
         choices=("auto", "float32", "bfloat16"),
+    )
+    cuda_graph: str = setting(
+        "run",
+        "auto",
+        "replay the steps as one CUDA graph. auto: on a GPU where the steps can be captured, else the reason is said",
+        choices=("auto", "on", "off"),
     )
     compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
     accumulate: int = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import reference
-from .checkpoint import write_atomically
+from .checkpoint import check_target, write_atomically
 from .errors import DataError
 from .model import padded
 from .recipe.colours import colour_channels
@@ -64,23 +65,28 @@ def export(segmenter: Segmenter, format: str, out: str | Path) -> None:
         out: the file. It is written whole or not at all.
 
     Raises:
-        DataError: the run resizes its images, or a package is missing.
+        DataError: the run resizes its images, a package is missing, or the file cannot be written.
     """
-    data = segmenter.labelling.data
-    if data.scale != 1:
-        raise DataError(f"export takes runs with --scale 1, not {data.scale}: resize the images before the model")
+    info = segmenter.labelling.data
+    if info.scale != 1:
+        raise DataError(f"export takes runs with --scale 1, not {info.scale}: resize the images before the model")
+    out = Path(out)
+    check_target("--out", out)
     model = LabelModel(segmenter.labelling).eval()
     # Two images of unequal sides, so that no side is taken for another or for 1.
-    example = torch.rand(2, data.channels, EXAMPLE_SIDE, EXAMPLE_SIDE + 32)
-    out, scratch = Path(out), Path(out).with_name(f".{Path(out).name}.new")
+    example = torch.rand(2, info.channels, EXAMPLE_SIDE, EXAMPLE_SIDE + 32)
+    scratch = out.with_name(f".{out.name}.new")
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if format == "onnx":
                 _write_onnx(model, example, scratch)
+                data = scratch.read_bytes()
             else:
-                torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(scratch))
-        write_atomically(out, scratch.read_bytes())
+                buffer = io.BytesIO()
+                torch.jit.save(torch.jit.trace(model, example, check_trace=False), buffer)
+                data = buffer.getvalue()
+        write_atomically(out, data)
     finally:
         scratch.unlink(missing_ok=True)
 

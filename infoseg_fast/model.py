@@ -1,6 +1,7 @@
 """`InfoSegNet`: local features, and K global features of each image."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,46 @@ MIN_SIDE = 32  # pixels; smaller images are padded
 MAX_DEPTH = 5  # residual blocks of block C: a tile's halo (segmenter.py) covers what these see, and smoothing
 
 
-def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+class Convolution(nn.Conv2d):
     """3x3, padded by reflection: with zeros the network knows the border, and spends a class on it."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, padding_mode="reflect", bias=False)
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride, padding=1, padding_mode="reflect", bias=False)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # Recorded graphs and transforms take PyTorch's own padding. On a CPU it is deterministic.
+        if x.device.type == "cpu" or recorded() or torch._C._are_functorch_transforms_active():
+            return super()._conv_forward(x, weight, bias)
+        return F.conv2d(Reflected.apply(x), weight, bias, self.stride)
+
+
+class Reflected(torch.autograd.Function):
+    """Maps [B, c, H, W] with one more row and column on each side, by reflection: [B, c, H + 2, W + 2].
+
+    On a GPU the gradient of PyTorch's padding adds with atomics, so reruns differ, and its result is
+    never channels-last, so each convolution copies its input and its gradient. Here both directions
+    keep the layout, and sums have a fixed order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        B, c, H, W = x.shape
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        out = torch.empty((B, c, H + 2, W + 2), dtype=x.dtype, device=x.device, memory_format=layout)
+        out[:, :, 1:-1, 1:-1] = x
+        out[:, :, 1:-1, 0], out[:, :, 1:-1, -1] = x[:, :, :, 1], x[:, :, :, -2]
+        out[:, :, 0], out[:, :, -1] = out[:, :, 2], out[:, :, -3]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        rows = grad[:, :, 1:-1].clone()
+        rows[:, :, 1] += grad[:, :, 0]
+        rows[:, :, -2] += grad[:, :, -1]
+        found = rows[:, :, :, 1:-1].clone()
+        found[:, :, :, 1] += rows[:, :, :, 0]
+        found[:, :, :, -2] += rows[:, :, :, -1]
+        return found
 
 
 class ConvBlock(nn.Sequential):
@@ -29,7 +67,7 @@ class ConvBlock(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(
-            convolution(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
+            Convolution(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)
         )
 
 
@@ -40,7 +78,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             ConvBlock(channels, channels),
-            convolution(channels, channels),
+            Convolution(channels, channels),
             nn.BatchNorm2d(channels),
         )
 
@@ -118,6 +156,9 @@ class InfoSegNet(nn.Module):
             in_channels,
         )
         self.inputs = inputs
+        if inputs != "rgb":  # buffers: a constant of Python would be copied to a GPU in each step
+            self.register_buffer("grey", torch.tensor(GREY)[:, None, None], persistent=False)
+            self.register_buffer("sobel", torch.tensor(SOBEL, dtype=torch.float32)[:, None], persistent=False)
 
     def _assemble(
         self,
@@ -189,9 +230,9 @@ class InfoSegNet(nn.Module):
         if self.inputs == "rgb":
             images = (images - mean) / std
         elif self.inputs == "grey":
-            images = (grey(images) - grey(mean[None])) / std.mean()
+            images = (grey(images, self.grey) - grey(mean[None], self.grey)) / std.mean()
         else:
-            images = torch.cat([(images - mean) / std, sobel(grey(images))], dim=1)
+            images = torch.cat([(images - mean) / std, sobel(grey(images, self.grey), self.sobel)], dim=1)
         return padded(images)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,18 +250,22 @@ class InfoSegNet(nn.Module):
         return self.global_projection(pooled).unflatten(1, (self.num_classes, self.dim))
 
 
-def grey(images: Tensor) -> Tensor:
-    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by GREY; one channel is grey
-    already.
+def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
+    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by `weights`, [3, 1, 1], which
+    are GREY if left out; one channel is grey already.
     """
     if images.shape[1] < 3:
         return images[:, :1]
-    return (images[:, :3] * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
+    weights = images.new_tensor(GREY)[:, None, None] if weights is None else weights.to(images.dtype)
+    return (images[:, :3] * weights).sum(dim=1, keepdim=True)
 
 
-def sobel(grey_images: Tensor) -> Tensor:
-    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border."""
-    return F.conv2d(grey_images, grey_images.new_tensor(SOBEL)[:, None], padding=1)
+def sobel(grey_images: Tensor, filters: Tensor | None = None) -> Tensor:
+    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters`, [2, 1, 3, 3],
+    are SOBEL if left out.
+    """
+    filters = grey_images.new_tensor(SOBEL)[:, None] if filters is None else filters.to(grey_images.dtype)
+    return F.conv2d(grey_images, filters, padding=1)
 
 
 def padded(images: Tensor, multiple: int = STRIDE) -> Tensor:

@@ -1,14 +1,11 @@
-"""Images beside their label maps, small enough for a report; large scenes are read window by window.
-And pictures as the data URLs of a page.
-"""
+"""Images beside their label maps, small enough for a report. And pictures as the data URLs of a page."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,11 +13,11 @@ from .data.base import ImageSet, Pixels
 from .data.images import IGNORE
 from .palette import as_rgb
 from .segmenter import Segmenter
+from .tiling import Band
 
 SIDE = 512  # pixels; of larger images every n-th pixel is shown
-WINDOW = 1024  # pixels that are segmented at once
-MARGIN = 64  # pixels around a window that its labels may depend on
 LARGEST_SEGMENTED = 2**28  # pixels; of larger scenes the image alone is shown
+LARGEST_WHOLE = 2**24  # pixels, where the network needs the whole image at once
 
 
 class Shown(NamedTuple):
@@ -39,10 +36,8 @@ class Shown(NamedTuple):
     labels: np.ndarray | None
 
 
-def show(
-    segmenter: Segmenter, images: ImageSet, index: int, device: torch.device, rgb: Sequence[int] | None = None
-) -> Shown:
-    """An image of a set as the segmenter sees it.
+def show(segmenter: Segmenter, images: ImageSet, index: int, rgb: Sequence[int] | None = None) -> Shown:
+    """An image of a set, and the labels that `infoseg predict` gives it.
 
     Args:
         rgb: the channels, from 1, that are shown as red, green and blue (or one as grey). None: the
@@ -50,33 +45,26 @@ def show(
     """
     rows, columns = images.sizes[index]
     step = -(-max(rows, columns) // SIDE)
-    size = -(-rows // step), -(-columns // step)
-    picture = np.zeros((*size, 3), np.uint8)
-    if rows * columns > LARGEST_SEGMENTED:
-        return Shown(images.stems[index], step, _colours(segmenter, images.overview(index, SIDE), rgb), None)
-    labels = np.full(size, IGNORE, np.uint8)
+    picture = _colours(segmenter, images.overview(index, SIDE), rgb)
+    if rows * columns > (LARGEST_SEGMENTED if segmenter.tiled else LARGEST_WHOLE):
+        return Shown(images.stems[index], step, picture, None)
+    labels = np.full(picture.shape[:2], IGNORE, np.uint8)
     whole = None if images.windowed else images.read(index)
-    stride = max(1, WINDOW // step) * step
-    for row in range(0, rows, stride):
-        for column in range(0, columns, stride):
-            top, left = max(row - MARGIN, 0), max(column - MARGIN, 0)
-            height = min(row + stride + MARGIN, rows) - top
-            width = min(column + stride + MARGIN, columns) - left
+    plan = segmenter.plan((rows, columns))
+
+    def bands() -> Iterator[Band]:
+        for y, x in plan.regions():
             if whole is None:
-                pixels, valid = images.read_window(index, top, left, height, width)
+                pixels, valid = images.read_window(index, y.start, x.start, len(y), len(x))
             else:
-                pixels, valid = _part(whole, slice(top, top + height), slice(left, left + width))
-            scaled = segmenter.labelling.data.scaling.to_float(pixels)
-            found = segmenter.segment(scaled[None].to(device))[0].cpu().numpy()
-            if valid is not None:
-                found = np.where(valid, found, np.uint8(IGNORE))
-            seen = slice(row - top, row - top + stride, step), slice(column - left, column - left + stride, step)
-            place = (
-                slice(row // step, -(-min(row + stride, rows) // step)),
-                slice(column // step, -(-min(column + stride, columns) // step)),
-            )
-            labels[place] = found[seen]
-            picture[place] = _colours(segmenter, (pixels[:, seen[0], seen[1]], None), rgb)
+                pixels, valid = _part(whole, slice(y.start, y.stop), slice(x.start, x.stop))
+            yield segmenter.band(pixels, (y, x), valid)
+
+    for part in segmenter.parts(plan, bands()):
+        (y, x), found = part.area, part.labels[0].cpu().numpy()
+        seen = found[-y.start % step :: step, -x.start % step :: step]
+        top, left = -(-y.start // step), -(-x.start // step)
+        labels[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
     return Shown(images.stems[index], step, picture, labels)
 
 

@@ -2,19 +2,43 @@
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from .config import Settings
+from .distributed.world import World
 from .recipe import Recipe
 
 logger = logging.getLogger("infoseg_fast")
 
 ROUNDS = 5  # timed steps of each precision
 LEAST_GAIN = 1.05  # by which bfloat16 must be faster
+
+
+@contextlib.contextmanager
+def policy(cuda: bool) -> Iterator[None]:
+    """The context of a run. On a GPU all float32 products take TensorFloat32, as PyTorch's
+    convolutions do anyway: a loss of 22 bits of features of 10 bits would only take longer.
+
+    The algorithms of convolutions are the deterministic ones. PyTorch's own settings come back
+    after the run.
+    """
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if cuda:
+        torch.set_float32_matmul_precision("high")
+        logger.warning("float32 products are TensorFloat32 on this GPU (10 bits): convolutions, projections, the loss")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[:2]
+        torch.set_float32_matmul_precision(before[2])
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -28,6 +52,15 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     found = torch.cpu.get_capabilities()
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def resolved(settings: Settings, recipe: Recipe, device: torch.device, world: World) -> Settings:
+    """The settings with a precision in place of "auto": the main rank's choice."""
+    if settings.precision != "auto":
+        return settings
+    crop, share = settings.crop, -(-settings.batch_size // world.size)
+    found = decide(recipe, torch.rand(share, recipe.data.channels, crop, crop).to(device))
+    return dataclasses.replace(settings, precision=world.from_main(lambda: found))
 
 
 def decide(recipe: Recipe, images: Tensor) -> str:

@@ -30,13 +30,16 @@ class Progress:
         self.recipe, self.optimizer = recipe, optimizer
         self.step, self.best_loss = 0, math.inf
         self._logged, self._saved = Mean(device), Mean(device)
+        self._done = torch.zeros((), dtype=torch.int64, device=device)  # `step`, where a CUDA graph counts
         self._nonfinite = torch.full((), -1, device=device)  # number of the first step whose loss was not finite
 
     def add(self, loss: Tensor) -> None:
-        """Count one step with its loss. It does not wait for the device."""
-        bad = ~torch.isfinite(loss.detach())
-        self._nonfinite = torch.where(bad & (self._nonfinite < 0), self.step, self._nonfinite)
-        self.step += 1
+        """Count the loss of a step on the device, in place: a CUDA graph can replay it. The caller
+        counts `step`.
+        """
+        first_bad = ~torch.isfinite(loss.detach()) & (self._nonfinite < 0)
+        self._nonfinite.copy_(torch.where(first_bad, self._done, self._nonfinite))
+        self._done += 1
         self._logged.add(loss)
         self._saved.add(loss)
 
@@ -92,11 +95,15 @@ class Progress:
     def restore(self, content: dict[str, Any]) -> None:
         """Continue from the content of a checkpoint."""
         self.step, self.best_loss = content["step"], content["best_loss"]
+        self._done.fill_(self.step)
         self._logged.set(*content["logged"])
         self._saved.set(*content["saved"])
         self.recipe.load_state_dict(content["recipe"])
         self.recipe.load_state(content["recipe_state"])
+        own = [(group["lr"], group["capturable"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
+        for group, (lr, capturable) in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(lr=lr, capturable=capturable)  # those of this device; each step sets the rate
 
 
 class Mean:
@@ -105,7 +112,7 @@ class Mean:
     def __init__(self, device: torch.device) -> None:
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._finite = torch.zeros((), dtype=torch.int64, device=device)
-        self._count = 0
+        self._count = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, value: Tensor) -> None:
         value = value.detach()
@@ -116,7 +123,7 @@ class Mean:
 
     def left_out(self) -> int:
         """Values so far that were not finite."""
-        return self._count - int(self._finite)
+        return int(self._count - self._finite)
 
     def take(self) -> float:
         """The mean of the values so far, NaN if there was none. The next one starts anew."""
@@ -126,12 +133,12 @@ class Mean:
 
     def parts(self) -> tuple[float, int, int]:
         """What `set` takes."""
-        return self._total.item(), int(self._finite), self._count
+        return self._total.item(), int(self._finite), int(self._count)
 
     def set(self, total: float, finite: int, count: int) -> None:
         self._total.fill_(total)
         self._finite.fill_(finite)
-        self._count = count
+        self._count.fill_(count)
 
 
 class NonfiniteGuard:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 
 from . import class_numbers
@@ -37,7 +36,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
 
 
-def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.device) -> None:
+def write(run: RunFolder, segmenter: Segmenter, images: ImageSet) -> None:
     """Write the report of a run from its metrics and last evaluation, with examples from `images`.
 
     The examples alone are written to examples.png too.
@@ -61,7 +60,7 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
             class_table(scores, images),
         ]
     matches = scores if scores is not None and scores["num_pixels"] and images.has_labels else None
-    overviews, shown = examples(segmenter, images, device, config["config"]["rgb"])
+    overviews, shown = examples(segmenter, images, config["config"]["rgb"])
     pictures = [drawn(one, images, segmenter, matches) for one in shown]
     if overviews:
         whole = [drawn(one, images, segmenter, None) for one in overviews]
@@ -69,7 +68,7 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet, device: torch.
     sections += [
         example_figures("Segmentations", shown, pictures, matches),
         *([] if overviews else [legend(shown, images, segmenter, matches)]),
-        class_numbers.section(segmenter, images, device, config["config"]["rgb"]),
+        class_numbers.section(segmenter, images, config["config"]["rgb"]),
         "<h2>Settings</h2>",
         settings_table(config),
     ]
@@ -139,13 +138,11 @@ def swatch(label: int, number: int) -> str:
     return f'<span class="swatch" style="background:#{bytes(palette(number)[label]).hex()}"></span>'
 
 
-def examples(
-    segmenter: Segmenter, images: ImageSet, device: torch.device, rgb: Sequence[int] | None
-) -> tuple[list[Shown], list[Shown]]:
+def examples(segmenter: Segmenter, images: ImageSet, rgb: Sequence[int] | None) -> tuple[list[Shown], list[Shown]]:
     """Scenes, which crops were cut out of, and images that are spread evenly over the set."""
     scenes = images.source if isinstance(images, SceneCrops) else None
-    overviews = [] if scenes is None else [show(segmenter, scenes, i, device, rgb) for i in spread(scenes, OVERVIEWS)]
-    return overviews, [show(segmenter, images, index, device, rgb) for index in spread(images, EXAMPLES)]
+    overviews = [] if scenes is None else [show(segmenter, scenes, i, rgb) for i in spread(scenes, OVERVIEWS)]
+    return overviews, [show(segmenter, images, index, rgb) for index in spread(images, EXAMPLES)]
 
 
 def spread(images: ImageSet, number: int) -> list[int]:

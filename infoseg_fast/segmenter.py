@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .encoding import Area, Features, crop, windows_of
 from .errors import DataError
 from .model import STRIDE, padded, padded_side
 from .ops import segment
-from .ops.confusion_matrix import confusion_matrix
+from .ops.confusion_matrix import count_pairs
 from .recipe.labelling import Labelling
 from .recipe.refinement import REACH, SURROUNDINGS_RADIUS, Colours, colours_of
 from .run_folder import RunFolder
@@ -81,6 +82,11 @@ class Segmenter:
         """K, the number of labels."""
         return self.labelling.num_clusters
 
+    @property
+    def tiled(self) -> bool:
+        """Whether images are segmented in tiles; else the network gets the whole image."""
+        return self._windows is not None
+
     def with_clusters(self, number: int) -> Segmenter:
         """A segmenter with the same network and label maps of `number` clusters, which is any number
         up to that of the network's classes. Its clusters are matched to no class.
@@ -105,10 +111,11 @@ class Segmenter:
             Clusters 0 .. K - 1, [B, *size] uint8.
 
         Raises:
-            ValueError: the shape or the number of channels is wrong, or a value is not finite.
+            ValueError: the shape, the size or the number of channels is wrong, or a value is not
+                finite.
         """
-        self._check(images)
-        size = (images.shape[2], images.shape[3]) if size is None else (int(size[0]), int(size[1]))
+        images = self._checked(images)
+        size = (images.shape[2], images.shape[3]) if size is None else _checked_size(size)
         labels = torch.empty(len(images), *size, dtype=torch.uint8, device=images.device)
         for images_of, chosen in self._batches(images):
             for part in self._parts_of(images_of, size):
@@ -123,19 +130,27 @@ class Segmenter:
             pixels: [c, rows, columns] or [rows, columns], of the kind of values that the run was
                 trained on (`labelling.data.scaling.dtype`). The limits of the training images scale
                 them.
+                Of a masked array, pixels that are masked in every channel have none.
             valid: bool [rows, columns], False where a pixel has no data.
 
         Returns:
             [rows, columns] uint8; 255 where a pixel has no data.
 
         Raises:
-            ValueError: the number of channels or the type of the values is not the run's.
+            ValueError: the number of channels or the type of the values is not the run's, or
+                `valid` has another shape.
         """
         stored = pixels.cpu().numpy() if isinstance(pixels, Tensor) else np.asarray(pixels)
         stored = stored[None] if stored.ndim == 2 else stored
         if stored.ndim != 3 or 0 in stored.shape:
             raise ValueError(f"pixels must be [c, rows, columns], not {list(stored.shape)}")
         self.check_values(stored.shape[0], stored.dtype)
+        valid = None if valid is None else np.asarray(valid, dtype=bool)
+        if valid is not None and valid.shape != stored.shape[1:]:
+            raise ValueError(f"valid must be bool {list(stored.shape[1:])}, not {list(valid.shape)}")
+        if isinstance(pixels, np.ma.MaskedArray):
+            present: np.ndarray = ~np.all(np.ma.getmaskarray(pixels).reshape(stored.shape), axis=0)
+            valid = present if valid is None else valid & present
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             finite = np.isfinite(stored).all(axis=0)
             valid, stored = finite if valid is None else valid & finite, np.nan_to_num(stored, posinf=0, neginf=0)
@@ -154,7 +169,7 @@ class Segmenter:
             DataError: the file cannot be read, or has other channels or another type of values
                 than the training images.
         """
-        path, options = Path(path), self.labelling.data.reading
+        path, options = Path(os.fsdecode(path)), self.labelling.data.reading
         described = described_with(path, options)[0]
         plan = self.plan((described.height, described.width))
         return self._assembled(plan, self.read_bands(path, plan))
@@ -190,15 +205,26 @@ class Segmenter:
         images as in `segment`; target [B, H, W] uint8 on their device, 255 where there is no ground
         truth.
         """
-        self._check(images)
+        counts, outside, nonfinite = self.count_without_waiting(images, target, num_classes)
+        raise_for(int(outside), int(nonfinite))
+        return counts
+
+    def count_without_waiting(self, images: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The result of `count`, the number of target values out of range, and that of values of the
+        images that are not finite, for `raise_for`: all on the device of the images.
+        """
+        images = self._checked_shape(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
+        outside = torch.zeros((), dtype=torch.int64, device=images.device)
         for images_of, chosen in self._batches(images):
             for part in self._parts_of(images_of, (target.shape[1], target.shape[2])):
                 rows, columns = part.area
                 truth = target[chosen, rows.start : rows.stop, columns.start : columns.stop]
-                found: Any = confusion_matrix(part.labels, truth, self.num_clusters, num_classes, IGNORE, check=True)
+                found, left_out = count_pairs(part.labels, truth, self.num_clusters, num_classes, IGNORE)
                 counts += found
-        return counts
+                if left_out is not None:  # a CPU raises
+                    outside += left_out
+        return counts, outside, (~torch.isfinite(images)).sum()
 
     def plan(
         self, native: tuple[int, int], size: tuple[int, int] | None = None, confidence: bool = False, images: int = 1
@@ -400,11 +426,39 @@ class Segmenter:
             labels[rows.start : rows.stop, columns.start : columns.stop] = part.labels[0].cpu().numpy()
         return labels
 
-    def _check(self, images: Tensor) -> None:
-        if images.dim() != 4 or not images.is_floating_point():
+    def _checked(self, images: Tensor) -> Tensor:
+        """The images as float32."""
+        images = self._checked_shape(images)
+        raise_for(0, int((~torch.isfinite(images)).sum()))
+        return images
+
+    def _checked_shape(self, images: Tensor) -> Tensor:
+        """The images as float32, whatever their values."""
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, not {type(images).__name__} (segment_array takes stored values)")
+        if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
-        if not torch.isfinite(images).all():
-            raise ValueError("images must be finite, but hold NaN or infinity")
+        if images.shape[1] != self.labelling.data.channels:
+            raise ValueError(f"images must have {self.labelling.data.channels} channels, not {images.shape[1]}")
+        return images.float()
+
+
+def raise_for(outside: int, nonfinite: int) -> None:
+    """ValueError if there were values that `Segmenter.count_without_waiting` does not take."""
+    if nonfinite:
+        raise ValueError("images must be finite, but hold NaN or infinity")
+    if outside:
+        raise ValueError(f"target holds {outside} values that are neither a class nor {IGNORE}")
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        rows, columns = map(operator.index, size)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if min(rows, columns) < 1:
+        raise ValueError(f"size must be two whole numbers (rows, columns) of at least 1, not {size!r}")
+    return rows, columns
 
 
 def _identity(probs: Tensor) -> Tensor:
@@ -446,4 +500,4 @@ def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device)
         raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
     found = folder.evaluation(checkpoint, content["step"])
     labelling = Labelling.from_state(content["labelling"]).to(device)
-    return Segmenter(labelling, found["mapping"] if found else None), content["step"]
+    return Segmenter(labelling, found["mapping"] if found and found["num_pixels"] else None), content["step"]

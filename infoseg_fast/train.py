@@ -7,7 +7,6 @@ bits.
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -18,12 +17,13 @@ import torch
 from tqdm import tqdm
 
 from . import precision
-from .augment import augmented
-from .batches import batches_per_epoch, crops, data_info, sample_of, worker_count
+from .augment import Draws, changed, drawn
+from .batches import Crops, Stored, batches_per_epoch, data_info, sample_of
 from .checkpoint import LAST
 from .config import Settings, checked, pick_device
+from .cuda_graph import Capture, GraphedStep, capture_for, optimizer_for, set_rate
 from .data import ImageSet, for_training
-from .data.crops import held_in_memory
+from .data.crops import Part, held_in_memory
 from .data.damaged import skip_damaged
 from .distributed.batch_norm import synchronised
 from .distributed.world import World
@@ -70,7 +70,7 @@ def train(
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     cuda = pick_device(given.get("device", Settings.device)).type == "cuda"
     timeout = given.get("rank_timeout", Settings.rank_timeout)
-    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals() as stop:
+    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals() as stop, precision.policy(cuda):
         settings, recorded = world.from_main(lambda: run.open(given, resume))
         device = pick_device(settings.device)
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
@@ -92,17 +92,12 @@ def train(
         )
         data = DataInfo.from_state(found)
         train_set.scaling = data.scaling
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
         if settings.sync_batchnorm and world.size > 1:
             recipe = synchronised(recipe, device)
-        if settings.precision == "auto":
-            batch = torch.rand(-(-settings.batch_size // world.size), data.channels, settings.crop, settings.crop)
-            found = precision.decide(recipe, batch.to(device))
-            settings = dataclasses.replace(settings, precision=world.from_main(lambda: found))
-        trained = [x for x in recipe.parameters() if x.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        progress = Progress(recipe, optimizer, device)
+        settings = precision.resolved(settings, recipe, device, world)
+        capture = capture_for(settings, recipe, device, world.size)
+        progress = Progress(recipe, optimizer_for(recipe, settings, device), device)
         if content is not None:
             progress.restore(content)
         if world.is_main:
@@ -110,7 +105,7 @@ def train(
                 print(f"resuming {run.path} at step {progress.step}")
             run.write_config(settings, fingerprint)
             run.cut_metrics(progress.step)
-        return run_steps(run, settings, progress, train_set, eval_set, device, world, stop)
+        return run_steps(run, settings, progress, train_set, eval_set, device, world, stop, capture)
 
 
 def run_steps(
@@ -122,9 +117,9 @@ def run_steps(
     device: torch.device,
     world: World,
     stop: StopSignals,
+    capture: Capture | None,
 ) -> dict[str, Any] | None:
-    """The loop: all steps that are left, with their log lines, evaluations and checkpoints, then
-    the report.
+    """The loop: all steps that are left, with log lines, evaluations and checkpoints, then the report.
 
     A step's images go through the network in `accumulate` parts, each shared by the ranks. Every
     part of the loss is weighted by its share of the images, and gradients are summed over parts and
@@ -143,10 +138,30 @@ def run_steps(
     def segmenter_after(step: int) -> Segmenter:
         return Segmenter(recipe.labelling(sample))
 
+    crops = Crops(train_set, settings, device, progress.step, settings.steps, world)
+
+    def step_of(parts: list[tuple[Stored, Draws, Part]]) -> None:
+        """One step on the device: it waits for nothing, and a CUDA graph can replay it."""
+        if guard:
+            guard.remember()
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=device)
+        for stored, draws, part in parts:
+            images, mask = changed(*crops.decoded(*stored), settings, draws)
+            with precision.autocast(settings.precision, device):
+                weighted = loss_of(progress.step, images, mask) * part.share
+            weighted.backward()
+            loss += weighted.detach()
+        loss = world.sum_gradients(recipe.parameters(), loss)
+        if guard:
+            guard.check(loss)
+        optimizer.step()
+        recipe.after_step(progress.step)
+        progress.add(loss)
+
+    step_once = GraphedStep(step_of, recipe, capture, settings.cuda_graph == "on")
     recipe.train()
-    images_seen, seconds, started = 0, 0.0, time.perf_counter()  # of training alone
-    workers = worker_count(train_set, settings)
-    batches = crops(train_set, settings, device, progress.step, settings.steps, workers, world)
+    batches, images_seen, seconds, started = iter(crops), 0, 0.0, time.perf_counter()  # of training alone
     stop.defer()
     with (
         SummaryWriter(str(run.tensorboard), purge_step=progress.step + 1) if world.is_main else
@@ -158,25 +173,12 @@ def run_steps(
     ):  # fmt: skip
         while progress.step < settings.steps:
             rate = settings.lr * min(1.0, (progress.step + 1) / max(settings.warmup, 1))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            if guard:
-                guard.remember()
-            optimizer.zero_grad(set_to_none=True)
-            loss = torch.zeros((), device=device)
-            for images, mask, part in itertools.islice(batches, settings.accumulate):
-                images, mask = augmented(images, mask, settings, progress.step, part)
-                with precision.autocast(settings.precision, device):
-                    weighted = loss_of(progress.step, images, mask) * part.share
-                weighted.backward()
-                loss += weighted.detach()
-            loss = world.sum_gradients(recipe.parameters(), loss)
-            if guard:
-                guard.check(loss)
-            optimizer.step()
-            recipe.after_step(progress.step)
-            progress.add(loss)
-            step, images_seen = progress.step, images_seen + part.total
+            set_rate(optimizer, rate)
+            recipe.before_step(progress.step)
+            parts = [*itertools.islice(batches, settings.accumulate)]
+            step_once([(stored, drawn(settings, progress.step, part, device), part) for stored, part in parts])
+            progress.step += 1
+            step, images_seen = progress.step, images_seen + parts[0][1].total
             bar.update()
 
             is_last = step == settings.steps
@@ -242,6 +244,6 @@ def finish(
         run.record_evaluation(LAST, step, "eval", scores)
         segmenter.mapping = scores["mapping"]
         print(f"after {step} steps, eval split of {settings.data}:\n{as_text(scores, train_set.classes)}")
-    report.write(run, segmenter, eval_set if eval_set.has_labels else train_set, device)
+    report.write(run, segmenter, eval_set if eval_set.has_labels else train_set)
     print(f"report: {run.report}")
     return scores

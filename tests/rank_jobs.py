@@ -106,3 +106,13 @@ def normalisation() -> list[torch.Tensor]:
     with World(False, 60.0) as world:
         world.sum_gradients(net.parameters(), torch.zeros(()))
     return [y.detach(), x.grad, *(p.grad for p in net.parameters()), *(b.clone() for b in net.buffers())]
+
+
+def torchmetrics_of_ranks() -> list[torch.Tensor]:
+    """A metric that each rank updates with its images: the value of all, then this rank's counts."""
+    from infoseg_fast.compat.torchmetrics import ClusterAccuracy
+
+    part, (labels, target) = Part.of(IMAGES, rank(), ranks()), torch.arange(2 * IMAGES * 35).view(2, IMAGES, 5, 7) % 13
+    metric = ClusterAccuracy(5, 3)
+    metric.update(own(labels % 5, part), own(target // 2 % 3, part))
+    return [metric.compute(), metric.confusion]

@@ -24,7 +24,7 @@ from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.export import export
 from infoseg_fast.feature_cache import FeatureCache
-from infoseg_fast.recipe import DataInfo, features
+from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.features import FREEDOM, MixtureHead, whole_cells
 from infoseg_fast.recipe.labelling import Labelling
 from infoseg_fast.run_folder import RunFolder
@@ -381,8 +381,7 @@ def test_cells_with_padding_or_masked_pixels_do_not_count():
 
 
 def test_the_recipe_of_a_frozen_backbone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "COMPONENTS", 5)
-    given = how(folder, freeze_backbone=True, local_index=(1, 2))
+    given = how(folder, freeze_backbone=True, local_index=(1, 2))  # 14 channels: fewer than COMPONENTS
     del given["recipe"], given["dim"]
     train(out=tmp_path / "whole", **given)
     assert RunFolder(tmp_path / "whole").read_config()["config"]["recipe"] == "features"

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoseg_fast.bench import cpu, cuda, cuda_checks
+from infoseg_fast.bench import cpu, cuda, cuda_checks, regressions
 from infoseg_fast.bench import providers as bench
 from infoseg_fast.bench.providers import RESULTS, arguments, chosen_cases, providers, relative_errors, steps
+from infoseg_fast.bench.tables import write_csv
 from infoseg_fast.cli import main
 from infoseg_fast.ops import OPS
 
@@ -55,15 +56,87 @@ def test_the_error_of_labels_is_the_share_that_differs():
     assert relative_errors([torch.tensor([1, 2, 3, 4])], [torch.tensor([1, 2, 3, 5])]) == [0.25]
 
 
-def test_bench_writes_a_row_for_each_provider(tmp_path, capsys):
+@pytest.mark.parametrize("op", ["linear_sum_assignment", "confusion_matrix"])
+def test_peers_compute_what_the_op_computes(op):
+    case = tiny(chosen_cases("cpu", [op])[0])
+    tensors, keywords = arguments(case, cpu.CPU)
+    own, *others = providers(case, keywords, with_peers=True).items()
+    found = {name: steps(case, function, tensors)["forward"]() for name, function in others}
+    assert set(found) >= {"eager"} and (op != "confusion_matrix" or "as IIC counts" in found)
+    for results in found.values():
+        for a, b in zip(steps(case, own[1], tensors)["forward"](), results, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.fixture
+def known_rates(monkeypatch):
+    """Rates of the machine that need not be measured."""
+    monkeypatch.setattr(cpu, "machine_rates", lambda: (1e8, 1e7))
+
+
+CHEAP = ["bench", "information_of_moments", "--repeats", "3", "--no-compile"]
+
+
+def test_bench_writes_a_row_for_each_provider(known_rates, tmp_path, capsys):
     file = tmp_path / "rows.csv"
-    assert main(["bench", "assign", "confusion_matrix", "--repeats", "3", "--no-compile", "--csv", str(file)]) == 0
+    assert main(["bench", "assign", *CHEAP[1:], "--csv", str(file)]) == 0
     rows = list(csv.DictReader(file.open()))
-    modes = {"assign": ("forward", "forward + backward"), "confusion_matrix": ("forward",)}
-    expected = [(op, name, mode) for op in modes for name in ("infoseg_fast", "eager") for mode in modes[op]]
+    modes = ("forward", "forward + backward")
+    expected = [
+        (op, name, mode)
+        for op in ("assign", "information_of_moments")
+        for name in ("infoseg_fast", "eager")
+        for mode in modes
+    ]
     assert [(row["op"], row["provider"], row["mode"]) for row in rows] == expected
     assert all(float(row["error"]) < 1e-5 and float(row["median_ms"]) > 0 for row in rows)
+    assert rows[0]["version"] == rows[0]["infoseg_fast"] and rows[2]["version"] == f"torch {torch.__version__}"
+    assert all(row["machine"] and row["python"] and row["numpy"] for row in rows)
     assert "assign" in capsys.readouterr().out
+
+
+def test_bench_tells_by_ratio_what_became_slower(known_rates, tmp_path, capsys):
+    old = tmp_path / "old.csv"
+    assert main([*CHEAP, "--csv", str(old)]) == 0
+    rows = list(csv.DictReader(old.open()))
+
+    def changed(factor, **values):
+        ours = [row for row in rows if row["provider"] == "infoseg_fast"]
+        others = [row for row in rows if row not in ours]
+        return [row | {"median_ms": str(float(row["median_ms"]) * factor)} | values for row in ours] + others
+
+    verdicts = {}
+    for name, before in {
+        "slower": changed(0.8), "as fast": changed(0.9), "faster": changed(2), "busy": [
+            row | {"median_ms": str(float(row["median_ms"]) * 0.5)} for row in rows
+        ], "slower, other machine": changed(0.8, machine="an abacus"),
+    }.items():  # fmt: skip
+        found = regressions.compared(rows, before)
+        verdicts[name] = {row["verdict"] for row in found}
+        assert len(found) == 2 and (found[0]["ratio"] == "other machine") == ("machine" in name)
+    slower = {"slower", "slower, other machine"}
+    assert verdicts == {name: {"slower"} if name in slower else {""} for name in verdicts}
+
+    write_csv(old, cpu.COLUMNS, changed(0.01))
+    capsys.readouterr()
+    assert main([*CHEAP, "--compare", str(old)]) == 1
+    assert "2 of 2 slower than in" in capsys.readouterr().out
+    for text, named in (("", "has no 'op'"), ("op,case\n1,2\n", "has no 'mode'"), (None, "cannot be read")):
+        old.unlink(missing_ok=True)
+        if text is not None:
+            old.write_text(text)
+        assert main([*CHEAP, "--compare", str(old)]) == 2
+        error = capsys.readouterr().err
+        assert named in error and "--compare" in error and error.count("\n") == 1
+
+
+def test_bench_does_not_report_an_op_whose_results_are_wrong(known_rates, tmp_path, monkeypatch, capsys):
+    op, file = OPS["information_of_moments"], tmp_path / "rows.csv"
+    monkeypatch.setitem(OPS, op.name, replace(op, function=lambda *x, **more: 1.01 * op.function(*x, **more)))
+    assert main([*CHEAP, "--csv", str(file)]) == 1
+    assert list(csv.DictReader(file.open())) == []
+    error = capsys.readouterr().err
+    assert error.startswith("infoseg bench: information_of_moments, information, forward: error 1.0e-02")
 
 
 def test_bench_names_an_unknown_op(capsys):
@@ -82,7 +155,7 @@ def test_without_a_gpu_the_gpu_bench_ends_with_one_line(tmp_path):
     code += "sys.argv = ['benchmarks/gpu.py']; runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "infoseg bench: --device: no CUDA device can be used here; take cpu\n"
+    assert done.stderr == "benchmarks/gpu.py: no CUDA device can be used here\n"
 
 
 def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_after_the_limit(monkeypatch, tmp_path, capsys):
@@ -116,3 +189,19 @@ def test_the_gpu_bench_times_checked_kernels_and_stops_compiling_after_the_limit
     monkeypatch.setattr(cuda_checks, "run", lambda device: (7, ["assign: AssertionError: value"]))
     assert cuda.run([], cpu.CPU, 10, True, None) == 1
     assert "failed: assign" in capsys.readouterr().out
+
+
+def test_scaling_curves_have_exponents_and_are_drawn_from_their_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import scaling
+
+    assert scaling.exponent([1, 2, 4, 8], [9.0, 2.0, 8.0, 32.0]) == pytest.approx(2)
+    monkeypatch.setattr(scaling, "MIDDLE", {key: TINY[key] for key in ("B", "C", "D", "K", "h", "w")})
+    monkeypatch.setattr(scaling, "SIZES", {"B": (2, 4, 8), "P": (5, 10), "n": (1, 3), "threads": (1,)})
+    file = tmp_path / "rows.csv"
+    scaling.main(["--repeats", "3", "--csv", str(file)])
+    rows = list(csv.DictReader(file.open()))
+    assert [row["value"] for row in rows if row["size"] == "B"] == ["2", "2", "4", "4", "8", "8"]
+    assert {row["size"] for row in rows} == {"B", "P", "n", "threads"} and rows[0]["machine"]
+    scaling.main(["--from", str(file), "--plot", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -1,7 +1,6 @@
 """The part of the report about other numbers of classes."""
 
 import pytest
-import torch
 from conftest import write_folder
 
 import infoseg_fast as isf
@@ -23,7 +22,7 @@ def test_the_report_has_the_scores_and_maps_of_other_numbers(tmp_path, monkeypat
     segmenter, images = isf.load(tmp_path / "run"), open_set(data, "train")
     plotted = []
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, x, y, **how: plotted.append((x, y)))
-    class_numbers.section(segmenter, images, torch.device("cpu"), None)
+    class_numbers.section(segmenter, images, None)
     ((numbers, scores),) = plotted
     assert numbers == list(range(2, 10))
     sums = total(segmenter.labelling.over_clusters.blocks)

@@ -139,6 +139,14 @@ def test_without_images_the_interval_is_unknown():
     assert "accuracy_interval" not in isf.ClusterMetrics(3, 2).compute()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"num_clusters": 0}, {"num_classes": 2.0}, {"num_classes": True}, {"method": "x"}, {"bootstrap": -1}]
+)
+def test_wrong_arguments_are_named_where_the_metric_is_made(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        isf.ClusterMetrics(**{"num_clusters": 2, "num_classes": 2} | wrong)
+
+
 def test_counts_of_another_shape_are_refused():
     metrics = isf.ClusterMetrics(3, 2)
     for shape in ((2, 3), (6,), (1, 1, 3, 2)):

@@ -227,6 +227,13 @@ def test_labels_of_other_dtypes_are_refused(labels):
         isf.confusion_matrix(np.zeros(len(labels), np.uint8), labels, 4, 3)
 
 
+@pytest.mark.parametrize("ignored", [1.0, "255", 2**70])
+def test_an_ignored_value_is_a_whole_number(ignored):
+    for make in (lambda: isf.confusion_matrix([0], [0], 2, 2, ignored), lambda: isf.ClusterMetrics(2, 2, ignored)):
+        with pytest.raises(TypeError, match="ignore_index must be None or a whole number"):
+            make()
+
+
 def test_a_value_beyond_int64_is_out_of_range():
     with pytest.raises(ValueError, match="at flat index 1;"):
         isf.confusion_matrix(np.array([0, 2**64 - 1], np.uint64), np.zeros(2, int), 4, 3)

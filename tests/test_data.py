@@ -121,6 +121,7 @@ def test_hidden_and_other_files_are_passed_over_alike(folder):
         save(folder / below / ".hidden/x.png", grey())
         (folder / below / "._im0.png").write_bytes(b"resource fork")
         (folder / below / "empty.png").mkdir()
+        (folder / below / "loop").symlink_to("loop")
     assert FolderSet(folder, "eval").stems == [f"im{i}" for i in range(6)]
 
 
@@ -133,6 +134,25 @@ def test_links_to_folders_are_followed_and_cycles_are_not(tmp_path, folder):
         (folder / below / "self").symlink_to(".")
     found = FolderSet(root, "eval")
     assert found.stems == [f"part/im{i}" for i in range(6)] and found.has_labels
+
+
+@pytest.mark.parametrize("target", ["nothing.png", "x.png"])
+def test_a_link_to_nothing_or_to_itself_is_named(folder, target):
+    (folder / "images/x.png").symlink_to(target)
+    refused(lambda: FolderSet(folder), "images/x.png")
+
+
+@pytest.mark.parametrize("file", ["train.txt", "classes.txt"])
+def test_a_list_that_cannot_be_read_is_not_passed_over(folder, file):
+    (folder / file).symlink_to("nothing")
+    refused(lambda: FolderSet(folder, "train"), file, "cannot be read")
+
+
+def test_an_empty_line_among_the_names_of_classes_is_named(folder):
+    (folder / "classes.txt").write_text("a\n\nb\n\n")
+    refused(lambda: FolderSet(folder), "classes.txt", "line 2 is empty")
+    (folder / "classes.txt").write_text("a\nb\n\n \n")
+    assert FolderSet(folder).classes == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"line\nend", b"nfd e\xcc\x81", b"\xff\xfe"])
@@ -160,11 +180,12 @@ def test_lists_in_utf8_with_or_without_mark_and_carriage_returns(folder, encodin
     assert found.stems == ["é0", "im3"] and found.classes == ["blå", "rød"]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("file", ["train.txt", "classes.txt"])
 def test_a_list_in_another_encoding_names_the_byte(folder, encoding, file):
-    (folder / file).write_bytes("im0\nim1é\n".encode(encoding))
-    byte, offset = ("0xe9", 7) if encoding == "latin-1" else ("0xff", 0)
+    text = "im0\nim1\n" if encoding == "utf-16-be" else "im0\nim1é\n"
+    (folder / file).write_bytes(text.encode(encoding))
+    byte, offset = {"latin-1": ("0xe9", 7), "utf-16": ("0xff", 0), "utf-16-be": ("0x00", 0)}[encoding]
     refused(lambda: FolderSet(folder, "train"), file, "not UTF-8", byte, f"offset {offset}")
 
 

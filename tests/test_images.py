@@ -169,6 +169,26 @@ def test_one_bit_is_black_and_white_and_of_labels_0_and_1(tmp_path, ending):
     assert np.array_equal(read_label(tmp_path / f"x.{ending}"), bits[0])
 
 
+@pytest.mark.parametrize("largest", [3, 15, 5])
+def test_labels_of_fewer_grey_levels_are_as_stored(tmp_path, largest):
+    values = random_pixels("uint8", largest=largest)[0]
+    path = tmp_path / "x.pgm"
+    path.write_bytes(f"P5 {COLUMNS} {ROWS} {largest}\n".encode() + values.tobytes())
+    if largest in (3, 15):  # a palette image of 2 or 4 bits, whose header is changed to grey
+        path = tmp_path / "x.png"
+        image = Image.fromarray(values, "P")
+        image.putpalette(bytes(3 * (largest + 1)))
+        image.save(path)
+        data = bytearray(path.read_bytes())
+        data[25] = 0
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        palette = data.index(b"PLTE") - 4
+        del data[palette : palette + 12 + int.from_bytes(data[palette : palette + 4], "big")]
+        path.write_bytes(data)
+    assert_reads(path, np.rint(values[None] * 255.0 / largest).astype(np.uint8))
+    assert np.array_equal(read_label(path), values)
+
+
 def test_white_is_the_largest_value_where_the_file_stores_it_as_0(tmp_path):
     pixels = random_pixels("uint16")
     tifffile.imwrite(tmp_path / "x.tif", last(pixels), photometric="miniswhite")
@@ -346,10 +366,10 @@ def rasterio():
 def write_raster(rasterio, path: Path, pixels: np.ndarray, driver: str = "GTiff", **options) -> None:
     from rasterio.transform import from_origin
 
+    place = {"crs": "EPSG:32633", "transform": from_origin(400000, 5800000, 10, 10)}
     with rasterio.open(
-        path, "w", driver=driver, height=ROWS, width=COLUMNS, count=len(pixels), dtype=pixels.dtype,
-        crs="EPSG:32633", transform=from_origin(400000, 5800000, 10, 10), **options,
-    ) as dataset:  # fmt: skip
+        path, "w", driver=driver, height=ROWS, width=COLUMNS, count=len(pixels), dtype=pixels.dtype, **place | options
+    ) as dataset:
         dataset.write(pixels)
 
 
@@ -368,6 +388,8 @@ def test_a_geotiff_has_its_pixels_no_data_and_georeference(tmp_path, rasterio, i
     assert found.georeference == georeference_of(path)
     assert found.georeference.transform == (10, 0, 400000, 0, -10, 5800000)
     assert rasterio.crs.CRS.from_wkt(found.georeference.crs).to_epsg() == 32633
+    write_raster(rasterio, tmp_path / "no_crs.tif", pixels, crs=None)
+    assert georeference_of(tmp_path / "no_crs.tif") == ("", found.georeference.transform, ())
     with rasterio.open(path) as dataset:
         assert np.array_equal(dataset.read(), pixels)
         assert np.array_equal(dataset.dataset_mask() > 0, read_image(path).valid)

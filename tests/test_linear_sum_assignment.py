@@ -250,7 +250,8 @@ def test_the_first_failure_of_a_batch_is_reported_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.bool]
+    "dtype",
+    [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.bool],
 )
 def test_tensors_give_tensors(dtype):
     cost = torch.randint(0, 2 if dtype == torch.bool else 50, (3, 5, 4)).to(dtype)
@@ -263,6 +264,15 @@ def test_tensors_give_tensors(dtype):
     if dtype.is_floating_point:
         leaf = cost.clone().requires_grad_()
         assert torch.equal(isf.linear_sum_assignment(leaf, maximize=True)[1], cols)
+
+
+def test_transforms_and_recorded_calls_give_the_same():
+    costs = torch.rand(3, 5, 4)
+    right = torch.stack(isf.linear_sum_assignment(costs, maximize=True))
+    matched = lambda cost: torch.stack(isf.linear_sum_assignment(cost, maximize=True))  # noqa: E731
+    assert (torch.vmap(matched, in_dims=1, out_dims=1)(costs.movedim(0, 1)) == right).all()
+    assert (torch.vmap(matched)(costs.expand(2, -1, -1, -1)) == right).all()
+    torch.library.opcheck(torch.ops.infoseg_fast.linear_sum_assignment, (costs, True, "auto", False))
 
 
 def test_backends_by_name(monkeypatch):

@@ -21,7 +21,7 @@ from infoseg_fast.cli import main
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
-from infoseg_fast.maps.predict import Ahead, Behind
+from infoseg_fast.maps.predict import Ahead, Behind, OnlyWriter
 from infoseg_fast.maps.writers import PngWriter, key_of
 from infoseg_fast.palette import palette
 from infoseg_fast.recipe import DataInfo
@@ -112,6 +112,26 @@ def test_a_scene_gives_a_geotiff_in_its_place(made, tmp_path):
     assert (labels[invalid] == 255).all() and labels[~invalid].max() < K and len(np.unique(labels[~invalid])) > 1
     assert np.array_equal(labels, made.segment_array(pixels, ~invalid))
     assert np.array_equal(labels, made.segment_file(scene))
+
+
+def test_ground_control_points_and_a_transform_without_system_are_kept(made, tmp_path):
+    points = [
+        rasterio.control.GroundControlPoint(*point) for point in ((0, 0, 10, 50), (0, 40, 11, 50), (40, 0, 10, 49))
+    ]
+    write_scene(tmp_path / "in/points.tif", pixels_of(40, 50), crs="EPSG:4326", transform=None, gcps=points)
+    write_scene(tmp_path / "in/plain.tif", pixels_of(40, 50), crs=None)
+    areas, polygons = tmp_path / "areas.csv", tmp_path / "x.gpkg"
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "out", Products(areas=areas, polygons=polygons))
+    assert outcome.written == 2 and len(outcome.notes) == 1 and "points.tif" in outcome.notes[0]
+    with rasterio.open(tmp_path / "out/points.tif") as file:
+        found, crs = file.gcps
+        assert [(p.row, p.col, p.x, p.y) for p in found] == [(p.row, p.col, p.x, p.y) for p in points]
+        assert crs.to_epsg() == 4326
+    with rasterio.open(tmp_path / "out/plain.tif") as file:
+        assert file.crs is None and file.transform == PLACE["transform"]
+    table = list(csv.DictReader(areas.open(newline="")))
+    assert {row["area"] == "" for row in table if row["image"].endswith("points.tif")} == {True}
+    assert sum(float(row["area"]) for row in table if row["image"].endswith("plain.tif")) == 40 * 50 * 200
 
 
 def test_a_folder_of_scenes_and_pictures_keeps_its_paths(made, tmp_path):
@@ -254,7 +274,7 @@ def test_polygons_are_the_regions(made, tmp_path):
             assert area == pytest.approx(unit * (labels == k).sum())
     with pytest.raises(DataError, match="--polygons needs images with a georeference"):
         predict(made, [tmp_path / "in/c.png"], tmp_path / "other", Products(polygons=file))
-    with pytest.raises(DataError, match="ends in .gpkg"):
+    with pytest.raises(DataError, match="must end in .gpkg"):
         predict(made, [tmp_path / "in"], tmp_path / "other", Products(polygons=tmp_path / "x.shp"))
 
 
@@ -323,6 +343,68 @@ def test_the_output_folder_is_never_input(run, tmp_path, capsys):
     assert "is the folder of the images" in capsys.readouterr().err
     assert call("predict", run, source / "scene.tif", "--out", source) == 2
     assert "over the image itself" in capsys.readouterr().err
+
+
+def test_an_interruption_leaves_no_part_of_a_file(made, tmp_path, monkeypatch):
+    for name in "abc":
+        write_scene(tmp_path / f"in/{name}.tif", pixels_of(60, 70))
+    parts = isf.Segmenter.parts
+
+    def interrupted(self, plan, *arguments):
+        yield from itertools.islice(parts(self, plan, *arguments), 1)
+        if (tmp_path / "out/a.tif").exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(isf.Segmenter, "parts", interrupted)
+    products = Products(confidence=True, overlay=True, polygons=tmp_path / "out/x.gpkg")
+    with pytest.raises(KeyboardInterrupt):
+        predict(made, [tmp_path / "in"], tmp_path / "out", products)
+    left = files_in(tmp_path / "out")
+    assert "a.tif" in left and not {name for name in left if name.startswith(".") or name.startswith("c")}
+
+
+def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):
+    picture = tmp_path / "x.png"
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
+    with OnlyWriter(tmp_path / "out") as lock:
+        lock.take()
+        with pytest.raises(DataError, match="out is in use"):
+            predict(made, [picture], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert predict(made, [picture], tmp_path / "out").written == 1
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="--out .*file is no folder"):
+        predict(made, [picture], tmp_path / "file")
+
+
+def test_images_whose_maps_would_have_one_name_are_named(made, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("x.png", "x.overlay.png", "x" * 251 + ".png"):
+        Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in" / name)
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "plain")
+    assert outcome.written == 3 and not outcome.notes and not outcome.failures
+    (tmp_path / "in" / ("x" * 251 + ".png")).unlink()
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "out", Products(overlay=True))
+    assert outcome.written == 1 and "x.overlay.png already" in outcome.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("product", "name", "told"),
+    [
+        ("areas", "", "folder"),
+        ("areas", "x.tif", "must end in .csv"),
+        ("areas", "file/x.csv", "cannot be written"),
+        ("polygons", "file/x.gpkg", "cannot be written"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_named_before_the_maps(made, tmp_path, product, name, told):
+    picture = tmp_path / "x.png"
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=f"--{product} .*{told}"):
+        predict(made, [picture], tmp_path / "out", Products(**{product: tmp_path / (name or "folder.csv")}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_stops_with_one_line(made, tmp_path, monkeypatch):
@@ -398,7 +480,13 @@ def test_arrays_are_segmented_in_the_runs_own_scale():
     assert np.array_equal(labels, made.segment_array(stored.astype(">u2")))
     valid = np.ones((50, 60), bool)
     valid[3:5] = False
-    assert (made.segment_array(stored, valid)[3:5] == 255).all()
+    right = made.segment_array(stored, valid)
+    assert (right[3:5] == 255).all()
+    masked = np.ma.array(stored, mask=np.broadcast_to(~valid, stored.shape))
+    for same in (made.segment_array(masked), made.segment_array(stored, torch.from_numpy(valid).byte())):
+        assert np.array_equal(same, right)
+    with pytest.raises(ValueError, match=r"valid must be bool \[50, 60\], not \[50\]"):
+        made.segment_array(stored, valid[:, 0])
     missing = stored.astype(np.float32)
     missing[0, 7, 8] = np.nan
     found = made.segment_array(missing)

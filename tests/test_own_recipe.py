@@ -1,7 +1,5 @@
 """The example of a recipe of one's own: it trains, resumes to the same bits, predicts and exports."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
+from infoseg_fast.cli import main
 from infoseg_fast.errors import DataError
 from infoseg_fast.recipe import recipe_class
 from infoseg_fast.run_folder import RunFolder
@@ -43,9 +42,7 @@ def test_it_learns_and_resumes_to_the_same_bits(how, tmp_path):
 
 def test_its_command_trains_predicts_and_exports(how, tmp_path):
     def call(*arguments):
-        command = [sys.executable, "-m", "infoseg_fast", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES, check=False)
-        assert done.returncode == 0, done.stderr
+        assert main([*map(str, arguments)]) == 0
 
     run = tmp_path / "run"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in how.items()]

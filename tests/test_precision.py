@@ -34,7 +34,7 @@ def test_bfloat16_computes_the_convolutions_and_the_loss_stays_float32(how, tmp_
 
     def watched(self, step, images, mask):
         found = loss(self, step, images, mask)
-        seen.append((self.network._last[0].dtype, found.dtype))
+        seen.append((self.network.last[0].dtype, found.dtype))
         return found
 
     monkeypatch.setattr(DefaultRecipe, "loss", watched)

@@ -1,5 +1,6 @@
 """Several ranks train the run that one process trains."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ def data(tmp_path_factory) -> str:
     return str(root)
 
 
+has_torchmetrics = importlib.util.find_spec("torchmetrics") is not None
 QUICK = ("default", "reassigned-masked")  # the others are long tests
 
 
@@ -65,6 +67,7 @@ def together(request, runs, tmp_path_factory) -> tuple[int, Path]:
     """The folder of what so many ranks found."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
     jobs = [("train_in", runs, str(out)), ("objectives",), ("within_ranks",), ("normalisation",)]
+    jobs += [("torchmetrics_of_ranks",)] * has_torchmetrics
     run_ranks(request.param, out, jobs)
     return request.param, out
 
@@ -101,6 +104,15 @@ def test_an_objective_and_its_gradients_equal_those_of_one_process(together, nam
         for place, (x, y) in enumerate(zip(found[rank], expected, strict=True)):
             whole = y[part.inside] if place in (1, 2) else y
             torch.testing.assert_close(x.double(), whole.double(), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(not has_torchmetrics, reason="torchmetrics is not installed")
+def test_a_metric_of_torchmetrics_is_summed_over_ranks(together):
+    number, out = together
+    value, counts = rank_jobs.torchmetrics_of_ranks()
+    found = [torch.load(out / f"torchmetrics_of_ranks.{rank}.pt") for rank in range(number)]
+    assert all(one[0] == value for one in found)
+    assert torch.equal(sum(one[1] for one in found), counts), "each rank has its own counts again"
 
 
 def test_partners_of_same_position_are_within_a_rank(together):

@@ -174,6 +174,21 @@ def test_labels_have_the_images_size_at_any_scale(network, scale, refined):
 
 def test_another_size_can_be_asked_for(network):
     assert segmenter(network).segment(torch.rand(1, 3, 64, 64), size=(20, 31)).shape == (1, 20, 31)
+    for wrong in (5, (0, 5), (-1, 5), (4,), (1.5, 2)):
+        with pytest.raises(ValueError, match="size must be two whole numbers"):
+            segmenter(network).segment(torch.rand(1, 3, 32, 32), size=wrong)
+
+
+def test_images_of_every_float_dtype(network):
+    images = torch.rand(2, 3, 40, 50).half()
+    labels = segmenter(network).segment(images.float())
+    for dtype in (torch.float16, torch.float64):
+        assert torch.equal(segmenter(network).segment(images.to(dtype)), labels)
+    for wrong in (images[0], images.byte(), images[:, :, :0], images[:, :1]):
+        with pytest.raises(ValueError, match="images must"):
+            segmenter(network).segment(wrong)
+    with pytest.raises(TypeError, match="not ndarray"):
+        segmenter(network).segment(images.numpy())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -8,7 +8,6 @@ the measured rate of a large matrix product.
 
 import ctypes
 import gc
-import platform
 import random
 import statistics
 import time
@@ -17,15 +16,14 @@ from pathlib import Path
 
 import torch
 
-from ..env import commit
 from ..ops import OPS
 from ..ops.record import Case
 from . import providers
-from .providers import MEASURED, SHOWN, Step
+from .providers import INSTALLED, MEASURED, SHOWN, Step, WrongResultError
 from .tables import aligned, write_csv
 
 CPU = torch.device("cpu")
-COLUMNS = (*MEASURED, "device", "threads", "torch", "machine", "commit")
+COLUMNS = (*MEASURED, "device", "threads", *INSTALLED)
 
 
 def timed(steps: dict, repeats: int) -> dict:
@@ -94,21 +92,31 @@ def _status_bytes(key: str) -> int:
 def measure(case: Case, repeats: int, compiled: bool, rates: tuple[float, float]) -> list[dict]:
     """The rows of one case, with the columns `COLUMNS`."""
     rows = providers.measure(
-        case, CPU, partial(timed, repeats=repeats), extra_memory, partial(floor_ms, rates=rates), compiled=compiled
-    )
-    versions = {"torch": torch.__version__, "machine": platform.machine(), "commit": commit() or ""}
-    return [row | {"device": "cpu", "threads": torch.get_num_threads()} | versions for row in rows]
+        case, CPU, partial(timed, repeats=repeats), extra_memory, partial(floor_ms, rates=rates), compiled=compiled,
+        with_peers=True,
+    )  # fmt: skip
+    common = {"device": "cpu", "threads": torch.get_num_threads()} | providers.installed()
+    return [row | common for row in rows]
 
 
-def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -> list[dict]:
-    """Measure the cases of these names, print a table of each, and write all rows to `csv_file`."""
+def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -> tuple[list[dict], list[str]]:
+    """Measure the cases of these names, print a table of each, and write all rows to `csv_file`.
+
+    Returns:
+        the rows, and a line for each case whose results are wrong: it is not timed, and has no row.
+    """
     rates, threads = machine_rates(), torch.get_num_threads()
     print(f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, {threads} thread(s)")
-    rows = []
+    rows, wrong = [], []
     for case in providers.chosen_cases("cpu", names):
-        found = measure(case, repeats, compiled, rates)
+        try:
+            found = measure(case, repeats, compiled, rates)
+        except WrongResultError as error:
+            wrong.append(str(error))
+            print(f"wrong: {error}", flush=True)
+            continue
         print(aligned(found, SHOWN), flush=True)
         rows += found
     if csv_file is not None:
         write_csv(csv_file, COLUMNS, rows)
-    return rows
+    return rows, wrong

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from ..env import commit, versions
+from ..env import versions
 from ..ops import OPS
 from ..ops.record import Case
 from . import cuda_checks, providers
-from .providers import MEASURED, SHOWN, Step
+from .providers import INSTALLED, MEASURED, SHOWN, Step
 from .tables import aligned, write_csv
 
 MAX_COMPILE_SECONDS = 420  # after which nothing more is compiled
 AUTOTUNED_CASES = 2  # the first cases only: max-autotune takes the longest
 FLUSH_BYTES = 2**28  # larger than any L2 cache
-COLUMNS = (*MEASURED, "device", "copy_gb_s", "torch", "triton", "commit")
+COLUMNS = (*MEASURED, "device", "copy_gb_s", *INSTALLED)
 
 
 def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
@@ -41,6 +41,44 @@ def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
         end.record()
     torch.cuda.synchronize(device)
     return [start.elapsed_time(end) for start, end in marks]
+
+
+def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
+    """Microseconds of a step on the device alone, each from a replay of its CUDA graph with an empty
+    L2 cache. Emptying the cache hides the start of the graph.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    flush = torch.empty(FLUSH_BYTES // 4, device=device)
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in marks:
+        flush.zero_()
+        flush.zero_()
+        start.record()
+        graph.replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [1e3 * start.elapsed_time(end) for start, end in marks]
+
+
+def with_host(step: Step, calls: int) -> float:
+    """Microseconds of a call, as a loop of them takes: the host's work or the device's, whichever is
+    longer.
+    """
+    step()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - start) / calls
 
 
 def copy_rate(device: torch.device) -> float:
@@ -74,9 +112,8 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float, **choic
         backend="triton",
         **choice,
     )
-    installed = {"torch": torch.__version__, "triton": versions()["triton"], "commit": commit() or ""}
     common = {"device": torch.cuda.get_device_name(device), "copy_gb_s": round(rate / 1e6, 1)}
-    return [row | common | installed for row in rows]
+    return [row | common | providers.installed() for row in rows]
 
 
 def run(

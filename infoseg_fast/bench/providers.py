@@ -6,21 +6,42 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 
 import torch
 from torch import Tensor
 
+from ..env import commit, processor, versions
+from ..errors import DataError
 from ..ops import OPS
 from ..ops.record import Case
-from . import baselines
+from . import baselines, peers
 
 Step = Callable[[], list[Tensor]]
 RESULTS = ("value", "features", "global_features", "weight", "bias")  # of the ops of features: value and gradients
 MEASURED = (
-    "op", "case", "provider", "mode", "shape", "dtype", "median_ms", "p20_ms", "p80_ms", "ratio_to_op", "floor_ms",
-    "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb",
+    "op", "case", "provider", "version", "mode", "shape", "dtype", "median_ms", "p20_ms", "p80_ms",
+    "ratio_to_op", "floor_ms", "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb",
 )  # fmt: skip
-SHOWN = ("op", "case", "mode", "provider", *MEASURED[6:13], "extra_mb")
+SHOWN = ("op", "case", "mode", "provider", *MEASURED[7:14], "extra_mb")
+INSTALLED = ("machine", "infoseg_fast", "python", "torch", "numpy", "triton", "commit")
+# The largest error of an op whose times are reported: twice PyTorch's in the same dtype, and a
+# floor.
+ERROR_FACTOR = 2.0
+ERROR_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+DIFFERING_SHARE = 1e-2  # the floor of integer results: labels and counts at the borders of classes differ
+
+
+class WrongResultError(DataError):
+    """The results of an op are wrong, so its times mean nothing."""
+
+
+def installed() -> dict[str, str]:
+    """The columns `INSTALLED`."""
+    found = {name.replace("-", "_"): version or "" for name, version in versions().items()}
+    return {"machine": processor(), "commit": commit() or ""} | {
+        name: found[name] for name in INSTALLED if name in found
+    }
 
 
 def chosen_cases(use: str, names: Sequence[str]) -> list[Case]:
@@ -30,13 +51,18 @@ def chosen_cases(use: str, names: Sequence[str]) -> list[Case]:
 
 
 def providers(
-    case: Case, keywords: dict, compiled: bool = False, autotuned: bool = False, backend: str = "auto"
+    case: Case,
+    keywords: dict,
+    compiled: bool = False,
+    autotuned: bool = False,
+    backend: str = "auto",
+    with_peers: bool = False,
 ) -> dict[str, Callable]:
     """Functions of the case's tensors by the name of the provider. `keywords` are those of
     `Op.arguments`.
 
     "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is
-    none.
+    none. With `with_peers` the packages of `peers` follow.
     """
     op = OPS[case.op]
     choice = {"backend": backend} if backend in op.backends else {}
@@ -51,7 +77,17 @@ def providers(
         if autotuned:
             mode = "max-autotune-no-cudagraphs"
             found["max-autotune"] = torch.compile(lambda *x: eager(*x), dynamic=False, mode=mode)
+    if with_peers:
+        found |= {name: partial(function, **keywords) for name, function in peers.of(case.op).items()}
     return found
+
+
+def version_of(provider: str) -> str:
+    """The version of the package that a provider is of."""
+    try:
+        return metadata.version("infoseg-fast" if provider == "infoseg_fast" else provider)
+    except metadata.PackageNotFoundError:
+        return f"torch {torch.__version__}"
 
 
 def differentiated(case: Case) -> bool:
@@ -115,19 +151,23 @@ def measure(
     **choice,
 ) -> list[dict]:
     """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a
-    warning.
+    warning. Nothing is timed where the op's own results are wrong.
 
     Args:
         timed: the times in ms of each of the steps, which are keyed by provider and mode.
         extra_memory: peak MB of a step above its inputs and results, or None.
         floor_ms: lower bound of the time of a mode.
         choice: keywords of `providers`.
+
+    Raises:
+        WrongResultError: an error of the op exceeds that of plain PyTorch by too much.
     """
     tensors, keywords = arguments(case, device)
     exact, exact_keywords = arguments(case, device, torch.float64)
     truth = {mode: step() for mode, step in steps(case, providers(case, exact_keywords)["eager"], exact).items()}
     del exact, exact_keywords
-    torch.compiler.reset()  # the compiler gives up after eight cases of one function
+    if choice.get("compiled") or choice.get("autotuned"):
+        torch.compiler.reset()  # the compiler gives up after eight cases of one function
     found = {}
     for name, provider in providers(case, keywords, **choice).items():
         try:
@@ -139,22 +179,36 @@ def measure(
             if name == "infoseg_fast":
                 raise
             warnings.warn(f"{case.name}: {name} failed: {str(error).splitlines()[0]}", stacklevel=2)
+    errors = {key: relative_errors(step(), truth[key[1]]) for key, step in found.items()}
+    for mode, exact_results in truth.items():
+        check(case, mode, exact_results, errors)
     memory = {key: extra_memory(step) for key, step in found.items()}
     times = timed(found)
     rows = []
-    for (name, mode), step in found.items():
+    for name, mode in found:
         t, own = times[name, mode], statistics.median(times["infoseg_fast", mode])
         median, tenths, floor = statistics.median(t), statistics.quantiles(t, n=10), floor_ms(case, mode)
-        errors, extra = relative_errors(step(), truth[mode]), memory[name, mode]
-        each = [f"{error:.1e}" for error in errors] if len(errors) == len(RESULTS) else [""] * len(RESULTS)
+        own_errors, extra = errors[name, mode], memory[name, mode]
+        each = [f"{error:.1e}" for error in own_errors] if len(own_errors) == len(RESULTS) else [""] * len(RESULTS)
         values = (
-            case.op, case.name, name, mode, shape_of(case), str(case.dtype).removeprefix("torch."), round(median, 4),
-            round(tenths[1], 4), round(tenths[7], 4), round(median / own, 2), round(floor, 4), round(floor / median, 3),
-            f"{max(errors):.1e}", *each,
-            "" if extra is None else round(extra, 2),
+            case.op, case.name, name, version_of(name), mode, shape_of(case), str(case.dtype).removeprefix("torch."),
+            round(median, 4), round(tenths[1], 4), round(tenths[7], 4), round(median / own, 2), round(floor, 4),
+            round(floor / median, 3), f"{max(own_errors):.1e}", *each, "" if extra is None else round(extra, 2),
         )  # fmt: skip
         rows.append(dict(zip(MEASURED, values, strict=True)))
     return rows
+
+
+def check(case: Case, mode: str, truth: list[Tensor], errors: dict[tuple[str, str], list[float]]) -> None:
+    """Raise WrongResultError for `errors`, by provider and mode, that rounding does not explain."""
+    own, plain = (errors.get((name, mode)) for name in ("infoseg_fast", "eager"))
+    for number, (exact, error) in enumerate(zip(truth, own, strict=True)):
+        floor = ERROR_FLOOR[case.dtype] if torch.as_tensor(exact).is_floating_point() else DIFFERING_SHARE
+        of_plain = plain[number] if plain else 0.0
+        if not error <= ERROR_FACTOR * of_plain + floor:  # NaN is wrong too
+            raise WrongResultError(
+                f"{case.op}, {case.name}, {mode}: error {error:.1e}, of plain PyTorch {of_plain:.1e}; not timed"
+            )
 
 
 def shape_of(case: Case) -> str:

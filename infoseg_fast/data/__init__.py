@@ -40,6 +40,8 @@ def open_set(
     Raises:
         DataError: there is no such set, or a file of it is not as it must be.
     """
+    if not data:
+        raise DataError("--data is empty: give the name of a set, a folder, an image or a list of images")
     path, options = Path(data), options or ReadOptions()
     prepared = data not in NAMES and is_prepared(path)
     if split not in SPLITS and not prepared:

@@ -23,7 +23,7 @@ from .images import (
     read_label,
     read_with,
 )
-from .names import by_stem, image_files, read_lines, read_list, require_unique, stem_of
+from .names import by_stem, image_files, read_lines, read_list, read_names, require_unique, stem_of
 from .reader import Description, ReadOptions
 
 logger = logging.getLogger("infoseg_fast")
@@ -240,7 +240,7 @@ class FolderSet(FileSet):
         if not images:
             raise DataError(f"{folder} holds no file in a format that can be read")
         listed = root / f"{split}.txt"
-        stems = read_list(listed, images) if listed.is_file() else list(images)
+        stems = read_list(listed, images) if os.path.lexists(listed) else list(images)
         labels = labels_of(root, images) if folder != root else {}
         missing = [stem for stem in stems if stem not in labels]
         if missing and (split == "eval" if labels else (root / "labels").is_dir()):
@@ -275,9 +275,9 @@ def labels_of(root: Path, images: dict[str, Path]) -> dict[str, Path]:
 
 def class_names(path: Path) -> list[str] | None:
     """The names of the label values, one a line; None without the file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    names = read_lines(path)
+    names = read_names(path)
     if not 1 <= len(names) <= IGNORE:
         raise DataError(f"{path} names {len(names)} classes; 1 to {IGNORE} are accepted")
     return names

@@ -216,9 +216,10 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_by
         limit = IGNORE if num_classes is None else num_classes
         wrong = ~ignored & ((values < 0) | (values >= limit))
         if wrong.any():
+            most = "" if num_classes is None else " (the number of classes)"
             raise DataError(
                 f"holds {int(values[wrong].max() if (values[wrong] >= limit).any() else values[wrong].min())}; values "
-                f"below {limit} (the number of classes) and {IGNORE} (ignore) are accepted"
+                f"from 0, below {limit}{most}, and {IGNORE} (ignore) are accepted"
             )
         return np.where(ignored, np.uint8(IGNORE), values.astype(np.uint8))
 
@@ -253,7 +254,8 @@ def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
     except FileNotFoundError:
         raise DataError(f"{what} {path} does not exist") from None
     except Exception as error:  # the libraries raise many kinds on a damaged file
-        raise DataError(f"{what} {path} cannot be read: {first_line(error)}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DataError(f"{what} {path} cannot be read: {reason}") from error
 
 
 @lru_cache(maxsize=OPEN_FILES)

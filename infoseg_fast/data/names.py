@@ -11,10 +11,10 @@ from .images import image_endings
 
 
 def image_files(root: Path) -> list[Path]:
-    """Every file below `root` with the ending of an image, in any case, sorted.
+    """Everything below `root` with the ending of an image, in any case, that is no folder, sorted.
 
     Hidden files and folders are passed over. Links to folders are followed unless they lead back to
-    a folder above.
+    a folder above. Links to nothing are among what is found: reading them fails.
     """
     endings, found = image_endings(), []
     waiting = [(root, frozenset([_identity(root)]))]
@@ -27,13 +27,20 @@ def image_files(root: Path) -> list[Path]:
             raise DataError(f"folder {folder} cannot be read: {error.strerror}") from error
         for entry in listed:
             path = folder / entry.name
-            if entry.is_dir():
+            if _is_folder(entry):
                 identity = _identity(path)
                 if identity not in above:
                     waiting.append((path, above | {identity}))
-            elif path.suffix.lower() in endings and entry.is_file():
+            elif path.suffix.lower() in endings:
                 found.append(path)
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -61,9 +68,9 @@ def by_stem(root: Path, files: Iterable[Path], what: str = "images") -> dict[str
     return found
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, keep_empty: bool = False) -> list[str]:
     """The lines of a UTF-8 text file, with or without byte-order mark, stripped, without the empty
-    ones.
+    ones unless `keep_empty`.
     """
     try:
         data = path.read_bytes()
@@ -71,12 +78,30 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start} (line {line})"
-        ) from None
+        raise _no_text(path, data, error.start) from None
+    if "\0" in text:  # of UTF-16 or UTF-32
+        raise _no_text(path, data, data.index(0))
     # Not str.splitlines, which also splits at characters that a file name may hold.
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in text.split("\n") if keep_empty or line.strip()]
+
+
+def _no_text(path: Path, data: bytes, at: int) -> DataError:
+    line = data.count(b"\n", 0, at) + 1
+    return DataError(f"{path} is not UTF-8 text: byte 0x{data[at]:02x} at offset {at} (line {line})")
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of `read_lines`, each of which names the label of its place.
+
+    Raises:
+        DataError: a line before the last name is empty.
+    """
+    names = read_lines(path, keep_empty=True)
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise DataError(f"{path} names no label {names.index('')}: its line {names.index('') + 1} is empty")
+    return names
 
 
 def read_list(path: Path, known: Iterable[str]) -> list[str]:

@@ -101,9 +101,11 @@ class PillowReader(WholeReader):
             alpha=mode in ("LA", "RGBA"),
             note=note,
         )
+        self._largest = largest_value(image)
         # Whether the file is large, and its stored values are the pixels, row by row.
         large = image.height * image.width * bands > LARGE_BYTES
-        self.plain = large and image.mode == mode and not image.info.get("interlace")
+        stored = image.mode == mode and self._largest == 255
+        self.plain = large and stored and not image.info.get("interlace")
         self._opened = [image]  # for the first decoding, which saves opening the file again
 
     def describe(self, page: int) -> Description:
@@ -120,6 +122,8 @@ class PillowReader(WholeReader):
             keep = raw and image.mode in ("1", "P")
             pixels = np.asarray(image if keep or image.mode == self._mode else image.convert(self._mode))
         pixels = pixels.astype(np.uint8) if keep else pixels
+        if raw and self._largest < 255:
+            pixels = np.rint(pixels * (self._largest / 255)).astype(np.uint8)
         return channels_first(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
 
 
@@ -194,6 +198,18 @@ def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
         if at >= 0 and head[at + 6] & 0x40:  # high_bitdepth
             return "an AVIF file of more than 8 bits"
     return "a texture of floating point" if image.format == "DDS" and b"BC6H" in repr(image.tile).encode() else ""
+
+
+def largest_value(image: PIL.ImageFile.ImageFile) -> int:
+    """The stored value that Pillow makes 255: less than 255 in a grey PNG of 2 or 4 bits, and in a PPM
+    file that says so.
+    """
+    for tile in image.tile:
+        if str(tile.args).startswith("L;") and tile.args[2:].isdigit():
+            return 2 ** int(tile.args[2:]) - 1
+        if tile.codec_name in ("ppm", "ppm_plain") and image.mode in ("L", "RGB"):
+            return min(int(tile.args[1]), 255)
+    return 255
 
 
 def endings() -> set[str]:

@@ -42,7 +42,11 @@ def georeference(path: Path) -> Georeference | None:
 
 def _georeference_of(dataset) -> Georeference | None:
     if dataset.crs is None and dataset.transform.is_identity:
-        return None
+        points, crs = dataset.gcps
+        if not points:
+            return None
+        found = tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)
+        return Georeference("" if crs is None else crs.to_wkt(), tuple(dataset.transform)[:6], found)
     return Georeference("" if dataset.crs is None else dataset.crs.to_wkt(), tuple(dataset.transform)[:6])
 
 

@@ -78,11 +78,13 @@ class Georeference(NamedTuple):
     pixels to it.
 
     x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper
-    left corner.
+    left corner. A file that has ground control points instead, (row, column, x, y, z) each, has the
+    identity as transform.
     """
 
     crs: str
     transform: tuple[float, float, float, float, float, float]
+    control_points: tuple[tuple[float, float, float, float, float], ...] = ()
 
 
 class Reader:

@@ -1,5 +1,6 @@
 """`Scaling`: stored values to the network's [0, 1], by limits that the training set gives."""
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,7 @@ class Scaling:
         if pixels.dtype == torch.uint8 and self.dtype == "uint8":
             return pixels.float() / 255
         work = torch.float32 if pixels.element_size() <= 2 or pixels.dtype == torch.float32 else torch.float64
-        low, high = (
-            torch.tensor(limit, dtype=work, device=pixels.device)[:, None, None] for limit in (self.low, self.high)
-        )
+        low, high = _limits(self.low, work, pixels.device), _limits(self.high, work, pixels.device)
         return ((pixels.to(work) - low) / (high - low)).clamp(0, 1).float()
 
     def accepts(self, dtype: np.dtype) -> bool:
@@ -72,6 +71,12 @@ class Scaling:
     @classmethod
     def from_state(cls, state: dict) -> "Scaling":
         return cls(tuple(state["low"]), tuple(state["high"]), state["dtype"])
+
+
+@functools.lru_cache(maxsize=8)
+def _limits(limits: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The limits [c, 1, 1] on the device, which waits for the first call only."""
+    return torch.tensor(limits, dtype=dtype, device=device)[:, None, None]
 
 
 def eight_bit(channels: int) -> Scaling:

@@ -30,6 +30,8 @@ LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
+# Pixel scale, tie points, transform and coordinate reference system of a GeoTIFF.
+PLACE_TAGS = {33550, 33922, 34264, 34735}
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 
@@ -89,7 +91,7 @@ class TiffReader(Reader):
         self._stacked = self._declares_channels()
         self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
         sidecar = path.with_name(f"{path.name}.msk")
-        self._sidecar = tifffile.TiffFile(sidecar) if sidecar.is_file() else None
+        self._sidecar = tifffile.TiffFile(sidecar) if os.path.isfile(sidecar) else None
 
     def _images_behind_one_header(self) -> int:
         """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others:
@@ -148,7 +150,7 @@ class TiffReader(Reader):
             nodata=None if tag is None else number_in(tag.value),
             masked=page in self._masks or self._sidecar is not None,
             windowed=True,
-            georeferenced=header.is_geotiff,
+            georeferenced=not PLACE_TAGS.isdisjoint(header.tags.keys()),
             note=note,
         )
 
@@ -179,6 +181,8 @@ class TiffReader(Reader):
         dtype = np.dtype(header.parent.byteorder + header.dtype.char)
         if header.is_contiguous and header.is_final:
             size = separate * height * width * samples * dtype.itemsize
+            if header.dataoffsets[0] + (skipped + 1) * size > header.parent.filehandle.size:
+                raise DataError("the file ends before its last pixel (truncated)")
             mapped = np.memmap(
                 header.parent.filehandle.path,
                 dtype,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..draws import generator_on
 from ..ops import checks, class_moments, mutual_information_loss
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.information_of_moments import information_of_moments
@@ -110,13 +111,17 @@ def loss_over_ranks(
 def chosen_positions(number: int | None, features: Tensor, seed: int, step: int) -> Tensor | None:
     """Indices of `number` positions, drawn without repetition from the positions of features [B, C,
     h, w]: every position is as likely. The same for every image, so that a partner's position is
-    there. None: there are no more positions than that.
+    there. None: there are no more positions than that. A GPU draws its own, so that nothing is
+    copied to it.
     """
     positions = features.shape[2] * features.shape[3]
     if number is None or number >= positions:
         return None
+    if features.device.type != "cpu":
+        keys = torch.rand(positions, generator=generator_on(features.device, seed, step), device=features.device)
+        return keys.argsort()[:number].sort().values
     draw = np.random.default_rng((seed, step)).choice(positions, number, replace=False)
-    return torch.from_numpy(np.sort(draw)).to(features.device)
+    return torch.from_numpy(np.sort(draw))
 
 
 def _mean_over_positions(

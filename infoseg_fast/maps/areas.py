@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import write_atomically
+from ..checkpoint import check_target, write_atomically
 from ..data.reader import Georeference
 
 COLUMNS = ("image", "class", "name", "pixels", "area", "unit")
@@ -20,33 +20,34 @@ class AreaTable:
     """A line for each image and label.
 
     Args:
+        path: the file.
         number: of labels.
         names: of the labels, or None.
     """
 
-    def __init__(self, number: int, names: Sequence[str] | None) -> None:
-        self.number, self.names = number, names
+    def __init__(self, path: Path, number: int, names: Sequence[str] | None) -> None:
+        check_target("--areas", path, ".csv")
+        self.path, self.number, self.names = path, number, names
         self._lines: list[list[Any]] = []
 
     def add(self, image: str, counts: np.ndarray, place: Georeference | None) -> None:
         """Add an image by the numbers of its pixels [at least `number`] of each label.
 
         The area is in squares of the unit of the coordinate reference system; empty without a
-        georeference.
+        transform to it.
         """
-        pixel, unit = (None, "") if place is None else (pixel_area(place), unit_of(place))
+        pixel, unit = (None, "") if place is None or place.control_points else (pixel_area(place), unit_of(place))
         for label in range(self.number):
             name, pixels = self.names[label] if self.names else "", int(counts[label])
             self._lines.append([image, label, name, pixels, "" if pixel is None else pixels * pixel, unit])
 
-    def save(self, path: Path) -> None:
+    def save(self) -> None:
         """Write the CSV file, UTF-8. Bytes of file names that are not UTF-8 are escaped."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(self._lines)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
+        write_atomically(self.path, text.getvalue().encode("utf-8", errors="backslashreplace"))
 
 
 def pixel_area(place: Georeference) -> float:

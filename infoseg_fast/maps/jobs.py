@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +38,14 @@ class Job(NamedTuple):
     """One page of an image file, and the files that are made of it.
 
     Attributes:
+        name: the path, with #1 and so on for the pages of a file that has several.
         labels: the label map, a PNG, or a GeoTIFF where the image has a place.
         confidence, overlay: further files, None where they are not asked for.
         key: see the module.
     """
 
     path: Path
+    name: str
     page: int
     size: tuple[int, int]
     place: Georeference | None
@@ -64,12 +67,14 @@ def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
     Raises:
         DataError: a source does not exist or has no image, or two images have one label file.
     """
+    if os.path.lexists(out) and not out.is_dir():
+        raise DataError(f"--out {out} is no folder; choose another")
     found: dict[str, Path] = {}
-    inside = out.resolve()
+    inside = real(out)
     for source in given:
         if source.is_dir():
             images, root = image_files(source), source
-            outside = [path for path in images if inside not in path.resolve().parents]
+            outside = [path for path in images if inside not in real(path).parents]
             if images and not outside:
                 raise DataError(f"--out {out} is the folder of the images; choose another")
             if not images:
@@ -85,9 +90,14 @@ def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
             if other != image:
                 raise DataError(f"{other} and {image} would both be written to {out / stem}")
             for target in (out / f"{stem}.png", out / f"{stem}.tif"):
-                if target.resolve() == image.resolve():
+                if real(target) == real(image):
                     raise DataError(f"{target} would be written over the image itself; choose another --out")
     return [Source(path, stem) for stem, path in found.items()]
+
+
+def real(path: Path) -> Path:
+    """The path without links; of a link to itself, the link."""
+    return Path(os.path.realpath(path))
 
 
 def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confidence: bool, overlay: bool) -> list[Job]:
@@ -108,10 +118,12 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
     for page in range(pages):
         if page:
             described = described_with(source.path, reading, page)[0]
-        stem = out / (f"{source.stem}#{page + 1}" if pages > 1 else source.stem)
+        number = f"#{page + 1}" if pages > 1 else ""
+        stem = out / f"{source.stem}{number}"
         jobs.append(
             Job(
                 source.path,
+                f"{source.path}{number}",
                 page,
                 (described.height, described.width),
                 place,
@@ -135,7 +147,8 @@ def place_of(path: Path, described: Description) -> Georeference | None:
     ending = path.suffix
     world = [path.with_suffix(f"{ending[:2]}{ending[-1:]}w"), path.with_suffix(".wld"), path.with_name(f"{path.name}w")]
     beside = path.with_name(f"{path.name}.aux.xml")
-    if any(file.is_file() for file in world) or (beside.is_file() and b"GeoTransform" in beside.read_bytes()):
+    # Not Path.is_file, which raises where a name is too long.
+    if any(map(os.path.isfile, world)) or (os.path.isfile(beside) and b"GeoTransform" in beside.read_bytes()):
         return raster.georeference(path)
     return None
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import check_target
 from ..data.images import IGNORE
 from ..errors import DataError
 from .jobs import Job
 
 CHUNK = 20_000  # polygons that are written together
-NO_POLYGONS = "has no georeference, so --polygons has no region of it"
+NO_POLYGONS = "has no georeference by a transform, so --polygons has no region of it"
 
 
 class PolygonFile:
     """A GeoPackage with one layer for each coordinate reference system.
+
+    As a context manager it removes what was written where an error ends the context.
 
     Each region of pixels of one label that share sides is a feature with the fields image, class,
     name and area (in squares of the unit of the coordinates).
@@ -34,22 +38,28 @@ class PolygonFile:
     """
 
     def __init__(self, path: Path, names: Sequence[str] | None) -> None:
-        if path.suffix.lower() != ".gpkg":
-            raise DataError(f"--polygons {path}: the name of a GeoPackage ends in .gpkg")
         try:
             import pyogrio  # noqa: F401
             import rasterio  # noqa: F401
         except ImportError as error:
             raise DataError("--polygons needs rasterio and pyogrio: pip install 'infoseg-fast[geo]'") from error
+        check_target("--polygons", path, ".gpkg")
         self.path, self.names = path, names
         self.scratch = path.with_name(f".{path.stem}.tmp.gpkg")
         self.scratch.unlink(missing_ok=True)
         self._layers: dict[str, str] = {}  # by coordinate reference system
         self._without: list[str] = []
 
+    def __enter__(self) -> PolygonFile:
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is not None:
+            self.scratch.unlink(missing_ok=True)
+
     def add(self, image: str, job: Job) -> None:
         """Add the regions of a finished label map. The polygons of one image are held in memory."""
-        if job.place is None:
+        if job.place is None or job.place.control_points:
             self._without.append(f"{image} {NO_POLYGONS}")
             return
         layer = self._layers.get(job.place.crs)
@@ -85,12 +95,13 @@ class PolygonFile:
             "area": np.array([area_of(polygon) for polygon in rings]),
         }
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write(
-                self.scratch, np.array([wkb(polygon) for polygon in rings], object), list(fields.values()),
-                list(fields), layer=layer, driver="GPKG", geometry_type="Polygon", crs=job.place.crs or None,
-                append=append,
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an unknown reference system is no fault
+                write(
+                    self.scratch, np.array([wkb(polygon) for polygon in rings], object), list(fields.values()),
+                    list(fields), layer=layer, driver="GPKG", geometry_type="Polygon", crs=job.place.crs or None,
+                    append=append,
+                )  # fmt: skip
         except Exception as error:  # of pyogrio, of many kinds
             self.scratch.unlink(missing_ok=True)
             raise DataError(f"--polygons {self.path} cannot be written: {error}") from error

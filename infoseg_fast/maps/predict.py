@@ -5,10 +5,12 @@ the same time.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from tqdm import tqdm
 
 from ..data.base import to_channels
 from ..data.images import IGNORE, read_with
-from ..data.names import read_lines
+from ..data.names import read_names
 from ..errors import DataError
 from ..palette import as_rgb, coloured, overlaid, palette
 from ..segmenter import Part, Segmenter
@@ -104,7 +106,7 @@ class Labels:
             self.table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
             self.number = max(int(mapping.max()) + 1, len(self.names or []))
         elif products.names is not None:
-            self.names = read_lines(products.names)
+            self.names = read_names(products.names)
             if len(self.names) != self.number:
                 raise DataError(
                     f"--names {products.names} has {len(self.names)} names; the run has {self.number} clusters"
@@ -133,14 +135,20 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
     data = segmenter.labelling.data
     segmenter.scale = data.scale * data.raw_scale
     found = find_sources(sources, out)
-    areas = AreaTable(labels.number, labels.names) if products.areas else None
+    areas = AreaTable(products.areas, labels.number, labels.names) if products.areas else None
     polygons = PolygonFile(products.polygons, labels.names) if products.polygons else None
     recipe, outcome = recipe_key(segmenter, labels.table, labels.names), Outcome()
+
+    made: dict[Path, str] = {}  # the files of this call, with the images that they are made of
 
     def read() -> Iterator[Message]:
         for source in found:
             try:
                 for job in jobs_of(source, segmenter, out, recipe, products.confidence, products.overlay):
+                    for file in job.files:
+                        if file in made:
+                            raise DataError(f"image {job.name}: {file} is made of {made[file]} already; rename one")
+                        made[file] = job.name
                     if all(key_of(file) == job.key for file in job.files):
                         yield Start(job, None)
                         continue
@@ -151,7 +159,10 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
                 yield DamagedError(error)
 
     bar = tqdm(total=len(found), desc="predicting", unit="image", disable=None)
-    with bar, Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind:
+    with (
+        bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
+        Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
+    ):  # fmt: skip
         for message in messages:
             if isinstance(message, DamagedError):
                 outcome.failures.append(str(message))
@@ -162,24 +173,27 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
                 outcome.skipped += 1
                 behind.submit(maps.add_finished)
             else:
+                lock.take()
                 outcome.replaced += message.job.labels.exists()
+                parts = segmenter.parts(message.plan, bands(messages), products.confidence)
                 try:
-                    for rows in rows_of(
-                        segmenter.parts(message.plan, bands(messages), products.confidence), message.job.size[1]
-                    ):
+                    for rows in rows_of(parts, message.job.size[1]):
                         behind.submit(maps.write, rows)
                 except DamagedError as error:
                     outcome.failures.append(str(error))
                     behind.submit(maps.abandon)
+                except BaseException:  # an interruption
+                    behind.submit(maps.abandon)
+                    raise
                 else:
                     outcome.written += 1
                     behind.submit(maps.finish)
-            outcome.notes += stale(message.job)
+            outcome.notes += stale(message.job, made)
             bar.update(message.job.page == 0)
     if outcome.failures and not outcome.written + outcome.skipped:
         raise DataError(outcome.failures[0])
-    if areas is not None and products.areas is not None:
-        areas.save(products.areas)
+    if areas is not None:
+        areas.save()
     if polygons is not None:
         outcome.notes += polygons.finish()
     return outcome
@@ -241,6 +255,7 @@ class Maps:
         self.areas, self.polygons = areas, polygons
         self.counts = np.zeros(256, np.int64)
         self.writers: list[MapWriter] = []
+        self._abandoned = False
 
     def _open(self) -> None:
         job, number = self.job, self.labels.number
@@ -258,6 +273,8 @@ class Maps:
 
     def write(self, rows: Rows) -> None:
         """Add rows to the files. What was written is removed if that fails."""
+        if self._abandoned:
+            return
         try:
             if not self.writers:
                 self._open()
@@ -281,6 +298,8 @@ class Maps:
 
     def finish(self) -> None:
         """Give the files their names, the label map last, and add it to the tables."""
+        if self._abandoned:
+            return
         for writer in reversed(self.writers):
             writer.finish()
         self._add()
@@ -292,7 +311,7 @@ class Maps:
         self._add()
 
     def _add(self) -> None:
-        name = f"{self.job.path}#{self.job.page + 1}" if self.job.page else str(self.job.path)
+        name = self.job.name
         if self.areas is not None:
             self.areas.add(name, self.counts, self.job.place)
         if self.polygons is not None:
@@ -300,18 +319,64 @@ class Maps:
 
     def abandon(self) -> None:
         """Remove what was written."""
+        self._abandoned = True
         for writer in self.writers:
             writer.abandon()
 
 
-def stale(job: Job) -> list[str]:
-    """A line for each map of this image that another call made and this one has not replaced."""
+class OnlyWriter:
+    """A lock of the output folder, so that two calls do not write the same files.
+
+    Args:
+        out: the folder. It is made when the lock is taken, and removed if nothing is written to it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self._handle = out, None
+        self._new = False
+
+    def take(self) -> None:
+        """Hold the folder until the end; once is enough.
+
+        Raises:
+            DataError: another call holds it, or it cannot be made.
+        """
+        if self._handle is not None:
+            return
+        try:
+            self._new = not self.out.exists()
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self.out, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"--out {self.out} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"--out {self.out} is in use: another infoseg predict writes to it") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def __enter__(self) -> OnlyWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+        if self._new:
+            with contextlib.suppress(OSError):  # it holds files
+                self.out.rmdir()
+
+
+def stale(job: Job, made: Collection[Path]) -> list[str]:
+    """A line for each map of this image that another call made and this one (`made`) has not
+    replaced.
+    """
     stem = job.labels.name.removesuffix(job.labels.suffix)
     others = [job.labels.with_name(f"{stem}{end}") for end in ENDINGS]
     return [
         f"{path} is of an earlier call, with another checkpoint or other options"
         for path in others
-        if path not in job.files and key_of(path) not in (None, job.key)
+        if path not in made and key_of(path) not in (None, job.key)
     ]
 
 
@@ -355,7 +420,7 @@ class Ahead(Iterator[T]):
 
 class Behind:
     """Calls that one thread makes in order. `submit` waits while more than `size` of them wait, and
-    raises what an earlier one raised.
+    raises what an earlier one raised. All are made before it ends, after an error too.
     """
 
     def __init__(self, size: int) -> None:
@@ -374,4 +439,4 @@ class Behind:
         if kind is None:
             while self._waiting:
                 self._waiting.popleft().result()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()

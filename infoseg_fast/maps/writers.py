@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 import zlib
@@ -35,7 +36,8 @@ class MapWriter:
 
     def __init__(self, path: Path, size: tuple[int, int], key: str) -> None:
         self.path, self.size, self.key = path, size, key
-        self.scratch = path.with_name(f".{path.name}.tmp")
+        # Not longer than a file system takes where the name is as long as it takes.
+        self.scratch = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}.tmp")
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -55,7 +57,8 @@ class MapWriter:
         """Remove what was written."""
         with contextlib.suppress(Exception):
             self._close()
-        self.scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.scratch.unlink()
 
     @contextlib.contextmanager
     def _named(self):
@@ -130,16 +133,18 @@ class GeoTiffWriter(MapWriter):
 
     def _open(self) -> None:
         import rasterio
+        from rasterio.control import GroundControlPoint
         from rasterio.transform import Affine
 
+        points = [GroundControlPoint(*point) for point in self.place.control_points]
+        where = {"gcps": points} if points else {"transform": Affine(*self.place.transform)}
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
         self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
         with self._env:
             self._dataset: Any = rasterio.open(
                 self.scratch, "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1, dtype="uint8",
-                crs=self.place.crs or None, transform=Affine(*self.place.transform), nodata=IGNORE, tiled=True,
-                blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", zlevel=LEVEL,
-                bigtiff="if_safer",
+                crs=self.place.crs or None, nodata=IGNORE, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+                compress="deflate", zlevel=LEVEL, bigtiff="if_safer", **where,
             )  # fmt: skip
             self._dataset.update_tags(**{KEY: self.key})
             if self.colours is not None:

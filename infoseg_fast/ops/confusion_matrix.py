@@ -1,5 +1,7 @@
 """`confusion_matrix`: joint counts of predicted clusters and target classes."""
 
+import contextlib
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -38,8 +40,7 @@ def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: s
         TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number
             of at least 1.
     """
-    if not isinstance(number, (int, np.integer)) or number < 1:
-        raise ValueError(f"{number_name} must be a whole number of at least 1, not {number!r}")
+    check_number(number, number_name)
     if not isinstance(labels, Tensor):
         array = np.asarray(labels)
         if array.size == 0 and not hasattr(labels, "dtype"):
@@ -54,6 +55,20 @@ def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: s
         raise TypeError(f"{name} must have an integer or bool dtype, not {str(labels.dtype).removeprefix('torch.')}")
     # A uint64 value beyond int64 becomes negative: out of range, as it should be.
     return labels.to(WIDER[labels.dtype])
+
+
+def check_number(number: int, name: str, least: int = 1) -> None:
+    """Raise ValueError unless it is a whole number of at least `least`."""
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {number!r}")
+
+
+def check_ignored(ignore_index: int | None) -> None:
+    """Raise TypeError unless it is None or a whole number of 64 bits."""
+    with contextlib.suppress(TypeError):
+        if ignore_index is None or -(2**63) <= operator.index(ignore_index) < 2**63:
+            return
+    raise TypeError(f"ignore_index must be None or a whole number of 64 bits, not {ignore_index!r}")
 
 
 def confusion_matrix(
@@ -87,6 +102,7 @@ def confusion_matrix(
             index; on CUDA only with `check`).
     """
     numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
+    check_ignored(ignore_index)
     pred = as_labels(pred, "pred", num_clusters, "num_clusters")
     target = as_labels(target, "target", num_classes, "num_classes")
     counts, outside = count_pairs(pred, target, num_clusters, num_classes, ignore_index)

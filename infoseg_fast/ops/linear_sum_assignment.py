@@ -2,7 +2,7 @@
 GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,46 @@ def linear_sum_assignment(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     cost = cost_matrix
     if isinstance(cost, Tensor):
-        if cost.device.type != "cpu" or backend == "cuda":
-            return _solve_on_device(cost.detach(), maximize, backend, bool(check))
-        rows, cols = _solve_array(_array_of(cost), maximize, backend)
-        return torch.from_numpy(rows), torch.from_numpy(cols)
+        solve = _solve_tensor if dispatch.direct(cost) else _solve_recorded
+        return solve(cost.detach(), bool(maximize), backend, bool(check))
     if backend == "cuda":
         raise BackendUnavailableError("backend 'cuda' takes tensors on a CUDA device, not numpy arrays")
     return _solve_array(cost, maximize, backend)
+
+
+def _solve_tensor(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+    if cost.device.type != "cpu" or backend == "cuda":
+        return _solve_on_device(cost, maximize, backend, check)
+    rows, cols = _solve_array(_array_of(cost), maximize, backend)
+    return torch.from_numpy(rows), torch.from_numpy(cols)
+
+
+# Where PyTorch compiles, records or transforms the call.
+_solve_recorded = torch.library.custom_op("infoseg_fast::linear_sum_assignment", _solve_tensor, mutates_args=())
+
+
+@_solve_recorded.register_fake
+def _empty_answer(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
+    if cost.ndim not in (2, 3):
+        raise _wrong_shape(cost.shape)
+    shape = (*cost.shape[:-2], torch.sym_min(*cost.shape[-2:]))
+    return cost.new_empty(shape, dtype=torch.int64), cost.new_empty(shape, dtype=torch.int64)
+
+
+@_solve_recorded.register_vmap
+def _solve_mapped(info: Any, in_dims: Any, cost: Tensor, *how: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    cost = cost.movedim(in_dims[0], 0)
+    if cost.ndim not in (3, 4):
+        raise _wrong_shape(cost.shape[1:])
+    rows, cols = _solve_recorded(cost.flatten(0, -3), *how)
+    return (rows.view(*cost.shape[:-2], -1), cols.view(*cost.shape[:-2], -1)), (0, 0)
+
+
+def _wrong_shape(shape: Sequence[int]) -> ValueError:
+    return ValueError(
+        f"expected a matrix (2-D array), got a {len(shape)} array: a matrix [N, M] or a batch [B, N, M] is accepted, "
+        f"not the shape {list(shape)}"
+    )
 
 
 def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +114,7 @@ def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndar
             pass  # a dtype to be converted below
     cost = np.asarray(cost)
     if cost.ndim not in (2, 3):
-        raise ValueError(f"expected a matrix [N, M] or a batch [B, N, M], got shape {list(cost.shape)}")
+        raise _wrong_shape(cost.shape)
     threads = torch.get_num_threads() if cost.ndim == 3 else 1
     try:
         return _solve(cost, bool(maximize), threads)
@@ -114,20 +147,27 @@ def readable(cost: np.ndarray) -> np.ndarray:
         return cost.astype(np.float32 if size == 4 else np.float64)
     if kind == "O":
         return cost.astype(np.float64)
-    raise TypeError(f"Cannot cast array data from {cost.dtype!r} to a real dtype")
+    raise _no_real_dtype(cost.dtype)
+
+
+def _no_real_dtype(dtype: object) -> TypeError:
+    return TypeError(
+        f"Cannot cast array data from {dtype!r} to dtype('float64') according to the rule 'safe': "
+        "costs need a real dtype"
+    )
 
 
 def _array_of(cost: Tensor) -> np.ndarray:
-    if cost.dtype is torch.bfloat16:  # numpy has none
+    if cost.is_floating_point() and cost.dtype not in (torch.float16, torch.float32, torch.float64):  # numpy has none
         cost = cost.float()
     return cost.numpy(force=True)
 
 
 def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
     if cost.is_complex():
-        raise TypeError(f"Cannot cast array data from {cost.dtype} to a real dtype")
+        raise _no_real_dtype(cost.dtype)
     if cost.ndim not in (2, 3):
-        raise ValueError(f"expected a matrix [N, M] or a batch [B, N, M], got shape {list(cost.shape)}")
+        raise _wrong_shape(cost.shape)
     if backend == "cpp":
         raise BackendUnavailableError(f"backend 'cpp' takes tensors on the CPU, not on {cost.device}")
     if backend != "reference":

@@ -99,6 +99,8 @@ class Recipe(nn.Module):
     # Values for settings of `Settings` that the user leaves out. A subclass replaces those that it
     # names.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    # Tensors of the last step for `metrics`. A step that a CUDA graph replays puts its own here.
+    last: Any = None
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__()
@@ -123,8 +125,22 @@ class Recipe(nn.Module):
         """
         raise NotImplementedError
 
+    def before_step(self, step: int) -> None:
+        """Called on the host before step number `step`, also where a CUDA graph replays the rest of
+        the step. It must not wait for the device.
+        """
+
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step number `step`. It must not wait for the device."""
+
+    def not_capturable(self) -> str | None:
+        """Why a CUDA graph cannot replay `loss` and `after_step`; None: it can.
+
+        A graph repeats the kernels of one step. So both may read tensors that `before_step` fills,
+        but neither the number of the step nor random numbers, and they must not wait for the
+        device. What `metrics` reads of a step must be in `last`.
+        """
+        return "the recipe does not say that its step can be captured (Recipe.not_capturable)"
 
     def metrics(self) -> dict[str, float]:
         """Numbers for the log line of the last step."""

@@ -18,7 +18,7 @@ def average_of(model: Network) -> Network:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int, share: Tensor | None = None) -> None:
     """Move the parameters and buffers of `average` towards those of `model`.
 
     The exponential moving average over about 1 / (1 - decay) steps. The decay of the first steps is
@@ -27,6 +27,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     Args:
         decay: weight of the old average, below 1.
         step: number of the step, from 0.
+        share: 1 - `decay_of` the step, as a scalar on the device, where a CUDA graph
+            replays the update: it would repeat the numbers of the host.
     """
     own, new = (list(x.parameters()) + list(x.buffers()) for x in (average, model))
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -36,4 +38,14 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             averaged[1].append(b)
         else:
             a.copy_(b)  # counters
-    get_ema_multi_avg_fn(min(decay, (step + 1) / (step + 10)))(*averaged, None)
+    if share is None:
+        get_ema_multi_avg_fn(decay_of(decay, step))(*averaged, None)
+        return
+    change = torch._foreach_sub(averaged[1], averaged[0])
+    torch._foreach_mul_(change, share)
+    torch._foreach_add_(averaged[0], change)
+
+
+def decay_of(decay: float, step: int) -> float:
+    """Weight of the old average in step number `step`."""
+    return min(decay, (step + 1) / (step + 10))

@@ -53,6 +53,22 @@ class DefaultRecipe(Recipe):
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         return self.network.loss(step, images, mask)
 
+    def before_step(self, step: int) -> None:
+        self.network.before_step(step)
+
+    def not_capturable(self) -> str | None:
+        if self.settings.backbone is not None:
+            return "a backbone may draw random numbers or wait for the device"
+        return "--positions draws within the step" if self.settings.positions else None
+
+    @property
+    def last(self) -> Any:
+        return self.network.last
+
+    @last.setter
+    def last(self, last: Any) -> None:
+        self.network.last = last
+
     def after_step(self, step: int) -> None:
         self.network.after_step(step)
 

@@ -132,10 +132,10 @@ class FeaturesRecipe(Recipe):
             local, _ = backbone.native(self.network.normalize(images), project=False)
             parts.append(local.movedim(1, -1)[whole_cells(images, mask, local, backbone.local_stride)])
         points = torch.cat(parts)
-        if len(points) <= COMPONENTS:
+        if len(points) <= backbone.components:
             raise DataError(
                 f"--data {self.settings.data} has {len(points)} cells of {backbone.local_stride} px with data in the "
-                f"sample of crops, and {COMPONENTS} components need more; a larger --crop has more"
+                f"sample of crops, and {backbone.components} components need more; a larger --crop has more"
             )
         backbone.set_components(points)
         backbone.head.fit(points @ backbone.axes.T + backbone.offset, self.settings.seed)

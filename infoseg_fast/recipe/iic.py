@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..augment import SEED_FACTOR, jittered
+from ..augment import colour_draws, jittered
 from ..data.crops import Part
+from ..draws import generator_on
 from ..model import InfoSegNet, padded, position_mask
 from . import DataInfo, Recipe, imported
 from .labelling import Labelling
@@ -58,9 +59,9 @@ class IICRecipe(Recipe):
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         mask = position_mask(mask, images)
         images = padded(images)
-        generator = torch.Generator().manual_seed((self.settings.seed + 1) * SEED_FACTOR + step)
-        mirrored = torch.randint(0, 2, (len(images), 1, 1, 1), generator=generator).bool().to(images.device)
-        other = jittered(images, JITTER, generator, Part(0, len(images), len(images)))
+        generator, device = generator_on(images.device, self.settings.seed + 1, step), images.device
+        mirrored = torch.randint(0, 2, (len(images), 1, 1, 1), generator=generator, device=device).bool()
+        other = jittered(images, colour_draws(JITTER, generator, Part(0, len(images), len(images)), device))
         other = torch.where(mirrored, other.flip(3), other)
         both = torch.cat([images, other]).contiguous(memory_format=torch.channels_last)
         features, _ = self.network(both)

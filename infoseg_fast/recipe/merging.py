@@ -26,10 +26,10 @@ from ..reference.class_moments import moments_of
 from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
-IMAGE_WEIGHT = 0.175  # of the second criterion in the score
+IMAGE_WEIGHT = 0.3  # of the second criterion in the score
 # Weights of further starts of the greedy search. The best result by the score is taken.
-GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.4)
-MAX_SWEEPS = 20  # over all classes, of single moves
+GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)
+MOST_NUMBERS = 2**22  # in a tensor of the partitions that are tried at once
 EPSILON = 1e-12
 
 
@@ -46,10 +46,18 @@ class Statistics(NamedTuple):
 
     def merged(self, groups: list[list[int]]) -> Statistics:
         """The statistics of groups of the classes."""
-        member = self.moments.new_zeros(len(groups), len(self.moments))
-        for row, group in zip(member, groups, strict=True):
+        return self.of(self.members(groups))
+
+    def of(self, members: Tensor) -> Statistics:
+        """The statistics of groups [..., K, n], where 1 says that a class is in the group."""
+        return Statistics(members @ self.moments, members @ self.joint @ members.mT)
+
+    def members(self, groups: list[list[int]]) -> Tensor:
+        """Groups of the classes as what `of` takes, [K, n]."""
+        members = self.moments.new_zeros(len(groups), len(self.moments))
+        for row, group in zip(members, groups, strict=True):
             row[group] = 1
-        return Statistics(member @ self.moments, member @ self.joint @ member.T)
+        return members
 
 
 def statistics_of(batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Statistics:
@@ -86,13 +94,13 @@ class Criteria(NamedTuple):
 
 
 def criteria(statistics: Statistics) -> Criteria:
-    """The criteria of the classes."""
-    joint = statistics.joint / statistics.joint.sum()
-    share = joint.sum(dim=1)
-    entropy_of_all = _entropy(statistics.moments.sum(dim=0))
+    """The criteria of the classes; of many partitions, with leading dimensions as theirs."""
+    joint = statistics.joint / statistics.joint.sum(dim=(-2, -1), keepdim=True)
+    share = joint.sum(dim=-1)
+    entropy_of_all = _entropy(statistics.moments.sum(dim=-2))
     return Criteria(
-        entropy_of_all - _entropy(statistics.moments).sum(),
-        _xlogx(joint).sum() - 2 * _xlogx(share).sum(),
+        entropy_of_all - _entropy(statistics.moments).sum(dim=-1),
+        _xlogx(joint).sum(dim=(-2, -1)) - 2 * _xlogx(share).sum(dim=-1),
     )
 
 
@@ -130,39 +138,22 @@ def _greedy(statistics: Statistics, number: int, whole: Criteria, weight: float)
 
 
 def _improved(statistics: Statistics, groups: list[list[int]], whole: Criteria) -> list[list[int]]:
-    """Move single classes to the group of the best score, as long as a move improves it."""
-    groups = [list(group) for group in groups]
-    for _ in range(MAX_SWEEPS):
+    """Move single classes, always by the move of the best score, as long as one improves it."""
+    members, n = statistics.members(groups), len(statistics.moments)
+    number = len(groups)
+    at_once = max(1, MOST_NUMBERS // (number * number * n))
+    best, moved = criteria(statistics.of(members)).score(whole), True
+    while moved:
         moved = False
-        for k in range(len(statistics.moments)):
-            home = next(i for i, group in enumerate(groups) if k in group)
-            if len(groups[home]) == 1:
-                continue
-            groups[home].remove(k)
-            score = _joined(statistics.merged([*groups, [k]])).score(whole)
-            best = int(score.argmax())
-            best = best if score[best] > score[home] + EPSILON else home
-            groups[best].append(k)
-            moved |= best != home
-        if not moved:
-            break
-    return groups
-
-
-def _joined(statistics: Statistics) -> Criteria:
-    """The criteria after the last class joins each of the others."""
-    k = len(statistics.moments) - 1
-    joint, share = statistics.joint, statistics.joint.sum(dim=1)
-    entropy = _entropy(statistics.moments)
-    rest, own = joint[:k, :k], joint[k, :k]
-    columns = _joining(rest, own)
-    return _after_merge(
-        criteria(statistics),
-        _entropy(statistics.moments[:k] + statistics.moments[k]) - entropy[:k] - entropy[k],
-        columns.sum(dim=1) - columns.diagonal(),
-        (rest.diagonal(), joint[k, k], own),
-        (share[:k], share[k]),
-    )
+        for classes in torch.arange(n).split(at_once):
+            tried = members.repeat(len(classes), number, 1, 1)  # [class, its new group, group, n]
+            tried[torch.arange(len(classes)), :, :, classes] = torch.eye(number, dtype=members.dtype)
+            score = criteria(statistics.of(tried)).score(whole)
+            score[(tried.sum(dim=-1) == 0).any(dim=-1)] = -torch.inf  # a move must leave no group empty
+            found = score.flatten().max(dim=0)
+            if found.values > best + EPSILON:
+                members, best, moved = tried.flatten(0, 1)[found.indices], found.values, True
+    return [row.nonzero().flatten().tolist() for row in members]
 
 
 class _Pairs:

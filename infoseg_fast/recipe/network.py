@@ -17,7 +17,7 @@ from ..distributed.world import ranks
 from ..model import InfoSegNet, position_mask
 from ..ops import assign
 from .appearance import AppearanceTerm
-from .averaging import average_of, update_average
+from .averaging import average_of, decay_of, update_average
 from .labelling import INFOSEG_NET
 from .loss import InfoSegLoss
 
@@ -50,12 +50,13 @@ class TrainedNetwork(nn.Module):
             settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
         )
         self.positions, self.across, self.seed = settings.positions, settings.negatives_across_ranks, settings.seed
-        self._last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
+        self.last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
+        self._share: Tensor | None = None  # of `update_average`, on a GPU
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
         features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
-        self._last = features.detach(), global_features.detach()
+        self.last = features.detach(), global_features.detach()
         projection, mask = self.model.local_projection, position_mask(mask, images)
         given = features, global_features, projection.weight, projection.bias
         if ranks() > 1 or self.positions:
@@ -65,10 +66,19 @@ class TrainedNetwork(nn.Module):
             loss = self.criterion(*given, mask=mask)
         return loss if self.appearance is None else loss - self.appearance(*given, images=images, mask=mask)
 
+    def before_step(self, step: int) -> None:
+        """Set the share of the step in the averaged weights, on a GPU."""
+        device = self.model.mean.device
+        if self.average is None or device.type == "cpu":
+            return
+        if self._share is None:
+            self._share = torch.zeros((), device=device)
+        self._share.fill_(1 - decay_of(self.decay, step))
+
     def after_step(self, step: int) -> None:
         """Update the averaged weights."""
         if self.average is not None:
-            update_average(self.average, self.model, self.decay, step)
+            update_average(self.average, self.model, self.decay, step, self._share)
 
     def frozen(self) -> InfoSegNet:
         """A copy of the network that makes labels: of the averaged weights, where there are any."""
@@ -79,10 +89,10 @@ class TrainedNetwork(nn.Module):
         """exp of the entropy of the mean assignment of the last batch: 1 for one class, K for K
         equal ones.
         """
-        if self._last is None:
+        if self.last is None:
             return float("nan")
         projection = self.model.local_projection
-        last = (x.to(projection.weight.dtype) for x in self._last)  # of a lower precision under autocast
+        last = (x.to(projection.weight.dtype) for x in self.last)  # of a lower precision under autocast
         probs = assign(*last, projection.weight, projection.bias, temperature=self.temperature)
         return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
 

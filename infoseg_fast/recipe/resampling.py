@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .merging import IMAGE_WEIGHT, Statistics, merge, statistics_of
 
-BLOCK_IMAGES = 16  # images that are drawn together: only sums over them are kept
+BLOCK_IMAGES = 4  # images that are drawn together: only sums over them are kept
 RESAMPLES = 16
 MOST_RESAMPLED = 64  # classes; one merge of more takes seconds
 

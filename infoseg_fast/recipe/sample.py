@@ -28,6 +28,12 @@ class Sample:
         self._read = read
         self._statistics: dict[int, list[Tensor]] = {}
 
+    def to(self, device: torch.device) -> "Sample":
+        """The same crops on a device."""
+        return Sample(
+            lambda: ((images.to(device), None if mask is None else mask.to(device)) for images, mask in self._read())
+        )
+
     @cached_property
     def batches(self) -> list[CropBatch]:
         """Images as the network sees them, with their padding, and the mask of their positions,

@@ -59,6 +59,8 @@ def baseline(
         DataError: the data is unusable or has no labels, or scikit-learn or scikit-image is not
             installed.
     """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"--seed must be from 0 to {2**32 - 1}, not {seed}")
     images = open_set(data, split)
     if not images.has_labels:
         raise DataError(f"--data {data} has no labels for its {split} split: nothing to score")
@@ -156,7 +158,10 @@ def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: i
     for index in chosen:
         pixels, valid = fit_pixels(images, int(index))
         points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
-        parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
+        if len(points):
+            parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
+    if not parts:
+        raise DataError(f"{images.name} has no pixel with data to fit the clusters to")
     return np.concatenate(parts)
 
 
@@ -166,11 +171,11 @@ def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
     The centre crop where the set's protocol cuts crops, else the whole image.
     """
     if images.crop_side is None:
-        pixels = images.image(index)
-        return pixels, np.ones(pixels.shape[1:], dtype=bool)
+        pixels, valid = images.scaled(index)
+        return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
     centre = np.array([0.5])
-    batch, valid = images.crops(np.array([index]), centre, centre, images.crop_side)
-    return batch[0], np.ones(batch.shape[2:], dtype=bool) if valid is None else valid[0]
+    batch, mask = images.crops(np.array([index]), centre, centre, images.crop_side)
+    return batch[0], np.ones(batch.shape[2:], dtype=bool) if mask is None else mask[0]
 
 
 def raw_channels(pixels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..data import prepared
 from ..data.base import ImageSet
 from ..distributed.world import rank, ranks
 from ..errors import DataError
-from ..segmenter import Segmenter
+from ..segmenter import Segmenter, raise_for
 from .metrics import ClusterMetrics
 
 BATCH_PIXELS = 2**19  # most pixels of a batch; a larger image is a batch of its own
@@ -36,14 +36,24 @@ def batches(images: ImageSet) -> Iterator[list[int]]:
 
 
 def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progress: bool = False) -> dict:
-    """Segment every image at its native size and score the labels; returns what `score` returns."""
+    """Segment every image at its native size and score the labels; returns what `score` returns.
+
+    Between the batches nothing waits for a GPU, which counts. What is wrong with a value of an image
+    or a label is found at the end.
+    """
+    faults = torch.zeros(2, dtype=torch.int64, device=device)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
         # The segmenter scales the images, as in prediction.
-        return segmenter.count(pixels.to(device), target.to(device), images.num_targets).cpu()
+        given = pixels.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        counts, *found = segmenter.count_without_waiting(*given, images.num_targets)
+        faults.add_(torch.stack(found))
+        return counts
 
     images.scaling = segmenter.labelling.data.scaling
-    return score(count, segmenter.num_clusters, images, progress)
+    scores = score(count, segmenter.num_clusters, images, progress)
+    raise_for(*faults.tolist())
+    return scores
 
 
 def score(
@@ -68,11 +78,13 @@ def score(
     if not images.has_labels:
         raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
     assert images.num_classes is not None  # known where there are labels
-    counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)
+    counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)  # moves to the device that counts
 
     def read(chosen: list[int]) -> tuple[Tensor, Tensor]:
         pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
-        return pixels, torch.from_numpy(np.stack([images.target(index) for index in chosen]))
+        target = torch.from_numpy(np.stack([images.target(index) for index in chosen]))
+        pinned = torch.cuda.is_available()  # a GPU copies from such memory without waiting
+        return (pixels.pin_memory(), target.pin_memory()) if pinned else (pixels, target)
 
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="evaluating", disable=not progress) as bar:
         waiting = []
@@ -81,8 +93,10 @@ def score(
                 waiting.append(reader.submit(read, chosen))
             if waiting and (len(waiting) > READ_AHEAD or chosen is None):
                 pixels, target = waiting.pop(0).result()
-                counts += count(pixels, target)
+                found = count(pixels, target)
+                counts = counts.to(found.device) + found
                 bar.update(len(pixels))
+    counts = counts.cpu()
     if ranks() > 1:
         merged = ClusterMetrics(num_clusters, images.num_targets)
         merged.add(counts)

@@ -46,8 +46,7 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
     Raises:
         ValueError: `counts` has another shape or dtype, or `method` is unknown.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_method(method)
     counts = counts.cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
     if counts.ndim != 2 or counts.dtype.kind not in "iu":
         raise ValueError(f"counts must be an integer matrix [clusters, classes], not {counts.dtype} {counts.shape}")
@@ -55,7 +54,13 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
     if method == "hungarian":
         rows, cols = linear_sum_assignment(counts, maximize=True)
         mapping[rows] = cols
-    else:
+    elif counts.shape[1]:
         mapping[:] = counts.argmax(axis=1)
     rows = np.flatnonzero(mapping >= 0)
     return Match(mapping, int(counts[rows, mapping[rows]].sum()), int(counts.sum()))
+
+
+def check_method(method: str) -> None:
+    """Raise ValueError for an unknown method."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")

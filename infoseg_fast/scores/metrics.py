@@ -5,9 +5,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..ops.confusion_matrix import add_confusion, as_labels
+from ..ops.confusion_matrix import add_confusion, as_labels, check_ignored, check_number
 from .bootstrap import PoissonBootstrap, accuracies_of
-from .matching import match_clusters
+from .matching import check_method, match_clusters
 
 
 def normalized_mutual_information(counts: np.ndarray) -> float:
@@ -49,6 +49,11 @@ class ClusterMetrics:
         bootstrap: int = 0,
         seed: int = 0,
     ) -> None:
+        check_number(num_clusters, "num_clusters")
+        check_number(num_classes, "num_classes")
+        check_number(bootstrap, "bootstrap", least=0)
+        check_ignored(ignore_index)
+        check_method(method)
         self.num_clusters, self.num_classes = num_clusters, num_classes
         self.ignore_index, self.method = ignore_index, method
         self.num_replicates, self.seed = bootstrap, seed

@@ -1,0 +1,80 @@
+"""`infoseg bench --compare FILE`: the rows of a run beside those of an earlier one.
+
+An op is slower where both of two ratios exceed `LIMIT`: of its times, and of its times relative to
+the plain PyTorch of the same run. The second is about the same on a busy machine. Rows of another
+machine have the second one alone.
+"""
+
+import csv
+from pathlib import Path
+
+from ..errors import DataError
+from .tables import aligned
+
+LIMIT = 1.15
+OWN, PLAIN = "infoseg_fast", "eager"
+KEY = ("op", "case", "mode", "shape", "dtype", "threads")
+NEEDED = (*KEY, "provider", "median_ms", "machine")
+SHOWN = ("op", "case", "mode", "before_ms", "now_ms", "ratio", "ratio_to_eager", "verdict")
+
+
+def read(file: Path) -> list[dict]:
+    """The rows of an earlier `--csv`.
+
+    Raises:
+        DataError: there is no such file, or it is no file of `infoseg bench --csv`.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"--compare {file} cannot be read: {error}") from error
+    missing = [name for name in NEEDED if not rows or rows[0].get(name) is None]
+    if missing:
+        raise DataError(f"--compare {file} is not a file of infoseg bench --csv: it has no {missing[0]!r}")
+    for number, row in enumerate(rows, 2):
+        try:
+            positive = float(row["median_ms"]) > 0
+        except (TypeError, ValueError):
+            positive = False
+        if not positive:
+            raise DataError(f"--compare {file}, line {number}: median_ms must be above 0, not {row['median_ms']!r}")
+    return rows
+
+
+def compared(now: list[dict], before: list[dict]) -> list[dict]:
+    """A row for each case and mode that both have, with the columns `SHOWN`."""
+    times = [{(one["provider"], *(str(one[name]) for name in KEY)): one for one in rows} for rows in (before, now)]
+    found = []
+    for key, row in times[1].items():
+        if key[0] != OWN or key not in times[0]:
+            continue
+        old = times[0][key]
+        ratio = float(row["median_ms"]) / float(old["median_ms"])
+        plain = [side.get((PLAIN, *key[1:])) for side in times]
+        relative = None if None in plain else ratio * float(plain[0]["median_ms"]) / float(plain[1]["median_ms"])
+        same = old["machine"] == row["machine"]
+        ratios = [x for x in (ratio if same else None, relative) if x is not None]
+        found.append({
+            "op": row["op"], "case": row["case"], "mode": row["mode"],
+            "before_ms": old["median_ms"], "now_ms": row["median_ms"],
+            "ratio": f"{ratio:.2f}" if same else "other machine",
+            "ratio_to_eager": "" if relative is None else f"{relative:.2f}",
+            "verdict": "slower" if ratios and min(ratios) > LIMIT else "",
+        })  # fmt: skip
+    return found
+
+
+def report(now: list[dict], before: list[dict], file: Path) -> int:
+    """Print the comparison. Returns the number of cases that became slower.
+
+    Raises:
+        DataError: the two have no case in common.
+    """
+    rows = compared(now, before)
+    if not rows:
+        raise DataError(f"--compare {file} has none of the cases, shapes and threads of this run")
+    print(aligned(rows, SHOWN))
+    slower = sum(row["verdict"] == "slower" for row in rows)
+    print(f"{slower} of {len(rows)} slower than in {file} by more than {100 * LIMIT - 100:.0f} %")
+    return slower

@@ -1,0 +1,163 @@
+"""Scores of a clustering as metrics of torchmetrics (extra [torchmetrics]).
+
+    from infoseg_fast.compat.torchmetrics import ClusterAccuracy, MatchedJaccardIndex
+
+Both hold one matrix of int64 counts, so their memory does not depend on the number of images, their
+scores are exact, and clusters are matched to classes once, over everything that was counted.
+Processes of torch.distributed are summed by `compute`, as torchmetrics does for every metric.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError(
+        f"infoseg_fast.compat.torchmetrics needs torchmetrics ({error}): pip install 'infoseg-fast[torchmetrics]'"
+    ) from error
+
+from ..ops.confusion_matrix import as_labels, count_pairs
+from ..scores.matching import METHODS
+from ..scores.metrics import ClusterMetrics
+
+AVERAGES = ("macro", "weighted", "none", None)
+
+
+class _MatchedMetric(Metric):
+    """Joint counts of clusters and classes as states that processes sum."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    confusion: Tensor
+    outside: Tensor
+
+    def __init__(
+        self,
+        num_clusters: int | None = None,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        method: str = "hungarian",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sizes = {"num_clusters": num_clusters or num_classes, "num_classes": num_classes or num_clusters}
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        self.num_clusters, self.num_classes = sizes["num_clusters"], sizes["num_classes"]
+        self.ignore_index, self.method = ignore_index, method
+        counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
+        self.add_state("confusion", default=counts, dist_reduce_fx="sum")
+        self.add_state("outside", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Count label maps.
+
+        Args:
+            preds: clusters of any integer dtype, of the shape of `target`; or floating-point scores
+                [B, num_clusters, ...], whose largest along dimension 1 is the cluster.
+            target: classes of any integer dtype. Positions of `ignore_index` are left out.
+
+        Raises:
+            ValueError: shapes or devices differ, or on the CPU a label is out of range. On a GPU
+                nothing waits for the device, and `compute` raises.
+        """
+        if preds.is_floating_point():
+            if preds.ndim != target.ndim + 1 or preds.shape[1] != self.num_clusters:
+                raise ValueError(
+                    f"preds of floating-point scores must be [B, {self.num_clusters}, ...] with one dimension more "
+                    f"than target {list(target.shape)}, not {list(preds.shape)}"
+                )
+            preds = preds.argmax(dim=1)
+        preds = as_labels(preds, "preds", self.num_clusters, "num_clusters")
+        target = as_labels(target, "target", self.num_classes, "num_classes")
+        counts, outside = count_pairs(preds, target, self.num_clusters, self.num_classes, self.ignore_index)
+        # Not in place: a state that was reset in inference mode cannot be changed outside of it.
+        self.confusion = self.confusion + counts
+        if outside is not None:
+            self.outside = self.outside + outside
+
+    def scores(self) -> dict:
+        """`ClusterMetrics.compute` of what this process has counted."""
+        metrics = ClusterMetrics(self.num_clusters, self.num_classes, self.ignore_index, self.method)
+        metrics.add(self.confusion.cpu(), self.outside.cpu())
+        return metrics.compute()
+
+    def _result(self, value: float | list[float]) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=self.confusion.device)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one value or several, as every metric of torchmetrics does."""
+        return self._plot(val, ax)
+
+
+class ClusterAccuracy(_MatchedMetric):
+    """Share of the positions whose cluster is matched to their class, the clusters matched so that
+    this share is largest.
+
+    Args:
+        num_clusters, num_classes: numbers of label values. One that is left out is the other.
+        ignore_index: target value to leave out; None counts all.
+        method: "hungarian", or "many_to_one", which gives each cluster its most frequent class.
+        kwargs: of `torchmetrics.Metric`.
+
+    `compute` returns a float32 scalar, NaN where nothing was counted. With `num_classes` alone it
+    is torchmetrics' own `ClusterAccuracy`, without the package torch-linear-assignment.
+
+    Raises:
+        ValueError: a number is below 1, or `method` is unknown.
+    """
+
+    def compute(self) -> Tensor:
+        """The accuracy of everything that was counted."""
+        return self._result(self.scores()["pixel_accuracy"])
+
+
+class MatchedJaccardIndex(_MatchedMetric):
+    """Intersection over union of each class, with the clusters matched as for `ClusterAccuracy`.
+
+    Args:
+        num_clusters, num_classes, ignore_index, method, kwargs: of `ClusterAccuracy`.
+        average: "macro", the mean over the classes that occur in the target (the mean IoU of
+            `ClusterMetrics`); "weighted", by the share of each class in the target; "none" or None,
+            the value of each class, [num_classes], NaN for a class in neither map.
+
+    Raises:
+        ValueError: `average` is none of these.
+    """
+
+    def __init__(
+        self,
+        num_clusters: int | None = None,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
+        method: str = "hungarian",
+        average: str | None = "macro",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_clusters, num_classes, ignore_index, method, **kwargs)
+        if average not in AVERAGES:
+            raise ValueError(f"average must be one of {', '.join(map(str, AVERAGES))}, not {average!r}")
+        self.average = average
+
+    def compute(self) -> Tensor:
+        """The index of everything that was counted."""
+        scores = self.scores()
+        if self.average == "macro":
+            return self._result(scores["mean_iou"])
+        if self.average == "weighted":
+            shares = scores["class_shares"]
+            if not scores["num_pixels"]:
+                return self._result(float("nan"))
+            return self._result(sum(share * iou for share, iou in zip(shares, scores["iou"], strict=True) if share))
+        return self._result(scores["iou"])
