@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
     bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
     bench.add_argument(
-        "--compare", type=Path, metavar="FILE",
+        "--compare", type=path, metavar="FILE",
         help="compare with the rows of an earlier --csv FILE; exit with 1 if an op is slower by more than 15 %%",
     )  # fmt: skip
 
