@@ -1,6 +1,7 @@
 """`--skip-damaged`: sets that go on where an image cannot be read, and name it once."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -56,13 +57,21 @@ class _Unscored(ImageSet):
     damaged: dict[int, str]
 
     def read(self, index: int) -> Pixels:
+        read = super().read
+        return self._or_nothing(index, self.sizes[index], lambda: read(index))
+
+    def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
+        read = super().read_window
+        return self._or_nothing(index, (height, width), lambda: read(index, row, column, height, width))
+
+    def _or_nothing(self, index: int, size: tuple[int, int], read: Callable[[], Pixels]) -> Pixels:
+        """What `read` returns, or pixels that do not count."""
         try:
-            return super().read(index)
+            return read()
         except DataError as error:
             if index not in self.damaged:
                 self.damaged[index] = str(error)
                 logger.warning("left out of the scores: %s", error)
-            size = self.sizes[index]
             return np.zeros((self.channels, *size), self.dtype), np.zeros(size, bool)
 
     def target(self, index: int) -> np.ndarray:

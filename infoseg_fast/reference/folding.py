@@ -50,7 +50,11 @@ def fold_projection_gradient(
     Returns:
         Each gradient in the dtype of its tensor.
     """
-    dtype, H, dG = dG.dtype, global_features.to(dG.dtype).flatten(0, 1), dG.flatten(0, 1)
+    if not any(needs):
+        return None, None, None
+    dtype, H = dG.dtype, global_features.to(dG.dtype).flatten(0, 1)
+    if needs[0] or needs[1]:
+        dG = dG.flatten(0, 1)
     dg0 = dg0.flatten() if bias is not None and dg0 is not None else None
     dH = dW = db = None
     if needs[0]:
