@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -140,7 +141,8 @@ class RunFolder:
         return state
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl. A number that is not finite is null there."""
+        row = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
         try:
             with open(self.metrics, "a") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -64,7 +64,7 @@ def test_every_stage_runs_with_a_mocked_driver_whatever_the_others_meet(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "255"},
     )
     assert done.returncode == 1, done.stdout + done.stderr  # as some checks fail, and two stages
     rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
