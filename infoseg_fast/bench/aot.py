@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -158,16 +158,16 @@ def _report_at(place: tuple[tuple[str, ...], int, int]) -> Report:
 
 def reports(
     uses: tuple[str, ...],
-    capabilities: list[int],
+    capabilities: Sequence[int],
     jobs: int,
     only: str = "",
-    chosen: Callable[[Specialisation], bool] = lambda specialisation: True,
+    chosen: Callable[[Specialisation, int], bool] = lambda specialisation, capability: True,
 ) -> list[Report]:
-    """Reports of the specialisations of `uses` that are `chosen` and whose description contains
-    `only`, in `jobs` processes.
+    """Reports of the specialisations of `uses` whose description contains `only`, for the
+    capabilities for which they are `chosen`, in `jobs` processes.
     """
-    indices = [i for i, s in enumerate(_specialisations(uses)) if only in s.described() and chosen(s)]
-    places = [(uses, index, capability) for index in indices for capability in capabilities]
+    named = [(index, s) for index, s in enumerate(_specialisations(uses)) if only in s.described()]
+    places = [(uses, index, capability) for index, s in named for capability in capabilities if chosen(s, capability)]
     if jobs == 1:
         return [_report_at(place) for place in places]
     context = multiprocessing.get_context("spawn")

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -86,8 +86,8 @@ def rows(chosen: list[Case], capabilities: list[int], jobs: int) -> list[Row]:
     """The compiled launches of the cases, for each capability."""
     started = launches(chosen)
     specialisations = {Specialisation.of(launch) for _, launch in started}
-    read: Callable[[Specialisation], bool] = specialisations.__contains__
-    found = {(r.variant, r.capability): r for r in reports(("roofline",), capabilities, jobs, chosen=read)}
+    made = reports(("roofline",), capabilities, jobs, chosen=lambda s, capability: s in specialisations)
+    found = {(r.variant, r.capability): r for r in made}
     return [
         Row(case, launch, found[Specialisation.of(launch).described(), capability])
         for case, launch in started
