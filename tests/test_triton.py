@@ -1,5 +1,4 @@
-"""The Triton kernels in Triton's interpreter. Each file of tests/interpreted runs in a process of
-its own.
+"""The Triton kernels in Triton's interpreter: tests/interpreted runs in processes of its own.
 
 Triton reads TRITON_INTERPRET when a kernel is defined.
 """
@@ -17,12 +16,11 @@ LONG = ("test_mutual_information_loss", "test_costs")  # every op has a check in
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(
-    "file", [pytest.param(f, id=f.stem, marks=[pytest.mark.long] if f.stem in LONG else []) for f in FILES]
-)
-def test_in_the_interpreter(file):
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_in_the_interpreter(long):
+    files = [str(file) for file in FILES if (file.stem in LONG) == long]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

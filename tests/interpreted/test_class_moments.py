@@ -28,15 +28,15 @@ def test_values_and_gradients_are_the_references(dtype, shape):
     B, C, K, size = shape
     x = inputs(B=B, C=C, D=6, K=K, size=size, dtype=torch.float64)
     x = [(t * scale).to(dtype) for t, scale in zip(x, (1, 0.5, C**-0.5, 1), strict=True)]
-    for S in (3, 20):  # one product, and two of which the last is ragged
-        Y, upstream = torch.randn(B, S, *size, dtype=torch.float64), torch.randn(K, S, dtype=torch.float64)
-        exact, found, eager = (
-            results(lambda *x, backend: moments(*x, backend=backend, Y=Y), given, upstream, backend)  # noqa: B023
-            for given, backend in (([t.double() for t in x], "reference"), (x, "triton"), (x, "reference"))
-        )
-        assert found[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        for name, a, b, e in zip(("value", "f", "H", "W", "b"), found, exact, eager, strict=True):
-            assert distance(a, b) <= 2 * distance(e, b) + FLOORS[dtype], name
+    S = 20 if C == 70 else 3  # two products, of which the last is ragged, or one
+    Y, upstream = torch.randn(B, S, *size, dtype=torch.float64), torch.randn(K, S, dtype=torch.float64)
+    exact, found, eager = (
+        results(lambda *x, backend: moments(*x, backend=backend, Y=Y), given, upstream, backend)
+        for given, backend in (([t.double() for t in x], "reference"), (x, "triton"), (x, "reference"))
+    )
+    assert found[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for name, a, b, e in zip(("value", "f", "H", "W", "b"), found, exact, eager, strict=True):
+        assert distance(a, b) <= 2 * distance(e, b) + FLOORS[dtype], name
 
 
 @pytest.mark.parametrize(("name", "f"), list(layouts()), ids=lambda x: x if isinstance(x, str) else "")
@@ -53,10 +53,9 @@ def test_every_layout_of_the_features_and_the_statistics(name, f):
     assert torch.equal(without, found[0]) and saved == []
 
 
-@pytest.mark.parametrize("K", [4, 40])
-def test_every_subset_of_gradients(K):
-    f, G, Y, grad = torch.randn(2, 70, 5, 8), torch.randn(2, K, 70), torch.randn(2, 3, 5, 8), torch.randn(K, 3)
-    full = truth(moments_of(Y, 1.5), f, G, torch.zeros(2, K), grad)
+def test_every_subset_of_gradients():
+    f, G, Y, grad = torch.randn(2, 70, 5, 8), torch.randn(2, 4, 70), torch.randn(2, 3, 5, 8), torch.randn(4, 3)
+    full = truth(moments_of(Y, 1.5), f, G, torch.zeros(2, 4), grad)
     for needs in itertools.starmap(Needs, itertools.product((False, True), repeat=3)):
         if any(needs):
             found = kernel_results("class_moments", (f, G, None, Y, 1.5), grad, needs)

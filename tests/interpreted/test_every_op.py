@@ -3,6 +3,7 @@ custom ops. And that the interpreter itself sees an access out of bounds and the
 cores.
 """
 
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -28,9 +29,11 @@ def tensor_cores(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_check_that_needs_no_driver_passes(monkeypatch):
-    monkeypatch.delitem(cuda_checks.FLOORS, torch.float64)  # the other files here test float64
+    # The other files here test float64 and 16 bits, and the test below bfloat16.
+    every, other = cuda_checks.checks, re.compile("float64|float16")
+    monkeypatch.setattr(cuda_checks, "checks", lambda *given: (c for c in every(*given) if not other.search(c[0])))
     number, failed = cuda_checks.run(CPU, TINY)
-    assert failed == [] and number > 50
+    assert failed == [] and number > 40
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):

@@ -70,9 +70,15 @@ def check(op, x, floor):
 FLOORS = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", FLOORS, ids=str)
-@pytest.mark.parametrize("op", OPS)
+# The ops share their kernels: the larger shapes are checked in half of the dtypes with each.
+CHECKS = [
+    (op, dtype, shape)
+    for (o, op), (d, dtype), shape in itertools.product(enumerate(OPS), enumerate(FLOORS), SHAPES)
+    if shape == SHAPES[0] or (o + d) % 2 == 0
+]
+
+
+@pytest.mark.parametrize(("op", "dtype", "shape"), CHECKS, ids=str)
 def test_values_and_gradients_are_the_references(op, dtype, shape):
     B, C, K, size = shape
     x = inputs(B=B, C=C, D=6, K=K, size=size, dtype=torch.float64)

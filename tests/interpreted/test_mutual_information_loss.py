@@ -2,7 +2,6 @@
 float64.
 """
 
-import itertools
 import math
 
 import pytest
@@ -74,17 +73,15 @@ def check(x, valid, how, floor=2e-6):
         assert distance(a, b) <= 2 * distance(e, b) + floor + rounding, name
 
 
-@pytest.mark.parametrize(
-    ("dtype", "masked"),
-    [
-        (torch.float32, True),
-        (torch.float32, False),
-        (torch.float16, True),
-        (torch.float16, False),
-        (torch.bfloat16, True),
-    ],
-)
-@pytest.mark.parametrize("variant", VARIANTS)
+# Each variant in float32 with a mask, and in two of four other ways.
+WAYS = [
+    [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)],
+    [(torch.float32, True), (torch.float16, False), (torch.float16, True)],
+]
+CHECKS = [(variant, *way) for variant, which in zip(VARIANTS, (0, 1, 1, 0, 0, 1), strict=True) for way in WAYS[which]]
+
+
+@pytest.mark.parametrize(("variant", "dtype", "masked"), CHECKS, ids=str)
 def test_loss_and_gradients_are_the_references(variant, dtype, masked):
     x = folded(C=40 if dtype == torch.float32 else 20, dtype=dtype, bias=masked)
     check(x, torch.rand(5, 66) < 0.6 if masked else None, settings(variant, balance=0.7 if masked else 0.0))
@@ -99,10 +96,10 @@ def launches_of(x, how):
 
 @pytest.mark.parametrize("variant", VARIANTS[1::2])
 def test_channels_in_several_chunks(variant):
-    x = folded(C=270, K=3, h=1, w=9)
+    x, variant = folded(B=3, C=270, K=3, h=1, w=9), (*variant[:2], 2)
     for launch in launches_of(x, settings(variant)):
         assert launch.constexprs.get("BLOCK_D", 0) < 270
-    check(x, torch.rand(5, 9) < 0.6, settings(variant, balance=0.7))
+    check(x, torch.rand(3, 9) < 0.6, settings(variant, balance=0.7))
 
 
 def test_the_other_sizes_give_every_other_grid_axis_several_programs():
@@ -122,7 +119,7 @@ def test_any_number_of_classes(variant, K):
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[2], VARIANTS[4]])
 def test_scores_may_be_kept_instead_of_formed_anew(monkeypatch, variant):
-    x, valid, how = folded(), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
+    x, valid, how = folded(C=20), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
     assert len(KERNEL.forward(*x, valid, how, EVERYTHING)[1]) == 1
     monkeypatch.setattr(mutual_information_loss, "MAX_KEPT_SHARE", 10.0)
     forget_plans()
@@ -138,20 +135,15 @@ def test_layout_does_not_matter(layout):
         "strided": lambda: f.repeat(1, 1, 2, 2)[:, :, :6, :11],
         "expanded": lambda: f[:, :1].expand(-1, 20, -1, -1),
     }[layout]()
-    check((f, G, g0), torch.rand(5, 66) < 0.6, settings(VARIANTS[0], balance=0.5))
-    check((f, G, g0), None, settings(VARIANTS[5]))
-
-
-@pytest.mark.parametrize("variant", VARIANTS[3::2])
-def test_the_same_input_gives_the_same_bits(variant):
-    x, valid, how = folded(C=20, K=4), torch.rand(5, 66) < 0.6, settings(variant, balance=0.5)
-    for a, b in zip(run(x, valid, how), run(x, valid, how), strict=True):
-        assert torch.equal(a, b)
+    if layout != "expanded":
+        check((f, G, g0), torch.rand(5, 66) < 0.6, settings(VARIANTS[0], balance=0.5))
+    if layout != "strided":
+        check((f, G, g0), None, settings(VARIANTS[5]))
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[1], VARIANTS[5]])
 def test_only_wanted_gradients_are_computed_and_they_are_the_same(variant):
-    x, how = folded(C=40, K=4, h=2, w=3), settings(variant, balance=0.5)
+    x, how = folded(B=4, C=40, K=4, h=2, w=3), settings((*variant[:2], 2), balance=0.5)
     every = run(x, None, how)
     for needs in (Needs(True, False, False), Needs(False, True, False), Needs(False, False, True)):
         some = run(x, None, how, needs=needs)
@@ -208,7 +200,7 @@ def test_losses_near_zero_keep_their_last_bits():
 def test_through_the_public_function_with_projection_and_mask():
     x = [torch.randn(s) for s in ((4, 20, 5, 7), (4, 3, 6), (6, 20), (6,))]
     mask = torch.rand(4, 5, 7) < 0.6
-    for variant, compiled in itertools.product((VARIANTS[0], (*VARIANTS[5][:2], 3)), (False, True)):
+    for variant, compiled in ((VARIANTS[0], False), ((*VARIANTS[5][:2], 3), True)):
         how = dict(zip(("estimator", "negatives", "num_negatives"), variant, strict=True)) | {"balance": 0.5}
         some = [t.clone().requires_grad_() for t in x]
         exact = [t.double().requires_grad_() for t in x]
