@@ -170,7 +170,7 @@ def _synced(rank, world, file, queue):
 
 
 def test_processes_that_sync_repeatedly_have_what_one_would(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     workers = [context.Process(target=_synced, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
     for worker in workers:

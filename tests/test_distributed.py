@@ -36,7 +36,7 @@ def _train(rank, world, file, queue):
 
 
 def test_gradients_are_the_mean_over_the_processes(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     workers = [context.Process(target=_train, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
     for worker in workers:
