@@ -1,4 +1,4 @@
-"""Recipes in which one rank fails in the first start of a run."""
+"""A recipe in which one rank fails in the first two starts of a run."""
 
 import os
 import signal
@@ -8,20 +8,17 @@ from infoseg_fast.recipe.paper import PaperRecipe
 FAILS_AT = 7  # step
 
 
-class Dying(PaperRecipe):
-    """Rank 1 is killed."""
+class Failing(PaperRecipe):
+    """Rank 1 is killed in the first start, and does not go on in the second."""
 
     def after_step(self, step):
         super().after_step(step)
-        if step == FAILS_AT and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            self.fail()
-
-    def fail(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Hanging(Dying):
-    """Rank 1 does not go on."""
-
-    def fail(self):
-        os.kill(os.getpid(), signal.SIGSTOP)
+        if step != FAILS_AT or os.environ["RANK"] != "1":
+            return
+        start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        if start == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif start == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends it at once
+            while True:
+                signal.pause()

@@ -1,16 +1,12 @@
 """Starts functions of `rank_jobs` in several processes of one Gloo group."""
 
-import os
-import sys
 from pathlib import Path
 
+import rank_jobs
 import torch
 
 
 def _enter(rank: int, number: int, folder: str, jobs: list) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    import rank_jobs
-
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=number)
     for name, *arguments in jobs:
@@ -22,8 +18,7 @@ def _enter(rank: int, number: int, folder: str, jobs: list) -> None:
 
 def run_ranks(number: int, folder: Path, jobs: list[tuple]) -> None:
     """Call the functions in turn in each of `number` processes. What a function returns is in
-    folder/NAME.RANK.pt.
+    folder/NAME.RANK.pt. The processes are forks: they need not import torch again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.multiprocessing.spawn(_enter, (number, str(folder), jobs), nprocs=number)
+    torch.multiprocessing.start_processes(_enter, (number, str(folder), jobs), nprocs=number, start_method="fork")

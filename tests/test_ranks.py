@@ -22,8 +22,8 @@ from infoseg_fast.data.crops import Part
 from infoseg_fast.run_folder import RunFolder
 
 TINY = {
-    "crop": 32, "width": 4, "dim": 8, "batch_size": 8, "steps": 50, "log_every": 1, "checkpoint_every": 25,
-    "eval_every": 25, "jitter": 0.1,
+    "crop": 32, "width": 4, "dim": 8, "batch_size": 8, "steps": 30, "log_every": 1, "checkpoint_every": 15,
+    "eval_every": 15, "jitter": 0.1,
 }  # fmt: skip
 RECIPES = {
     "default": {},
@@ -45,28 +45,26 @@ def data(tmp_path_factory) -> str:
 
 
 has_torchmetrics = importlib.util.find_spec("torchmetrics") is not None
-QUICK = ("default", "reassigned-masked")  # the others are long tests
+NAMES = {2: ("default", "reassigned-masked"), 4: ("masked", "reassigned")}  # by the number of ranks
+
+
+def runs(data: str, number: int) -> dict[str, dict]:
+    return {name: TINY | RECIPES[name] | {"data": data} for name in NAMES[number]}
 
 
 @pytest.fixture(scope="module")
-def runs(data, request) -> dict[str, dict]:
-    """The runs that the chosen tests ask for."""
-    chosen = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
-    return {name: TINY | how | {"data": data} for name, how in RECIPES.items() if name in chosen}
-
-
-@pytest.fixture(scope="module")
-def alone(runs, tmp_path_factory) -> Path:
+def alone(together, data, tmp_path_factory) -> Path:
+    """What one process finds in the place of those ranks."""
     out = tmp_path_factory.mktemp("alone")
-    rank_jobs.train_in(runs, str(out))
+    rank_jobs.train_in(runs(data, together[0]), str(out))
     return out
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)])
-def together(request, runs, tmp_path_factory) -> tuple[int, Path]:
+def together(request, data, tmp_path_factory) -> tuple[int, Path]:
     """The folder of what so many ranks found."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
-    jobs = [("train_in", runs, str(out)), ("objectives",), ("within_ranks",), ("normalisation",)]
+    jobs = [("train_in", runs(data, request.param), str(out)), ("objectives",), ("within_ranks",), ("normalisation",)]
     jobs += [("torchmetrics_of_ranks",)] * has_torchmetrics
     run_ranks(request.param, out, jobs)
     return request.param, out
@@ -76,15 +74,14 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in RECIPES]
-)
-def test_50_steps_equal_those_of_one_process(together, alone, name):
-    _, out = together
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_steps_equal_those_of_one_process(together, alone, which):
+    number, out = together
+    name = NAMES[number][which]
     found, expected = losses(out / name), losses(alone / name)
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert found[-1] == pytest.approx(expected[-1], rel=1e-3)
-    assert len(found) == 50 and expected[-1] != pytest.approx(expected[0], rel=1e-2)  # it has learnt
+    assert len(found) == TINY["steps"] and expected[-1] != pytest.approx(expected[0], rel=1e-2)  # it has learnt
     images = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     one, other = (isf.load(folder / name).segment(images) for folder in (out, alone))
     assert (one == other).float().mean() > 0.99
@@ -140,7 +137,7 @@ def test_batch_statistics_are_those_of_all_images(together):
 
 
 SHORT = TINY | {"recipe": "paper", "steps": 12, "log_every": 2, "checkpoint_every": 5, "eval_every": 0}
-SHORT |= {"rank_timeout": 30}
+SHORT |= {"rank_timeout": 15}
 
 
 def torchrun(how: dict, out: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -169,9 +166,9 @@ def final(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finished(torchrun(SHORT | {"data": data}, out))
-    return out
+    out = tmp_path_factory.mktemp("undisturbed")
+    run_ranks(2, out, [("train_in", {"run": SHORT | {"data": data}}, str(out))])
+    return out / "run"
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGTERM])
@@ -194,16 +191,16 @@ def test_two_ranks_that_were_ended_go_on_to_the_same_bits(data, tmp_path, reques
         steps = RunFolder(tmp_path / "run").load()["step"]
         assert steps >= json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"]
         return
-    finished(torchrun({"steps": 12}, tmp_path / "run", "--resume", "--data", data))
+    resumed = {"run": {"data": data, "steps": SHORT["steps"], "resume": True}}
+    run_ranks(2, tmp_path, [("train_in", resumed, str(tmp_path))])
     found, expected = final(tmp_path / "run"), final(request.getfixturevalue("undisturbed"))
     assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", ["Dying", "Hanging"])
-def test_a_rank_that_fails_ends_the_run_and_a_restart_goes_on(data, tmp_path, undisturbed, recipe):
-    how = SHORT | {"data": data, "recipe": f"rank_faults:{recipe}"}
-    said = finished(torchrun(how, tmp_path / "run", options=("--max-restarts", "1")))
-    assert "another rank ended, or did not answer within 30 s" in said
+def test_a_rank_that_dies_or_hangs_ends_the_start_and_a_restart_goes_on(data, tmp_path, undisturbed):
+    how = SHORT | {"data": data, "recipe": "rank_faults:Failing"}
+    said = finished(torchrun(how, tmp_path / "run", options=("--max-restarts", "2")))
+    assert said.count("another rank ended, or did not answer within 15 s") == 2
     found, expected = final(tmp_path / "run"), final(undisturbed)
     assert all(torch.equal(found[name], x) for name, x in expected.items())
