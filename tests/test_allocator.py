@@ -3,14 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+MODULE = Path(__file__).resolve().parent.parent / "infoseg_fast/allocator.py"  # alone: the package imports torch
 # Takes and frees 12 blocks of 16 MB three times; prints the page faults of the last time.
 PROGRAM = """
-import ctypes, resource, sys
-from infoseg_fast.allocator import keep_freed_memory
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+import ctypes, resource, runpy, sys
+kept = runpy.run_path(sys.argv[2])["keep_freed_memory"]() if sys.argv[1] == "keep" else None
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_void_p], [
     ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -27,9 +28,8 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(how: str, **environment: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], env=clean | environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PROGRAM, how, MODULE]
+    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
