@@ -22,28 +22,33 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
 ]
 
-# Runs in the overlay with Triton's interpreter. The compiled function joins the extension.
+# Runs in the overlay. The compiled function joins the extension.
 DRIVER = f"""
 import sys
 import _toy, torch
 torch.set_num_threads(1)
 from infoseg_fast import extension
 extension.compiled().{NAME} = _toy.{NAME}
-from infoseg_fast.cli import main
 
-what = sys.argv[1]
-if what == "tests":
+if sys.argv[1] == "interpreted":
     import pytest
     files = ["tests/test_{NAME}.py", "tests/test_op_places.py", "tests/test_custom_ops.py"]
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "{NAME} or documented or modules", *files]))
-if what == "bench and env":
-    sys.exit(main(["bench", "{NAME}", "--repeats", "3", "--no-compile"]) or main(["env"]))
-if what == "checks":
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "{NAME} or documented or modules", *files])
     from infoseg_fast.bench import cuda_checks
     found = [check for name, check in cuda_checks.checks(torch.device("cpu"), cuda_checks.SMALL) if "{NAME}" in name]
     for check in found:
         check()
     print(len(found), "checks")
+    sys.exit(status)
+
+from infoseg_fast.bench import aot, roofline
+from infoseg_fast.cli import main
+sys.exit(
+    main(["bench", "{NAME}", "--repeats", "3", "--no-compile"])
+    or main(["env"])
+    or roofline.main(["--op", "{NAME}"])
+    or aot.main(["--only", "{NAME}", "--capability", "90", "--jobs", "1"])
+)
 """
 
 
@@ -98,20 +103,16 @@ def test_the_page_touches_few_files():
     assert "touches eight files; without the\nC++ kernel, five" in PAGE.read_text()
 
 
-def test_its_tests_and_those_of_every_op_pass(overlay):
-    found = run(overlay, "driver.py", "tests", TRITON_INTERPRET="1")
+def test_its_tests_those_of_every_op_and_the_checks_pass(overlay):
+    found = run(overlay, "driver.py", "interpreted", TRITON_INTERPRET="1")
     passed = int(re.search(r"(\d+) passed", found)[1])
     assert passed > 20 and "failed" not in found
+    assert int(found.split()[-2]) >= 3  # checks
 
 
-def test_the_bench_the_checks_and_env_find_it(overlay):
-    found = run(overlay, "driver.py", "bench and env")
+def test_the_bench_env_the_cost_model_and_the_compiler_for_gpus_find_it(overlay):
+    found = run(overlay, "driver.py", "compiled")
     assert re.search(rf"{NAME} +reference, cpp, triton", found)
     assert re.search(rf"^{NAME} ", found, re.MULTILINE)
-    assert int(run(overlay, "driver.py", "checks", TRITON_INTERPRET="1").split()[-2]) >= 3
-
-
-def test_the_cost_model_and_the_compiler_for_gpus_find_it(overlay):
-    assert f"| {NAME} |" in run(overlay, "-m", "infoseg_fast.bench.roofline", "--op", NAME)
-    found = run(overlay, "-m", "infoseg_fast.bench.aot", "--only", NAME, "--capability", "90", "--jobs", "1")
+    assert f"| {NAME} |" in found, "of the cost model"
     assert f"{NAME}_forward" in found and "2 compilations, 0 with a fault" in found
