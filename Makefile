@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 export MPLBACKEND := Agg
+# A stained tissue section of scikit-image, which the tests need too.
+TISSUE = "$$($(BIN)/python -c 'import skimage; print(skimage.data_dir)')/ihc.png"
 
 .PHONY: setup demo docs lint test test-long test-gpu bench clean
 
@@ -20,10 +22,19 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(BIN)/infoseg env
 	touch $@
 
-# Train on real satellite images, score, write runs/demo/report.html. Resumes an interrupted run.
+# Train on real satellite images and score, then on one microscopy image that scikit-image has.
+# Resumes an interrupted run.
 demo: setup
 	$(BIN)/infoseg train --data landcover-4 --out runs/demo --resume
 	$(BIN)/infoseg eval runs/demo --data landcover-4 --split all
+	$(BIN)/infoseg train --data $(TISSUE) --classes 2 --crop 64 --out runs/demo-tissue --resume
+	$(BIN)/infoseg predict runs/demo-tissue $(TISSUE) --out runs/demo-tissue/maps --overlay
+	@echo
+	@echo "Open in a browser:  runs/demo/report.html  runs/demo-tissue/report.html"
+	@echo "Look at:            runs/demo/examples.png  runs/demo-tissue/maps/ihc.overlay.png"
+	@echo "Other numbers of classes, same training:"
+	@echo "    $(BIN)/infoseg predict runs/demo-tissue $(TISSUE) --out runs/maps3 --overlay --classes 3"
+	@echo "Your own images:    $(BIN)/infoseg train --data DIR --out RUN --classes 5"
 
 lint: setup
 	$(BIN)/ruff check .
