@@ -179,14 +179,18 @@ def test_a_labelling_is_the_same_after_its_state():
         Labelling.from_state(labelling.state() | {"arguments": labelling.arguments | {"width": 5}})
 
 
-@pytest.mark.parametrize("steps", [2, 3, 5])
-def test_a_run_in_two_parts_has_the_same_bits(how, tmp_path, steps):
+def test_a_run_in_parts_has_the_same_bits(how, tmp_path, monkeypatch):
+    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")  # drawing them takes longer than the rest
     train(out=tmp_path / "whole", **how)
-    train(out=tmp_path / "parts", **how | {"steps": steps})
-    train(None, tmp_path / "parts", resume=True, steps=8)
-    whole, parts = content(tmp_path / "whole"), content(tmp_path / "parts")
-    for key in ("recipe", "optimizer", "labelling", "step"):
-        assert same(whole[key], parts[key]), key
+    whole = content(tmp_path / "whole")
+    for stops in ((2, 5), (3,)):
+        out = tmp_path / f"parts {stops}"
+        train(out=out, **how | {"steps": stops[0]})
+        for steps in (*stops[1:], 8):
+            train(None, out, resume=True, steps=steps)
+        parts = content(out)
+        for key in ("recipe", "optimizer", "labelling", "step"):
+            assert same(whole[key], parts[key]), (stops, key)
 
 
 @pytest.mark.parametrize(
