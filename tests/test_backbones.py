@@ -291,19 +291,6 @@ def test_torchscript_gives_the_labels(frozen, tmp_path):
         assert (torch.jit.load(file)(images) == made.segment(images)).float().mean() > 0.9999
 
 
-@pytest.mark.long
-def test_onnx_gives_the_labels(tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    made, file = segmenter_of(PYRAMID, local_index=(3, 1)), tmp_path / "model.onnx"
-    export(made, "onnx", file)
-    model = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    for size in ((1, 3, 40, 52), (3, 3, 20, 97)):
-        images = torch.rand(size)
-        labels = torch.from_numpy(model.run(None, {"images": images.numpy()})[0])
-        assert (labels == made.segment(images)).float().mean() > 0.9999
-
-
 def test_the_command_trains_predicts_and_scores(tmp_path, capsys):
     data, run = write_folder(tmp_path / "data", number=8, side=40), tmp_path / "run"
     options = ["--backbone", PYRAMID, "--freeze-backbone", "--local-index", "1,2", "--recipe", "paper"]

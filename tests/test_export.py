@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_backbones import PYRAMID, segmenter_of
 
 import infoseg_fast as isf
 from infoseg_fast.config import Settings
@@ -33,11 +34,12 @@ def test_torchscript_gives_the_labels(given, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("given", SETTINGS[:2])
+@pytest.mark.parametrize("given", [*SETTINGS[:2], "backbone"])
 def test_onnx_gives_the_labels(given, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    made, file = segmenter(**given), tmp_path / "model.onnx"
+    made = segmenter_of(PYRAMID, local_index=(3, 1)) if given == "backbone" else segmenter(**given)
+    file = tmp_path / "model.onnx"
     export(made, "onnx", file)
     model = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for size in SIZES:
