@@ -38,7 +38,7 @@ def require(sanitizer: str, folder: Path) -> None:
 
 
 def build(folder: Path, sanitizer: str) -> Path:
-    # With optimisation the checks of undefined behaviour takes twice as long to compile.
+    # With optimisation the checks of undefined behaviour take twice as long to compile.
     optimisation = "-O1" if sanitizer == "thread" else "-O0"
     common = [COMPILER, optimisation, "-g1", "-std=c++17", "-fno-math-errno", f"-fsanitize={sanitizer}", "-pthread"]
     common += ["-fno-sanitize-recover=undefined", "-DINFOSEG_ONE_ISA", f"-I{ROOT / 'csrc'}"]
