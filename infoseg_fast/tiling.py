@@ -87,7 +87,7 @@ class Band(NamedTuple):
     Attributes:
         pixels: float [B, c, rows, columns] in [0, 1], or stored values [c, rows, columns].
         place: rows and columns of the image that it has.
-        valid: bool [rows, columns], or None: all valid.
+        valid: bool [rows, columns], or None: all valid. The others are filled (`Scaling.fill`).
         scaling: of stored values.
         channels: of the network; a single channel is repeated.
     """
@@ -105,7 +105,10 @@ class Band(NamedTuple):
         if isinstance(pixels, Tensor):
             return pixels
         assert self.scaling is not None
-        stored = np.ascontiguousarray(to_channels(pixels, self.channels))
+        stored = to_channels(pixels, self.channels)
+        if self.valid is not None:
+            stored = self.scaling.filled(stored, self.valid[rows, columns])
+        stored = np.ascontiguousarray(stored)
         if device.type == "cpu":
             return self.scaling.to_float(stored)[None]
         return self.scaling.to_float(torch.from_numpy(stored).to(device))[None]

@@ -142,7 +142,9 @@ class ImageSet:
         self._scaling = scaling
 
     def native_image(self, index: int) -> np.ndarray:
-        return self.read(index)[0]
+        """The stored values at native size, with `scaling.fill` where there is no data."""
+        pixels, valid = self.read(index)
+        return pixels if valid is None else self.scaling.filled(pixels, valid)
 
     def scaled(self, index: int) -> Pixels:
         """The image at the set's scale."""
@@ -227,8 +229,8 @@ class ImageSet:
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cut a square out of each image at the set's scale; images smaller than that are padded by
-        their edge.
+        """Cut a square out of each image at the set's scale, with `scaling.fill` where there is no
+        data; images smaller than that are padded by their edge.
 
         Args:
             indices: [B] of images. y, x: [B] in [0, 1): the corners, see `corner`.
@@ -244,6 +246,8 @@ class ImageSet:
         for b, index in enumerate(indices):
             row, column = self.corner(index, y[b], x[b], side)
             cut, has_data = self.part(index, row, column, side)
+            if has_data is not None:
+                cut = self.scaling.filled(cut, has_data)
             rows, columns = cut.shape[1:]
             valid[b, :rows, :columns] = True if has_data is None else has_data
             if labelled:

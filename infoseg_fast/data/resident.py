@@ -30,6 +30,7 @@ class ResidentSet:
         whole = not labelled and not images.num_smaller(crop)
         for index in range(len(images)):
             found, valid = images.scaled(index)
+            found = images.scaling.filled(found, valid)
             size = rows, columns = images.size(index)
             valid = np.ones(size, bool) if valid is None else valid
             if labelled:

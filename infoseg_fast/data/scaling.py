@@ -1,7 +1,8 @@
 """`Scaling`: stored values to the network's [0, 1], by limits that the training set gives."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,11 +27,14 @@ class Scaling:
     Attributes:
         low, high: the limits of each channel.
         dtype: of the stored values that the limits are of. 8-bit values have the limits 0 and 255.
+        fill: the stored value of each channel that takes the place of pixels without data. None:
+            they keep what the file has.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: str
+    fill: tuple[float, ...] | None = None
 
     def to_float(self, pixels: np.ndarray | Tensor) -> Tensor:
         """Stored values [..., c, H, W] as float32 in [0, 1], on their device. uint8 values give
@@ -58,6 +62,22 @@ class Scaling:
         low, high = _limits(self.low, work, pixels.device), _limits(self.high, work, pixels.device)
         return ((pixels.to(work) - low) / (high - low)).clamp(0, 1).float()
 
+    def with_fill(self, mean: Sequence[float]) -> "Scaling":
+        """The same limits with the `mean` of each channel in [0, 1] as `fill`."""
+        found = (low + m * (high - low) for low, high, m in zip(self.low, self.high, mean, strict=True))
+        return replace(self, fill=tuple(found))
+
+    def filled(self, pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+        """Stored values [c, rows, columns] with `fill` where `valid`, bool [rows, columns], is False.
+
+        What a file has there is often an extreme value. It would make an edge, and change the
+        global features of the image.
+        """
+        if valid is None or self.fill is None or valid.all():
+            return pixels
+        fill = np.array(self.fill)[:, None, None]
+        return np.where(valid, pixels, (fill if pixels.dtype.kind == "f" else fill.round()).astype(pixels.dtype))
+
     def accepts(self, dtype: np.dtype) -> bool:
         """Whether values of `dtype` can have been measured on the same scale: 8-bit values only
         with 8-bit values.
@@ -66,11 +86,13 @@ class Scaling:
 
     def state(self) -> dict:
         """Lists and text, for a checkpoint or JSON."""
-        return {"low": list(self.low), "high": list(self.high), "dtype": self.dtype}
+        fill = None if self.fill is None else list(self.fill)
+        return {"low": list(self.low), "high": list(self.high), "dtype": self.dtype, "fill": fill}
 
     @classmethod
     def from_state(cls, state: dict) -> "Scaling":
-        return cls(tuple(state["low"]), tuple(state["high"]), state["dtype"])
+        fill = state.get("fill")
+        return cls(tuple(state["low"]), tuple(state["high"]), state["dtype"], None if fill is None else tuple(fill))
 
 
 @functools.lru_cache(maxsize=8)

@@ -50,7 +50,8 @@ class DataInfo:
         class_names: names of the classes of the ground truth, if it has any.
         mean, std: mean and standard deviation of each channel over the training images, in the
             scale [0, 1].
-        scaling: limits by which stored values become [0, 1]. None: of 8-bit values.
+        scaling: limits by which stored values become [0, 1]. None: of 8-bit values. Pixels without
+            data get the mean, unless the scaling has a `fill`.
         scale: factor by which images are resized before they enter the network.
         raw_scale: factor by which files were resized when a prepared set was made. Raw files need
             it too.
@@ -71,8 +72,9 @@ class DataInfo:
     reading: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
-        if self.scaling is None:
-            object.__setattr__(self, "scaling", eight_bit(self.channels))
+        scaling = self.scaling or eight_bit(self.channels)
+        if scaling.fill is None:
+            object.__setattr__(self, "scaling", scaling.with_fill(self.mean))
 
     def state(self) -> dict[str, Any]:
         """Lists, numbers and text, for a checkpoint."""
