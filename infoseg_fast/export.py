@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .checkpoint import check_target, write_atomically
+from .defaults import float32_on_cpu
 from .errors import DataError
 from .model import padded
 from .recipe.colours import colour_channels
@@ -56,6 +57,7 @@ class LabelModel(nn.Module):
         return labels[:, :rows, :columns]
 
 
+@float32_on_cpu()
 def export(segmenter: Segmenter, format: str, out: str | Path) -> None:
     """Write the model of a segmenter on the CPU.
 

@@ -78,7 +78,9 @@ def score(
     if not images.has_labels:
         raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
     assert images.num_classes is not None  # known where there are labels
-    counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)  # moves to the device that counts
+    counts = torch.zeros(
+        num_clusters, images.num_targets, dtype=torch.int64, device="cpu"
+    )  # moves to the device that counts
 
     def read(chosen: list[int]) -> tuple[Tensor, Tensor]:
         pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
