@@ -297,6 +297,11 @@ def open_list(path: Path, num_classes: int | None, options: ReadOptions) -> File
     for line, image in zip(lines, images, strict=True):
         if not image.is_file():
             raise DataError(f"list {path} names {line!r}, which is no file")
+    first: dict[str, str] = {}
+    for line, image in zip(lines, images, strict=True):
+        other = first.setdefault(os.path.realpath(image), line)
+        if other is not line:
+            raise DataError(f"list {path} names one file twice: {other!r} and {line!r} are {os.path.realpath(image)}")
     common = Path(os.path.commonpath([image.absolute().parent for image in images]))
     stems = by_stem(common, [image.absolute() for image in images])
     folders = {folder_of(image) for image in images}
