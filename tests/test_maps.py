@@ -4,8 +4,10 @@ import csv
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -345,22 +347,34 @@ def test_the_output_folder_is_never_input(run, tmp_path, capsys):
     assert "over the image itself" in capsys.readouterr().err
 
 
-def test_an_interruption_leaves_no_part_of_a_file(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_signal_leaves_no_part_of_a_file_and_the_call_goes_on(run, tmp_path, monkeypatch, capsys, number, status):
     for name in "abc":
         write_scene(tmp_path / f"in/{name}.tif", pixels_of(60, 70))
     parts = isf.Segmenter.parts
 
-    def interrupted(self, plan, *arguments):
-        yield from itertools.islice(parts(self, plan, *arguments), 1)
-        if (tmp_path / "out/a.tif").exists():
-            raise KeyboardInterrupt
+    begun = []
 
-    monkeypatch.setattr(isf.Segmenter, "parts", interrupted)
-    products = Products(confidence=True, overlay=True, polygons=tmp_path / "out/x.gpkg")
-    with pytest.raises(KeyboardInterrupt):
-        predict(made, [tmp_path / "in"], tmp_path / "out", products)
+    def interrupted(self, plan, *arguments):
+        begun.append(plan)
+        for part in parts(self, plan, *arguments):
+            if len(begun) == 2:
+                while not (tmp_path / "out/a.tif").exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), number)
+            yield part
+
+    products = "--confidence", "--overlay", "--polygons", tmp_path / "out/x.gpkg"
+    command = "predict", run, tmp_path / "in", "--out", tmp_path / "out", *products
+    with monkeypatch.context() as patched:
+        patched.setattr(isf.Segmenter, "parts", interrupted)
+        assert call(*command) == status
+    told = capsys.readouterr().err
+    assert f"ended by {number.name} after" in told and told.count("\n") == 1
     left = files_in(tmp_path / "out")
-    assert "a.tif" in left and not {name for name in left if name.startswith(".") or name.startswith("c")}
+    assert "a.tif" in left and not {name for name in left if name[0] in ".bc"}
+    assert call(*command) == 0
+    assert "were there already" in capsys.readouterr().out and (tmp_path / "out/c.tif").exists()
 
 
 def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):

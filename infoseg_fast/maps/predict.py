@@ -25,6 +25,7 @@ from ..data.names import read_names
 from ..errors import DataError
 from ..palette import as_rgb, coloured, overlaid, palette
 from ..segmenter import Part, Segmenter
+from ..signals import Stopped, StopSignals
 from ..tiling import Band, Plan
 from .areas import AreaTable
 from .jobs import Job, find_sources, jobs_of, recipe_key
@@ -129,6 +130,7 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
     Raises:
         DataError: there is no image, every image failed, an option does not fit, or a file cannot
             be written.
+        Stopped: a signal ended the call. Maps that were finished stay.
     """
     products = products or Products()
     labels = Labels(segmenter, products)
@@ -158,12 +160,18 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
             except DataError as error:
                 yield DamagedError(error)
 
+    def stop_if_signalled() -> None:
+        if stop.received:
+            raise Stopped(stop.received, f"after {outcome.written} label maps; the same command makes the others")
+
     bar = tqdm(total=len(found), desc="predicting", unit="image", disable=None)
     with (
-        bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
+        StopSignals() as stop, bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
         Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
     ):  # fmt: skip
+        stop.defer()
         for message in messages:
+            stop_if_signalled()
             if isinstance(message, DamagedError):
                 outcome.failures.append(str(message))
                 continue
@@ -175,10 +183,11 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
             else:
                 lock.take()
                 outcome.replaced += message.job.labels.exists()
-                parts = segmenter.parts(message.plan, bands(messages), products.confidence)
+                parts = segmenter.parts(message.plan, bands(messages, stop_if_signalled), products.confidence)
                 try:
                     for rows in rows_of(parts, message.job.size[1]):
                         behind.submit(maps.write, rows)
+                        stop_if_signalled()
                 except DamagedError as error:
                     outcome.failures.append(str(error))
                     behind.submit(maps.abandon)
@@ -213,9 +222,10 @@ class DamagedError(Exception):
 Message: TypeAlias = Start | Band | DamagedError
 
 
-def bands(messages: Iterator[Message]) -> Iterator[Band]:
-    """The parts of one image; raises DamagedError."""
+def bands(messages: Iterator[Message], check: Callable[[], None]) -> Iterator[Band]:
+    """The parts of one image; raises DamagedError, and what `check` raises before each."""
     for message in messages:
+        check()
         if isinstance(message, DamagedError):
             raise message
         assert isinstance(message, Band)
