@@ -146,10 +146,10 @@ def run_steps(
             guard.remember()
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
-        for stored, draws, part in parts:
+        for stored, draws, recipe.part in parts:
             images, mask = changed(*crops.decoded(*stored), settings, draws)
             with precision.autocast(settings.precision, device):
-                weighted = loss_of(progress.step, images, mask) * part.share
+                weighted = loss_of(progress.step, images, mask) * recipe.part.share
             weighted.backward()
             loss += weighted.detach()
         loss = world.sum_gradients(recipe.parameters(), loss)

@@ -28,6 +28,7 @@ TINY = {
 RECIPES = {
     "default": {},
     "masked": {"loss_mask": "gt"},
+    "iic": {"recipe": "iic", "loss_mask": "gt"},
     "reassigned": {"recipe": "paper", "negatives": "reassigned"},
     "reassigned-masked": {"recipe": "paper", "negatives": "reassigned", "loss_mask": "gt"},
 }
