@@ -1,5 +1,7 @@
 """Export: the labels of the written model are those of the segmenter, at any batch and size."""
 
+import logging
+
 import pytest
 import torch
 
@@ -34,11 +36,12 @@ def test_torchscript_gives_the_labels(given, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("given", SETTINGS[:2])
-def test_onnx_gives_the_labels(given, tmp_path):
+def test_onnx_gives_the_labels(given, tmp_path, caplog):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     made, file = segmenter(**given), tmp_path / "model.onnx"
     export(made, "onnx", file)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     model = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for size in SIZES:
         images = torch.rand(size)
