@@ -136,6 +136,29 @@ def test_ground_control_points_and_a_transform_without_system_are_kept(made, tmp
     assert sum(float(row["area"]) for row in table if row["image"].endswith("plain.tif")) == 40 * 50 * 200
 
 
+RPCS = rasterio.rpc.RPC(
+    height_off=100.0, height_scale=500.0, lat_off=50.5, lat_scale=0.1, line_off=20.0, line_scale=20.0, long_off=10.25,
+    long_scale=0.1, samp_off=25.0, samp_scale=25.0, line_den_coeff=[1.0] + [0.0] * 19,
+    samp_den_coeff=[1.0] + [0.0] * 19,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, samp_num_coeff=[0.0, 1.0] + [0.0] * 18,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("beside", [False, True])
+def test_rpcs_are_kept(made, tmp_path, beside):
+    how = {"RPB": True, "PROFILE": "BASELINE"} if beside else {}
+    write_scene(tmp_path / "in/x.tif", pixels_of(40, 50), crs=None, transform=None, rpcs=RPCS, **how)
+    assert (tmp_path / "in/x.RPB").exists() == beside
+    areas = tmp_path / "areas.csv"
+    assert predict(made, [tmp_path / "in"], tmp_path / "out", Products(areas=areas)).written == 1
+    assert {row["area"] for row in csv.DictReader(areas.open(newline=""))} == {""}
+    with rasterio.open(tmp_path / "out/x.tif") as file:
+        assert file.rpcs.to_gdal().items() >= RPCS.to_gdal().items()
+        assert file.crs is None and file.nodata == 255
+    assert predict(made, [tmp_path / "in"], tmp_path / "out").skipped == 1
+
+
 def test_a_folder_of_scenes_and_pictures_keeps_its_paths(made, tmp_path):
     source = tmp_path / "in"
     write_scene(source / "a/scene.tif", pixels_of(40, 50))

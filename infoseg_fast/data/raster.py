@@ -41,13 +41,15 @@ def georeference(path: Path) -> Georeference | None:
 
 
 def _georeference_of(dataset) -> Georeference | None:
-    if dataset.crs is None and dataset.transform.is_identity:
-        points, crs = dataset.gcps
-        if not points:
-            return None
+    (points, crs), found = dataset.gcps, ()
+    rpcs = tuple(sorted(dataset.tags(ns="RPC").items()))
+    if dataset.crs is not None or not dataset.transform.is_identity:
+        crs = dataset.crs
+    elif points:
         found = tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)
-        return Georeference("" if crs is None else crs.to_wkt(), tuple(dataset.transform)[:6], found)
-    return Georeference("" if dataset.crs is None else dataset.crs.to_wkt(), tuple(dataset.transform)[:6])
+    elif not rpcs:
+        return None
+    return Georeference("" if crs is None else crs.to_wkt(), tuple(dataset.transform)[:6], found, rpcs)
 
 
 class RasterReader(Reader):

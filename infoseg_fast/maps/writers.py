@@ -114,7 +114,7 @@ class GeoTiffWriter(MapWriter):
     """A tiled uint8 GeoTIFF with deflate and the no-data value 255.
 
     Args:
-        place: coordinate reference system and transform.
+        place: coordinate reference system and transform, control points or RPCs.
         colours: [256, 3] of the values; None without a colour table.
         names: of the values from 0 on, written beside the file as GDAL's category names.
     """
@@ -134,10 +134,15 @@ class GeoTiffWriter(MapWriter):
     def _open(self) -> None:
         import rasterio
         from rasterio.control import GroundControlPoint
+        from rasterio.rpc import RPC
         from rasterio.transform import Affine
 
         points = [GroundControlPoint(*point) for point in self.place.control_points]
-        where = {"gcps": points} if points else {"transform": Affine(*self.place.transform)}
+        where: dict[str, Any] = {"gcps": points} if points else {}
+        if self.place.has_transform:
+            where["transform"] = Affine(*self.place.transform)
+        if self.place.rpcs:
+            where["rpcs"] = RPC.from_gdal(dict(self.place.rpcs))
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
         self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
         with self._env:
