@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import DataError
 from .reader import Description, Georeference, Reader, accepted_dtype
 
+LISTED = 8  # subdatasets that a message names
 CACHE_MEGABYTES = 64  # of GDAL's block cache
 # Endings of rasters that neither Pillow nor tifffile knows.
 ENDINGS = (".img", ".vrt", ".dat", ".bil", ".bip", ".bsq", ".asc", ".dem", ".hgt", ".nc", ".ntf", ".dt0", ".dt1",
@@ -60,8 +61,11 @@ class RasterReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path, self._dataset, self._lock = path, opened(path), threading.Lock()
         if not self._dataset.count:
-            inner = len(self._dataset.subdatasets)
-            raise DataError(f"the raster has {inner} subdatasets and no band; write one of them as a GeoTIFF")
+            inner = self._dataset.subdatasets
+            raise DataError(
+                f"the raster has no band but {len(inner)} subdatasets ({', '.join(inner[:LISTED])}"
+                f"{', ...' if len(inner) > LISTED else ''}); write one of them as a GeoTIFF with gdal_translate"
+            )
 
     def describe(self, page: int) -> Description:
         dataset = self._dataset
