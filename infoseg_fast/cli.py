@@ -415,6 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> int:
     """The exit status of a command."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # a damaged file is reported in one line
     arguments = parser().parse_args(argv)
     from PIL import Image
 

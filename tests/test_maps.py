@@ -4,6 +4,7 @@ import csv
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -454,6 +455,25 @@ def test_a_full_disk_stops_with_one_line(made, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot be written: No space left"):
         predict(made, [tmp_path / "a.png"], tmp_path / "out")
     assert not files_in(tmp_path / "out")
+
+
+def test_a_disk_that_is_full_after_some_maps_keeps_these(run, tmp_path, capsys):
+    for name, side in (("a", 8), ("b", 300), ("c", 8)):
+        write_scene(tmp_path / f"in/{name}.tif", np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
+    command = "predict", run, tmp_path / "in", "--out", tmp_path / "out"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, status, left in ((300, 2, set()), (4000, 1, {"a.tif"})):  # in bytes, of a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            assert call(*command) == status
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("infoseg")]
+        assert len(said) == 1 and "cannot be written: " in said[0]
+        found = files_in(tmp_path / "out") if (tmp_path / "out").exists() else set()
+        assert left <= found <= left | {"c.tif"}
+    assert call(*command) == 0
+    assert files_in(tmp_path / "out") == {"a.tif", "b.tif", "c.tif"}
 
 
 def test_without_rasterio_one_line_names_the_extra(run, tmp_path, capsys, monkeypatch):

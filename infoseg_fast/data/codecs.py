@@ -40,8 +40,9 @@ class CodecReader(WholeReader):
             raise DataError(f"this installation of imagecodecs has no codec {codec}; the wheels of PyPI have it")
         self.path, self._decode = path, getattr(imagecodecs, f"{codec.lower()}_decode")
         pixels = self._pixels()
+        bands, height, width = pixels.shape
         dtype = accepted_dtype(pixels.dtype)
-        self._described = Description(*pixels.shape[1:], len(pixels), dtype, alpha=len(pixels) in (2, 4))
+        self._described = Description(height, width, bands, dtype, alpha=bands in (2, 4))
         self._opened = [pixels]  # for the first decoding
 
     def describe(self, page: int) -> Description:

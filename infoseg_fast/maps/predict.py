@@ -30,7 +30,7 @@ from ..tiling import Band, Plan
 from .areas import AreaTable
 from .jobs import Job, find_sources, jobs_of, recipe_key
 from .polygons import PolygonFile
-from .writers import GeoTiffWriter, MapWriter, PngWriter, counts_of, key_of
+from .writers import GeoTiffWriter, MapWriter, PngWriter, UnwrittenError, counts_of, key_of
 
 READ_AHEAD = 2  # parts of images
 WRITE_BEHIND = 2  # groups of rows
@@ -128,8 +128,9 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
         products: what is made beside the label maps.
 
     Raises:
-        DataError: there is no image, every image failed, an option does not fit, or a file cannot
-            be written.
+        DataError: there is no image, every image failed, an option does not fit, or no map can be
+            written. Where one cannot after others could, it is the last failure of the outcome,
+            which then lacks the images after it and the tables.
         Stopped: a signal ended the call. Maps that were finished stay.
     """
     products = products or Products()
@@ -164,41 +165,49 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
         if stop.received:
             raise Stopped(stop.received, f"after {outcome.written} label maps; the same command makes the others")
 
+    def finish(maps: Maps) -> None:
+        outcome.written += maps.finish()
+
     bar = tqdm(total=len(found), desc="predicting", unit="image", disable=None)
-    with (
-        StopSignals() as stop, bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
-        Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
-    ):  # fmt: skip
-        stop.defer()
-        for message in messages:
-            stop_if_signalled()
-            if isinstance(message, DamagedError):
-                outcome.failures.append(str(message))
-                continue
-            assert isinstance(message, Start)
-            maps = Maps(message.job, labels, segmenter, areas, polygons)
-            if message.plan is None:
-                outcome.skipped += 1
-                behind.submit(maps.add_finished)
-            else:
-                lock.take()
-                outcome.replaced += message.job.labels.exists()
-                parts = segmenter.parts(message.plan, bands(messages, stop_if_signalled), products.confidence)
-                try:
-                    for rows in rows_of(parts, message.job.size[1]):
-                        behind.submit(maps.write, rows)
-                        stop_if_signalled()
-                except DamagedError as error:
-                    outcome.failures.append(str(error))
-                    behind.submit(maps.abandon)
-                except BaseException:  # an interruption
-                    behind.submit(maps.abandon)
-                    raise
+    try:
+        with (
+            StopSignals() as stop, bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
+            Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
+        ):  # fmt: skip
+            stop.defer()
+            for message in messages:
+                stop_if_signalled()
+                if isinstance(message, DamagedError):
+                    outcome.failures.append(str(message))
+                    continue
+                assert isinstance(message, Start)
+                maps = Maps(message.job, labels, segmenter, areas, polygons)
+                if message.plan is None:
+                    outcome.skipped += 1
+                    behind.submit(maps.add_finished)
                 else:
-                    outcome.written += 1
-                    behind.submit(maps.finish)
-            outcome.notes += stale(message.job, made)
-            bar.update(message.job.page == 0)
+                    lock.take()
+                    outcome.replaced += message.job.labels.exists()
+                    parts = segmenter.parts(message.plan, bands(messages, stop_if_signalled), products.confidence)
+                    try:
+                        for rows in rows_of(parts, message.job.size[1]):
+                            behind.submit(maps.write, rows)
+                            stop_if_signalled()
+                    except DamagedError as error:
+                        outcome.failures.append(str(error))
+                        behind.submit(maps.abandon)
+                    except BaseException:  # an interruption
+                        behind.submit(maps.abandon)
+                        raise
+                    else:
+                        behind.submit(finish, maps)
+                outcome.notes += stale(message.job, made)
+                bar.update(message.job.page == 0)
+    except UnwrittenError as error:
+        if not outcome.written + outcome.skipped:
+            raise
+        outcome.failures.append(f"{error}; the same command makes the maps that are missing")
+        return outcome
     if outcome.failures and not outcome.written + outcome.skipped:
         raise DataError(outcome.failures[0])
     if areas is not None:
@@ -306,13 +315,20 @@ class Maps:
         pixels = self.data.scaling.to_float(to_channels(image.pixels, self.data.channels)).numpy()
         return overlaid(as_rgb(pixels), coloured(labels, self.labels.number))
 
-    def finish(self) -> None:
-        """Give the files their names, the label map last, and add it to the tables."""
+    def finish(self) -> bool:
+        """Give the files their names, the label map last, and add it to the tables. False where they
+        were abandoned.
+        """
         if self._abandoned:
-            return
-        for writer in reversed(self.writers):
-            writer.finish()
+            return False
+        try:
+            for writer in reversed(self.writers):
+                writer.finish()
+        except BaseException:
+            self.abandon()
+            raise
         self._add()
+        return True
 
     def add_finished(self) -> None:
         """Add a label map that was there to the tables."""
