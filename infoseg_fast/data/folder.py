@@ -178,8 +178,14 @@ class FileSet(ImageSet):
 
     def label(self, index: int) -> np.ndarray:
         values = self._read_label(self._files[index])
-        if self.may_lack_data(index) and (valid := self.read(index)[1]) is not None:
-            values[~valid] = IGNORE
+        if self.may_lack_data(index):
+            rows, columns = self.sizes[index]
+            step = max(1, MANY_PIXELS // columns) if self.windowed else rows
+            for row in range(0, rows, step):
+                part = values[row : row + step]
+                valid = self.read_window(index, row, 0, len(part), columns)[1]
+                if valid is not None:
+                    part[~valid] = IGNORE
         return values
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
