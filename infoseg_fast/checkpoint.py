@@ -44,9 +44,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError as error:
+    except BaseException as error:  # an interruption too
         with contextlib.suppress(OSError):
             scratch.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise DataError(f"{path} could not be written: {error.strerror}; what was there before is unchanged") from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:

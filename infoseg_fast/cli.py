@@ -1,7 +1,8 @@
 """The command `infoseg`.
 
 Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data
-error, with one line that names the file or option; 130 when interrupted.
+error, with one line that names the file or option; 130 when interrupted; 143 when ended by SIGTERM or
+SIGUSR1.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from .config import GROUPS, Settings, option, pick_device
 from .distributed.world import LostRankError
 from .errors import DataError, printable
 from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
-from .signals import Stopped
+from .signals import Stopped, StopSignals
 
 PROGRAM = "infoseg"
 SHARDS = "shards"  # of `infoseg prepare`
@@ -414,12 +415,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> int:
     """The exit status of a command."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # a damaged file is reported in one line
     arguments = parser().parse_args(argv)
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # the user chose the files; aerial images are larger than Pillow's guard
     try:
-        status = arguments.function(arguments)
+        with StopSignals():
+            status = arguments.function(arguments)
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {printable(error)}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .checkpoint import check_target, write_atomically
+from .defaults import float32_on_cpu
 from .errors import DataError
 from .model import padded
 from .recipe.colours import colour_channels
@@ -56,6 +58,7 @@ class LabelModel(nn.Module):
         return labels[:, :rows, :columns]
 
 
+@float32_on_cpu()
 def export(segmenter: Segmenter, format: str, out: str | Path) -> None:
     """Write the model of a segmenter on the CPU.
 
@@ -96,16 +99,26 @@ def _write_onnx(model: nn.Module, example: Tensor, file: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise DataError("--format onnx needs onnx and onnxscript: pip install 'infoseg-fast[export]'") from error
+    # PyTorch warns once for each op of torchvision, which no graph of this package has.
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     dimensions: dict[int, Any] = {0: torch.export.Dim("B", min=1), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-    torch.onnx.export(
-        model,
-        (example,),
-        str(file),
-        input_names=["images"],
-        output_names=["labels"],
-        dynamic_shapes={"images": dimensions},
-        opset_version=ONNX_OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    logger.addFilter(_not_of_torchvision)
+    try:
+        torch.onnx.export(
+            model,
+            (example,),
+            str(file),
+            input_names=["images"],
+            output_names=["labels"],
+            dynamic_shapes={"images": dimensions},
+            opset_version=ONNX_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        logger.removeFilter(_not_of_torchvision)
+
+
+def _not_of_torchvision(record: logging.LogRecord) -> bool:
+    return "torchvision is not installed" not in record.getMessage()

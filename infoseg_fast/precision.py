@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import Settings
+from .defaults import float32_on_cpu
 from .distributed.world import World
 from .recipe import Recipe
 
@@ -26,8 +27,8 @@ def policy(cuda: bool) -> Iterator[None]:
     """The context of a run. On a GPU all float32 products take TensorFloat32, as PyTorch's
     convolutions do anyway: a loss of 22 bits of features of 10 bits would only take longer.
 
-    The algorithms of convolutions are the deterministic ones. PyTorch's own settings come back
-    after the run.
+    The algorithms of convolutions are the deterministic ones. New tensors are float32 on the CPU.
+    PyTorch's own settings come back after the run.
     """
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -35,7 +36,8 @@ def policy(cuda: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision("high")
         logger.warning("float32 products are TensorFloat32 on this GPU (10 bits): convolutions, projections, the loss")
     try:
-        yield
+        with float32_on_cpu():
+            yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[:2]
         torch.set_float32_matmul_precision(before[2])

@@ -1,4 +1,4 @@
-"""Signals that end a training run: a checkpoint first, then the exit.
+"""Signals that end a command: what it has done is saved first, then it exits.
 
 Slurm and other schedulers send SIGTERM or SIGUSR1 some time before they kill. Ctrl-C sends SIGINT.
 """
@@ -15,31 +15,37 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """The run was ended by a signal. Not an Exception, so that no handler of errors takes it.
+    """A command was ended by a signal. Not an Exception, so that no handler of errors takes it.
+
+    Args:
+        number: of the signal.
+        done: when, or what was saved; it ends the message.
 
     Attributes:
         status: exit status of the command: 130 after SIGINT, else 143.
     """
 
-    def __init__(self, number: int, step: int | None = None) -> None:
-        name = signal.Signals(number).name
-        done = "before the first step" if step is None else f"after a checkpoint of step {step}; --resume continues"
-        super().__init__(f"ended by {name} {done}")
+    def __init__(self, number: int, done: str = "") -> None:
+        super().__init__(f"ended by {signal.Signals(number).name} {done}".strip())
         self.status = 130 if number == signal.SIGINT else 143
 
 
 class StopSignals:
-    """A context in which the signals of STOPPING end a run between two steps.
+    """A context in which the signals of STOPPING end a command where it can be ended.
 
     Before `defer` is called a signal raises `Stopped` where it arrives. Afterwards the first one
     sets `received`, and the next one raises. Outside the main thread signals are left alone, since
     Python delivers them to the main thread only.
 
+    Args:
+        done: of `Stopped`, for a signal that raises where it arrives.
+
     Attributes:
         received: number of the signal that arrived; 0 for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, done: str = "") -> None:
+        self._done = done
         self.received, self._deferred, self._process = 0, False, os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -60,7 +66,7 @@ class StopSignals:
         if os.getpid() != self._process:  # a process that reads images; the run ends it
             return
         if not self._deferred or self.received:
-            raise Stopped(number)
+            raise Stopped(number, self._done)
         self.received = number
 
 

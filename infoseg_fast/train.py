@@ -70,7 +70,7 @@ def train(
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     cuda = pick_device(given.get("device", Settings.device)).type == "cuda"
     timeout = given.get("rank_timeout", Settings.rank_timeout)
-    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals() as stop, precision.policy(cuda):
+    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals("at step 0") as stop, precision.policy(cuda):
         settings, recorded = world.from_main(lambda: run.open(given, resume))
         device = pick_device(settings.device)
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
@@ -146,10 +146,10 @@ def run_steps(
             guard.remember()
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
-        for stored, draws, part in parts:
+        for stored, draws, recipe.part in parts:
             images, mask = changed(*crops.decoded(*stored), settings, draws)
             with precision.autocast(settings.precision, device):
-                weighted = loss_of(progress.step, images, mask) * part.share
+                weighted = loss_of(progress.step, images, mask) * recipe.part.share
             weighted.backward()
             loss += weighted.detach()
         loss = world.sum_gradients(recipe.parameters(), loss)
@@ -215,7 +215,7 @@ def run_steps(
                     run.save(*progress.checkpoint(segmenter_after(step).labelling, regular=saves))
                 started = time.perf_counter()
             if stopping:
-                raise Stopped(stopping, step)
+                raise Stopped(stopping, f"after a checkpoint of step {step}; --resume continues")
     stop.defer(False)
     segmenter = segmenter_after(progress.step)
     return finish(run, settings, segmenter, progress.step, scores, train_set, eval_set, device, world)

@@ -71,6 +71,19 @@ def objectives() -> dict:
     return found
 
 
+def nothing_counts() -> list[torch.Tensor]:
+    """Losses and gradients where no position of any rank counts."""
+    part, found, whole = Part.of(IMAGES, rank(), ranks()), [], batch()
+    leaves = [own(whole[key], part).requires_grad_() for key in ("features", "global_features")]
+    leaves += [whole[key].clone().requires_grad_() for key in ("weight", "bias")]
+    mask, images = torch.zeros_like(own(whole["mask"], part)), own(whole["images"], part)
+    losses = [loss_over_ranks(isf.InfoSegLoss(**how), *leaves, mask) for how in OBJECTIVES.values()]
+    losses.append(appearance_over_ranks(*leaves, images=images, mask=mask, temperature=1.0, smooth=1))
+    for loss in losses:
+        found += result(loss, leaves, part)
+    return found
+
+
 def result(loss: torch.Tensor, leaves: list[torch.Tensor], part: Part) -> list[torch.Tensor]:
     """The loss over all ranks and its gradients: by this rank's images, and by what all share."""
     for x in leaves:

@@ -333,3 +333,27 @@ def test_a_gradient_has_the_layout_of_the_features(monkeypatch):
     f = x[0].to(memory_format=torch.channels_last).requires_grad_()
     function(f, *x[1:]).sum().backward()
     assert f.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("name", WIRED)
+def test_the_users_defaults_change_nothing(name, backend):
+    x, function = call(name, torch.float32, backend)
+    leaves = [t.requires_grad_(t.is_floating_point() and name in DIFFERENTIABLE) for t in x]
+    expected = outcome(function, leaves)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # what names no device has no values
+            found = outcome(function, leaves)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype
+
+
+def outcome(function, leaves):
+    """The result, and the gradients of its sum."""
+    out = function(*leaves)
+    if not out.requires_grad:
+        return [out]
+    return [out.detach(), *torch.autograd.grad(out.sum(), [x for x in leaves if x.requires_grad], allow_unused=False)]

@@ -199,6 +199,10 @@ def test_a_list_file_of_paths(folder, tmp_path):
     refused(lambda: open_set(str(listed), "train"), "list.txt", "none.png")
     listed.write_text("data/images/im4.png\ndata/images/im4.png\n")
     refused(lambda: open_set(str(listed), "train"), "twice")
+    (tmp_path / "link").symlink_to(folder)
+    for other in (folder / "images/im4.png", "./data/images/../images/im4.png", "link/images/im4.png"):
+        listed.write_text(f"data/images/im4.png\n{other}\n")
+        refused(lambda: open_set(str(listed), "train"), "one file twice", "'data/images/im4.png'", f"'{other}'")
     listed.write_text("")
     refused(lambda: open_set(str(listed), "train"), "empty")
 

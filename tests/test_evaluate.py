@@ -4,15 +4,20 @@ import json
 import shlex
 
 import numpy as np
+import tifffile
 import torch
 from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
+from infoseg_fast import segmenter as segmenter_module
 from infoseg_fast.cli import main
+from infoseg_fast.data import folder as folder_module
 from infoseg_fast.data import open_set
+from infoseg_fast.data.folder import FileSet
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.labelling import Labelling
+from infoseg_fast.scores import evaluate as evaluate_module
 from infoseg_fast.scores.evaluate import as_text, evaluate, without_nan
 
 
@@ -30,6 +35,31 @@ def scored(folder, num_clusters, num_classes=None):
     labelling = Labelling(network, {}, DataInfo(3, num_clusters, None, [0.5] * 3, [0.3] * 3))
     images = open_set(str(folder), "all", num_classes=num_classes)
     return evaluate(isf.Segmenter(labelling), images, torch.device("cpu")), images
+
+
+def test_a_scene_is_scored_by_windows(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    pixels = rng.random((150, 130, 3), np.float32)
+    pixels[:40, 50:] = np.nan
+    tifffile.imwrite(tmp_path / "images/x.tif", pixels, tile=(32, 32), photometric="rgb")
+    Image.fromarray(rng.integers(0, 3, (150, 130), np.uint8)).save(tmp_path / "labels/x.png")
+    monkeypatch.setattr(folder_module, "MANY_PIXELS", 2000)  # reads by windows
+    network = isf.InfoSegNet(width=4, dim=8, num_classes=5).eval()
+    with torch.no_grad():  # centred features, so that several classes are in use
+        mean = network(torch.rand(4, 3, 64, 64))[0].mean(dim=(0, 2, 3))
+        network.local_projection.bias.copy_(-network.local_projection.weight[:, :, 0, 0] @ mean)
+    images = open_set(str(tmp_path), "all")
+    labelling = Labelling(network, {}, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, images.scaling))
+    given = isf.Segmenter(labelling), images, torch.device("cpu")
+    expected = evaluate(*given)
+    assert expected["num_pixels"] == 150 * 130 - 40 * 80
+    assert np.count_nonzero(np.sum(expected["confusion"], axis=1)) > 1
+    monkeypatch.setattr(evaluate_module, "SCENE_PIXELS", 1000)
+    monkeypatch.setattr(segmenter_module, "TILE", 64)
+    monkeypatch.setattr(FileSet, "read", None)  # not as a whole
+    assert evaluate(*given) == expected
 
 
 def test_nan_becomes_none_at_any_depth():

@@ -1,5 +1,7 @@
 """Export: the labels of the written model are those of the segmenter, at any batch and size."""
 
+import logging
+
 import pytest
 import torch
 from test_backbones import PYRAMID, segmenter_of
@@ -35,12 +37,13 @@ def test_torchscript_gives_the_labels(given, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("given", [*SETTINGS[:2], "backbone"])
-def test_onnx_gives_the_labels(given, tmp_path):
+def test_onnx_gives_the_labels(given, tmp_path, caplog):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     made = segmenter_of(PYRAMID, local_index=(3, 1)) if given == "backbone" else segmenter(**given)
     file = tmp_path / "model.onnx"
     export(made, "onnx", file)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     model = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     for size in SIZES:
         images = torch.rand(size)

@@ -9,8 +9,11 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast import report
 from infoseg_fast.cli import main
+from infoseg_fast.config import Settings
+from infoseg_fast.data.crops import Part
 from infoseg_fast.export import export
-from infoseg_fast.recipe.iic import displaced_joint, iic_loss
+from infoseg_fast.recipe import DataInfo
+from infoseg_fast.recipe.iic import IICRecipe, displaced_joint, iic_loss
 from infoseg_fast.run_folder import RunFolder
 from infoseg_fast.train import train
 
@@ -65,6 +68,16 @@ def test_equal_and_certain_views_have_the_information_of_k_classes():
     assert iic_loss(certain, certain, None, 0, 1.0).item() == pytest.approx(-np.log(4))
     alike = torch.full_like(certain, 0.25)
     assert iic_loss(certain, alike, None, 0, 1.0).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_the_second_view_of_a_part_is_that_of_the_whole_batch():
+    settings = Settings(recipe="iic", width=4, depth=0, dim=8, seed=3, overcluster=1.0)
+    recipe, images = IICRecipe(settings, DataInfo(3, 4, None, [0.5] * 3, [0.3] * 3)), torch.rand(5, 3, 32, 32)
+    whole, mirrored = recipe.second_view(7, images)
+    assert 0 < mirrored.sum() < 5
+    for first, stop in ((0, 2), (2, 5)):
+        recipe.part = Part(first, stop, 5)
+        assert torch.equal(recipe.second_view(7, images[first:stop])[0], whole[first:stop])
 
 
 @pytest.fixture

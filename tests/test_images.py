@@ -20,6 +20,7 @@ from infoseg_fast.data import raster
 from infoseg_fast.data.images import (
     describe,
     georeference_of,
+    image_endings,
     page_count,
     read_image,
     read_label,
@@ -118,6 +119,29 @@ def test_16_bit_png_of_every_colour_type(tmp_path, bands):
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(last(pixels)))
     assert_reads(tmp_path / "x.png", pixels)
     assert describe(tmp_path / "x.png").alpha == (bands in (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("codec", "dtype", "bands", "how"),
+    [
+        ("JPEGXL", np.uint8, 3, {"lossless": True}),
+        ("JPEGXL", np.uint16, 2, {"lossless": True}),
+        ("JPEGXL", np.float32, 1, {"lossless": True}),
+        ("AVIF", np.uint16, 3, {"level": 100, "bitspersample": 10}),
+    ],
+)
+def test_jpeg_xl_and_avif_in_full_depth(tmp_path, monkeypatch, codec, dtype, bands, how):
+    values = (np.random.default_rng(0).random((20, 30, bands)) * (1 if dtype == np.float32 else 255)).astype(dtype)
+    values = values * 4 + 3 if dtype == np.uint16 else values
+    path = tmp_path / ("x.jxl" if codec == "JPEGXL" else "x.avif")
+    encoded = values[..., 0] if bands == 1 else values
+    path.write_bytes(getattr(imagecodecs, f"{codec.lower()}_encode")(encoded, **how))
+    found = read_image(path).pixels
+    assert found.dtype == dtype and np.array_equal(found, values.transpose(2, 0, 1))
+    assert path.suffix in image_endings() and describe(path).alpha == (bands == 2)
+    (path.parent / f"y{path.suffix}").write_bytes(path.read_bytes())
+    monkeypatch.setattr(getattr(imagecodecs, codec), "available", False)
+    refused(lambda: read_image(path.parent / f"y{path.suffix}"), f"no codec {codec}")
 
 
 @pytest.mark.parametrize(
@@ -416,6 +440,17 @@ def test_other_rasters_of_gdal(tmp_path, rasterio, driver, name):
     write_raster(rasterio, tmp_path / name, pixels, driver)
     assert_reads(tmp_path / name, pixels)
     assert georeference_of(tmp_path / name).transform == (10, 0, 400000, 0, -10, 5800000)
+
+
+def test_subdatasets_are_named(tmp_path, rasterio):
+    from scipy.io import netcdf_file
+
+    with netcdf_file(tmp_path / "x.nc", "w") as file:
+        for name in ("rows", "columns"):
+            file.createDimension(name, 5)
+        for name in ("red", "near"):
+            file.createVariable(name, "f4", ("rows", "columns"))[:] = 1
+    refused(lambda: read_image(tmp_path / "x.nc"), "2 subdatasets", "x.nc:red, ", "x.nc:near")
 
 
 def test_without_rasterio_a_raster_names_the_extra(tmp_path, rasterio, monkeypatch):

@@ -4,8 +4,11 @@ import csv
 import itertools
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +135,29 @@ def test_ground_control_points_and_a_transform_without_system_are_kept(made, tmp
     table = list(csv.DictReader(areas.open(newline="")))
     assert {row["area"] == "" for row in table if row["image"].endswith("points.tif")} == {True}
     assert sum(float(row["area"]) for row in table if row["image"].endswith("plain.tif")) == 40 * 50 * 200
+
+
+RPCS = rasterio.rpc.RPC(
+    height_off=100.0, height_scale=500.0, lat_off=50.5, lat_scale=0.1, line_off=20.0, line_scale=20.0, long_off=10.25,
+    long_scale=0.1, samp_off=25.0, samp_scale=25.0, line_den_coeff=[1.0] + [0.0] * 19,
+    samp_den_coeff=[1.0] + [0.0] * 19,
+    line_num_coeff=[0.0, 0.0, -1.0] + [0.0] * 17, samp_num_coeff=[0.0, 1.0] + [0.0] * 18,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("beside", [False, True])
+def test_rpcs_are_kept(made, tmp_path, beside):
+    how = {"RPB": True, "PROFILE": "BASELINE"} if beside else {}
+    write_scene(tmp_path / "in/x.tif", pixels_of(40, 50), crs=None, transform=None, rpcs=RPCS, **how)
+    assert (tmp_path / "in/x.RPB").exists() == beside
+    areas = tmp_path / "areas.csv"
+    assert predict(made, [tmp_path / "in"], tmp_path / "out", Products(areas=areas)).written == 1
+    assert {row["area"] for row in csv.DictReader(areas.open(newline=""))} == {""}
+    with rasterio.open(tmp_path / "out/x.tif") as file:
+        assert file.rpcs.to_gdal().items() >= RPCS.to_gdal().items()
+        assert file.crs is None and file.nodata == 255
+    assert predict(made, [tmp_path / "in"], tmp_path / "out").skipped == 1
 
 
 def test_a_folder_of_scenes_and_pictures_keeps_its_paths(made, tmp_path):
@@ -345,22 +371,34 @@ def test_the_output_folder_is_never_input(run, tmp_path, capsys):
     assert "over the image itself" in capsys.readouterr().err
 
 
-def test_an_interruption_leaves_no_part_of_a_file(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
+def test_a_signal_leaves_no_part_of_a_file_and_the_call_goes_on(run, tmp_path, monkeypatch, capsys, number, status):
     for name in "abc":
         write_scene(tmp_path / f"in/{name}.tif", pixels_of(60, 70))
     parts = isf.Segmenter.parts
 
-    def interrupted(self, plan, *arguments):
-        yield from itertools.islice(parts(self, plan, *arguments), 1)
-        if (tmp_path / "out/a.tif").exists():
-            raise KeyboardInterrupt
+    begun = []
 
-    monkeypatch.setattr(isf.Segmenter, "parts", interrupted)
-    products = Products(confidence=True, overlay=True, polygons=tmp_path / "out/x.gpkg")
-    with pytest.raises(KeyboardInterrupt):
-        predict(made, [tmp_path / "in"], tmp_path / "out", products)
+    def interrupted(self, plan, *arguments):
+        begun.append(plan)
+        for part in parts(self, plan, *arguments):
+            if len(begun) == 2:
+                while not (tmp_path / "out/a.tif").exists():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), number)
+            yield part
+
+    products = "--confidence", "--overlay", "--polygons", tmp_path / "out/x.gpkg"
+    command = "predict", run, tmp_path / "in", "--out", tmp_path / "out", *products
+    with monkeypatch.context() as patched:
+        patched.setattr(isf.Segmenter, "parts", interrupted)
+        assert call(*command) == status
+    told = capsys.readouterr().err
+    assert f"ended by {number.name} after" in told and told.count("\n") == 1
     left = files_in(tmp_path / "out")
-    assert "a.tif" in left and not {name for name in left if name.startswith(".") or name.startswith("c")}
+    assert "a.tif" in left and not {name for name in left if name[0] in ".bc"}
+    assert call(*command) == 0
+    assert "were there already" in capsys.readouterr().out and (tmp_path / "out/c.tif").exists()
 
 
 def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):
@@ -417,6 +455,25 @@ def test_a_full_disk_stops_with_one_line(made, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot be written: No space left"):
         predict(made, [tmp_path / "a.png"], tmp_path / "out")
     assert not files_in(tmp_path / "out")
+
+
+def test_a_disk_that_is_full_after_some_maps_keeps_these(run, tmp_path, capsys):
+    for name, side in (("a", 8), ("b", 300), ("c", 8)):
+        write_scene(tmp_path / f"in/{name}.tif", np.random.default_rng(0).integers(0, 256, (3, side, side), np.uint8))
+    command = "predict", run, tmp_path / "in", "--out", tmp_path / "out"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, status, left in ((300, 2, set()), (4000, 1, {"a.tif"})):  # in bytes, of a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            assert call(*command) == status
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("infoseg")]
+        assert len(said) == 1 and "cannot be written: " in said[0]
+        found = files_in(tmp_path / "out") if (tmp_path / "out").exists() else set()
+        assert left <= found <= left | {"c.tif"}
+    assert call(*command) == 0
+    assert files_in(tmp_path / "out") == {"a.tif", "b.tif", "c.tif"}
 
 
 def test_without_rasterio_one_line_names_the_extra(run, tmp_path, capsys, monkeypatch):

@@ -69,7 +69,7 @@ def test_criteria_of_all_pairs_are_those_of_each_partition():
     """The quick sums for all pairs against the partitions themselves."""
     given = statistics(7)
     given = Statistics(given.moments, given.joint / given.joint.sum())
-    groups, pairs = [[k] for k in range(7)], _Pairs(given)
+    groups, pairs = [[k] for k in range(7)], _Pairs.of(given)
     for i, j in ((1, 3), (0, 5), (0, 1), (2, 3)):
         found = pairs.criteria()
         for a, b in itertools.combinations(range(len(groups)), 2):
@@ -77,7 +77,7 @@ def test_criteria_of_all_pairs_are_those_of_each_partition():
             for kept, right in zip(found, criteria(given.merged([*rest, groups[a] + groups[b]])), strict=True):
                 assert float(kept[a, b]) == pytest.approx(float(right)) and kept[a, b] == pytest.approx(kept[b, a])
         groups[i] += groups.pop(j)
-        pairs.merge(i, j)
+        pairs = pairs.merged(i, j)
 
 
 @pytest.mark.parametrize("number", [2, 3, 5])

@@ -28,6 +28,7 @@ TINY = {
 RECIPES = {
     "default": {},
     "masked": {"loss_mask": "gt"},
+    "iic": {"recipe": "iic", "loss_mask": "gt"},
     "reassigned": {"recipe": "paper", "negatives": "reassigned"},
     "reassigned-masked": {"recipe": "paper", "negatives": "reassigned", "loss_mask": "gt"},
 }
@@ -64,7 +65,8 @@ def alone(together, data, tmp_path_factory) -> Path:
 def together(request, data, tmp_path_factory) -> tuple[int, Path]:
     """The folder of what so many ranks found."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
-    jobs = [("train_in", runs(data, request.param), str(out)), ("objectives",), ("within_ranks",), ("normalisation",)]
+    jobs = [("train_in", runs(data, request.param), str(out)), ("objectives",), ("nothing_counts",)]
+    jobs += [("within_ranks",), ("normalisation",)]
     jobs += [("torchmetrics_of_ranks",)] * has_torchmetrics
     run_ranks(request.param, out, jobs)
     return request.param, out
@@ -101,6 +103,12 @@ def test_an_objective_and_its_gradients_equal_those_of_one_process(together, nam
         for place, (x, y) in enumerate(zip(found[rank], expected, strict=True)):
             whole = y[part.inside] if place in (1, 2) else y
             torch.testing.assert_close(x.double(), whole.double(), rtol=2e-4, atol=2e-5)
+
+
+def test_without_a_position_that_counts_the_loss_and_its_gradients_are_0(together):
+    number, out = together
+    for rank in range(number):
+        assert all(not x.any() for x in torch.load(out / f"nothing_counts.{rank}.pt"))
 
 
 @pytest.mark.skipif(not has_torchmetrics, reason="torchmetrics is not installed")

@@ -18,6 +18,7 @@ from PIL import Image
 
 import infoseg_fast as isf
 from infoseg_fast import extension
+from infoseg_fast.cli import run as run_cli
 from infoseg_fast.errors import DataError
 from infoseg_fast.model import position_mask
 from infoseg_fast.ops import dispatch
@@ -422,3 +423,25 @@ def test_data_that_moved_are_resumed_by_their_fingerprint(data, tmp_path):
     train(moved, tmp_path / "run", resume=True, steps=6)
     assert rows(tmp_path / "run")[-1]["step"] == 6
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["data"] == str(moved)
+
+
+def test_the_users_defaults_change_neither_a_run_nor_its_labels(data, tmp_path):
+    how = SMALL | {"steps": 2, "overcluster": 2.0, "refine": True}
+    expected = train(data, tmp_path / "one", **how)
+    images = torch.rand(2, 3, 40, 36)
+    labels = isf.load(tmp_path / "one").segment(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # what names no device has no values
+            found = train(data, tmp_path / "two", **how)
+            loaded = isf.load(tmp_path / "two")
+            assert torch.equal(loaded.segment(images), labels)
+            assert torch.equal(loaded.segment(images.double()), labels)
+            two = str(tmp_path / "two")
+            assert run_cli(["eval", two, "--data", data, "--split", "all"]) == 0
+            assert run_cli(["predict", two, f"{data}/images", "--out", str(tmp_path / "maps"), "--confidence"]) == 0
+            assert run_cli(["export", two, "--format", "torchscript", "--out", str(tmp_path / "m")]) == 0
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+    assert same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"))

@@ -25,6 +25,7 @@ from ..batches import batches_per_epoch, crops, data_info, sample_of
 from ..config import Settings, checked
 from ..data import ImageSet, for_training
 from ..data.crops import Part, held_in_memory
+from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..recipe import Recipe, recipe_class
 from ..recipe.sample import Sample
@@ -94,9 +95,10 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         if settings.accumulate != 1:
             raise DataError("accumulate must be 1 in a LightningModule: its steps are whole batches")
         train_set = held_in_memory(train_set)
-        info = data_info(train_set, settings)
-        train_set.scaling = info.scaling
-        recipe = recipe_class(settings.recipe)(settings, info)
+        with float32_on_cpu():
+            info = data_info(train_set, settings)
+            train_set.scaling = info.scaling
+            recipe = recipe_class(settings.recipe)(settings, info)
         return cls(recipe, None, train_set, eval_set)
 
     def configure_optimizers(self) -> dict[str, Any]:

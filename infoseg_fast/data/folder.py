@@ -178,8 +178,14 @@ class FileSet(ImageSet):
 
     def label(self, index: int) -> np.ndarray:
         values = self._read_label(self._files[index])
-        if self.may_lack_data(index) and (valid := self.read(index)[1]) is not None:
-            values[~valid] = IGNORE
+        if self.may_lack_data(index):
+            rows, columns = self.sizes[index]
+            step = max(1, MANY_PIXELS // columns) if self.windowed else rows
+            for row in range(0, rows, step):
+                part = values[row : row + step]
+                valid = self.read_window(index, row, 0, len(part), columns)[1]
+                if valid is not None:
+                    part[~valid] = IGNORE
         return values
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
@@ -297,6 +303,11 @@ def open_list(path: Path, num_classes: int | None, options: ReadOptions) -> File
     for line, image in zip(lines, images, strict=True):
         if not image.is_file():
             raise DataError(f"list {path} names {line!r}, which is no file")
+    first: dict[str, str] = {}
+    for line, image in zip(lines, images, strict=True):
+        other = first.setdefault(os.path.realpath(image), line)
+        if other is not line:
+            raise DataError(f"list {path} names one file twice: {other!r} and {line!r} are {os.path.realpath(image)}")
     common = Path(os.path.commonpath([image.absolute().parent for image in images]))
     stems = by_stem(common, [image.absolute() for image in images])
     folders = {folder_of(image) for image in images}

@@ -5,7 +5,7 @@
     .georeference part = read_window(path, row, column, height, width)
 
 TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
-imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,
+and JPEG XL by imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,
 for images and labels alike. Every fault is a DataError that names the file.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from ..errors import DataError
-from . import raster
+from . import codecs, raster
 from .pillow import JPEG2000_MAGIC, PNG_MAGIC, Jpeg2000Reader, NotForPillowError, PillowReader, PngReader, png_bits
 from .pillow import endings as pillow_endings
 from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions, first_line
@@ -235,6 +235,7 @@ def image_endings() -> set[str]:
     """Endings, in lower case, of files that are taken for images."""
     return (
         pillow_endings()
+        | codecs.endings()
         | {".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm"}
         | (set(raster.ENDINGS) if raster.available() else set())
     )
@@ -280,6 +281,8 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
         by_rows = head.startswith(PNG_MAGIC) and picture.plain and raster.available()
         return raster.RasterReader(path) if by_rows else picture
     except NotForPillowError as error:
+        if codec := codecs.codec_of(head):
+            return codecs.CodecReader(path, codec)
         if raster.available():
             return raster.RasterReader(path)
         raise DataError(f"{error}; rasters of GDAL need rasterio: pip install 'infoseg-fast[geo]'") from None

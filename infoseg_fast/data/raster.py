@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import DataError
 from .reader import Description, Georeference, Reader, accepted_dtype
 
+LISTED = 8  # subdatasets that a message names
 CACHE_MEGABYTES = 64  # of GDAL's block cache
 # Endings of rasters that neither Pillow nor tifffile knows.
 ENDINGS = (".img", ".vrt", ".dat", ".bil", ".bip", ".bsq", ".asc", ".dem", ".hgt", ".nc", ".ntf", ".dt0", ".dt1",
@@ -41,13 +42,15 @@ def georeference(path: Path) -> Georeference | None:
 
 
 def _georeference_of(dataset) -> Georeference | None:
-    if dataset.crs is None and dataset.transform.is_identity:
-        points, crs = dataset.gcps
-        if not points:
-            return None
+    (points, crs), found = dataset.gcps, ()
+    rpcs = tuple(sorted(dataset.tags(ns="RPC").items()))
+    if dataset.crs is not None or not dataset.transform.is_identity:
+        crs = dataset.crs
+    elif points:
         found = tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)
-        return Georeference("" if crs is None else crs.to_wkt(), tuple(dataset.transform)[:6], found)
-    return Georeference("" if dataset.crs is None else dataset.crs.to_wkt(), tuple(dataset.transform)[:6])
+    elif not rpcs:
+        return None
+    return Georeference("" if crs is None else crs.to_wkt(), tuple(dataset.transform)[:6], found, rpcs)
 
 
 class RasterReader(Reader):
@@ -58,8 +61,11 @@ class RasterReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path, self._dataset, self._lock = path, opened(path), threading.Lock()
         if not self._dataset.count:
-            inner = len(self._dataset.subdatasets)
-            raise DataError(f"the raster has {inner} subdatasets and no band; write one of them as a GeoTIFF")
+            inner = self._dataset.subdatasets
+            raise DataError(
+                f"the raster has no band but {len(inner)} subdatasets ({', '.join(inner[:LISTED])}"
+                f"{', ...' if len(inner) > LISTED else ''}); write one of them as a GeoTIFF with gdal_translate"
+            )
 
     def describe(self, page: int) -> Description:
         dataset = self._dataset

@@ -78,13 +78,24 @@ class Georeference(NamedTuple):
     pixels to it.
 
     x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper
-    left corner. A file that has ground control points instead, (row, column, x, y, z) each, has the
-    identity as transform.
+    left corner. A file that has ground control points instead, (row, column, x, y, z) each, or
+    rational polynomial coefficients (RPCs) alone, has the identity as transform.
+
+    Attributes:
+        rpcs: GDAL's metadata of the domain RPC, names and text. A file with a transform may have
+            them too.
     """
 
     crs: str
     transform: tuple[float, float, float, float, float, float]
     control_points: tuple[tuple[float, float, float, float, float], ...] = ()
+    rpcs: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether the transform gives the place of a pixel."""
+        identity = self.transform == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+        return not self.control_points and not (self.rpcs and identity)
 
 
 class Reader:

@@ -31,7 +31,7 @@ MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
 # Pixel scale, tie points, transform and coordinate reference system of a GeoTIFF.
-PLACE_TAGS = {33550, 33922, 34264, 34735}
+PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # scale, points, transformation, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 

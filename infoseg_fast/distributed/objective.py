@@ -39,21 +39,29 @@ class Valid(NamedTuple):
             mean over no position is not a number, and `share` is 0.
         share: positions of this rank that count / those of all ranks, a scalar.
         total: positions of all ranks that count, a scalar.
+        counts: 1 where a position of any rank counts, a scalar. Where none counts it is 0, which
+            takes the place of a loss without positions; `share` and `total` are then those of all
+            positions.
     """
 
     mask: Tensor | None
     share: Tensor
     total: Tensor
+    counts: Tensor
 
     @classmethod
     def of(cls, mask: Tensor | None, features: Tensor) -> Valid:
         """From the mask of this rank's positions of features [B, C, h, w]."""
         positions = features.shape[0] * features.shape[2] * features.shape[3]
-        number = torch.full((), positions, device=features.device) if mask is None else mask.sum()
-        total = number.clone()
+        number = torch.full((), positions, dtype=torch.int64, device=features.device) if mask is None else mask.sum()
+        own = torch.stack([number, torch.full_like(number, positions)])
+        of_all = own.clone()
         if ranks() > 1:
-            dist.all_reduce(total)
-        return cls(None if mask is None else mask | (number == 0), number.double() / total, total.double())
+            dist.all_reduce(of_all)
+        counts = of_all[0] > 0
+        number_of_all = torch.where(counts, of_all[0], of_all[1]).double()
+        share = torch.where(counts, own[0], own[1]) / number_of_all
+        return cls(None if mask is None else mask | (number == 0), share, number_of_all, counts.double())
 
 
 def loss_over_ranks(
@@ -77,6 +85,8 @@ def loss_over_ranks(
             information is estimated; the same for every image. None: at all positions. The class
             usage is that of all positions, since a mean of a logarithm is not the logarithm of a
             mean.
+
+    Where no position of any rank counts, it is 0.
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     sizes = sizes_of_ranks(len(features))
@@ -96,7 +106,7 @@ def loss_over_ranks(
             negatives=criterion.negatives, num_negatives=criterion.num_negatives, mask=valid.mask,
             backend=criterion.backend,
         )  # fmt: skip
-    loss = information * (valid.share * sum(sizes) / len(features)).to(information.dtype)
+    loss = information * (valid.counts * valid.share * sum(sizes) / len(features)).to(information.dtype)
     if criterion.balance:
         number = len(features), 1, *features.shape[2:]
         counted = features.new_ones(number, dtype=torch.float32) if mask is None else mask[:, None].float()
@@ -104,7 +114,7 @@ def loss_over_ranks(
         usage = summed(class_moments(features, global_features, weight, bias, **given))[:, 0]
         usage = usage / everywhere.total.to(usage.dtype)
         entropy = -(usage * usage.clamp_min(torch.finfo(usage.dtype).tiny).log()).sum()
-        loss = loss + criterion.balance * (math.log(len(usage)) - entropy)
+        loss = loss + criterion.balance * (math.log(len(usage)) - entropy) * everywhere.counts.to(usage.dtype)
     return loss
 
 
@@ -176,6 +186,8 @@ def appearance_over_ranks(
     rank. With a = s_r / s and c = (m_r - m) / s, from the rank's mean m_r and deviation s_r to those
     of all ranks, the moments of the rank in the common scale are A M A^T with A = [[1, 0], [c,
     diag(a)]].
+
+    Where no position of any rank counts, it is 0.
     """
     valid = Valid.of(mask, features)
     y = local_appearance(images, features.shape[2:])
@@ -200,4 +212,4 @@ def appearance_over_ranks(
     place[row, column] = place[column, row] = torch.arange(len(row), device=A.device)
     scaled = (A @ both[:, place] @ A.mT)[:, row, column]
     scaled = summed(valid.share * scaled).to(moments.dtype)
-    return information_of_moments(scaled[:-1], scaled[-1])
+    return information_of_moments(scaled[:-1], scaled[-1]) * valid.counts.to(scaled.dtype)

@@ -36,7 +36,7 @@ class AreaTable:
         The area is in squares of the unit of the coordinate reference system; empty without a
         transform to it.
         """
-        pixel, unit = (None, "") if place is None or place.control_points else (pixel_area(place), unit_of(place))
+        pixel, unit = (pixel_area(place), unit_of(place)) if place is not None and place.has_transform else (None, "")
         for label in range(self.number):
             name, pixels = self.names[label] if self.names else "", int(counts[label])
             self._lines.append([image, label, name, pixels, "" if pixel is None else pixels * pixel, unit])

@@ -137,7 +137,7 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
 
 
 def place_of(path: Path, described: Description) -> Georeference | None:
-    """The georeference of an image, by its own data or by a world file beside it.
+    """The georeference of an image, by its own data or by a world file or RPCs beside it.
 
     Raises:
         DataError: it has one and rasterio is missing.
@@ -146,6 +146,8 @@ def place_of(path: Path, described: Description) -> Georeference | None:
         return georeference_of(path)
     ending = path.suffix
     world = [path.with_suffix(f"{ending[:2]}{ending[-1:]}w"), path.with_suffix(".wld"), path.with_name(f"{path.name}w")]
+    world += [path.with_suffix(end) for end in (".RPB", ".rpb")]
+    world += [path.with_name(f"{path.stem}{end}") for end in ("_RPC.TXT", "_rpc.txt")]
     beside = path.with_name(f"{path.name}.aux.xml")
     # Not Path.is_file, which raises where a name is too long.
     if any(map(os.path.isfile, world)) or (os.path.isfile(beside) and b"GeoTransform" in beside.read_bytes()):

@@ -59,7 +59,7 @@ class PolygonFile:
 
     def add(self, image: str, job: Job) -> None:
         """Add the regions of a finished label map. The polygons of one image are held in memory."""
-        if job.place is None or job.place.control_points:
+        if job.place is None or not job.place.has_transform:
             self._without.append(f"{image} {NO_POLYGONS}")
             return
         layer = self._layers.get(job.place.crs)

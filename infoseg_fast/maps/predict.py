@@ -25,11 +25,12 @@ from ..data.names import read_names
 from ..errors import DataError
 from ..palette import as_rgb, coloured, overlaid, palette
 from ..segmenter import Part, Segmenter
+from ..signals import Stopped, StopSignals
 from ..tiling import Band, Plan
 from .areas import AreaTable
 from .jobs import Job, find_sources, jobs_of, recipe_key
 from .polygons import PolygonFile
-from .writers import GeoTiffWriter, MapWriter, PngWriter, counts_of, key_of
+from .writers import GeoTiffWriter, MapWriter, PngWriter, UnwrittenError, counts_of, key_of
 
 READ_AHEAD = 2  # parts of images
 WRITE_BEHIND = 2  # groups of rows
@@ -127,8 +128,10 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
         products: what is made beside the label maps.
 
     Raises:
-        DataError: there is no image, every image failed, an option does not fit, or a file cannot
-            be written.
+        DataError: there is no image, every image failed, an option does not fit, or no map can be
+            written. Where one cannot after others could, it is the last failure of the outcome,
+            which then lacks the images after it and the tables.
+        Stopped: a signal ended the call. Maps that were finished stay.
     """
     products = products or Products()
     labels = Labels(segmenter, products)
@@ -158,38 +161,53 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
             except DataError as error:
                 yield DamagedError(error)
 
+    def stop_if_signalled() -> None:
+        if stop.received:
+            raise Stopped(stop.received, f"after {outcome.written} label maps; the same command makes the others")
+
+    def finish(maps: Maps) -> None:
+        outcome.written += maps.finish()
+
     bar = tqdm(total=len(found), desc="predicting", unit="image", disable=None)
-    with (
-        bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
-        Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
-    ):  # fmt: skip
-        for message in messages:
-            if isinstance(message, DamagedError):
-                outcome.failures.append(str(message))
-                continue
-            assert isinstance(message, Start)
-            maps = Maps(message.job, labels, segmenter, areas, polygons)
-            if message.plan is None:
-                outcome.skipped += 1
-                behind.submit(maps.add_finished)
-            else:
-                lock.take()
-                outcome.replaced += message.job.labels.exists()
-                parts = segmenter.parts(message.plan, bands(messages), products.confidence)
-                try:
-                    for rows in rows_of(parts, message.job.size[1]):
-                        behind.submit(maps.write, rows)
-                except DamagedError as error:
-                    outcome.failures.append(str(error))
-                    behind.submit(maps.abandon)
-                except BaseException:  # an interruption
-                    behind.submit(maps.abandon)
-                    raise
+    try:
+        with (
+            StopSignals() as stop, bar, polygons or contextlib.nullcontext(), OnlyWriter(out) as lock,
+            Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
+        ):  # fmt: skip
+            stop.defer()
+            for message in messages:
+                stop_if_signalled()
+                if isinstance(message, DamagedError):
+                    outcome.failures.append(str(message))
+                    continue
+                assert isinstance(message, Start)
+                maps = Maps(message.job, labels, segmenter, areas, polygons)
+                if message.plan is None:
+                    outcome.skipped += 1
+                    behind.submit(maps.add_finished)
                 else:
-                    outcome.written += 1
-                    behind.submit(maps.finish)
-            outcome.notes += stale(message.job, made)
-            bar.update(message.job.page == 0)
+                    lock.take()
+                    outcome.replaced += message.job.labels.exists()
+                    parts = segmenter.parts(message.plan, bands(messages, stop_if_signalled), products.confidence)
+                    try:
+                        for rows in rows_of(parts, message.job.size[1]):
+                            behind.submit(maps.write, rows)
+                            stop_if_signalled()
+                    except DamagedError as error:
+                        outcome.failures.append(str(error))
+                        behind.submit(maps.abandon)
+                    except BaseException:  # an interruption
+                        behind.submit(maps.abandon)
+                        raise
+                    else:
+                        behind.submit(finish, maps)
+                outcome.notes += stale(message.job, made)
+                bar.update(message.job.page == 0)
+    except UnwrittenError as error:
+        if not outcome.written + outcome.skipped:
+            raise
+        outcome.failures.append(f"{error}; the same command makes the maps that are missing")
+        return outcome
     if outcome.failures and not outcome.written + outcome.skipped:
         raise DataError(outcome.failures[0])
     if areas is not None:
@@ -213,9 +231,10 @@ class DamagedError(Exception):
 Message: TypeAlias = Start | Band | DamagedError
 
 
-def bands(messages: Iterator[Message]) -> Iterator[Band]:
-    """The parts of one image; raises DamagedError."""
+def bands(messages: Iterator[Message], check: Callable[[], None]) -> Iterator[Band]:
+    """The parts of one image; raises DamagedError, and what `check` raises before each."""
     for message in messages:
+        check()
         if isinstance(message, DamagedError):
             raise message
         assert isinstance(message, Band)
@@ -296,13 +315,20 @@ class Maps:
         pixels = self.data.scaling.to_float(to_channels(image.pixels, self.data.channels)).numpy()
         return overlaid(as_rgb(pixels), coloured(labels, self.labels.number))
 
-    def finish(self) -> None:
-        """Give the files their names, the label map last, and add it to the tables."""
+    def finish(self) -> bool:
+        """Give the files their names, the label map last, and add it to the tables. False where they
+        were abandoned.
+        """
         if self._abandoned:
-            return
-        for writer in reversed(self.writers):
-            writer.finish()
+            return False
+        try:
+            for writer in reversed(self.writers):
+                writer.finish()
+        except BaseException:
+            self.abandon()
+            raise
         self._add()
+        return True
 
     def add_finished(self) -> None:
         """Add a label map that was there to the tables."""

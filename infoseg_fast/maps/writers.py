@@ -13,6 +13,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
+import tifffile
 
 from ..data.images import IGNORE
 from ..data.pillow import opened
@@ -23,6 +24,10 @@ from ..errors import DataError
 KEY = "infoseg"  # name of the text that holds a file's key
 BLOCK = 256  # pixels, a side of a GeoTIFF's tiles
 LEVEL = 4  # of deflate: label maps are hardly smaller above it
+
+
+class UnwrittenError(DataError):
+    """A map cannot be written: the disk is full, for example."""
 
 
 class MapWriter:
@@ -66,8 +71,8 @@ class MapWriter:
             yield
         except Exception as error:  # OSError, and the errors of rasterio
             self.abandon()
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{self.path} cannot be written: {reason}") from error
+            reason = getattr(error, "strerror", None) or error.__cause__ or error  # rasterio chains GDAL's
+            raise UnwrittenError(f"{self.path} cannot be written: {reason}") from error
 
     def _open(self) -> None:
         raise NotImplementedError
@@ -114,7 +119,7 @@ class GeoTiffWriter(MapWriter):
     """A tiled uint8 GeoTIFF with deflate and the no-data value 255.
 
     Args:
-        place: coordinate reference system and transform.
+        place: coordinate reference system and transform, control points or RPCs.
         colours: [256, 3] of the values; None without a colour table.
         names: of the values from 0 on, written beside the file as GDAL's category names.
     """
@@ -134,10 +139,15 @@ class GeoTiffWriter(MapWriter):
     def _open(self) -> None:
         import rasterio
         from rasterio.control import GroundControlPoint
+        from rasterio.rpc import RPC
         from rasterio.transform import Affine
 
         points = [GroundControlPoint(*point) for point in self.place.control_points]
-        where = {"gcps": points} if points else {"transform": Affine(*self.place.transform)}
+        where: dict[str, Any] = {"gcps": points} if points else {}
+        if self.place.has_transform:
+            where["transform"] = Affine(*self.place.transform)
+        if self.place.rpcs:
+            where["rpcs"] = RPC.from_gdal(dict(self.place.rpcs))
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
         self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
         with self._env:
@@ -173,6 +183,8 @@ class GeoTiffWriter(MapWriter):
             self._put(self._waiting)
         with self._env:
             self._dataset.close()
+        if not is_whole(self.scratch):
+            raise OSError("not all of it could be written (is the disk full?)")
 
     def finish(self) -> None:
         """Give the file its name, and the names of the values to GDAL."""
@@ -185,6 +197,19 @@ class GeoTiffWriter(MapWriter):
             else:
                 beside.unlink(missing_ok=True)
         super().finish()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a TIFF file has all its tiles. rasterio closes a file without an error where GDAL could
+    not write the last of them.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            ends = np.add(page.dataoffsets, page.databytecounts)
+            return min(page.databytecounts) > 0 and ends.max() <= file.filehandle.size
+    except Exception:  # the library raises many kinds where the header is cut off
+        return False
 
 
 def key_of(path: Path) -> str | None:

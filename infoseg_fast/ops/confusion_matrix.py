@@ -139,7 +139,7 @@ def count_pairs(
         return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
     if pred.device.type != "cpu" or not direct:
         return counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
-    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
+    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64, device="cpu")
     if not _add_on_cpu(counts, pred, target, ignore_index):
         counts, outside = counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)
         if outside:

@@ -23,6 +23,7 @@ from ..errors import DataError
 
 if TYPE_CHECKING:
     from ..config import Settings
+    from ..data.crops import Part
     from .labelling import Labelling
     from .sample import Sample
 
@@ -101,6 +102,9 @@ class Recipe(nn.Module):
     # Values for settings of `Settings` that the user leaves out. A subclass replaces those that it
     # names.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    # Which images of the step's batch those of `loss` are, where they are not all. The loop sets it
+    # for ranks and for --accumulate, so that draws can be those of the whole batch.
+    part: Part | None = None
     # Tensors of the last step for `metrics`. A step that a CUDA graph replays puts its own here.
     last: Any = None
 

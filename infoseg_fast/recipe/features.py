@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import build
+from ..distributed.objective import Valid
+from ..distributed.sums import sizes_of_ranks
 from ..errors import DataError
 from ..model import STRIDE, InfoSegNet
 from . import DataInfo, Recipe
@@ -145,8 +147,10 @@ class FeaturesRecipe(Recipe):
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         backbone = self.network.backbone
         local, _ = backbone.native(self.network.normalize(images))
-        points = local.movedim(1, -1)[whole_cells(images, mask, local, backbone.local_stride)]
-        return -backbone.head.joint(points).logsumexp(dim=1).mean()
+        valid = Valid.of(whole_cells(images, mask, local, backbone.local_stride), local)
+        loss = -backbone.head.joint(local.movedim(1, -1)[valid.mask]).logsumexp(dim=1).mean()
+        share = valid.counts * valid.share * (sum(sizes_of_ranks(len(images))) / len(images))
+        return loss * share.to(loss.dtype)
 
     def after_step(self, step: int) -> None:
         if self.average is not None:

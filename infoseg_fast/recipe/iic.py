@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..augment import colour_draws, jittered
 from ..data.crops import Part
+from ..distributed.sums import summed
 from ..draws import generator_on
 from ..model import InfoSegNet, padded, position_mask
 from . import DataInfo, Recipe, imported
@@ -59,10 +60,7 @@ class IICRecipe(Recipe):
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         mask = position_mask(mask, images)
         images = padded(images)
-        generator, device = generator_on(images.device, self.settings.seed + 1, step), images.device
-        mirrored = torch.randint(0, 2, (len(images), 1, 1, 1), generator=generator, device=device).bool()
-        other = jittered(images, colour_draws(JITTER, generator, Part(0, len(images), len(images)), device))
-        other = torch.where(mirrored, other.flip(3), other)
+        other, mirrored = self.second_view(step, images)
         both = torch.cat([images, other]).contiguous(memory_format=torch.channels_last)
         features, _ = self.network(both)
         total = images.new_zeros(())
@@ -74,6 +72,16 @@ class IICRecipe(Recipe):
                     probs, other_probs, mask, self.settings.displacement, self.settings.marginal_weight
                 )
         return total
+
+    def second_view(self, step: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The other view of images [B, c, H, W], and which of them it mirrors, bool [B, 1, 1, 1]. The
+        draws are those of the images' places in the whole batch of the step.
+        """
+        part, device = self.part or Part(0, len(images), len(images)), images.device
+        generator = generator_on(device, self.settings.seed + 1, step)
+        mirrored = torch.randint(0, 2, (part.total, 1, 1, 1), generator=generator, device=device).bool()[part.inside]
+        other = jittered(images, colour_draws(JITTER, generator, part, device))
+        return torch.where(mirrored, other.flip(3), other), mirrored
 
     def labelling(self, sample: Sample) -> Labelling:
         network = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -108,7 +116,7 @@ def classifier(builder: str, arguments: dict[str, Any]) -> InfoSegNet:
 
 
 def iic_loss(probs: Tensor, others: Tensor, mask: Tensor | None, displacement: int, marginal_weight: float) -> Tensor:
-    """The loss of one head.
+    """The loss of one head, over the images of all ranks.
 
     Args:
         probs, others: V and V' [B, K, h, w], of the same positions.
@@ -121,7 +129,7 @@ def iic_loss(probs: Tensor, others: Tensor, mask: Tensor | None, displacement: i
     """
     if mask is not None:
         probs, others = probs * mask[:, None], others * mask[:, None]
-    joint = displaced_joint(probs, others, displacement).double()
+    joint = summed(displaced_joint(probs, others, displacement).double())
     joint = (joint + joint.mT) / 2
     joint = (joint / joint.sum(dim=(1, 2), keepdim=True).clamp_min(EPSILON)).clamp_min(EPSILON)
     share = joint.sum(dim=2)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..ops import assign
 from ..reference import neighbourhood_mean
@@ -119,7 +120,9 @@ class Labelling:
             DataError: the function that builds the network cannot be imported, or builds another
                 network.
         """
-        network = imported(state["builder"], "the builder of the checkpoint's network")(**state["arguments"])
+        builder = imported(state["builder"], "the builder of the checkpoint's network")
+        with float32_on_cpu():
+            network = builder(**state["arguments"])
         try:
             network.load_state_dict(state["weights"])
         except RuntimeError as error:

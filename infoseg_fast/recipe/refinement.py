@@ -151,7 +151,9 @@ def refinement_of(moments: Tensor, radius: int) -> Refinement:
     conditional = covariance[:, :c, :c] - slope @ covariance[:, c:, :c]
     root = torch.linalg.cholesky((conditional + conditional.mT) / 2)
     offset = (slope @ mean[:, c:, None])[..., 0] - mean[:, :c]
-    expected = torch.cat([torch.eye(c).to(slope).expand_as(slope), -slope, offset[..., None]], dim=2)
+    expected = torch.cat(
+        [torch.eye(c, dtype=slope.dtype, device=slope.device).expand_as(slope), -slope, offset[..., None]], dim=2
+    )
     residual = torch.linalg.solve_triangular(root, expected, upper=False)
     log_scale = -root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
     return Refinement(residual.float(), log_scale.float(), radius)

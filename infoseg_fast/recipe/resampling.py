@@ -60,8 +60,8 @@ def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
     everything = total(blocks)
     if m == 1 or not number < n <= MOST_RESAMPLED:
         return merge(everything, number)
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(m, (RESAMPLES, m), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    draws = torch.randint(m, (RESAMPLES, m), generator=generator, device="cpu")
     found = []
     for drawn in draws:
         times = torch.bincount(drawn, minlength=m).double()
@@ -75,7 +75,7 @@ def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
 
 def _together(groups: list[list[int]], n: int) -> Tensor:
     """Bool [n, n]: which classes share a group."""
-    group_of = torch.empty(n, dtype=torch.long)
+    group_of = torch.empty(n, dtype=torch.long, device="cpu")
     for i, group in enumerate(groups):
         group_of[group] = i
     return group_of[:, None] == group_of

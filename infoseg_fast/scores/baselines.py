@@ -17,6 +17,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from ..data import ImageSet, open_set
+from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..model import STRIDE, grey
 from ..ops.confusion_matrix import confusion_matrix
@@ -36,6 +37,7 @@ MERGE_CROP = 128  # pixels, largest side of the crops over which they are merged
 PixelMap = Callable[[Tensor], Tensor]
 
 
+@float32_on_cpu()
 def baseline(
     method: str,
     data: str,

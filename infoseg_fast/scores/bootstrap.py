@@ -27,7 +27,7 @@ class PoissonBootstrap:
 
     def __init__(self, replicates: int, num_clusters: int, num_classes: int, seed: int = 0, stream: int = 0) -> None:
         self.generator = np.random.default_rng([seed, stream])
-        self.counts = torch.zeros(replicates, num_clusters, num_classes, dtype=torch.int64)
+        self.counts = torch.zeros(replicates, num_clusters, num_classes, dtype=torch.int64, device="cpu")
 
     def add(self, counts: Tensor) -> None:
         """Add the counts of images, int64 [images, num_clusters, num_classes]."""

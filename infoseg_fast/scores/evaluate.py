@@ -14,13 +14,16 @@ from tqdm import tqdm
 from ..checkpoint import LAST
 from ..data import prepared
 from ..data.base import ImageSet
+from ..data.images import IGNORE
 from ..distributed.world import rank, ranks
 from ..errors import DataError
+from ..ops.confusion_matrix import count_pairs
 from ..segmenter import Segmenter, raise_for
 from .metrics import ClusterMetrics
 
 BATCH_PIXELS = 2**19  # most pixels of a batch; a larger image is a batch of its own
 READ_AHEAD = 2  # batches
+SCENE_PIXELS = 2**24  # of an image that is read by windows, where its file allows that
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
@@ -50,14 +53,37 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         faults.add_(torch.stack(found))
         return counts
 
+    def count_scene(index: int) -> Tensor:
+        plan = segmenter.plan(images.sizes[index])
+        windows = (images.read_window(index, r.start, c.start, len(r), len(c)) for r, c in plan.regions())
+        bands = (
+            segmenter.band(pixels, place, valid) for place, (pixels, valid) in zip(plan.regions(), windows, strict=True)
+        )
+        counts = torch.zeros(segmenter.num_clusters, images.num_targets, dtype=torch.int64, device=device)
+        for (rows, columns), labels, _ in segmenter.parts(plan, bands):
+            if len(rows) and len(columns):
+                target = images.label_part(index, rows.start, columns.start, len(rows), len(columns))
+                truth = torch.from_numpy(np.ascontiguousarray(target)).to(device)[None]
+                truth = truth.masked_fill(labels == IGNORE, IGNORE)  # pixels without data
+                found, outside = count_pairs(labels, truth, len(counts), images.num_targets, IGNORE)
+                counts += found
+                if outside is not None:  # a CPU raises
+                    faults[0] += outside
+        return counts
+
     images.scaling = segmenter.labelling.data.scaling
-    scores = score(count, segmenter.num_clusters, images, progress)
+    by_windows = count_scene if segmenter.num_clusters <= IGNORE else None  # of 256 clusters, 255 is one
+    scores = score(count, segmenter.num_clusters, images, progress, by_windows)
     raise_for(*faults.tolist())
     return scores
 
 
 def score(
-    count: Callable[[Tensor, Tensor], Tensor], num_clusters: int, images: ImageSet, progress: bool = False
+    count: Callable[[Tensor, Tensor], Tensor],
+    num_clusters: int,
+    images: ImageSet,
+    progress: bool = False,
+    count_scene: Callable[[int], Tensor] | None = None,
 ) -> dict:
     """Scores of a labelling function, with one matching of clusters to classes for the whole set.
 
@@ -67,6 +93,8 @@ def score(
     Args:
         count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
             counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
+        count_scene: the same of a large image by its index. It reads windows, so that memory does not
+            grow with the image. (The label map is held, a byte a pixel.)
 
     Returns:
         The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
@@ -78,9 +106,18 @@ def score(
     if not images.has_labels:
         raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
     assert images.num_classes is not None  # known where there are labels
-    counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64)  # moves to the device that counts
+    counts = torch.zeros(
+        num_clusters, images.num_targets, dtype=torch.int64, device="cpu"
+    )  # moves to the device that counts
 
-    def read(chosen: list[int]) -> tuple[Tensor, Tensor]:
+    def is_scene(chosen: list[int]) -> bool:
+        rows, columns = images.sizes[chosen[0]]
+        readable = count_scene is not None and images.windowed and images.scale == 1
+        return readable and rows * columns > SCENE_PIXELS
+
+    def read(chosen: list[int]) -> tuple[Tensor, Tensor] | None:
+        if is_scene(chosen):
+            return None
         pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
         target = torch.from_numpy(np.stack([images.target(index) for index in chosen]))
         pinned = torch.cuda.is_available()  # a GPU copies from such memory without waiting
@@ -90,12 +127,13 @@ def score(
         waiting = []
         for chosen in [*islice(batches(images), rank(), None, ranks()), *[None] * READ_AHEAD]:
             if chosen is not None:
-                waiting.append(reader.submit(read, chosen))
+                waiting.append((chosen, reader.submit(read, chosen)))
             if waiting and (len(waiting) > READ_AHEAD or chosen is None):
-                pixels, target = waiting.pop(0).result()
-                found = count(pixels, target)
+                indices, found_pixels = waiting.pop(0)
+                given = found_pixels.result()
+                found = count(*given) if given else count_scene(indices[0])  # type: ignore[misc]
                 counts = counts.to(found.device) + found
-                bar.update(len(pixels))
+                bar.update(len(indices))
     counts = counts.cpu()
     if ranks() > 1:
         merged = ClusterMetrics(num_clusters, images.num_targets)

@@ -63,8 +63,8 @@ class ClusterMetrics:
     @torch.inference_mode(False)
     def reset(self) -> None:
         """Forget all counts."""
-        self._counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
-        self._outside = torch.zeros((), dtype=torch.int64)
+        self._counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64, device="cpu")
+        self._outside = torch.zeros((), dtype=torch.int64, device="cpu")
         self._bootstrap = None
         if self.num_replicates:
             self._bootstrap = PoissonBootstrap(
@@ -108,7 +108,11 @@ class ClusterMetrics:
             outside: number of pixels out of range that the counts leave out (`segment_and_count`
                 with `return_outside`); `compute` raises if there were any.
         """
-        counts = torch.as_tensor(counts)
+        if not isinstance(counts, Tensor):
+            array = np.asarray(counts)
+            if array.dtype.kind not in "iu":
+                raise ValueError(f"counts must be whole numbers, not {array.dtype}")
+            counts = torch.from_numpy(array.astype(np.int64))
         expected = (self.num_clusters, self.num_classes)
         if counts.shape[-2:] != expected or counts.dim() not in (2, 3):
             raise ValueError(f"counts must be [..., {expected[0]}, {expected[1]}], not {list(counts.shape)}")
@@ -122,7 +126,7 @@ class ClusterMetrics:
 
     def _add_outside(self, outside: Tensor | int | None) -> None:
         if outside is not None:
-            self._outside += torch.as_tensor(outside).reshape(()).to(self._outside.device)
+            self._outside += torch.as_tensor(outside, device=self._outside.device).reshape(())
 
     def _to(self, device: torch.device) -> None:
         if self._counts.device != device:
