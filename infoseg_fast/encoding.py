@@ -26,12 +26,12 @@ class Features(NamedTuple):
         local: [B, C, h, w], the positions that were asked for.
         deep: [B, channels], sums over the positions of the global map that begin in the tile, in
             float64; None if they were not asked for.
-        positions: the number of those positions.
+        positions: the number of those positions, or the sum of their weights.
     """
 
     local: Tensor
     deep: Tensor | None
-    positions: int
+    positions: int | Tensor
 
 
 class Layer(NamedTuple):
@@ -81,7 +81,13 @@ class EncoderWindows:
         return max(self.local_reach + STRIDE * margin, self.deep_reach) + sobel
 
     def features(
-        self, window: Tensor, inside: Area, image: tuple[int, int], local: Area, tile: Area | None
+        self,
+        window: Tensor,
+        inside: Area,
+        image: tuple[int, int],
+        local: Area,
+        tile: Area | None,
+        mask: Tensor | None = None,
     ) -> Features:
         """The features of a tile.
 
@@ -92,6 +98,8 @@ class EncoderWindows:
             local: rows and columns of the positions of block C that are wanted.
             tile: rows and columns of the padded image. The positions of block D are those that
                 begin in it. None: none.
+            mask: bool [1, h, w] of the positions of block C that have data, at those of `inside`. The
+                positions of block D are weighted by their share. None: all have.
         """
         size = -(-image[0] // STRIDE), -(-image[1] // STRIDE)
         wanted, shallow, deep = local, self.layers[: self.num_local], self.layers[self.num_local :]
@@ -104,7 +112,7 @@ class EncoderWindows:
         if tile is None:
             return Features(found, None, 0)
         global_maps = self._run(deep, maps, wanted, size, blocks)
-        return Features(found, *_summed(global_maps))
+        return Features(found, *_summed(global_maps, _shares(mask, inside, blocks, self.multiple)))
 
     @staticmethod
     def _inputs(layers: Sequence[Layer], outputs: range, size: int) -> list[range]:
@@ -156,7 +164,13 @@ class BackboneWindows:
         return self.radius + STRIDE * margin
 
     def features(
-        self, window: Tensor, inside: Area, image: tuple[int, int], local: Area, tile: Area | None
+        self,
+        window: Tensor,
+        inside: Area,
+        image: tuple[int, int],
+        local: Area,
+        tile: Area | None,
+        mask: Tensor | None = None,
     ) -> Features:
         """As of `EncoderWindows`."""
         maps = self.backbone(self.network.normalize(window))
@@ -168,7 +182,7 @@ class BackboneWindows:
         there, wanted = (
             areas(lambda r: range(r.start // stride, -(-r.stop // stride)), area) for area in (inside, tile)
         )
-        return Features(found, *_summed(crop(global_maps, there, wanted)))
+        return Features(found, *_summed(crop(global_maps, there, wanted), _shares(mask, inside, wanted, stride)))
 
 
 def windows_of(network: nn.Module) -> EncoderWindows | BackboneWindows | None:
@@ -193,9 +207,25 @@ def crop(maps: Tensor, inside: Area, wanted: Area) -> Tensor:
     return maps[:, :, rows, columns]
 
 
-def _summed(maps: Tensor) -> tuple[Tensor, int]:
-    """Sums over the positions in float64, and their number."""
-    return maps.sum(dim=(2, 3), dtype=torch.float64), maps.shape[2] * maps.shape[3]
+def _shares(mask: Tensor | None, inside: Area, wanted: Area, stride: int) -> Tensor | None:
+    """The shares of positions with data, [1, 1, m, n], in the positions of `stride` pixels that are
+    wanted; `mask` [1, h, w] is at those of `inside`.
+    """
+    if mask is None:
+        return None
+    rows, columns = (
+        slice((stride * w.start - i.start) // STRIDE, (stride * w.stop - i.start) // STRIDE)
+        for i, w in zip(inside, wanted, strict=True)
+    )
+    there = mask[:, None, rows, columns].to(torch.float64)
+    return F.avg_pool2d(there, stride // STRIDE, ceil_mode=True, count_include_pad=False)
+
+
+def _summed(maps: Tensor, shares: Tensor | None) -> tuple[Tensor, int | Tensor]:
+    """Sums over the positions in float64, weighted by the shares, and the sum of the weights."""
+    if shares is None:
+        return maps.sum(dim=(2, 3), dtype=torch.float64), maps.shape[2] * maps.shape[3]
+    return (maps * shares).sum(dim=(2, 3)), shares.sum()
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, skip: bool) -> Layer:

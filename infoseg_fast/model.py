@@ -235,19 +235,30 @@ class InfoSegNet(nn.Module):
             images = torch.cat([(images - mean) / std, sobel(grey(images, self.grey), self.sobel)], dim=1)
         return padded(images)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img /
-        4), at least 8.
+        4), at least 8. H is of the mean over the positions that count in `mask`, bool [B, h, w];
+        None: all.
         """
         maps = self.backbone(self.normalize(images))
         features, deep = (maps[index] for index in self._indices)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
             self.local_projection(features.detach()[:1, :, :1, :1])  # tells it its channels; the ops use its weight
-        return features, self.global_features(deep.mean(dim=(2, 3)))
+        return features, self.global_features(mean_of(deep, mask))
 
     def global_features(self, pooled: Tensor) -> Tensor:
         """H [B, K, D] from the spatial mean of block D [B, channels]."""
         return self.global_projection(pooled).unflatten(1, (self.num_classes, self.dim))
+
+
+def mean_of(maps: Tensor, mask: Tensor | None) -> Tensor:
+    """Means [B, channels] of maps [B, channels, m, n], weighted by the share of the positions of
+    `mask`, bool [B, h, w], that count in each; 0 where none does.
+    """
+    if mask is None:
+        return maps.mean(dim=(2, 3))
+    shares = F.adaptive_avg_pool2d(mask[:, None].to(maps.dtype), maps.shape[2:])
+    return (maps * shares).sum(dim=(2, 3)) / shares.sum(dim=(2, 3)).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:

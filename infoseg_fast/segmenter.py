@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import CHECKPOINTS, LAST
@@ -293,20 +294,21 @@ class Segmenter:
         network: Any = self.labelling.network
         kept: list[tuple[Band, Tensor, Tensor]] = []
         total: Any = 0.0
-        positions = 0
+        positions: Any = 0
         for strip in plan.strips:
             band = next(bands)
             for tile in strip:
-                window = self._window(plan, band, tile)
+                window, mask = self._window(plan, band, tile), self._mask(plan, band, tile)
                 if self._windows is None:
-                    local, global_features = network(window)
+                    local, global_features = self.labelling.maps(window, mask)
                 else:
-                    features = self._features(plan, window, tile, deep=True)
+                    features = self._features(plan, window, tile, deep=True, mask=mask)
                     local, total, positions = features.local, total + features.deep, positions + features.positions
                 if plan.passes == 1:
                     kept.append((band, window, local))
         if self._windows is not None:
-            global_features = network.global_features((total / positions).float())
+            mean = (total / positions).nan_to_num()  # 0 / 0 where no position has data
+            global_features = network.global_features(mean.float())
         waiting = iter(kept)
         for strip in plan.strips:
             if plan.passes == 2:
@@ -332,11 +334,24 @@ class Segmenter:
             pixels = weighted(pixels, dim, shrinking(outputs, n, m), read.start)
         return pixels
 
-    def _features(self, plan: Plan, window: Tensor, tile: Tile, deep: bool) -> Features:
+    def _mask(self, plan: Plan, band: Band, tile: Tile) -> Tensor | None:
+        """The positions of a tile's window whose pixels all have data, bool [1, h, w]; None if all are."""
+        inner = plan.inner_window(tile)
+        pixels = [
+            ((np.array(part) + 0.5) * m / n).astype(np.intp)
+            for part, n, m in zip(inner, plan.inner, plan.native, strict=True)
+        ]
+        valid = band.valid_at(*pixels)
+        if valid is None:
+            return None
+        missing = torch.from_numpy(~valid).to(self.device)[None, None].float()
+        return F.max_pool2d(padded(missing), STRIDE)[:, 0] == 0
+
+    def _features(self, plan: Plan, window: Tensor, tile: Tile, deep: bool, mask: Tensor | None = None) -> Features:
         assert self._windows is not None
         wanted = self._positions(plan, tile, self._margin + self.labelling.smooth)
         whole = (tile.rows, tile.columns) if deep else None
-        return self._windows.features(window, tile.window, plan.padded, wanted, whole)
+        return self._windows.features(window, tile.window, plan.padded, wanted, whole, mask)
 
     @staticmethod
     def _positions(plan: Plan, tile: Tile, margin: int) -> Area:

@@ -117,6 +117,15 @@ class Band(NamedTuple):
         """Where the rows and columns of the image have no data; None where all have."""
         return None if self.valid is None else ~self.valid[self._inside(area)]
 
+    def valid_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+        """Which pixels at these rows and columns of the image have data, bool [rows, columns]; None
+        if all have.
+        """
+        if self.valid is None:
+            return None
+        found = self.valid[rows[:, None] - self.place[0].start, columns - self.place[1].start]
+        return None if found.all() else found
+
     def _inside(self, area: Area) -> tuple[slice, slice]:
         rows, columns = (slice(a.start - p.start, a.stop - p.start) for a, p in zip(area, self.place, strict=True))
         return rows, columns

@@ -151,7 +151,7 @@ def test_a_labelling_sweeps_the_sample_once(monkeypatch):
     made, sample = recipe()
     calls = []
     probabilities = Labelling.probabilities
-    monkeypatch.setattr(Labelling, "probabilities", lambda self, x: calls.append(1) or probabilities(self, x))
+    monkeypatch.setattr(Labelling, "probabilities", lambda self, *x: calls.append(1) or probabilities(self, *x))
     made.labelling(sample)
     assert len(calls) == len(sample.batches)
 

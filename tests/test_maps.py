@@ -595,3 +595,31 @@ def test_the_png_writer_is_read_by_others(tmp_path):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels)
         assert key_of(tmp_path / "x.png") == "the key" and key_of(Path("none.png")) is None
         (tmp_path / "x.png").unlink()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_what_a_file_has_where_there_is_no_data_changes_no_label(dtype, monkeypatch):
+    """A border, a hole and single pixels: neither the colours, nor the global features, nor tiles."""
+    scaling = None if dtype == np.uint8 else Scaling((20.0,) * 3, (230.0,) * 3, "float32")
+    made = isf.Segmenter(labelling(scaling=scaling))
+    pixels, valid = pixels_of(150, 170).astype(dtype), np.ones((150, 170), bool)
+    valid[:31], valid[60:90, 40:100], valid[100::7, ::5] = False, False, False
+    found = made.segment_array(pixels, valid)
+    assert (found[~valid] == 255).all() and len(np.unique(found[valid])) > 1
+    for value in (0, 255):
+        assert np.array_equal(made.segment_array(np.where(valid, pixels, value).astype(dtype), valid), found)
+    monkeypatch.setattr(segmenter_module, "TILE", 48)
+    monkeypatch.setattr(segmenter_module, "KEPT_BYTES", 0)
+    assert np.array_equal(made.segment_array(pixels, valid), found)
+    assert (made.segment_array(pixels, np.zeros_like(valid)) == 255).all()
+
+
+def test_a_border_without_data_hardly_changes_the_labels():
+    """The global features are of the pixels with data alone."""
+    made = isf.Segmenter(labelling())
+    pixels, valid = np.zeros((3, 224, 240), np.uint8), np.zeros((224, 240), bool)
+    pixels[:, 64:-64, 64:-64], valid[64:-64, 64:-64] = pixels_of(96, 112), True
+    found, alone = made.segment_array(pixels, valid), made.segment_array(pixels_of(96, 112))
+    assert (found[64:-64, 64:-64] == alone).mean() > 0.9
+    black = made.segment_array(pixels)[64:-64, 64:-64]
+    assert (black == alone).mean() < (found[64:-64, 64:-64] == alone).mean()

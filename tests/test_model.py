@@ -108,3 +108,15 @@ def test_the_border_cannot_be_told_from_the_inside():
     model = isf.InfoSegNet(width=8, dim=8).eval()
     features, _ = model(torch.full((1, 3, 64, 80), 0.3))
     torch.testing.assert_close(features, features[..., :1, :1].expand_as(features))
+
+
+def test_global_features_are_of_the_positions_that_count():
+    model = isf.InfoSegNet(3, 4, width=8, dim=16).eval()
+    images, mask = torch.rand(2, 3, 64, 96), torch.ones(2, 16, 24, dtype=torch.bool)
+    with torch.no_grad():
+        plain = model(images)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model(images, mask), plain, strict=True))
+        mask[0, :, 8:], mask[1] = False, False
+        deep = model.backbone(model.normalize(images))[1]
+        expected = torch.stack([deep[0, :, :, :2].mean(dim=(1, 2)), torch.zeros(deep.shape[1])])
+        assert torch.allclose(model(images, mask)[1], model.global_features(expected), atol=1e-6)

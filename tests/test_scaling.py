@@ -19,6 +19,7 @@ from infoseg_fast.data.scaling import eight_bit, estimate
 from infoseg_fast.data.scenes import SceneCrops
 from infoseg_fast.data.threaded import read_ahead
 from infoseg_fast.errors import DataError
+from infoseg_fast.recipe import DataInfo
 from infoseg_fast.run_folder import RunFolder
 
 
@@ -95,6 +96,19 @@ def test_pixels_without_data_do_not_move_the_limits(tmp_path):
         ),
         "none of the pixels",
     )
+
+
+def test_the_value_of_pixels_without_data_changes_no_crop(tmp_path):
+    pixels, found = np.random.default_rng(0).integers(1000, 2000, (3, 2, 40, 40)).astype(np.uint16), []
+    for value in (0, 60000):
+        pixels[:, :, :15] = value
+        root = write(tmp_path / str(value), pixels)
+        images = open_set(str(root), "train", options=ReadOptions(nodata=value))
+        mean, std = channel_statistics(images)
+        images.scaling = DataInfo(2, 2, None, mean, std, images.scaling).scaling
+        found.append(images.crops(np.arange(3), np.full(3, 0.4), np.zeros(3), 32))
+    (first, valid), (second, _) = found
+    assert np.array_equal(first, second) and not valid.all() and first.min() >= 1000 and first.max() < 2000
 
 
 def test_constant_channels_and_rare_values_have_limits_apart(tmp_path):

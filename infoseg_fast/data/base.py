@@ -178,7 +178,7 @@ class ImageSet:
 
     def may_lack_data(self, index: int) -> bool:
         """Whether a pixel of the image can be invalid."""
-        return True
+        return False
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
         """The order in which an epoch draws the images, if theirs is no plain permutation."""
@@ -284,7 +284,7 @@ class InMemory(ImageSet):
         vars(self).update(vars(source))
         self._source, self._images = source, images
         self.windowed = False
-        for method in ("read", "label", "digests", "fingerprint", "check_labels"):
+        for method in ("read", "label", "digests", "fingerprint", "check_labels", "may_lack_data"):
             setattr(self, method, getattr(source, method))
 
     def scaled(self, index: int) -> Pixels:

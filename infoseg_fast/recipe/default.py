@@ -87,6 +87,7 @@ class DefaultRecipe(Recipe):
         )
         if found.num_clusters == self.data.num_classes and not self.settings.refine:
             return found
-        probs = [found.probabilities(images) for images, _ in sample.batches]
+        without_data = self.network.without_data
+        probs = [found.probabilities(images, mask if without_data else None) for images, mask in sample.batches]
         over_clusters = OverClusters.of(probs, sample, self.smooth, self.settings.refine)
         return dataclasses.replace(found, over_clusters=over_clusters).with_clusters(self.data.num_classes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..defaults import float32_on_cpu
 from ..errors import DataError
+from ..model import InfoSegNet
 from ..ops import assign
 from ..reference import neighbourhood_mean
 from . import DataInfo, imported
@@ -83,9 +84,16 @@ class Labelling:
         device = next(self.network.parameters()).device
         return dataclasses.replace(self, groups=groups, refinement=refinement and refinement.to(device))
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities [B, K, h, w] of images at the scale of the network."""
-        return self.assign(*self.network(images))
+    def maps(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The network's features and global features of images at its scale. An `InfoSegNet` leaves
+        out the positions that are False in `mask`, bool [B, h, w].
+        """
+        known = mask is not None and isinstance(self.network, InfoSegNet)
+        return self.network(images, mask) if known else self.network(images)
+
+    def probabilities(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Probabilities [B, K, h, w] of images at the scale of the network; mask as of `maps`."""
+        return self.assign(*self.maps(images, mask))
 
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
         """Probabilities [B, K, h, w] of the positions, grouped and smoothed."""

@@ -49,15 +49,18 @@ class TrainedNetwork(nn.Module):
         self.criterion = InfoSegLoss(
             settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
         )
+        self.without_data = settings.loss_mask == "none"  # what a mask leaves out; else it has no ground truth
         self.positions, self.across, self.seed = settings.positions, settings.negatives_across_ranks, settings.seed
         self.last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
         self._share: Tensor | None = None  # of `update_average`, on a GPU
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
-        features, global_features = self.model(images.contiguous(memory_format=torch.channels_last))
+        mask = position_mask(mask, images)
+        images_of = images.contiguous(memory_format=torch.channels_last)
+        features, global_features = self.model(images_of, mask if self.without_data else None)
         self.last = features.detach(), global_features.detach()
-        projection, mask = self.model.local_projection, position_mask(mask, images)
+        projection = self.model.local_projection
         counts = None
         if mask is not None and ranks() == 1:  # without a position that counts, the loss is 0 and not NaN
             counts = mask.any()

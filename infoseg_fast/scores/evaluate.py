@@ -27,10 +27,14 @@ SCENE_PIXELS = 2**24  # of an image that is read by windows, where its file allo
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
-    """Indices of consecutive images of one size, at most BATCH_PIXELS together."""
+    """Indices of consecutive images of one size, at most BATCH_PIXELS together; of an image that may
+    lack data, it alone.
+    """
     chosen: list[int] = []
     for index, size in enumerate(images.sizes):
-        if chosen and (size != images.sizes[chosen[0]] or (len(chosen) + 1) * size[0] * size[1] > BATCH_PIXELS):
+        full = (len(chosen) + 1) * size[0] * size[1] > BATCH_PIXELS
+        alone = any(map(images.may_lack_data, [*chosen[:1], index]))
+        if chosen and (full or alone or size != images.sizes[chosen[0]]):
             yield chosen
             chosen = []
         chosen.append(index)
@@ -93,8 +97,9 @@ def score(
     Args:
         count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
             counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
-        count_scene: the same of a large image by its index. It reads windows, so that memory does not
-            grow with the image. (The label map is held, a byte a pixel.)
+        count_scene: the same of one image by its index, for an image that is large or may lack data.
+            It reads windows, so that memory does not grow with the image. (The label map is held, a
+            byte a pixel.)
 
     Returns:
         The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
@@ -112,8 +117,8 @@ def score(
 
     def is_scene(chosen: list[int]) -> bool:
         rows, columns = images.sizes[chosen[0]]
-        readable = count_scene is not None and images.windowed and images.scale == 1
-        return readable and rows * columns > SCENE_PIXELS
+        large = images.windowed and rows * columns > SCENE_PIXELS
+        return count_scene is not None and images.scale == 1 and (large or images.may_lack_data(chosen[0]))
 
     def read(chosen: list[int]) -> tuple[Tensor, Tensor] | None:
         if is_scene(chosen):
