@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -209,6 +210,7 @@ class InfoSegNet(nn.Module):
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Mean and standard deviation of each channel of the images, in their [0, 1] scale."""
         for name, values in (("mean", mean), ("std", std)):
+            values = values.tolist() if isinstance(values, np.ndarray) else values  # of any byte order and strides
             buffer = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).flatten()
             if not torch.isfinite(buffer).all() or (name == "std" and not (buffer > 0).all()):
                 raise ValueError(f"{name} must be finite{' and above 0' if name == 'std' else ''}, not {values}")

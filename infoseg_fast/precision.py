@@ -27,8 +27,8 @@ def policy(cuda: bool) -> Iterator[None]:
     """The context of a run. On a GPU all float32 products take TensorFloat32, as PyTorch's
     convolutions do anyway: a loss of 22 bits of features of 10 bits would only take longer.
 
-    The algorithms of convolutions are the deterministic ones. New tensors are float32 on the CPU.
-    PyTorch's own settings come back after the run.
+    The algorithms of convolutions are the deterministic ones. New tensors are float32 on the CPU,
+    and gradients are recorded, without autocast. PyTorch's own settings come back after the run.
     """
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -36,7 +36,10 @@ def policy(cuda: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision("high")
         logger.warning("float32 products are TensorFloat32 on this GPU (10 bits): convolutions, projections, the loss")
     try:
-        with float32_on_cpu():
+        with (
+            float32_on_cpu(), torch.inference_mode(False), torch.enable_grad(),
+            torch.autocast("cuda" if cuda else "cpu", enabled=False),
+        ):  # fmt: skip
             yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[:2]

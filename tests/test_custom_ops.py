@@ -351,6 +351,13 @@ def test_the_users_defaults_change_nothing(name, backend):
         assert torch.equal(one, other) and one.dtype == other.dtype
 
 
+@pytest.mark.parametrize("name", WIRED)
+def test_views_with_the_negative_bit_are_read_as_their_values(name):
+    x, function = call(name)
+    lazy = [torch._neg_view(-t) if t.is_floating_point() else t for t in x]
+    assert torch.equal(function(*lazy), function(*x))
+
+
 def outcome(function, leaves):
     """The result, and the gradients of its sum."""
     out = function(*leaves)

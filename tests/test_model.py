@@ -1,5 +1,6 @@
 """`InfoSegNet`: shapes, receptive field, normalisation, and other backbones."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def test_padding_repeats_the_border_and_is_only_for_small_and_odd_sides():
 
 def test_normalisation_is_saved_with_the_model():
     model = isf.InfoSegNet(width=4, dim=8).eval()
-    model.set_normalization([0.1, 0.2, 0.3], [0.5, 0.25, 1.0])
+    model.set_normalization(np.array([0.3, 0.2, 0.1], ">f8")[::-1], [0.5, 0.25, 1.0])
     other = isf.InfoSegNet(width=4, dim=8).eval()
     other.load_state_dict(model.state_dict())
     x = torch.rand(1, 3, 32, 32)

@@ -4,6 +4,7 @@ paper.
 
 import math
 
+import numpy as np
 import pytest
 import statement
 import torch
@@ -38,6 +39,20 @@ def test_equals_the_statement_that_forms_L_and_S(variant, balance, masked):
     torch.testing.assert_close(found, stated, rtol=1e-12, atol=1e-12)
     for a, b in zip(torch.autograd.grad(found, x), torch.autograd.grad(stated, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = inputs()
+    how = {"temperature": np.float32(2), "num_negatives": np.int64(2), "balance": np.float16(0.5)}
+    expected = isf.mutual_information_loss(*x, temperature=2.0, num_negatives=2, balance=0.5)
+    assert torch.equal(isf.mutual_information_loss(*x, **how), expected)
+    assert isf.segment(*x, size=(np.int64(6), np.int32(8))).shape == (4, 6, 8)
+
+
+def test_a_layout_that_is_not_dense_is_refused():
+    f, *others = inputs()
+    with pytest.raises(TypeError, match=r"features must be a dense tensor, not of layout torch\.sparse_coo"):
+        isf.mutual_information_loss(f.to_sparse(), *others)
 
 
 @pytest.mark.parametrize("form", ["no projection", "no bias", "convolution's weight"])

@@ -433,7 +433,8 @@ def test_the_users_defaults_change_neither_a_run_nor_its_labels(data, tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):  # what names no device has no values
-            found = train(data, tmp_path / "two", **how)
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                found = train(data, tmp_path / "two", **how)
             loaded = isf.load(tmp_path / "two")
             assert torch.equal(loaded.segment(images), labels)
             assert torch.equal(loaded.segment(images.double()), labels)

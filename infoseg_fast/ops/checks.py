@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,8 @@ def local_and_global(
             raise TypeError(f"{name} must be a tensor, not {described(x)}")
         if x.dtype not in DTYPES:
             raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, not {described(x)}")
+        if x.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, not of layout {x.layout}")
         if x.device != features.device:
             raise ValueError(f"{name} must be on {features.device} as features are, not {described(x)}")
     if features.dim() != 4:
@@ -87,7 +90,11 @@ def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
 
 def real(name: str, value: float, *, positive: bool) -> float:
     """`value` as a float; it must be finite, and positive or at least 0."""
-    if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (value == 0 and not positive)):
+    if (
+        isinstance(value, (int, float, np.integer, np.floating))
+        and math.isfinite(value)
+        and (value > 0 or (value == 0 and not positive))
+    ):
         return float(value)
     raise ValueError(f"{name} must be a finite number {'above' if positive else 'of at least'} 0, not {value!r}")
 
@@ -98,9 +105,9 @@ def num_negatives(value: int | str, B: int) -> int:
         raise ValueError(f"features must hold B >= 2 images, since negatives come from other images, not B = {B}")
     if value == "all":
         return B - 1
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < B:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value < B:
         raise ValueError(f"num_negatives must be 'all' or from 1 to B - 1 = {B - 1}, not {value!r}")
-    return value
+    return int(value)
 
 
 def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
@@ -146,7 +153,7 @@ def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple
     if size is None:
         return rows, columns
     # While a graph is recorded, a number of pixels may be symbolic, or a tensor.
-    numbers = (int, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)
+    numbers = (int, np.integer, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, np.integer, torch.SymInt)
     if (
         not isinstance(size, (tuple, list, torch.Size))
         or len(size) != 2
@@ -155,4 +162,5 @@ def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple
         raise ValueError(f"{name} must be two numbers of pixels, (rows, columns), each at least 1, not {size!r}")
     if rows * columns == 0:
         raise ValueError(f"features must have at least one position to be upsampled, not {described(features)}")
-    return tuple(size)
+    rows, columns = (int(n) if isinstance(n, np.integer) else n for n in size)
+    return rows, columns

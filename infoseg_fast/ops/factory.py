@@ -88,6 +88,10 @@ class Wiring:
         tensors, settings = arguments[:number], arguments[number:]
         if not dispatch.plain(*tensors):
             return self._call_custom(tensors, settings, backend)
+        for x in tensors:
+            if x is not None and x.is_neg():  # a view as of torch.imag(x.conj()): kernels read the memory
+                tensors = tuple(x if x is None else x.resolve_neg() for x in tensors)
+                break
         kernel = dispatch.kernel(self.name, backend)
         if not self.differentiable:
             return kernel.forward(*self._folded(tensors), *settings)
@@ -223,7 +227,7 @@ def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor |
         found = kernel.hand_over(grad, formed)
     else:
         saved = list(tensors[number + 3 * wiring.folds :])
-        found = kernel.backward(grad.contiguous(), saved, *tensors[:number], *ctx.settings, ctx.needs)
+        found = kernel.backward(grad.resolve_neg().contiguous(), saved, *tensors[:number], *ctx.settings, ctx.needs)
     if not wiring.folds:
         return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
     wanted = ctx.needs_input_grad

@@ -134,9 +134,11 @@ def score(
             if chosen is not None:
                 waiting.append((chosen, reader.submit(read, chosen)))
             if waiting and (len(waiting) > READ_AHEAD or chosen is None):
-                indices, found_pixels = waiting.pop(0)
-                given = found_pixels.result()
+                indices, reading = waiting.pop(0)
+                given = reading.result()
+                del reading  # it holds the pixels
                 found = count(*given) if given else count_scene(indices[0])  # type: ignore[misc]
+                del given
                 counts = counts.to(found.device) + found
                 bar.update(len(indices))
     counts = counts.cpu()
