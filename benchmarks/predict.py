@@ -3,11 +3,11 @@
     python benchmarks/predict.py RUN DIR [--rows 10000] [--columns 12000] [--kind tiled] [--folder N]
 
 Writes a synthetic image of the run's channels to DIR once (or N images with --folder), then calls
-`infoseg predict` in a process of its own, with one thread, and its function in this process, without
-the start of Python. Printed are megapixels per second of
-wall-clock and of processor time (other processes disturb the latter less) and the peak resident
-memory. "segmenter" is `Segmenter.segment_array` on an image of 2,048 x 2,048 in memory, "two
-passes" the same as larger images are segmented.
+`infoseg predict` in a process of its own, with one thread, and its function in this process,
+without the start of Python. Printed are megapixels per second of wall-clock and of processor time
+(other processes disturb the latter less) and the peak resident memory. "segmenter" is
+`Segmenter.segment_array` on an image of 2,048 x 2,048 in memory, "two passes" the same as larger
+images are segmented.
 """
 
 import argparse

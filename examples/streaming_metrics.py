@@ -11,7 +11,9 @@ import infoseg_fast as isf
 
 
 def label_maps(images: int, clusters: int, classes: int, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predictions in which cluster k is mostly class k mod `classes`, with 255 where nothing counts."""
+    """Predictions in which cluster k is mostly class k mod `classes`, with 255 where nothing
+    counts.
+    """
     rng = np.random.default_rng(0)
     for _ in range(images):
         pred = rng.integers(0, clusters, (side // 8, side // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)

@@ -16,7 +16,8 @@ class Draws(NamedTuple):
     """The random numbers of the images of a part of a step.
 
     Attributes:
-        moves: bool [4, b, 1, 1, 1]: mirrored in x, in y, turned by half, by a quarter. None: none are.
+        moves: bool [4, b, 1, 1, 1]: mirrored in x, in y, turned by half, by a quarter. None: none
+            are.
         colours: [b, 5, 1, 1]: relative changes of brightness, contrast and the colours. None: none.
     """
 

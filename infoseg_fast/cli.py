@@ -1,8 +1,8 @@
 """The command `infoseg`.
 
 Exit status: 0 on success; 1 when some inputs failed, each named at the end; 2 on a usage or data
-error, with one line that names the file or option; 130 when interrupted; 143 when ended by SIGTERM or
-SIGUSR1.
+error, with one line that names the file or option; 130 when interrupted; 143 when ended by SIGTERM
+or SIGUSR1.
 """
 
 import argparse

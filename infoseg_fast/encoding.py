@@ -98,8 +98,8 @@ class EncoderWindows:
             local: rows and columns of the positions of block C that are wanted.
             tile: rows and columns of the padded image. The positions of block D are those that
                 begin in it. None: none.
-            mask: bool [1, h, w] of the positions of block C that have data, at those of `inside`. The
-                positions of block D are weighted by their share. None: all have.
+            mask: bool [1, h, w] of the positions of block C that have data, at those of `inside`.
+                The positions of block D are weighted by their share. None: all have.
         """
         size = -(-image[0] // STRIDE), -(-image[1] // STRIDE)
         wanted, shallow, deep = local, self.layers[: self.num_local], self.layers[self.num_local :]

@@ -35,11 +35,13 @@ class Convolution(nn.Conv2d):
 
 
 class Reflected(torch.autograd.Function):
-    """Maps [B, c, H, W] with one more row and column on each side, by reflection: [B, c, H + 2, W + 2].
+    """Maps [B, c, H, W] with one more row and column on each side: [B, c, H + 2, W + 2].
 
-    On a GPU the gradient of PyTorch's padding adds with atomics, so reruns differ, and its result is
-    never channels-last, so each convolution copies its input and its gradient. Here both directions
-    keep the layout, and sums have a fixed order.
+    They are reflections.
+
+    On a GPU the gradient of PyTorch's padding adds with atomics, so reruns differ, and its result
+    is never channels-last, so each convolution copies its input and its gradient. Here both
+    directions keep the layout, and sums have a fixed order.
     """
 
     @staticmethod
@@ -264,8 +266,8 @@ def mean_of(maps: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
-    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by `weights`, [3, 1, 1], which
-    are GREY if left out; one channel is grey already.
+    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by `weights`, [3, 1, 1],
+    which are GREY if left out; one channel is grey already.
     """
     if images.shape[1] < 3:
         return images[:, :1]
@@ -274,8 +276,8 @@ def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def sobel(grey_images: Tensor, filters: Tensor | None = None) -> Tensor:
-    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters`, [2, 1, 3, 3],
-    are SOBEL if left out.
+    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters`, [2, 1, 3,
+    3], are SOBEL if left out.
     """
     filters = grey_images.new_tensor(SOBEL)[:, None] if filters is None else filters.to(grey_images.dtype)
     return F.conv2d(grey_images, filters, padding=1)

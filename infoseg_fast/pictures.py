@@ -1,4 +1,6 @@
-"""Images beside their label maps, small enough for a report. And pictures as the data URLs of a page."""
+"""Images beside their label maps, small enough for a report. And pictures as the data URLs of a
+page.
+"""
 
 import base64
 import io

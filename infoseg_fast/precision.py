@@ -69,7 +69,7 @@ def resolved(settings: Settings, recipe: Recipe, device: torch.device, world: Wo
 
 
 def decide(recipe: Recipe, images: Tensor) -> str:
-    """ "bfloat16" where the device has it and steps of a copy of the recipe are faster with it, else
+    """ "bfloat16" where the device has it and steps of a copy of the recipe are faster, else
     "float32".
 
     Args:

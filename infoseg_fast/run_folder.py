@@ -117,7 +117,8 @@ class RunFolder:
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            # Not flock: processes that read images would inherit it, and outlive a kill for a moment.
+            # Not flock: processes that read images would inherit it, and outlive a kill for a
+            # moment.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise DataError(f"{self.path} is in use: another process trains in it") from error

@@ -89,8 +89,8 @@ class Segmenter:
         return self._windows is not None
 
     def with_clusters(self, number: int) -> Segmenter:
-        """A segmenter with the same network and label maps of `number` clusters, which is any number
-        up to that of the network's classes. Its clusters are matched to no class.
+        """A segmenter with the same network and label maps of `number` clusters, which is any
+        number up to that of the network's classes. Its clusters are matched to no class.
 
         Raises:
             DataError: the run has no over-clusters, or fewer than `number`.
@@ -211,8 +211,8 @@ class Segmenter:
         return counts
 
     def count_without_waiting(self, images: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The result of `count`, the number of target values out of range, and that of values of the
-        images that are not finite, for `raise_for`: all on the device of the images.
+        """The result of `count`, the number of target values out of range, and that of values of
+        the images that are not finite, for `raise_for`: all on the device of the images.
         """
         images = self._checked_shape(images)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
@@ -322,8 +322,8 @@ class Segmenter:
                 yield self._part(plan, band, tile, window, self.labelling.assign(local, global_features), confidence)
 
     def _window(self, plan: Plan, band: Band, tile: Tile) -> Tensor:
-        """The window of a tile without padding, float [B, c, rows, columns] in [0, 1], as the network
-        sees it.
+        """The window of a tile without padding, float [B, c, rows, columns] in [0, 1], as the
+        network sees it.
         """
         inner = plan.inner_window(tile)
         if plan.native == plan.inner:
@@ -335,7 +335,9 @@ class Segmenter:
         return pixels
 
     def _mask(self, plan: Plan, band: Band, tile: Tile) -> Tensor | None:
-        """The positions of a tile's window whose pixels all have data, bool [1, h, w]; None if all are."""
+        """The positions of a tile's window whose pixels all have data, bool [1, h, w]; None if all
+        are.
+        """
         inner = plan.inner_window(tile)
         pixels = [
             ((np.array(part) + 0.5) * m / n).astype(np.intp)

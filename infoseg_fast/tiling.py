@@ -186,8 +186,8 @@ class Weights(NamedTuple):
 
 
 def shrinking(outputs: range, n: int, m: int) -> Weights:
-    """Bilinear resizing of n inputs to m outputs with antialiasing, as `torch.nn.functional.interpolate`
-    has it.
+    """Bilinear resizing of n inputs to m outputs with antialiasing, as
+    `torch.nn.functional.interpolate` has it.
     """
     scale = n / m
     support = max(scale, 1.0)

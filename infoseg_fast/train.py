@@ -119,7 +119,7 @@ def run_steps(
     stop: StopSignals,
     capture: Capture | None,
 ) -> dict[str, Any] | None:
-    """The loop: all steps that are left, with log lines, evaluations and checkpoints, then the report.
+    """The loop: all steps that are left, with log lines, evaluations, checkpoints, and the report.
 
     A step's images go through the network in `accumulate` parts, each shared by the ranks. Every
     part of the loss is weighted by its share of the images, and gradients are summed over parts and

@@ -244,7 +244,8 @@ def test_tiles_give_the_maps_of_the_whole_image(local_index, size, monkeypatch):
     labels = made.segment(images)
     monkeypatch.setattr(segmenter, "TILE", 96)
     assert len(made.plan(size).strips) > 1 or len(made.plan(size).strips[0]) > 1
-    # The mean of the global map is summed in another order, so that ties may fall to the other side.
+    # The mean of the global map is summed in another order, so that ties may fall to the other
+    # side.
     assert (made.segment(images) != labels).float().mean() < 5e-3
 
 

@@ -1,5 +1,5 @@
-"""The training step on a device other than the CPU, without one: on the `meta` device, whose tensors
-have no values, and with stand-ins for torch.cuda.
+"""The training step on a device other than the CPU, without one: on the `meta` device, whose
+tensors have no values, and with stand-ins for torch.cuda.
 """
 
 import sys
@@ -106,8 +106,8 @@ def kernels_on_meta(monkeypatch):
 
 @pytest.fixture
 def on_meta(monkeypatch, tmp_path, kernels_on_meta):
-    """A function that begins a run on the meta device and returns the kernels of its steps, those of
-    PyTorch and those of this package.
+    """A function that begins a run on the meta device and returns the kernels of its steps, those
+    of PyTorch and those of this package.
     """
     monkeypatch.setattr(TRAIN, "pick_device", lambda name: META)
     for module in (augment, objective, iic):

@@ -102,8 +102,9 @@ print(extension.unavailable())
 
 
 def compilers(folder: Path) -> dict[str, str]:
-    """Names of compilers that give what this checkout's build compiled from the same files, where it
-    did."""
+    """Names of compilers that give what this checkout's build compiled from the same files, where
+    it did.
+    """
     folder.mkdir()
     library = ROOT / "infoseg_fast" / "_cuda.so"
     objects = ROOT / "build" / f"csrc-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"

@@ -73,7 +73,8 @@ def test_a_run_holds_all_that_is_promised(data, tmp_path):
     assert segmenter.mapping == scores["mapping"]
     assert segmenter.segment(torch.rand(2, 3, 50, 41)).shape == (2, 50, 41)
     page = (run / "report.html").read_text()
-    # Curves, a triple for each image, the partition score, and an image with maps of 2 and 4 classes.
+    # Curves, a triple for each image, the partition score, and an image with maps of 2 and 4
+    # classes.
     assert page.count("<img") == 1 + 3 * 10 + 1 + 3 and "http" not in page
 
 

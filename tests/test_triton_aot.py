@@ -55,7 +55,8 @@ def test_every_kernel_and_dtype_keeps_its_promises():
         kernel, variant = r.variant.split(maxsplit=1)
         row = re.search(rf"^\| {kernel} \| {re.escape(variant)} \| (.*)$", documented, re.MULTILINE)[1].split(" | ")
         figures = [cell.split(" / ")[aot.CAPABILITIES.index(r.capability)] for cell in row[:3]]
-        # Specialisations that differ in the dtype of their output alone share a line, with the most registers.
+        # Specialisations that differ in the dtype of their output alone share a line, with the most
+        # registers.
         assert r.registers <= int(figures[0]), (r, COMMAND)
         assert figures[1:] == [f"{r.shared / 1024:.0f}", "+".join(sorted(r.products)) or "none"], (r, COMMAND)
 

@@ -1,13 +1,14 @@
-"""The gain of the parts of the default recipe that act when labels are made, each from one training.
+"""The gain of the parts of the default recipe that act when labels are made, each from one
+training.
 
     python benchmarks/recipe/parts.py --csv parts.csv landcover=RUN0 landcover=RUN1 DIR=RUN2 ...
 
 For each finished RUN of the default recipe on a SET, labels are made from its last checkpoint, with
 all parts and with one part left out: the refinement, or the averaged weights. The weights are the
 same, so the difference of a pair is the gain of the part. The last lines give the mean gain over
-the sets (mean over the seeds of a set first), its standard error, and the mean deviation over seeds.
-A part stays in the recipe if one of its two gains is at least .01 and more than twice its standard
-error, or if it halves a deviation.
+the sets (mean over the seeds of a set first), its standard error, and the mean deviation over
+seeds. A part stays in the recipe if one of its two gains is at least .01 and more than twice its
+standard error, or if it halves a deviation.
 """
 
 import argparse

@@ -44,8 +44,8 @@ def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
 
 
 def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
-    """Microseconds of a step on the device alone, each from a replay of its CUDA graph with an empty
-    L2 cache. Emptying the cache hides the start of the graph.
+    """Microseconds of a step on the device alone, each from a replay of its CUDA graph with an
+    empty L2 cache. Emptying the cache hides the start of the graph.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -69,8 +69,8 @@ def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
 
 
 def with_host(step: Step, calls: int) -> float:
-    """Microseconds of a call, as a loop of them takes: the host's work or the device's, whichever is
-    longer.
+    """Microseconds of a call, as a loop of them takes: the host's work or the device's, whichever
+    is longer.
     """
     step()
     torch.cuda.synchronize()

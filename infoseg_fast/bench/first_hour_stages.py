@@ -1,7 +1,8 @@
 """The stages of `first_hour`.
 
-A stage of single parts is a list of tasks, which run in processes of their own (`first_hour.spread`):
-what a task meets costs no other. The other stages are functions that write rows to the table.
+A stage of single parts is a list of tasks, which run in processes of their own
+(`first_hour.spread`): what a task meets costs no other. The other stages are functions that write
+rows to the table.
 """
 
 import itertools

@@ -19,8 +19,8 @@ from .first_hour import FAILED, PASSED, Table
 DEVICE = "cuda"
 SETTINGS = {"steps": 200, "batch_size": 32, "crop": 128, "log_every": 20, "eval_every": 0, "checkpoint_every": 100}
 IMAGES, SIDE = 96, 160  # of the painted set
-# Those without a graph come first, since what a graph breaks may stay broken. The float32 runs of the
-# default recipe should have the same bits.
+# Those without a graph come first, since what a graph breaks may stay broken. The float32 runs of
+# the default recipe should have the same bits.
 RUNS: dict[str, dict[str, Any]] = {
     "default, without graph": {"cuda_graph": "off"},
     "default": {},

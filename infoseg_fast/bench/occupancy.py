@@ -1,5 +1,5 @@
-"""Latency model: programs and bytes of loads that a multiprocessor holds at a time, from the machine
-code.
+"""Latency model: programs and bytes of loads that a multiprocessor holds at a time, from the
+machine code.
 
 By Little's law a multiprocessor needs rate x latency bytes of loads under way to use its share of
 the DRAM's rate: about 20 KB on an A100 (2.0 TB/s, 108 multiprocessors) and 29 KB on an H200 (4.8

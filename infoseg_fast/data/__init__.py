@@ -30,7 +30,8 @@ def open_set(
     Args:
         data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg
             prepare` made (see `PreparedSet`); shards (see `ShardSet`); an image file; or a text
-            file (.txt) that lists the paths of images. A name takes precedence over a folder of that name.
+            file (.txt) that lists the paths of images. A name takes precedence over a folder of
+            that name.
         split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has
             the same images in every split.
         num_classes: number of label values of a folder without classes.txt.

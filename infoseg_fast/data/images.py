@@ -5,8 +5,8 @@
     .georeference part = read_window(path, row, column, height, width)
 
 TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
-and JPEG XL by imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels are as stored,
-for images and labels alike. Every fault is a DataError that names the file.
+and JPEG XL by imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels
+are as stored, for images and labels alike. Every fault is a DataError that names the file.
 """
 
 import os

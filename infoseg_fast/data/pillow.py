@@ -201,8 +201,8 @@ def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
 
 
 def largest_value(image: PIL.ImageFile.ImageFile) -> int:
-    """The stored value that Pillow makes 255: less than 255 in a grey PNG of 2 or 4 bits, and in a PPM
-    file that says so.
+    """The stored value that Pillow makes 255: less than 255 in a grey PNG of 2 or 4 bits, and in a
+    PPM file that says so.
     """
     for tile in image.tile:
         if str(tile.args).startswith("L;") and tile.args[2:].isdigit():

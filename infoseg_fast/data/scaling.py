@@ -68,7 +68,8 @@ class Scaling:
         return replace(self, fill=tuple(found))
 
     def filled(self, pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-        """Stored values [c, rows, columns] with `fill` where `valid`, bool [rows, columns], is False.
+        """Stored values [c, rows, columns] with `fill` where `valid`, bool [rows, columns], is
+        False.
 
         What a file has there is often an extreme value. It would make an edge, and change the
         global features of the image.

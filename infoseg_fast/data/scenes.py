@@ -76,8 +76,8 @@ class SceneCrops(ImageSet):
         self._regions = Regions(REGION_BYTES)
 
     def _leave_out_empty_regions(self) -> None:
-        """Drop the points of regions of which 3 x 3 pixels have no data: around a scene that is turned
-        on its grid, whole batches could be without any.
+        """Drop the points of regions of which 3 x 3 pixels have no data: around a scene that is
+        turned on its grid, whole batches could be without any.
         """
         full = {region for region in dict.fromkeys(self._region_of) if self._has_data(*region)}
         kept = [(p, r) for p, r in zip(self._points, self._region_of, strict=True) if r in full]

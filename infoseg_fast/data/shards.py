@@ -1,7 +1,8 @@
 """WebDataset shards: tar files of images, as `--data "DIR/shards-{0000..0099}.tar"`.
 
 A shard is an uncompressed tar file. Members whose names agree up to the first dot of the last part
-belong together: `KEY.jpg` is an image, `KEY.label.png` its label map. Other members are passed over.
+belong together: `KEY.jpg` is an image, `KEY.label.png` its label map. Other members are passed
+over.
 
 The shards are indexed once, and images are then read by their places. So every epoch is a full
 permutation that follows from the seed, a run resumes at any step without reading what came before,
@@ -224,7 +225,8 @@ def as_file(data: bytes, name: str) -> Iterator[Path]:
     try:
         with open(number, "wb", closefd=False) as file:
             file.write(data)
-        # Readers that are kept open are told apart by path, time and size. The time makes each file one of its own.
+        # Readers that are kept open are told apart by path, time and size. The time makes each file
+        # one of its own.
         time = next(_unique)
         os.utime(number, ns=(time, time))
         yield Path(path)

@@ -47,8 +47,8 @@ class _Normalised(torch.autograd.Function):
 
         dx = weight / std * (g - sum g / n - xhat * sum(g * xhat) / n)
 
-    where the sums are over all ranks. dweight and dbias are this rank's sums: the training loop adds
-    those of the others, as for all parameters.
+    where the sums are over all ranks. dweight and dbias are this rank's sums: the training loop
+    adds those of the others, as for all parameters.
     """
 
     @staticmethod
@@ -78,7 +78,8 @@ class _Normalised(torch.autograd.Function):
             sums = torch.stack([sum_g, sum_gx])
             dist.all_reduce(sums)
             sums /= ctx.count
-            # dx = weight / std * (g - a - (x - mean) / std * b) as one multiple of g, one of x and a constant
+            # dx = weight / std * (g - a - (x - mean) / std * b) as one multiple of g, one of x and
+            # a constant
             scale = weight * inverse
             by_x = -scale * inverse * sums[1]
             constant = -scale * sums[0] - by_x * mean

@@ -137,8 +137,8 @@ def chosen_positions(number: int | None, features: Tensor, seed: int, step: int)
 def _mean_over_positions(
     criterion, features: Tensor, G: Tensor, g0: Tensor | None, mask: Tensor | None, first: int
 ) -> Tensor:
-    """The mean over the positions of features [b, C, h, w] that count; G [B, K, C] and g0 [B, K] are
-    those of all images, this rank's from `first` on.
+    """The mean over the positions of features [b, C, h, w] that count; G [B, K, C] and g0 [B, K]
+    are those of all images, this rank's from `first` on.
     """
     (B, K, _), (b, C), P = G.shape, features.shape[:2], features[0, 0].numel()
     partners = B - 1 if criterion.num_negatives == "all" else criterion.num_negatives
@@ -183,9 +183,9 @@ def appearance_over_ranks(
     """`recipe.appearance.appearance_term` of the images of all ranks, the same on every rank.
 
     `appearance_statistics` scales the appearance y to mean 0 and variance 1 over the images of the
-    rank. With a = s_r / s and c = (m_r - m) / s, from the rank's mean m_r and deviation s_r to those
-    of all ranks, the moments of the rank in the common scale are A M A^T with A = [[1, 0], [c,
-    diag(a)]].
+    rank. With a = s_r / s and c = (m_r - m) / s, from the rank's mean m_r and deviation s_r to
+    those of all ranks, the moments of the rank in the common scale are A M A^T with A = [[1, 0],
+    [c, diag(a)]].
 
     Where no position of any rank counts, it is 0.
     """

@@ -61,7 +61,8 @@ class World:
             timeout = timedelta(seconds=self.timeout)
             try:
                 store, own, number = next(dist.rendezvous("env://", timeout=timeout))
-                # torchrun keeps its store for a restart. Addresses of ranks that have ended must not be found there.
+                # torchrun keeps its store for a restart. Addresses of ranks that have ended must
+                # not be found there.
                 store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
                 dist.init_process_group(backend, store=store, rank=own, world_size=number, timeout=timeout)
             except RuntimeError as error:

@@ -1,4 +1,5 @@
-"""Which maps are made of which images, where they are written, and how a finished map is recognised.
+"""Which maps are made of which images, where they are written, and how a finished map is
+recognised.
 
 Every file that is written carries a key: a digest of the checkpoint, of the options that change its
 content, and of the size and time of the image file. An interrupted prediction goes on with the

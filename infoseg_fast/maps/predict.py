@@ -316,8 +316,8 @@ class Maps:
         return overlaid(as_rgb(pixels), coloured(labels, self.labels.number))
 
     def finish(self) -> bool:
-        """Give the files their names, the label map last, and add it to the tables. False where they
-        were abandoned.
+        """Give the files their names, the label map last, and add it to the tables. False where
+        they were abandoned.
         """
         if self._abandoned:
             return False

@@ -200,8 +200,8 @@ class GeoTiffWriter(MapWriter):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a TIFF file has all its tiles. rasterio closes a file without an error where GDAL could
-    not write the last of them.
+    """Whether a TIFF file has all its tiles. rasterio closes a file without an error where GDAL
+    could not write the last of them.
     """
     try:
         with tifffile.TiffFile(path) as file:

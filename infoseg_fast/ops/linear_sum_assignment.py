@@ -37,8 +37,8 @@ def linear_sum_assignment(
     integers exactly.
 
     Args:
-        cost_matrix: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real dtype.
-            Entries of +inf are forbidden (of -inf when maximising).
+        cost_matrix: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real
+            dtype. Entries of +inf are forbidden (of -inf when maximising).
         maximize: choose the greatest total instead.
         backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and
             columns); or "reference" (scipy's, anywhere).

@@ -54,8 +54,8 @@ class AppearanceTerm:
         images: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """The weighted information. Arguments as of `appearance_term`; the images need no padding, and
-        may have any number of channels (`colour_channels`).
+        """The weighted information. Arguments as of `appearance_term`; the images need no padding,
+        and may have any number of channels (`colour_channels`).
         """
         term = appearance_over_ranks if ranks() > 1 else appearance_term
         return self.weight * term(

@@ -66,8 +66,8 @@ class Labelling:
         return self.network.num_classes if self.groups is None else len(self.groups)
 
     def with_clusters(self, number: int) -> Labelling:
-        """The same network with labels of `number` clusters: groups of its classes, each number with
-        the groups of its best partition score.
+        """The same network with labels of `number` clusters: groups of its classes, each number
+        with the groups of its best partition score.
 
         Raises:
             DataError: the labelling has no over-clusters, or fewer than `number`.

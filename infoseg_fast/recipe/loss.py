@@ -12,8 +12,9 @@ class InfoSegLoss(torch.nn.Module):
 
     The loss takes the weight and the bias of the local projection, which are parameters of the
     network. Under `DistributedDataParallel`, wrap a module whose `forward` calls both the network
-    and the loss. If the network alone is wrapped, `find_unused_parameters=True` takes the projection
-    for unused, and the backward pass raises "Expected to mark a variable ready only once".
+    and the loss. If the network alone is wrapped, `find_unused_parameters=True` takes the
+    projection for unused, and the backward pass raises "Expected to mark a variable ready only
+    once".
     """
 
     def __init__(

@@ -140,8 +140,8 @@ def _greedy(pairs: _Pairs, number: int, whole: Criteria, weight: float) -> list[
 
 
 def _improved(statistics: Statistics, groups: list[list[int]], whole: Criteria) -> list[list[int]]:
-    """Move single classes, always by the move of the best score, as long as one improves it. Of many
-    classes the groups stay as they are.
+    """Move single classes, always by the move of the best score, as long as one improves it. Of
+    many classes the groups stay as they are.
     """
     number, n = len(groups), len(statistics.moments)
     if (number * n) ** 2 > MOST_NUMBERS:

@@ -1,8 +1,8 @@
 """A merge of over-clusters that does not hang on a few images.
 
-Partitions of nearly one score can differ much, and a few images or the rounding of a sum then decide
-which is best. So the best partition is searched for many resamples of the images (a bootstrap), and
-the one that agrees best with all others is taken.
+Partitions of nearly one score can differ much, and a few images or the rounding of a sum then
+decide which is best. So the best partition is searched for many resamples of the images (a
+bootstrap), and the one that agrees best with all others is taken.
 """
 
 from __future__ import annotations

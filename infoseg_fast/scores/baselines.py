@@ -52,7 +52,8 @@ def baseline(
     """Fit a method of METHODS to the train split of a set and score it on `split`.
 
     Args:
-        backbone: of kmeans-backbone: "backbone", "weights" and "local_index" (`fit_kmeans_backbone`).
+        backbone: of kmeans-backbone: "backbone", "weights" and "local_index"
+            (`fit_kmeans_backbone`).
 
     Returns:
         The scores (see `evaluate.score`) and the names of the classes.

@@ -27,8 +27,8 @@ SCENE_PIXELS = 2**24  # of an image that is read by windows, where its file allo
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
-    """Indices of consecutive images of one size, at most BATCH_PIXELS together; of an image that may
-    lack data, it alone.
+    """Indices of consecutive images of one size, at most BATCH_PIXELS together. An image that may
+    lack data comes alone.
     """
     chosen: list[int] = []
     for index, size in enumerate(images.sizes):
@@ -45,8 +45,8 @@ def batches(images: ImageSet) -> Iterator[list[int]]:
 def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progress: bool = False) -> dict:
     """Segment every image at its native size and score the labels; returns what `score` returns.
 
-    Between the batches nothing waits for a GPU, which counts. What is wrong with a value of an image
-    or a label is found at the end.
+    Between the batches nothing waits for a GPU, which counts. What is wrong with a value of an
+    image or a label is found at the end.
     """
     faults = torch.zeros(2, dtype=torch.int64, device=device)
 
@@ -97,9 +97,9 @@ def score(
     Args:
         count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
             counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
-        count_scene: the same of one image by its index, for an image that is large or may lack data.
-            It reads windows, so that memory does not grow with the image. (The label map is held, a
-            byte a pixel.)
+        count_scene: the same of one image by its index, for an image that is large or may lack
+            data. It reads windows, so that memory does not grow with the image. (The label map is
+            held, a byte a pixel.)
 
     Returns:
         The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
