@@ -374,7 +374,8 @@ class Segmenter:
         seen, area = Seen(probs, here, None, (rows, columns)), plan.output(tile)
         if refinement is not None:
             framed = padded(window)
-            found = colours_of(framed, (framed.shape[2] // STRIDE, framed.shape[3] // STRIDE), refinement.radius)
+            positions = framed.shape[2] // STRIDE, framed.shape[3] // STRIDE
+            found = colours_of(framed, positions, refinement.radius, self._mask(plan, band, tile))
             r, c = (range(part.start // STRIDE, part.stop // STRIDE) for part in tile.window)
             colours = Colours(crop(found.pixels, tile.window, seen.pixels), crop(found.around, (r, c), here))
             seen = seen._replace(colours=colours)

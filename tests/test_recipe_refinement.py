@@ -46,7 +46,7 @@ def test_density_is_that_of_a_conditional_normal_distribution():
 def test_moments_are_sums_over_pixels_with_their_positions_probabilities():
     images, probs, mask = torch.rand(2, 3, 16, 12), torch.rand(2, 5, 4, 3), torch.rand(2, 4, 3) > 0.3
     found = colour_moments(probs, images, mask, 1)
-    pixels, around = colours_of(images, (4, 3), 1)
+    pixels, around = colours_of(images, (4, 3), 1, mask)
     u = torch.cat([torch.ones(2, 1, 16, 12), pixels, F.interpolate(around, size=(16, 12), mode="bilinear")], dim=1)
     weights = (probs * mask[:, None]).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     expected = torch.einsum("bkyx,biyx,bjyx->kij", weights.double(), u.double(), u.double()) / 16
@@ -136,3 +136,14 @@ def test_sample_without_a_pixel_that_counts_gives_none():
 def test_refinement_moves_between_devices_as_a_whole():
     moved = Refinement(torch.zeros(2, 1, 3), torch.zeros(2), 1).to("meta")
     assert moved.residual.is_meta and moved.log_scale.is_meta and moved.radius == 1
+
+
+def test_the_surroundings_leave_out_positions_without_data():
+    images, mask = torch.rand(1, 3, 64, 80), torch.ones(1, 16, 20, dtype=torch.bool)
+    plain = colours_of(images, (16, 20), 0)
+    assert torch.allclose(colours_of(images, (16, 20), 0, mask).around, plain.around, atol=1e-6)
+    mask[:, :, :7] = False
+    images[:, :, :, 28:] = 0.5
+    found = colours_of(images, (16, 20), 0, mask).around
+    assert torch.allclose(found[..., 2:], torch.full_like(found[..., 2:], 0.55).log(), atol=1e-6)
+    assert torch.allclose(found[..., :2], plain.around[..., :2], atol=1e-6)  # where none counts, all do

@@ -74,7 +74,7 @@ class Colours(NamedTuple):
     around: Tensor
 
 
-def colours_of(images: Tensor, size: tuple[int, int], radius: int) -> Colours:
+def colours_of(images: Tensor, size: tuple[int, int], radius: int, mask: Tensor | None = None) -> Colours:
     """The colours of images.
 
     Args:
@@ -82,10 +82,16 @@ def colours_of(images: Tensor, size: tuple[int, int], radius: int) -> Colours:
         size: (h, w) of the positions that cover them. s is the mean over 2 SURROUNDINGS_RADIUS + 1
             positions a side.
         radius: y is the mean over 2 radius + 1 pixels a side.
+        mask: bool [B, h, w] of the positions that count in s, where one does. None: all.
     """
     images = colour_channels(images.float())
     cells = log_colours(F.adaptive_avg_pool2d(images, size))
-    return Colours(log_colours(neighbourhood_mean(images, radius)), neighbourhood_mean(cells, SURROUNDINGS_RADIUS))
+    around = neighbourhood_mean(cells, SURROUNDINGS_RADIUS)
+    if mask is not None:
+        share = neighbourhood_mean(mask[:, None].float(), SURROUNDINGS_RADIUS)
+        counted = neighbourhood_mean(cells * mask[:, None], SURROUNDINGS_RADIUS) / share
+        around = torch.where(share > 0, counted, around)
+    return Colours(log_colours(neighbourhood_mean(images, radius)), around)
 
 
 def log_colours(images: Tensor) -> Tensor:
@@ -118,7 +124,7 @@ def colour_moments(probs: Tensor, images: Tensor, mask: Tensor | None, radius: i
     Returns:
         [K, 2c + 1, 2c + 1] float64. Those of batches may be added.
     """
-    pixels, around = colours_of(images, probs.shape[2:], radius)
+    pixels, around = colours_of(images, probs.shape[2:], radius, mask)
     around = F.interpolate(around, size=pixels.shape[2:], mode="bilinear", align_corners=False)
     u = torch.cat([torch.ones_like(pixels[:, :1]), pixels, around], dim=1)
     n = u.shape[1]
