@@ -46,9 +46,19 @@ def policy(cuda: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before[2])
 
 
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context of a forward pass. The ops of this package keep float32 sums in it."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+@contextlib.contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """The context of a forward pass. The ops of this package keep float32 sums in it.
+
+    PyTorch keeps the cast weights until the outermost context ends, which may be that of a whole
+    run or the caller's. Here they are forgotten, since the next step has other weights.
+    """
+    if precision != "bfloat16":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16):
+        yield
+    torch.clear_autocast_cache()
 
 
 def has_bfloat16(device: torch.device) -> bool:

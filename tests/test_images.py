@@ -413,7 +413,7 @@ def test_a_geotiff_has_its_pixels_no_data_and_georeference(tmp_path, rasterio, i
     assert found.georeference.transform == (10, 0, 400000, 0, -10, 5800000)
     assert rasterio.crs.CRS.from_wkt(found.georeference.crs).to_epsg() == 32633
     write_raster(rasterio, tmp_path / "no_crs.tif", pixels, crs=None)
-    assert georeference_of(tmp_path / "no_crs.tif") == ("", found.georeference.transform, ())
+    assert georeference_of(tmp_path / "no_crs.tif") == ("", found.georeference.transform, (), ())
     with rasterio.open(path) as dataset:
         assert np.array_equal(dataset.read(), pixels)
         assert np.array_equal(dataset.dataset_mask() > 0, read_image(path).valid)
