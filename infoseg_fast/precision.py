@@ -56,9 +56,11 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
     if precision != "bfloat16":
         yield
         return
-    with torch.autocast(device.type, torch.bfloat16):
-        yield
-    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 def has_bfloat16(device: torch.device) -> bool:
