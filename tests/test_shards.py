@@ -15,7 +15,8 @@ from test_train import SMALL, losses, same_weights, weights
 from infoseg_fast import cli
 from infoseg_fast.data import crops, open_set
 from infoseg_fast.data.crops import CropSampler, crop_loader
-from infoseg_fast.data.shards import ShardSet, expanded, write_shards
+from infoseg_fast.data.reader import ReadOptions
+from infoseg_fast.data.shards import ShardSet, _opened, expanded, write_shards
 from infoseg_fast.errors import DataError
 from infoseg_fast.train import train
 
@@ -107,9 +108,22 @@ def test_the_command_writes_shards_and_names_the_pattern(folder, tmp_path, capsy
     said = capsys.readouterr().out
     assert f"12 images written; --data '{out}/shards-{{0000..0000}}.tar'" in said
     record = json.loads((out / "shards-0000.tar.index.json").read_text())
-    assert len(record["members"]) == 24
+    assert len(record["members"]) == 24 and len(record["images"]) == 12
     assert cli.main(["prepare", "shards", "--root", str(folder), "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_indexed_images_are_not_opened_before_they_are_read(shards, monkeypatch):
+    headers = open_set(shards, "train")._headers
+    monkeypatch.setattr("infoseg_fast.data.shards.described_with", lambda *_: pytest.fail("opens an image"))
+    assert open_set(shards, "train")._headers == headers
+    with pytest.raises(DataError, match=r"image .*shards-0000\.tar:.*png cannot be read: no band 5 \(--bands\)"):
+        ShardSet(shards, options=ReadOptions(bands=(5,)))
+
+
+def test_a_shard_that_leaves_the_cache_stays_open_while_it_is_read(shards, monkeypatch):
+    monkeypatch.setattr("infoseg_fast.data.shards._opened", _opened.__wrapped__)  # keeps none
+    assert open_set(shards, "train").read(0)[0].shape == (3, 32, 32)
 
 
 def test_faults_are_named(shards, tmp_path):

@@ -146,7 +146,11 @@ def checked(reader: Reader, options: ReadOptions, page: int = 0) -> Description:
         raise DataError(f"{reader.pages} pages; --pages first or --pages each says which are read")
     if not 0 <= page < reader.pages:
         raise DataError(f"no page {page + 1}: the file has {reader.pages}")
-    described = _described(reader, page)
+    return accepted(_described(reader, page), options)
+
+
+def accepted(described: Description, options: ReadOptions) -> Description:
+    """`described`, if such a page may be read with these options, else DataError."""
     if options.bands is not None and max(options.bands) > described.bands:
         raise DataError(f"no band {max(options.bands)} (--bands): the image has {described.bands}")
     if band_count(described, options) > MAX_BANDS:

@@ -7,8 +7,9 @@ over.
 The shards are indexed once, and images are then read by their places. So every epoch is a full
 permutation that follows from the seed, a run resumes at any step without reading what came before,
 and ranks and worker processes share nothing. A stream of shards, as the webdataset package reads
-it, has none of the three. `infoseg prepare shards` writes the index beside each shard; without it
-the headers of all members are read when the set is opened.
+it, has none of the three. `infoseg prepare shards` writes the index beside each shard, with what
+the images say of themselves; without it the headers of all members and images are read when the
+set is opened.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from ..checkpoint import write_atomically
 from ..errors import DataError
 from .base import Pixels
 from .folder import File, FileSet, FolderSet, class_names, file_digest
-from .images import described_with, image_endings, label_size, read_label, read_with
+from .images import accepted, described_with, image_endings, label_size, read_label, read_with
 from .reader import Description, ReadOptions
 
 SHARD_BYTES = 2**28  # of images and labels in a shard that is written
@@ -150,7 +151,8 @@ def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
     """
     endings = image_endings()
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
-    for name, offset, size in _index(shard):
+    places, described = _index(shard)
+    for name, offset, size in places:
         folder, _, last = name.rpartition("/")
         key, _, ending = last.partition(".")
         if key:  # not a hidden file
@@ -162,23 +164,46 @@ def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
             raise DataError(f"shard {shard} has {len(images)} images of the key {key}")
         if images:
             name, *place = members[images[0]]
-            with as_file(read_at(shard, *place), f"{shard}:{name}") as path:
-                header, pages = described_with(path, options)
-            if pages > 1 and options.pages == "each":
-                raise DataError(f"image {shard}:{name} has {pages} pages; of shards only --pages first is accepted")
             label = members.get(LABEL)
+            header = _header(shard, name, place, described.get(name), options)
             yield key, name, tuple(place), label and label[1:], header
 
 
-def _index(shard: Path) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of the files of a shard: of its index, if that was written for a shard
-    of this size, else of its headers.
+def _header(
+    shard: Path, name: str, place: list[int], described: Description | None, options: ReadOptions
+) -> Description:
+    """The description of an image that may be read with these options."""
+    if described is not None:
+        try:
+            return accepted(described, options)
+        except DataError as error:
+            raise DataError(f"image {shard}:{name} cannot be read: {error}") from error
+    with as_file(read_at(shard, *place), f"{shard}:{name}") as path:
+        header, pages = described_with(path, options)
+    if pages > 1 and options.pages == "each":
+        raise DataError(f"image {shard}:{name} has {pages} pages; of shards only --pages first is accepted")
+    return header
+
+
+def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Description]]:
+    """(name, offset, size) of the files of a shard, and descriptions of images: of its index, if
+    that was written for a shard of this size, else of its headers, without descriptions.
     """
     beside = shard.with_name(shard.name + INDEX)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(beside.read_text())
         if record["bytes"] == shard.stat().st_size:
-            return [tuple(member) for member in record["members"]]
+            places = [(name, offset, size) for name, offset, size in record["members"]]
+            return places, {name: _description(*fields) for name, fields in record["images"].items()}
+    return _headers_of(shard), {}
+
+
+def _description(height: int, width: int, bands: int, dtype: str, *others: object) -> Description:
+    return Description(height, width, bands, np.dtype(dtype), *others)
+
+
+def _headers_of(shard: Path) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of the files of a shard, of its headers."""
     try:
         with tarfile.open(shard, "r:") as archive:
             return [(one.name, one.offset_data, one.size) for one in archive if one.isreg()]
@@ -209,7 +234,8 @@ def read_at(shard: Path, offset: int, size: int) -> bytes:
         DataError: it cannot be read, or the shard is shorter.
     """
     try:
-        data = os.pread(_opened(shard).number, size, offset)
+        opened = _opened(shard)  # held while it is read: another thread may drop it from the cache
+        data = os.pread(opened.number, size, offset)
     except OSError as error:
         raise DataError(f"shard {shard} cannot be read: {error.strerror}") from error
     if len(data) != size:
@@ -254,7 +280,8 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
         raise DataError(f"--out {out} exists; choose another folder")
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder with images")
-    files = FolderSet(root, "all")._files
+    source = FolderSet(root, "all")
+    files, headers = source._files, source._headers
     keys = [file.stem.replace(".", "_") for file in files]
     if len(set(keys)) < len(keys):
         twice = next(key for place, key in enumerate(keys) if key in keys[:place])
@@ -264,17 +291,20 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         number = 0
-        waiting = iter(zip(keys, files, strict=True))
+        waiting = iter(zip(keys, files, headers, strict=True))
         while (first := next(waiting, None)) is not None:
             shard = scratch / f"shards-{number:04d}.tar"
+            images = {}
             with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as archive:
-                for key, file in itertools.chain([first], waiting):
-                    archive.add(file.path, key + file.path.suffix.lower())
+                for key, file, header in itertools.chain([first], waiting):
+                    name = key + file.path.suffix.lower()
+                    archive.add(file.path, name)
+                    images[name] = header._replace(dtype=str(header.dtype))
                     if file.label is not None:
                         archive.add(file.label, key + LABEL)
                     if archive.offset >= shard_bytes:
                         break
-            record = {"bytes": shard.stat().st_size, "members": _index(shard)}
+            record = {"bytes": shard.stat().st_size, "members": _headers_of(shard), "images": images}
             write_atomically(shard.with_name(shard.name + INDEX), json.dumps(record).encode())
             number += 1
         if (root / "classes.txt").is_file():
