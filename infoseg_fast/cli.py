@@ -31,7 +31,7 @@ SHARDS = "shards"  # of `infoseg prepare`
 PREPARE_OPTIONS = {
     "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
     "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},
-    "split_seed": {"type": int, "metavar": "N", "help": "draws Potsdam's held-out patches (default: 0)"},
+    "split_seed": {"type": int, "metavar": "N", "help": "potsdam: seed of the choice of held-out patches (default: 0)"},
     "min_side": {"type": int, "metavar": "PX", "help": "coco-persons: least side of an image (default: 360)"},
     "person_min": {"type": float, "metavar": "X", "help": "coco-persons: least share of persons (default: 0.1)"},
     "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
@@ -79,21 +79,24 @@ def parser() -> argparse.ArgumentParser:
     add_settings(train, data)
 
     bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
-    bench.add_argument("ops", nargs="*", metavar="OP", help="an op or a case's name; all by default")
-    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("ops", nargs="*", metavar="OP", help="name of an op or of one of its cases (default: all ops)")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to time on (default: cpu)")
     bench.add_argument("--csv", type=path, metavar="FILE", help="also write the rows to FILE")
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
-    bench.add_argument("--repeats", type=int, default=30, metavar="N", help="timed calls of each (default: 30)")
-    bench.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too")
+    bench.add_argument(
+        "--repeats", type=int, default=30, metavar="N", help="timed calls of each provider (default: 30)"
+    )
+    bench.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too (default: True)"
+    )
     bench.add_argument(
         "--compare", type=path, metavar="FILE",
-        help="compare with the rows of an earlier --csv FILE; exit with 1 if an op is slower by more than 15 %%",
+        help="compare with the rows of an earlier --csv FILE. Exit status 1 if a case is slower by more than 15 %%, "
+        "by its time and relative to plain PyTorch",
     )  # fmt: skip
 
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
-    evaluate.add_argument("run", type=path, metavar="RUN")
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
-    evaluate.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
     predict = add(
         "predict",
@@ -101,14 +104,17 @@ def parser() -> argparse.ArgumentParser:
         "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
         "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
     )
-    predict.add_argument("run", type=path, metavar="RUN")
-    predict.add_argument("sources", type=path, nargs="+", metavar="IMAGE|DIR")
+    predict.add_argument(
+        "sources", type=path, nargs="+", metavar="IMAGE|DIR", help="image files, and folders whose images are all taken"
+    )
     predict.add_argument("--out", type=path, required=True, metavar="DIR", help="folder the label maps are written to")
     predict.add_argument(
-        "--overlay", action="store_true", help="write <stem>.overlay.png too, in colour over the image"
+        "--overlay", action="store_true", help="write <stem>.overlay.png too: the labels in colour over the image"
     )
     predict.add_argument(
-        "--match", action="store_true", help="write classes (by the run's last evaluation) instead of clusters"
+        "--match",
+        action="store_true",
+        help="write the classes of the ground truth that the last infoseg eval found, instead of clusters",
     )
     predict.add_argument(
         "--confidence", action="store_true",
@@ -123,23 +129,27 @@ def parser() -> argparse.ArgumentParser:
         "--polygons", type=path, metavar="FILE.gpkg",
         help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
     )  # fmt: skip
-    predict.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
     export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
-    export.add_argument("run", type=path, metavar="RUN")
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
     export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
-    export.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="default: last")
 
     baseline = add("baseline", run_baseline, "Score a method that learns no network on the same images and pixels.")
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     baseline.add_argument(
-        "--classes", type=int, metavar="N", help="number of clusters (default: as many as the ground truth has classes)"
+        "--classes",
+        type=int,
+        metavar="N",
+        help="number of clusters (default: the number of classes of the ground truth)",
     )
     baseline.add_argument(
-        "--samples", type=int, default=500_000, metavar="N", help="pixels it is fitted to (default: 500000)"
+        "--samples",
+        type=int,
+        default=500_000,
+        metavar="N",
+        help="number of pixels that the method is fitted to (default: 500000)",
     )
-    baseline.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    baseline.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
     fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     for name in BACKBONE_OPTIONS:
         how = {key: fields[name][key] for key in ("type", "metavar") if key in fields[name]}
@@ -147,22 +157,27 @@ def parser() -> argparse.ArgumentParser:
     for command in (evaluate, baseline):
         command.add_argument(
             "--split", default="eval", metavar="SPLIT",
-            help="which images: eval (the default), train, all, of a prepared benchmark also val",
+            help="images to score: eval, train or all; val too, where a prepared benchmark has it (default: eval)",
         )  # fmt: skip
         command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
     for command in (predict, export):
         command.add_argument(
             "--classes", type=int, metavar="N",
-            help="number of clusters of the maps, up to that of the network's classes (default: that of the run)",
+            help="number of clusters of the maps, 2 to the over-clusters of the run (default: as in training)",
         )  # fmt: skip
+    for command in (evaluate, predict, export):
+        command.add_argument("run", type=path, metavar="RUN", help="folder that infoseg train wrote")
+        command.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="of the run (default: last)")
     for command in (evaluate, predict):
-        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+        command.add_argument(
+            "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device that computes (default: auto)"
+        )
 
     names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
     prepare.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     prepare.add_argument("--root", type=path, metavar="RAW", help="the raw download (see docs/benchmarks.md)")
-    prepare.add_argument("--out", type=path, metavar="DIR", help="folder to be made")
+    prepare.add_argument("--out", type=path, metavar="DIR", help="folder to write")
     prepare.add_argument("--check", action="store_true", help="read and verify every raw file, and write nothing")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores)")
     for name, how in PREPARE_OPTIONS.items():
@@ -221,12 +236,15 @@ def run_bench(args) -> int:
     for name in args.ops:
         if name not in known:
             raise DataError(f"OP: {name!r} is none of {', '.join(sorted(known))}")
+    for name, least in (("threads", 1), ("repeats", 3)):
+        if getattr(args, name) < least:
+            raise DataError(f"--{name} must be at least {least}, not {getattr(args, name)}")
     before = None if args.compare is None else regressions.read(args.compare)
     if args.csv is not None and not args.csv.parent.is_dir():
         raise DataError(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     if args.device == "cpu":
-        torch.set_num_threads(max(args.threads, 1))
-        rows, wrong = bench.run(args.ops, max(args.repeats, 3), args.compile, args.csv)
+        torch.set_num_threads(args.threads)
+        rows, wrong = bench.run(args.ops, args.repeats, args.compile, args.csv)
         for line in wrong:
             print(f"{PROGRAM} bench: {line}", file=sys.stderr)
         slower = 0 if before is None or not rows else regressions.report(rows, before, args.compare)

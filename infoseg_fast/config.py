@@ -81,7 +81,12 @@ class Settings:
 
     data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
     classes: int | None = setting(
-        "data", None, "number of classes K (default: as in the ground truth)", type=int, minimum=2, maximum=256
+        "data",
+        None,
+        "number of classes K (default: the lines of classes.txt, else the largest label + 1)",
+        type=int,
+        minimum=2,
+        maximum=256,
     )
     crop: int | None = setting(
         "data",
@@ -101,7 +106,12 @@ class Settings:
     )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
-    pages: str | None = setting("data", None, "pages of a file with several that are read", choices=("first", "each"))
+    pages: str | None = setting(
+        "data",
+        None,
+        "pages to read of a file with several; without it such a file is refused",
+        choices=("first", "each"),
+    )
     max_bytes: int = setting(
         "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
     )
@@ -144,7 +154,11 @@ class Settings:
         metavar="FILE",
     )
     freeze_backbone: bool = setting(
-        "network", False, "keep the backbone as it is; its features are computed once and cached", switch=True
+        "network",
+        False,
+        "do not train the backbone, and cache its features. The recipe is then features, without --flip and --rotate, "
+        "unless other options are given",
+        switch=True,
     )
     local_index: tuple[int, ...] | None = setting(
         "network", None, "maps of the backbone that are the local features, as 4,10 (default: -1, the last)",
@@ -157,7 +171,8 @@ class Settings:
     recipe: str = setting(
         "objective",
         "default",
-        "objective with its settings: default, paper, iic, features (that of a frozen backbone), or your own",
+        "objective with its settings: default, paper, iic, features (for a frozen backbone), or MODULE:CLASS, a class "
+        "of your own",
         metavar="RECIPE",
     )
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
@@ -197,7 +212,7 @@ class Settings:
     )
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
     weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
-    warmup: int = setting("objective", 100, "steps over which the learning rate rises", type=int, minimum=0)
+    warmup: int = setting("objective", 100, "steps over which the learning rate rises to --lr", type=int, minimum=0)
 
     average: float | None = setting(
         "labels",

@@ -25,8 +25,6 @@ from ..data.reader import Description, Georeference
 from ..errors import DataError
 from ..segmenter import Segmenter
 
-WORLD_FILES = (".wld", ".aux.xml")  # beside an image: its name with this ending in place of, or after, its own
-
 
 class Source(NamedTuple):
     """An image file, and the path of its maps below the output folder without an ending."""
