@@ -6,8 +6,8 @@ Triton's driver is replaced by one that launches nothing (`infoseg_fast.bench.mo
 tensors are small and lie on the CPU, so the time includes the arithmetic of the folded projection
 on few numbers. Processor time of one thread, since other processes may run; the variants run in
 turns.
-Printed: the least time of forward and backward together, its ratio to that of an empty
-autograd.Function, launches of Triton, and allocations by `torch.empty` and `torch.empty_strided`.
+Printed: the least time of forward and backward together, its ratio to that of an autograd.Function
+that does nothing, launches of Triton, and allocations by `torch.empty` and `torch.empty_strided`.
 Then the launches of Triton and the operations of PyTorch in the loss of a recipe with its gradient,
 networks included.
 """
@@ -27,6 +27,7 @@ from infoseg_fast.config import Settings
 from infoseg_fast.ops import mutual_information_loss
 from infoseg_fast.recipe import DataInfo, recipe_class
 from infoseg_fast.recipe.appearance import appearance_term
+from infoseg_fast.reference import fold_projection, fold_projection_gradient
 
 B, C, D, K, SIDE = 8, 16, 8, 5, 4  # so few numbers that their arithmetic does not count
 CLASSES = 15  # of the recipes
@@ -42,6 +43,21 @@ class Nothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return None
+
+
+class Projection(torch.autograd.Function):
+    """What an op of features takes without its kernels: the projection, four gradients."""
+
+    @staticmethod
+    def forward(ctx, features, *projected):
+        G, g0 = fold_projection(*projected)
+        ctx.save_for_backward(features, G, g0, *projected)
+        return features.new_empty(())
+
+    @staticmethod
+    def backward(ctx, grad):
+        features, G, g0, *projected = ctx.saved_tensors
+        return torch.empty_like(features), *fold_projection_gradient(G, g0, *projected)
 
 
 def calls() -> dict[str, Callable[[], torch.Tensor]]:
@@ -63,6 +79,7 @@ def calls() -> dict[str, Callable[[], torch.Tensor]]:
 
     return {
         "an autograd.Function that does nothing": both(lambda f, *_, backend: Nothing.apply(f)),
+        "projection without kernels": both(lambda *x, backend: Projection.apply(*x)),
         "loss, 1 negative": both(mutual_information_loss),
         "loss, infonce, all negatives": both(mutual_information_loss, estimator="infonce", num_negatives="all"),
         "appearance term": both(appearance_term, images=images, smooth=1),

@@ -17,18 +17,12 @@ MIN_CAPABILITY = (8, 0)  # tf32 and bfloat16 tensor cores, asynchronous copies
 def __getattr__(name: str):
     if name != "KERNELS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _kernels()
-
-
-@functools.cache
-def _kernels() -> dict[str, object]:
-    """The kernel of each op by the op's name: every `launch.OpKernel` of the modules in this
-    folder.
-    """
+    # The kernel of each op by the op's name: every `launch.OpKernel` of the modules in this folder.
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     from .launch import OP_KERNELS
 
+    globals()[name] = OP_KERNELS  # found without this function from now on
     return OP_KERNELS
 
 

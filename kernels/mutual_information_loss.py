@@ -55,7 +55,7 @@ def _operands(features, G):
     """G in the dtype of the products. Only bfloat16 is multiplied as it is: coefficients may exceed
     the range of float16.
     """
-    return G.to(torch.bfloat16 if features.dtype == torch.bfloat16 else torch.float32)
+    return G.to(torch.bfloat16) if features.dtype == torch.bfloat16 else G
 
 
 @planned

@@ -11,7 +11,6 @@ the plan, except for the divisibility of addresses by 16, which is found anew. S
 given addresses in place of tensors.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -135,13 +134,18 @@ class _Plan:
         elif self.starts:
             # Triton launches on the current device, which need not be that of the tensors.
             current = driver.active.get_current_device()
-            other = device.type == "cuda" and device.index != current
-            with torch.cuda.device(device) if other else contextlib.nullcontext():
-                stream = driver.active.get_current_stream(device.index if other else current)
-                addresses = [x.data_ptr() for x in tensors]
-                for start in self.starts:
-                    start(tensors, addresses, stream)
+            if device.type == "cuda" and device.index != current:
+                with torch.cuda.device(device):
+                    self._launch(tensors, device.index)
+            else:
+                self._launch(tensors, current)
         return tuple([tensors[number] for number in self.results])
+
+    def _launch(self, tensors: list[Tensor], device: int) -> None:
+        stream = driver.active.get_current_stream(device)
+        addresses = [x.data_ptr() for x in tensors]
+        for start in self.starts:
+            start(tensors, addresses, stream)
 
 
 def _hooked() -> bool:
@@ -212,20 +216,21 @@ def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
         tensors = []
         key = [torch.get_float32_matmul_precision()]
         for x in arguments:
-            if isinstance(x, Tensor):
-                if type(x) not in _PLAIN:
-                    return function(*arguments)
+            if type(x) in _PLAIN:
                 tensors.append(x)
                 key += (x.shape, x.stride(), x.dtype)
+            elif isinstance(x, Tensor):
+                return function(*arguments)
             else:
                 key.append(x)
-        device = tensors[0].device
-        if recording() or configs.autotunes(device):
+        if recording():
             return function(*arguments)
-        key.append(device)
-        key = tuple(key)
+        device = tensors[0].device
+        key = (device, *key)
         plan = plans.get(key)
         if plan is None:
+            if configs.autotunes(device):
+                return function(*arguments)
             if len(plans) >= MAX_PLANS:
                 plans.clear()
             plan = plans[key] = _find(function, arguments)

@@ -65,7 +65,7 @@ def kernel_arguments(name, dtype):
         if isinstance(value, torch.Tensor):
             arguments.append(next(shaped).detach().view(value.shape))
         else:
-            arguments += vars(value).values() if hasattr(value, "__dict__") else [value]
+            arguments += value if hasattr(value, "_fields") else [value]
     return arguments
 
 

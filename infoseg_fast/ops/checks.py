@@ -5,6 +5,7 @@ is accepted.
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..reference.folding import accumulation_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CLASSES = 256
+_NAMES = ("features", "global_features", "weight", "bias")
 
 
 def described(x: object) -> str:
@@ -28,8 +30,8 @@ def local_and_global(
     """Check the four tensors against each other; return `weight` as [D, C], and all in autocast's
     dtype if on.
     """
-    named = {"features": features, "global_features": global_features, "weight": weight, "bias": bias}
-    for name, x in named.items():
+    device: Any = getattr(features, "device", None)
+    for name, x in zip(_NAMES, (features, global_features, weight, bias), strict=True):
         if x is None and name in ("weight", "bias"):
             continue
         if not isinstance(x, Tensor):
@@ -38,8 +40,8 @@ def local_and_global(
             raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, not {described(x)}")
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, not of layout {x.layout}")
-        if x.device != features.device:
-            raise ValueError(f"{name} must be on {features.device} as features are, not {described(x)}")
+        if x.device != device:
+            raise ValueError(f"{name} must be on {device} as features are, not {described(x)}")
     if features.dim() != 4:
         raise ValueError(f"features must be [B, C, h, w], not {described(features)}")
     if global_features.dim() != 3 or global_features.shape[0] != features.shape[0]:
@@ -64,7 +66,7 @@ def local_and_global(
     if bias is not None and bias.shape != (D,):
         raise ValueError(f"bias must be [D] = [{D}], not {described(bias)}")
 
-    device_type = features.device.type
+    device_type = device.type
     if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         features, global_features = features.to(dtype), global_features.to(dtype)

@@ -13,7 +13,6 @@ makes `backend="auto"` take the reference there.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ class Wiring:
         folds: whether the op takes features, H, W and b, whose projection is folded into the
             kernel's features, G and g0.
         saves_output: whether `backward` reads the result.
-        settings: a dataclass that the kernel takes in place of its fields, which end the schema.
+        settings: a NamedTuple that the kernel takes in place of its fields, which end the schema.
         result: the type of what an op without gradients returns.
     """
 
@@ -52,7 +51,7 @@ class Wiring:
         differentiable: int = 0,
         folds: bool = False,
         saves_output: bool = False,
-        settings: type | None = None,
+        settings: Any = None,
         result: str = "Tensor",
     ) -> None:
         self.name, self.schema, self.fake = name, schema, fake
@@ -111,7 +110,7 @@ class Wiring:
     def _call_custom(self, tensors: Sequence[Any], settings: Sequence[Any], backend: str) -> Any:
         inputs = self._folded(tensors)
         if self.settings is not None:
-            settings = tuple(asdict(settings[0]).values())
+            settings = tuple(settings[0])
         if not self.differentiable:
             return self.custom(*inputs, *settings, backend)
         grad = torch.is_grad_enabled()
@@ -129,7 +128,7 @@ class Wiring:
         """The kernel's arguments from those of the custom op."""
         if self.settings is None:
             return tuple(arguments)
-        number = len(fields(self.settings))
+        number = len(self.settings._fields)
         return *arguments[:-number], self.settings(*arguments[-number:])
 
     def _plain(self, *arguments: Any) -> Any:

@@ -1,6 +1,5 @@
 """`mutual_information_loss`: the loss of both estimators."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ def mutual_information_loss(
     with checks.without_autocast(features.device.type):
         if backend == "reference":
             G, g0 = reference.fold_projection(global_features, weight, bias)
-            return reference.folded_loss(features, G, g0, valid, **vars(settings))
+            return reference.folded_loss(features, G, g0, valid, **settings._asdict())
         return WIRING(backend, features, global_features, weight, bias, valid, settings)
 
 
@@ -107,7 +106,7 @@ def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[li
 
 def _settings(case: Case) -> LossSettings:
     default = LossSettings(1.0, "jsd", "same_position", case.negatives, 0.0)
-    return LossSettings(**asdict(default) | case.settings | {"num_negatives": case.negatives})
+    return LossSettings(**default._asdict() | case.settings | {"num_negatives": case.negatives})
 
 
 def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ float32).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -35,8 +34,7 @@ class Gradients(NamedTuple):
     g0: Tensor
 
 
-@dataclass(frozen=True)
-class LossSettings:
+class LossSettings(NamedTuple):
     """The arguments of the loss that are not tensors. `num_negatives` is a number, not "all"."""
 
     temperature: float

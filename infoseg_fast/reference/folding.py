@@ -1,5 +1,8 @@
 """The projection of local features, folded into the global features (identity 2 of METHOD)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,11 +28,18 @@ def fold_projection(
     Returns:
         G [B, K, C] and g0 [B, K] (None without a bias), in the accumulation dtype.
     """
-    dtype = accumulation_dtype(global_features.dtype)
-    H = global_features.to(dtype)
-    G = H.contiguous() if weight is None else H @ weight.to(dtype)
-    g0 = None if bias is None else H @ bias.to(dtype)
-    return G, g0
+    H, weight, bias = _in_dtype(accumulation_dtype(global_features.dtype), global_features, weight, bias)
+    G = H.contiguous() if weight is None else H @ weight
+    return G, None if bias is None else H @ bias
+
+
+def _in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> Sequence[Any]:
+    """The tensors in `dtype`. Where they have it already, not even `Tensor.to` is called: on a GPU
+    the time of a small product is that of its Python code.
+    """
+    if all(x is None or x.dtype == dtype for x in tensors):
+        return tensors
+    return [None if x is None else x.to(dtype) for x in tensors]
 
 
 def fold_projection_gradient(
@@ -52,21 +62,22 @@ def fold_projection_gradient(
     """
     if not any(needs):
         return None, None, None
-    dtype, H = dG.dtype, global_features.to(dG.dtype).flatten(0, 1)
+    H, W, b = _in_dtype(dG.dtype, global_features.flatten(0, 1), weight, bias)
     if needs[0] or needs[1]:
         dG = dG.flatten(0, 1)
     dg0 = dg0.flatten() if bias is not None and dg0 is not None else None
     dH = dW = db = None
     if needs[0]:
-        dH = dG if weight is None else torch.mm(dG, weight.to(dtype).mT)
+        dH = dG if weight is None else torch.mm(dG, W.mT)
         if dg0 is not None:
-            outer = dg0, bias.to(dtype)
-            dH = torch.addr(dH, *outer) if weight is None else dH.addr_(*outer)  # no one else holds the product
-        dH = dH.view_as(global_features).to(global_features.dtype)
+            # No one else holds the product.
+            dH = torch.addr(dH, dg0, b) if weight is None else dH.addr_(dg0, b)
+        dH = dH.view_as(global_features)
     if needs[1] and weight is not None:
-        dW = torch.mm(H.mT, dG).to(weight.dtype)
+        dW = torch.mm(H.mT, dG)
     if needs[2] and dg0 is not None:
-        db = torch.mv(H.mT, dg0).to(bias.dtype)
+        db = torch.mv(H.mT, dg0)
+    dH, dW, db = _in_dtype(global_features.dtype, dH, dW, db)
     return dH, dW, db
 
 

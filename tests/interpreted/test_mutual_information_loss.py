@@ -48,8 +48,8 @@ def run(x, valid, how, upstream=None, needs=EVERYTHING):
 def truth(x, valid, how, upstream, dtype=torch.float64):
     """Loss and gradients by the reference, all in `dtype`; dg0 also where there is no g0."""
     f, G, g0 = (None if t is None else t.to(dtype) for t in x)
-    found = folded_loss_gradient(f, G, g0, valid, **vars(how))
-    return [folded_loss(f, G, g0, valid, **vars(how)), *(t * upstream.to(t.dtype) for t in found)]
+    found = folded_loss_gradient(f, G, g0, valid, **how._asdict())
+    return [folded_loss(f, G, g0, valid, **how._asdict()), *(t * upstream.to(t.dtype) for t in found)]
 
 
 def distance(a, b):
