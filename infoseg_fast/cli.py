@@ -95,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
         "by its time and relative to plain PyTorch",
     )  # fmt: skip
 
+    run = "folder that infoseg train wrote"
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
+    evaluate.add_argument("run", type=path, metavar="RUN", help=run)
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
 
     predict = add(
@@ -104,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
         "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
     )
+    predict.add_argument("run", type=path, metavar="RUN", help=run)
     predict.add_argument(
         "sources", type=path, nargs="+", metavar="IMAGE|DIR", help="image files, and folders whose images are all taken"
     )
@@ -130,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
     )  # fmt: skip
     export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
+    export.add_argument("run", type=path, metavar="RUN", help=run)
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
     export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
 
@@ -166,7 +170,6 @@ def parser() -> argparse.ArgumentParser:
             help="number of clusters of the maps, 2 to the over-clusters of the run (default: as in training)",
         )  # fmt: skip
     for command in (evaluate, predict, export):
-        command.add_argument("run", type=path, metavar="RUN", help="folder that infoseg train wrote")
         command.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="of the run (default: last)")
     for command in (evaluate, predict):
         command.add_argument(
