@@ -205,3 +205,15 @@ def test_scaling_curves_have_exponents_and_are_drawn_from_their_file(tmp_path, m
     assert {row["size"] for row in rows} == {"B", "P", "n", "threads"} and rows[0]["machine"]
     scaling.main(["--from", str(file), "--plot", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_the_rows_of_a_bench_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import ratio_plot
+
+    file = ROOT / "benchmarks/timings/ops.csv"
+    found = ratio_plot.ratios(list(csv.DictReader(file.open())))
+    assert all(of_case["infoseg_fast"][1] == pytest.approx(1) for of_case in found.values())
+    assert found["jsd"]["as written"][1] > 10  # forward + backward
+    ratio_plot.main([str(file), str(tmp_path / "ratios.png")])
+    assert (tmp_path / "ratios.png").stat().st_size > 5000

@@ -93,6 +93,8 @@ def rule(rows: list[dict], part: str) -> str:
         )
         stays |= mean(gains) >= LEAST_GAIN and mean(gains) > 2 * error
         stays |= deviations[0] < deviations[1] / 2
+    if len(set(name for name, _ in runs)) == 1:
+        return f"{part}: {'; '.join(said)}: one set has no standard error"
     return f"{part}: {'; '.join(said)}: it {'stays' if stays else 'does not stay'}"
 
 
