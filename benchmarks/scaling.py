@@ -35,6 +35,7 @@ SIZES = {
     "threads": (1, 2, 4, 8),
 }
 PROVIDERS = ("infoseg_fast", "eager")
+FIELDS_IN_A_ROW = 4
 COLUMNS = (
     "op", "size", "value", "provider", "mode", "median_ms", "p20_ms", "p80_ms", "exponent", "threads",
     *providers.INSTALLED,
@@ -98,18 +99,26 @@ def draw(rows: list[dict], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     sizes = list(dict.fromkeys(row["size"] for row in rows))
-    figure, fields = plt.subplots(1, len(sizes), figsize=(2.6 * len(sizes), 2.8), squeeze=False, sharey=True)
-    for field, size in zip(fields[0], sizes, strict=True):
+    columns = min(len(sizes), FIELDS_IN_A_ROW)
+    lines = -(-len(sizes) // columns)
+    figure, fields = plt.subplots(lines, columns, figsize=(2.6 * columns, 2.6 * lines), squeeze=False, sharey=True)
+    for field in fields.flat[len(sizes) :]:
+        field.set_axis_off()
+    for field, size in zip(fields.flat, sizes, strict=False):
         for name in PROVIDERS:
             own = [row for row in rows if row["size"] == size and row["provider"] == name]
             x, y, low, high = ([float(row[key]) for row in own] for key in ("value", "median_ms", "p20_ms", "p80_ms"))
             label = f"{name}: {own[0]['exponent']}" if own else name
             (line,) = field.loglog(x, y, marker="o", markersize=3, label=label)
             field.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+        values = sorted({int(row["value"]) for row in rows if row["size"] == size})
+        field.set_xticks(values, [str(value) for value in values], fontsize=7)
+        field.minorticks_off()
         field.set_xlabel(size)
         field.set_title("time ~ size ** exponent", fontsize=7)
         field.legend(fontsize=7)
-    fields[0][0].set_ylabel("ms")
+    for line in fields:
+        line[0].set_ylabel("ms")
     figure.suptitle(f"{rows[0]['op']}, {rows[0]['mode']}, {rows[0]['machine']}", fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
