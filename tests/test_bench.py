@@ -140,6 +140,9 @@ def test_bench_does_not_report_an_op_whose_results_are_wrong(known_rates, tmp_pa
 
 
 def test_bench_names_an_unknown_op(capsys):
+    for option, value, least in (("--threads", "0", 1), ("--repeats", "2", 3)):
+        assert main(["bench", option, value]) == 2
+        assert f"{option} must be at least {least}, not {value}" in capsys.readouterr().err
     assert main(["bench", "sorting"]) == 2
     assert "sorting" in capsys.readouterr().err
 

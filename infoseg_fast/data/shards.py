@@ -187,23 +187,23 @@ def _header(
 
 def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Description]]:
     """(name, offset, size) of the files of a shard, and descriptions of images: of its index, if
-    that was written for a shard of this size, else of its headers, without descriptions.
+    that was written for a shard of this size, else of the tar file, without descriptions.
     """
     beside = shard.with_name(shard.name + INDEX)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         record = json.loads(beside.read_text())
         if record["bytes"] == shard.stat().st_size:
             places = [(name, offset, size) for name, offset, size in record["members"]]
             return places, {name: _description(*fields) for name, fields in record["images"].items()}
-    return _headers_of(shard), {}
+    return _members_in(shard), {}
 
 
 def _description(height: int, width: int, bands: int, dtype: str, *others: object) -> Description:
     return Description(height, width, bands, np.dtype(dtype), *others)
 
 
-def _headers_of(shard: Path) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of the files of a shard, of its headers."""
+def _members_in(shard: Path) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of the files of a shard, from the headers of the tar file."""
     try:
         with tarfile.open(shard, "r:") as archive:
             return [(one.name, one.offset_data, one.size) for one in archive if one.isreg()]
@@ -304,7 +304,7 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
                         archive.add(file.label, key + LABEL)
                     if archive.offset >= shard_bytes:
                         break
-            record = {"bytes": shard.stat().st_size, "members": _headers_of(shard), "images": images}
+            record = {"bytes": shard.stat().st_size, "members": _members_in(shard), "images": images}
             write_atomically(shard.with_name(shard.name + INDEX), json.dumps(record).encode())
             number += 1
         if (root / "classes.txt").is_file():
