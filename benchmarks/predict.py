@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import segmenter as segmenter_module
+from infoseg_fast import tile_labels
 from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.maps.predict import predict
 from infoseg_fast.maps.writers import PngWriter
@@ -112,8 +112,8 @@ def main() -> None:
 
     keep_freed_memory()
     pixels = np.concatenate(list(rows_of(2048, 2048, channels))).transpose(2, 0, 1)
-    for name, kept in (("segmenter", segmenter_module.KEPT_BYTES), ("segmenter, two passes", 0)):
-        segmenter_module.KEPT_BYTES = kept
+    for name, kept in (("segmenter", tile_labels.KEPT_BYTES), ("segmenter, two passes", 0)):
+        tile_labels.KEPT_BYTES = kept
         report(name, pixels[0].size, *timed(lambda: segmenter.segment_array(pixels)))
 
     out = arguments.dir / "maps"

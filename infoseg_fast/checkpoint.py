@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, and the three checkpoints of a run made of them."""
+"""Atomic writing of files, and the three checkpoints of a run."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ CHECKPOINTS = (LAST, BEST_LOSS)  # names that a user may give
 
 
 def check_target(option: str, path: Path, ending: str = "") -> None:
-    """Raise DataError unless a file of that name can be made. Its folder is made."""
+    """Make the folder of a file. Raise DataError unless the file can be written."""
     if ending and path.suffix.lower() != ending:
         raise DataError(f"{option} {path}: the name must end in {ending}")
     if path.is_dir():
@@ -34,8 +34,10 @@ def check_target(option: str, path: Path, ending: str = "") -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file. Its name has the old content or the new at every moment, even after a power
-    cut.
+    """Write a file so that it always has the old content or the new one, even after a power cut.
+
+    Raises:
+        DataError: the file cannot be written. The old content is unchanged.
     """
     scratch = path.with_name(f".{path.name}.tmp")
     try:
@@ -58,16 +60,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
-    """Make `state` the last checkpoint in the folder, the last one the previous, and with `is_best`
-    also the best.
+    """Write `state` as the last checkpoint of the folder, with `is_best` as the best one too. The
+    former last checkpoint becomes the previous one.
 
     Raises:
-        DataError: the disk is full, or the folder cannot be written. The checkpoints that were
-            there are whole.
+        DataError: the disk is full, or the folder cannot be written. The former checkpoints are
+            unchanged.
     """
     last = _path(folder, LAST)
-    # Serialised in memory first, so that a full disk is met by write_atomically, which leaves no
-    # part behind.
+    # Serialised in memory, so that only write_atomically meets a full disk. It leaves no part
+    # behind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     try:
@@ -82,16 +84,16 @@ def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
 
 
 def load(folder: Path, name: str, repair: bool = False) -> dict[str, Any] | None:
-    """The state of a checkpoint, on the CPU; None where there is none yet.
+    """The state of a checkpoint, on the CPU. None: there is no checkpoint yet.
 
-    A damaged last checkpoint is replaced by the previous one, with a warning.
+    If the last checkpoint is damaged, the previous one is loaded with a warning.
 
     Args:
-        repair: whether the file of a damaged last checkpoint is replaced too. Otherwise the next
-            `save` would make the damaged one the previous one.
+        repair: whether the previous checkpoint also replaces the file of a damaged last one.
+            Otherwise the next `save` would make the damaged file the previous checkpoint.
 
     Raises:
-        DataError: the checkpoint is damaged, and so is the one before, or there is none.
+        DataError: the checkpoint is damaged, and the previous one is damaged or missing.
     """
     path, previous = _path(folder, name), _path(folder, PREVIOUS)
     if not path.is_file():

@@ -25,9 +25,8 @@ from .recipe import BUILT_IN, COMMON_DEFAULTS, recipe_class
 from .signals import Stopped, StopSignals
 
 PROGRAM = "infoseg"
-SHARDS = "shards"  # of `infoseg prepare`
-# What a benchmark's protocol leaves to choose (data/protocols.py), with what the command line says
-# of it.
+SHARDS = "shards"  # NAME of `infoseg prepare`
+# The choices that a benchmark's protocol leaves open (data/protocols.py).
 PREPARE_OPTIONS = {
     "partition": {"metavar": "P", "help": "iid: train and score on the same images (default); iid+: score on others"},
     "unlabelled": {"metavar": "U", "help": "ignore (default), or iic: as the published code counts such pixels"},
@@ -37,7 +36,7 @@ PREPARE_OPTIONS = {
     "person_max": {"type": float, "metavar": "X", "help": "coco-persons: greatest share of persons (default: 0.9)"},
     "crowd": {"metavar": "C", "help": "coco-persons: crowd regions are person (default) or ignore"},
 }
-BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # of infoseg train and infoseg baseline
+BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # settings that infoseg baseline takes too
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--match",
         action="store_true",
-        help="write the classes of the ground truth that the last infoseg eval found, instead of clusters",
+        help="write classes of the ground truth instead of clusters, as the last infoseg eval matched them",
     )
     predict.add_argument(
         "--confidence", action="store_true",
@@ -132,12 +131,12 @@ def parser() -> argparse.ArgumentParser:
         "--polygons", type=path, metavar="FILE.gpkg",
         help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
     )  # fmt: skip
-    export = add("export", run_export, "Write a model that maps images to labels, to run without this package.")
+    export = add("export", run_export, "Write a model that maps images to labels and runs without this package.")
     export.add_argument("run", type=path, metavar="RUN", help=run)
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
     export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
 
-    baseline = add("baseline", run_baseline, "Score a method that learns no network on the same images and pixels.")
+    baseline = add("baseline", run_baseline, "Score a method that trains no network, on the images and pixels of eval.")
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     baseline.add_argument(
@@ -170,7 +169,9 @@ def parser() -> argparse.ArgumentParser:
             help="number of clusters of the maps, 2 to the over-clusters of the run (default: as in training)",
         )  # fmt: skip
     for command in (evaluate, predict, export):
-        command.add_argument("--checkpoint", default="last", choices=CHECKPOINTS, help="of the run (default: last)")
+        command.add_argument(
+            "--checkpoint", default="last", choices=CHECKPOINTS, help="checkpoint of the run (default: last)"
+        )
     for command in (evaluate, predict):
         command.add_argument(
             "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device that computes (default: auto)"
@@ -210,7 +211,7 @@ def add_settings(command: argparse.ArgumentParser, data: str) -> None:
             argument = {"action": argparse.BooleanOptionalAction}
         elif not argument.keys() & {"choices", "metavar"}:
             argument["metavar"] = "X" if argument.get("type") is float else "N"
-        # Absent where it is not given, so that a resumed run knows what was given anew.
+        # Absent unless given, so that a resumed run knows which settings are given anew.
         groups[how["group"]].add_argument(option(field.name), default=argparse.SUPPRESS, help=help, **argument)
 
 
@@ -259,7 +260,7 @@ def run_bench(args) -> int:
     if kernels.unavailable():
         raise DataError(f"--device: the Triton kernels cannot run: {kernels.unavailable()}")
     device = torch.device("cuda", torch.cuda.current_device())
-    if failed := bench_cuda.run(args.ops, device, max(args.repeats, 10), args.compile, args.csv):
+    if failed := bench_cuda.run(args.ops, device, args.repeats, args.compile, args.csv):
         raise DataError(f"{failed} checks of the Triton kernels failed on this device; nothing was timed")
     return 0
 
@@ -395,8 +396,8 @@ def run_env(arguments: argparse.Namespace) -> None:
 
 
 class PipeSafe:
-    """A text stream that drops what is printed after its reader has gone, so that a command in a
-    pipe goes on and writes its files.
+    """A text stream that drops text once its reader has closed the pipe. The command continues and
+    writes its files.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -421,9 +422,10 @@ class PipeSafe:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns its exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for file names that are not text
+            stream.reconfigure(errors="backslashreplace")  # for file names that are not UTF-8
     out, err = (cast(TextIO, PipeSafe(stream)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -434,9 +436,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """The exit status of a command."""
+    """The exit status of a command. Its errors are printed in one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # a damaged file is reported in one line
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the package reports a damaged file itself
     arguments = parser().parse_args(argv)
     from PIL import Image
 
@@ -445,9 +447,9 @@ def run(argv: Sequence[str] | None) -> int:
         with StopSignals():
             status = arguments.function(arguments)
     except DataError as error:
-        print(f"{PROGRAM} {arguments.command}: {printable(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # of a path that a command was given
+    except OSError as error:  # from a path that the user gave
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         print(f"{PROGRAM} {arguments.command}: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return 2
@@ -461,7 +463,3 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130
     return status or 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The settings of a training run: each with its default, its bounds and its help, in one place."""
+"""The settings of a training run: each with its default, its bounds and its help text."""
 
 import argparse
 import dataclasses
@@ -27,9 +27,9 @@ logger = logging.getLogger("infoseg_fast")
 DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
 MAX_SCALE = 16.0
-MAX_SEED = 2**63 - 1  # of PyTorch
+MAX_SEED = 2**63 - 1  # the largest that PyTorch takes
 LOSS_MASKS = ("none", "gt")
-GROUPS = ("data", "network", "objective", "labels", "run")  # of the options in `infoseg train --help`
+GROUPS = ("data", "network", "objective", "labels", "run")  # groups of options in `infoseg train --help`
 # Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
 BOUNDS = (
     ("minimum", "at least", operator.ge),
@@ -37,8 +37,8 @@ BOUNDS = (
     ("below", "below", operator.lt),
     ("maximum", "at most", operator.le),
 )
-# What a resumed run may change: how long it runs and how it is watched, not what it computes.
-# The data may lie elsewhere: the fingerprint says whether they are the same.
+# The settings that a resumed run may change: its length and its logs, but not what it computes.
+# The data may have moved: the fingerprint says whether they are the same.
 CHANGEABLE = (
     "data", "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "device", "workers", "rgb",
     "skip_damaged", "skip_nonfinite", "rank_timeout", "cuda_graph",
@@ -49,10 +49,11 @@ def setting(group: str, default: Any, help: str, **how: Any) -> Any:
     """A field of `Settings`.
 
     Args:
-        group: the group of options that `infoseg train --help` lists it in.
-        help: one sentence for the command line. The default is added to it.
-        how: `minimum` and `maximum` (included), `above` and `below` (not included) bound a number.
-            `type`, `choices` and `metavar` go to argparse. `switch=True` makes a pair of options
+        group: its group of options in `infoseg train --help`.
+        default: its default.
+        help: its help text, without the default.
+        how: bounds of a number: `minimum` and `maximum` (included), `above` and `below` (excluded).
+            `type`, `choices` and `metavar` are for argparse. `switch=True` makes the two options
             --name and --no-name.
     """
     return field(default=default, metadata={"group": group, "help": help, **how})
@@ -75,9 +76,7 @@ def number_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run. None: the recipe or the data decide, and the run records the value
-    (`resolve`).
-    """
+    """The settings of a run. None: the recipe or the data decide (`create`, `resolve`)."""
 
     data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
     classes: int | None = setting(
@@ -97,11 +96,11 @@ class Settings:
         metavar="PX",
     )
     bands: tuple[int, ...] | None = setting(
-        "data", None, "bands of the files in the order of the channels, from 1, as 4,3,2 (default: all)",
+        "data", None, "bands of the files in the order of the channels, numbered from 1, as 4,3,2 (default: all)",
         type=numbers, metavar="LIST",
     )  # fmt: skip
     rgb: tuple[int, ...] | None = setting(
-        "data", None, "channels that the report shows as red, green and blue, from 1 (default: the first three)",
+        "data", None, "channels that the report shows as red, green and blue, numbered from 1 (default: 1,2,3)",
         type=numbers, metavar="LIST",
     )  # fmt: skip
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
@@ -109,7 +108,7 @@ class Settings:
     pages: str | None = setting(
         "data",
         None,
-        "pages to read of a file with several; without it such a file is refused",
+        "pages to read of a file with several pages (default: such a file is refused)",
         choices=("first", "each"),
     )
     max_bytes: int = setting(
@@ -124,7 +123,7 @@ class Settings:
         "data", 0.0, "greatest relative change of brightness, contrast and colour", type=float, minimum=0
     )
     loss_mask: str = setting(
-        "data", "none", "gt: pixels without ground truth leave the loss. This uses labels", choices=LOSS_MASKS
+        "data", "none", "gt: the loss excludes pixels without ground truth. This uses labels", choices=LOSS_MASKS
     )
 
     width: int | None = setting("network", None, "channels of the network's first block", type=int, minimum=1)
@@ -197,7 +196,7 @@ class Settings:
         minimum=1,
     )
     displacement: int = setting(
-        "objective", 2, "iic: positions that the two views may lie apart, each way", type=int, minimum=0, maximum=10
+        "objective", 2, "iic: largest shift between the two views, positions each way", type=int, minimum=0, maximum=10
     )
     marginal_weight: float = setting(
         "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
@@ -254,13 +253,13 @@ class Settings:
     precision: str = setting(
         "run",
         "auto",
-        "numbers of the convolutions. auto: bfloat16 where the device has it and a measurement finds it faster",
+        "dtype of the convolutions. auto: bfloat16 if the device has it and a measurement finds it faster",
         choices=("auto", "float32", "bfloat16"),
     )
     cuda_graph: str = setting(
         "run",
         "auto",
-        "replay the steps as one CUDA graph. auto: on a GPU where the steps can be captured, else the reason is said",
+        "replay the steps as one CUDA graph. auto: on a GPU if the steps can be captured, else a line says why not",
         choices=("auto", "on", "off"),
     )
     compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
@@ -275,24 +274,24 @@ class Settings:
         "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0
     )
     skip_damaged: bool = setting(
-        "run", False, "train on another image where one cannot be read, and name it once", switch=True
+        "run", False, "train on another image if one cannot be read, and name the damaged one once", switch=True
     )
     skip_nonfinite: bool = setting(
-        "run", False, "leave out the update of a step whose loss or gradient is NaN or infinite", switch=True
+        "run", False, "skip the update of a step whose loss or gradient is NaN or infinite", switch=True
     )
 
     def __post_init__(self) -> None:
-        for name in ("bands", "rgb", "local_index"):  # lists, where they come from JSON
+        for name in ("bands", "rgb", "local_index"):  # JSON gives lists
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @classmethod
     def create(cls, given: dict) -> "Settings":
-        """Settings from those that the user gave. The recipe decides the others that it has a
-        default for.
+        """The settings that the user gave, with the recipe's defaults for the others.
 
         Raises:
-            DataError: a setting is out of its bounds, or contradicts another.
+            DataError: there is no data, a setting is out of its bounds, or two settings contradict
+                each other.
         """
         if not given.get("data"):
             raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
@@ -306,8 +305,11 @@ class Settings:
         return settings
 
     def changed(self, given: dict) -> "Settings":
-        """The settings of a resumed run. Only those of CHANGEABLE may differ from the recorded
-        ones.
+        """The settings of a resumed run.
+
+        Raises:
+            DataError: a setting outside CHANGEABLE differs from the recorded one, or is out of its
+                bounds.
         """
         if given.get("precision") == "auto":  # decided when the run began
             given = {name: value for name, value in given.items() if name != "precision"}
@@ -324,10 +326,10 @@ class Settings:
         return settings
 
     def resolve(self, train_set: ImageSet, labelled_set: ImageSet) -> "Settings":
-        """The settings with everything that the data decides.
+        """The settings with classes, crop and steps from the data.
 
         Raises:
-            DataError: the data and the settings do not fit.
+            DataError: the settings do not fit the data.
         """
         classes = self.classes or labelled_set.num_classes
         if classes is None:
@@ -339,24 +341,18 @@ class Settings:
         if self.loss_mask == "gt" and not train_set.has_labels:
             raise DataError(f"--loss-mask gt needs a label for every training image of {self.data}; leave it out")
         crop = self.crop or train_set.crop_side or min(DEFAULT_CROP, train_set.shortest_side)
-        small = train_set.num_smaller(crop)
-        if small:
+        if small := train_set.num_smaller(crop):
             logger.warning(
                 "%d of %d training images are smaller than the crop of %d px: they are padded, and padding does not "
-                "count",
-                small,
-                len(train_set),
-                crop,
-            )
+                "count", small, len(train_set), crop,
+            )  # fmt: skip
         if self.rgb and (len(self.rgb) not in (1, 3) or min(self.rgb) < 1 or max(self.rgb) > train_set.channels):
             raise DataError(f"--rgb takes 1 or 3 channels from 1 to {train_set.channels}, not {list(self.rgb)}")
         if train_set.channels > MAX_COLOURS and (self.appearance or self.refine):
             logger.warning(
                 "%d bands: the appearance term and the refinement see %d means of neighbouring bands; the network "
-                "sees every band",
-                train_set.channels,
-                MAX_COLOURS,
-            )
+                "sees every band", train_set.channels, MAX_COLOURS,
+            )  # fmt: skip
         least = self.least_batch
         if len(train_set) < least:
             raise DataError(
@@ -367,7 +363,7 @@ class Settings:
 
     @property
     def reading(self) -> ReadOptions:
-        """How image files are read."""
+        """The options of reading image files."""
         return ReadOptions(self.bands, self.nodata, self.alpha, self.pages, self.max_bytes)
 
     def open(self, split: str) -> ImageSet:
@@ -376,8 +372,8 @@ class Settings:
 
     @property
     def least_batch(self) -> int:
-        """The fewest images that a step must hold: each of its parts needs negatives, and each rank
-        an image.
+        """The smallest number of images of a step: each of its parts needs negatives, and each rank
+        needs an image.
         """
         least = self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
         parts = self.accumulate * ranks()
@@ -411,9 +407,7 @@ class Settings:
 
 
 def _check_backbone(given: dict) -> None:
-    """Raise DataError for settings that need a backbone, or that only the package's own network
-    has.
-    """
+    """Raise DataError for settings that need a backbone, or that need the package's own network."""
     if given.get("backbone") is None:
         for name in ("backbone_weights", "freeze_backbone", "local_index", "global_index"):
             if given.get(name) not in (None, False):
@@ -427,7 +421,7 @@ def _check_backbone(given: dict) -> None:
 
 
 def checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings that Python code gives, as the command line would read them.
+    """Settings given in Python, converted as the command line converts them.
 
     Raises:
         DataError: there is no setting of that name, or it does not take the value.
@@ -455,7 +449,11 @@ def option(name: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda"."""
+    """The device for "auto", "cpu" or "cuda".
+
+    Raises:
+        DataError: there is no CUDA device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

@@ -1,7 +1,7 @@
 """Local and deep features of windows of an image, equal to those of the whole image.
 
-A window is a part of the padded image. It reaches so far beyond its tile that every feature of the
-tile depends on pixels of the window, or of the image's border, alone.
+A window is a part of the padded image. It contains every pixel that a feature of its tile depends
+on.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Area = tuple[range, range]  # rows and columns
 
 
 class Features(NamedTuple):
-    """What a window gives.
+    """The features of a tile.
 
     Attributes:
         local: [B, C, h, w], the positions that were asked for.
-        deep: [B, channels], sums over the positions of the global map that begin in the tile, in
-            float64; None if they were not asked for.
-        positions: the number of those positions, or the sum of their weights.
+        deep: [B, channels] float64, sums over the positions of the global map that begin in the
+            tile. None: they were not asked for.
+        positions: the number of these positions, or the sum of their weights.
     """
 
     local: Tensor
@@ -47,8 +47,7 @@ class EncoderWindows:
     """Windows of an `InfoSegNet` on its own encoder, blocks A to D.
 
     Batch normalisation is folded into the convolutions, whose maps are channels-last. A convolution
-    computes the positions that are asked for and no other. Maps are padded at the border of the
-    image only.
+    computes only the positions that are needed. Maps are padded only at the border of the image.
 
     Attributes:
         multiple, grain: pixels; tiles and windows begin at multiples of them.
@@ -65,17 +64,17 @@ class EncoderWindows:
         self.num_local = len(pairs)
         pairs += [(b[0], b[1], False) for b in blocks.D]
         self.layers = [_folded(*pair) for pair in pairs]
-        edge = range(2**20, 2**20 + 1)  # a position that no border is near
+        edge = range(2**20, 2**20 + 1)  # a position far from any border
         self.local_reach, self.deep_reach = (
             stride * edge.start - self._inputs(layers, edge, 2**40)[0].start
             for stride, layers in ((STRIDE, self.layers[: self.num_local]), (self.multiple, self.layers))
         )
 
     def reach(self, margin: int) -> int:
-        """Pixels beyond a tile that its features depend on.
+        """Number of pixels beyond a tile that its features depend on.
 
         Args:
-            margin: local positions beyond the tile that are wanted.
+            margin: number of local positions beyond the tile that are computed too.
         """
         sobel = int(self.network.inputs == "sobel")
         return max(self.local_reach + STRIDE * margin, self.deep_reach) + sobel
@@ -92,14 +91,14 @@ class EncoderWindows:
         """The features of a tile.
 
         Args:
-            window: [B, c, H, W] in [0, 1], without padding.
-            inside: rows and columns of the padded image that the window has.
-            image: size of the padded image.
-            local: rows and columns of the positions of block C that are wanted.
-            tile: rows and columns of the padded image. The positions of block D are those that
-                begin in it. None: none.
-            mask: bool [1, h, w] of the positions of block C that have data, at those of `inside`.
-                The positions of block D are weighted by their share. None: all have.
+            window: float [B, c, H, W] in [0, 1], without padding.
+            inside: rows and columns of the padded image that the window covers.
+            image: (rows, columns) of the padded image.
+            local: rows and columns of the positions of block C that are returned.
+            tile: rows and columns of the padded image. The positions of block D that begin in it
+                are summed. None: no position is.
+            mask: bool [1, h, w], the positions of block C in `inside` that have data. A position of
+                block D is weighted by its share of them. None: all have data.
         """
         size = -(-image[0] // STRIDE), -(-image[1] // STRIDE)
         wanted, shallow, deep = local, self.layers[: self.num_local], self.layers[self.num_local :]
@@ -119,7 +118,7 @@ class EncoderWindows:
         """The positions that each layer reads along one axis, and last the outputs themselves.
 
         Args:
-            size: of the map that the first layer reads.
+            size: length of the map that the first layer reads.
         """
         sizes = [size]
         for layer in layers:
@@ -131,7 +130,7 @@ class EncoderWindows:
         return ranges
 
     def _run(self, layers: Sequence[Layer], maps: Tensor, inside: Area, size: Sequence[int], wanted: Area) -> Tensor:
-        """The maps after the layers at the wanted positions, from maps at `inside` positions."""
+        """The maps after the layers at the `wanted` positions, from maps at the `inside` ones."""
         rows, columns = (self._inputs(layers, w, n) for w, n in zip(wanted, size, strict=True))
         maps = crop(maps, inside, (rows[0], columns[0])).contiguous(memory_format=torch.channels_last)
         before = maps
@@ -150,8 +149,8 @@ class EncoderWindows:
 
 
 class BackboneWindows:
-    """Windows of a network on any backbone that says how far its maps see: attributes `multiple`
-    and `global_stride` (pixels), and `receptive_radius()`.
+    """Windows of a network on any other backbone. The backbone has the attributes `multiple` and
+    `global_stride` (pixels) and the method `receptive_radius()` (pixels).
     """
 
     def __init__(self, network: InfoSegNet) -> None:
@@ -160,7 +159,7 @@ class BackboneWindows:
         self.multiple = self.grain = int(backbone.multiple)
 
     def reach(self, margin: int) -> int:
-        """As of `EncoderWindows`."""
+        """As in `EncoderWindows`."""
         return self.radius + STRIDE * margin
 
     def features(
@@ -172,7 +171,7 @@ class BackboneWindows:
         tile: Area | None,
         mask: Tensor | None = None,
     ) -> Features:
-        """As of `EncoderWindows`."""
+        """As in `EncoderWindows`."""
         maps = self.backbone(self.network.normalize(window))
         found, global_maps = (maps[i] for i in self.network._indices)
         found = crop(found, areas(lambda r: range(r.start // STRIDE, -(-r.stop // STRIDE)), inside), local)
@@ -196,7 +195,7 @@ def windows_of(network: nn.Module) -> EncoderWindows | BackboneWindows | None:
 
 
 def areas(function: Callable[..., range], *pairs: Sequence[Any]) -> Area:
-    """The function of what the pairs hold for the rows, and for the columns."""
+    """The function of the rows of all pairs, and of their columns."""
     rows, columns = (function(*of_axis) for of_axis in zip(*pairs, strict=True))
     return rows, columns
 
@@ -208,8 +207,8 @@ def crop(maps: Tensor, inside: Area, wanted: Area) -> Tensor:
 
 
 def _shares(mask: Tensor | None, inside: Area, wanted: Area, stride: int) -> Tensor | None:
-    """The shares of positions with data, [1, 1, m, n], in the positions of `stride` pixels that are
-    wanted; `mask` [1, h, w] is at those of `inside`.
+    """The shares of the positions with data in each `wanted` position of `stride` pixels, [1, 1, m,
+    n]. `mask` [1, h, w] has the positions of `inside`.
     """
     if mask is None:
         return None

@@ -2,8 +2,8 @@
 
 
 def printable(text: object) -> str:
-    r"""The text on one line: line ends, control characters and undecodable bytes become \\n, \\x1b,
-    \\xff.
+    r"""The text on one line. Line ends, control characters and undecodable bytes are escaped: \\n,
+    \\x1b, \\xff.
     """
     shown = (c if c.isprintable() else c.encode("utf-8", "surrogateescape") for c in str(text))
     return "".join(c if isinstance(c, str) else ascii(c.decode("latin-1"))[1:-1] for c in shown)

@@ -22,14 +22,14 @@ from .recipe.labelling import Labelling
 from .recipe.refinement import SURROUNDINGS_RADIUS, log_colours, spread
 from .segmenter import Segmenter
 
-EXAMPLE_SIDE = 64  # pixels, of the images that the graph is recorded with
+EXAMPLE_SIDE = 64  # pixels, side of the images that the graph is recorded with
 ONNX_OPSET = 18
 
 
 class LabelModel(nn.Module):
     """A labelling in plain PyTorch: images, float [B, c, H, W] in [0, 1] -> labels [B, H, W] uint8.
 
-    The batch, the height and the width are free. Large images are not split into tiles.
+    Batch, height and width are dynamic. Large images are not split into tiles.
     """
 
     def __init__(self, labelling: Labelling) -> None:
@@ -63,7 +63,7 @@ def export(segmenter: Segmenter, format: str, out: str | Path) -> None:
     """Write the model of a segmenter on the CPU.
 
     Args:
-        segmenter: of a run.
+        segmenter: the segmenter of a run.
         format: "onnx" (needs the extra [export]) or "torchscript".
         out: the file. It is written whole or not at all.
 
@@ -99,7 +99,7 @@ def _write_onnx(model: nn.Module, example: Tensor, file: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise DataError("--format onnx needs onnx and onnxscript: pip install 'infoseg-fast[export]'") from error
-    # PyTorch warns once for each op of torchvision, which no graph of this package has.
+    # PyTorch warns once for each op of torchvision. No graph of this package has one.
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     dimensions: dict[int, Any] = {0: torch.export.Dim("B", min=1), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
     logger.addFilter(_not_of_torchvision)

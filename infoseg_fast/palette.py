@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-# Eight colours for colour-blind readers too; later labels take hues in golden-ratio steps.
+# Eight colours that colour-blind readers tell apart. Later labels take hues in golden-ratio steps.
 FIRST_COLOURS = ("4477aa", "228833", "ccbb44", "ee6677", "66ccee", "aa3377", "ee8866", "44bb99")
 
 
@@ -26,11 +26,13 @@ def coloured(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """An image [c, rows, columns] in [0, 1] -> RGB [rows, columns, 3] uint8, without channel 4."""
+    """An image [c, rows, columns] in [0, 1] -> RGB [rows, columns, 3] uint8: its first three
+    channels, or its first one as grey if it has fewer.
+    """
     shown = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
     return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def overlaid(rgb: np.ndarray, colours: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """A picture blended with colours, both [rows, columns, 3] uint8."""
-    return np.rint(rgb * (1 - opacity) + colours * opacity).astype(np.uint8)
+def overlaid(rgb: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The mean of a picture and colours, both [rows, columns, 3] uint8."""
+    return np.rint(rgb * 0.5 + colours * 0.5).astype(np.uint8)

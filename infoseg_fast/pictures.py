@@ -1,6 +1,4 @@
-"""Images beside their label maps, small enough for a report. And pictures as the data URLs of a
-page.
-"""
+"""Images and their label maps, reduced for a report, and pictures as data URLs."""
 
 import base64
 import io
@@ -17,19 +15,20 @@ from .palette import as_rgb
 from .segmenter import Segmenter
 from .tiling import Band
 
-SIDE = 512  # pixels; of larger images every n-th pixel is shown
-LARGEST_SEGMENTED = 2**28  # pixels; of larger scenes the image alone is shown
-LARGEST_WHOLE = 2**24  # pixels, where the network needs the whole image at once
+SIDE = 512  # pixels, largest side of a picture: every n-th pixel of a larger image is shown
+LARGEST_SEGMENTED = 2**28  # pixels: a larger scene is shown without labels
+LARGEST_WHOLE = 2**24  # pixels, the same if the network needs the whole image at once
 
 
 class Shown(NamedTuple):
-    """An image, and its clusters.
+    """An image and its clusters.
 
     Attributes:
-        stem: of the image. step: every n-th pixel is shown.
+        stem: stem of the image file.
+        step: every step-th pixel is shown.
         picture: RGB uint8 [rows, columns, 3].
-        labels: clusters, uint8 [rows, columns], 255 where there is no data; None for a scene that
-            was not segmented.
+        labels: clusters, uint8 [rows, columns], 255 where there is no data. None: the image is too
+            large to be segmented.
     """
 
     stem: str
@@ -93,7 +92,7 @@ def data_url(data: bytes) -> str:
 
 
 def figure_url(figure: Figure) -> str:
-    """A figure as a data URL; it is closed."""
+    """A figure as a data URL. The figure is closed."""
     from matplotlib import pyplot
 
     buffer = io.BytesIO()

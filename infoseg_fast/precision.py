@@ -1,4 +1,4 @@
-"""`--precision`: the numbers that the convolutions of a run are computed with."""
+"""`--precision`: the dtype of the convolutions of a run."""
 
 import contextlib
 import copy
@@ -19,16 +19,17 @@ from .recipe import Recipe
 logger = logging.getLogger("infoseg_fast")
 
 ROUNDS = 5  # timed steps of each precision
-LEAST_GAIN = 1.05  # by which bfloat16 must be faster
+MIN_GAIN = 1.05  # least ratio of the times of float32 and bfloat16 for "auto" to take bfloat16
 
 
 @contextlib.contextmanager
 def policy(cuda: bool) -> Iterator[None]:
-    """The context of a run. On a GPU all float32 products take TensorFloat32, as PyTorch's
-    convolutions do anyway: a loss of 22 bits of features of 10 bits would only take longer.
+    """The context of a run.
 
-    The algorithms of convolutions are the deterministic ones. New tensors are float32 on the CPU,
-    and gradients are recorded, without autocast. PyTorch's own settings come back after the run.
+    On a GPU all float32 products are TensorFloat32, as PyTorch's convolutions are anyway: a more
+    exact loss of such features would only take longer. Convolutions take deterministic algorithms.
+    New tensors are float32 on the CPU. Gradients are recorded, without autocast. The end of the
+    context restores PyTorch's settings.
     """
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -50,8 +51,8 @@ def policy(cuda: bool) -> Iterator[None]:
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """The context of a forward pass. The ops of this package keep float32 sums in it.
 
-    PyTorch keeps the cast weights until the outermost context ends, which may be that of a whole
-    run or the caller's. Here they are forgotten, since the next step has other weights.
+    PyTorch caches the cast weights until the outermost context ends, which may be the caller's.
+    Here the cache is cleared, since the next step has other weights.
     """
     if precision != "bfloat16":
         yield
@@ -64,7 +65,7 @@ def autocast(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices by instructions of its own."""
+    """Whether the device has instructions that multiply bfloat16 matrices."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     found = torch.cpu.get_capabilities()
@@ -72,7 +73,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def resolved(settings: Settings, recipe: Recipe, device: torch.device, world: World) -> Settings:
-    """The settings with a precision in place of "auto": the main rank's choice."""
+    """The settings with the main rank's choice in place of the precision "auto"."""
     if settings.precision != "auto":
         return settings
     crop, share = settings.crop, -(-settings.batch_size // world.size)
@@ -81,12 +82,12 @@ def resolved(settings: Settings, recipe: Recipe, device: torch.device, world: Wo
 
 
 def decide(recipe: Recipe, images: Tensor) -> str:
-    """ "bfloat16" where the device has it and steps of a copy of the recipe are faster, else
-    "float32".
+    """The precision for a device: "bfloat16" if the device has it and steps of a copy of the recipe
+    are faster, else "float32".
 
     Args:
-        recipe: is not changed.
-        images: a batch as of training; its values do not matter.
+        recipe: the recipe, which is not changed.
+        images: float [B, c, H, W], a batch as in training. Its values do not matter.
     """
     if not has_bfloat16(images.device):
         return "float32"
@@ -99,10 +100,10 @@ def decide(recipe: Recipe, images: Tensor) -> str:
                 loss = recipe.loss(0, images, None)
             loss.backward()
             _finish(images.device)
-            if turn:  # the first one also prepares
+            if turn:  # the first turn warms up
                 taken.append(time.perf_counter() - start)
     float32, bfloat16 = (1e3 * statistics.median(taken) for taken in times.values())
-    chosen = "bfloat16" if float32 > LEAST_GAIN * bfloat16 else "float32"
+    chosen = "bfloat16" if float32 > MIN_GAIN * bfloat16 else "float32"
     logger.warning("--precision auto: %s (a step takes %.1f ms, with bfloat16 %.1f ms)", chosen, float32, bfloat16)
     return chosen
 

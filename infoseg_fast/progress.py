@@ -19,10 +19,10 @@ from .run_folder import RunFolder
 
 
 class Progress:
-    """The steps that are done, with everything that the next step depends on.
+    """The state that the next step depends on.
 
     Attributes:
-        step: number of steps that are done.
+        step: number of finished steps.
         best_loss: lowest mean loss between two regular checkpoints.
     """
 
@@ -30,12 +30,12 @@ class Progress:
         self.recipe, self.optimizer = recipe, optimizer
         self.step, self.best_loss = 0, math.inf
         self._logged, self._saved = Mean(device), Mean(device)
-        self._done = torch.zeros((), dtype=torch.int64, device=device)  # `step`, where a CUDA graph counts
+        self._done = torch.zeros((), dtype=torch.int64, device=device)  # `step`, which a CUDA graph counts
         self._nonfinite = torch.full((), -1, device=device)  # number of the first step whose loss was not finite
 
     def add(self, loss: Tensor) -> None:
-        """Count the loss of a step on the device, in place: a CUDA graph can replay it. The caller
-        counts `step`.
+        """Add the loss of a step on the device, in place, so that a CUDA graph can replay it. The
+        caller counts `step`.
         """
         first_bad = ~torch.isfinite(loss.detach()) & (self._nonfinite < 0)
         self._nonfinite.copy_(torch.where(first_bad, self._done, self._nonfinite))
@@ -44,21 +44,21 @@ class Progress:
         self._saved.add(loss)
 
     def nonfinite_step(self) -> int | None:
-        """Number, from 0, of the first step whose loss was NaN or infinite. It waits for the
+        """Number, from 0, of the first step whose loss was NaN or infinite, or None. Waits for the
         device.
         """
         step = int(self._nonfinite)
         return None if step < 0 else step
 
     def skipped(self) -> int:
-        """Steps since the last log line whose loss was not finite."""
+        """Number of steps since the last log line whose loss was not finite."""
         return self._logged.left_out()
 
     def logged_loss(self) -> float:
         """The mean of the finite losses since the last call.
 
         Raises:
-            DataError: there was none.
+            DataError: no loss was finite.
         """
         loss = self._logged.take()
         if not math.isfinite(loss):
@@ -72,10 +72,10 @@ class Progress:
         """The content of a checkpoint, and whether it is the best one.
 
         Args:
-            labelling: of this step.
-            regular: whether the checkpoint is one of every --checkpoint-every steps or the last.
-                These compare their mean losses. One that a signal asked for does not, so that the
-                run that goes on has the same best checkpoint as one that nobody stopped.
+            labelling: the labelling of this step.
+            regular: whether the checkpoint is the last one or due every --checkpoint-every steps.
+                Only these compare their mean losses. A checkpoint that a signal asked for does not,
+                so that a resumed run has the same best checkpoint as an uninterrupted one.
         """
         is_best = False
         if regular:
@@ -103,11 +103,11 @@ class Progress:
         own = [(group["lr"], group["capturable"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
         for group, (lr, capturable) in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(lr=lr, capturable=capturable)  # those of this device; each step sets the rate
+            group.update(lr=lr, capturable=capturable)  # these belong to the device; each step sets the rate
 
 
 class Mean:
-    """A running mean of the finite values. Its sums stay on the device until they are asked for."""
+    """A running mean of the finite values. Its sums stay on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
         self._total = torch.zeros((), dtype=torch.float64, device=device)
@@ -122,17 +122,17 @@ class Mean:
         self._count += 1
 
     def left_out(self) -> int:
-        """Values so far that were not finite."""
+        """Number of values so far that were not finite."""
         return int(self._count - self._finite)
 
     def take(self) -> float:
-        """The mean of the values so far, NaN if there was none. The next one starts anew."""
+        """The mean of the finite values so far, NaN if there was none. The sums start again."""
         total, finite, _ = self.parts()
         self.set(0.0, 0, 0)
         return total / finite if finite else math.nan
 
     def parts(self) -> tuple[float, int, int]:
-        """What `set` takes."""
+        """The arguments of `set`."""
         return self._total.item(), int(self._finite), int(self._count)
 
     def set(self, total: float, finite: int, count: int) -> None:
@@ -142,22 +142,22 @@ class Mean:
 
 
 class NonfiniteGuard:
-    """Leaves out the update of a step whose loss or gradient is not finite, without waiting for the
+    """Skips the update of a step whose loss or gradient is not finite, without waiting for the
     device.
 
     AdamW with `fused=True` reads `found_inf` on the device and then changes nothing. The buffers,
-    such as the running statistics of batch normalisation, get back their values of before the step.
+    such as the running statistics of batch normalisation, are restored.
     """
 
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
         self.recipe, self.optimizer = recipe, optimizer
 
     def remember(self) -> None:
-        """Called before the loss of a step is formed."""
+        """Keep the buffers. Called before the loss of a step is formed."""
         self._buffers = [x.clone() for x in self.recipe.buffers()]
 
     def check(self, loss: Tensor) -> None:
-        """Called between the gradient of a step and the update."""
+        """Decide on the update. Called after the backward pass and before the update."""
         gradients = [x.grad for x in self.recipe.parameters() if x.grad is not None]
         finite = torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         vars(self.optimizer).update(grad_scale=None, found_inf=(~finite).float())
@@ -168,7 +168,9 @@ class NonfiniteGuard:
 def stop_if_nonfinite(
     run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World
 ) -> None:
-    """Raise DataError if the loss of a step was NaN or infinite, and keep the names of its images."""
+    """Raise DataError if the loss of a step was NaN or infinite. nonfinite.json then names its
+    images.
+    """
     if (step := progress.nonfinite_step()) is None:
         return
     if world.is_main:

@@ -28,10 +28,10 @@ LAYOUT = 3  # version of the files. A RUN of another version is refused by name.
 
 class RunFolder:
     """A RUN: config.json, metrics.jsonl, evaluation.json, checkpoints/, tensorboard/, report.html,
-    examples.png, and nonfinite.json where a loss was not finite.
+    examples.png, and nonfinite.json if a loss was not finite.
 
-    As a context manager it releases the lock that `open` and `write_config` take: one process
-    trains in a RUN.
+    One process trains in a RUN: `open` and `write_config` take a lock, and the end of the context
+    releases it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,21 +48,21 @@ class RunFolder:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._lock is not None:
             self._lock.close()
-        if isinstance(error, OSError) and error.errno in NO_SPACE:  # of TensorBoard's writer
+        if isinstance(error, OSError) and error.errno in NO_SPACE:  # from TensorBoard's writer
             raise DataError(
                 f"{self.path} could not be written: {error.strerror}; --resume goes on from the last checkpoint"
             ) from error
 
     def open(self, given: dict[str, Any], resume: bool) -> tuple[Settings, dict[str, Any] | None]:
-        """The settings of the run, and the fingerprint of its data if the run exists.
+        """The settings of the run, and the fingerprint of its data if the run exists, else None.
 
         Args:
             given: settings that the user gave.
             resume: whether the run may exist.
 
         Raises:
-            DataError: the run exists without `resume`, is of another layout, is in use, or has
-                other settings.
+            DataError: the run exists without `resume`, has another layout, is in use, or has other
+                settings.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             if resume:
@@ -75,7 +75,11 @@ class RunFolder:
         return Settings(**record["config"]).changed(given), record["data"]
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.json: "layout", "config", "data", "environment"."""
+        """The content of config.json: "layout", "config", "data", "environment".
+
+        Raises:
+            DataError: the file cannot be read, or has another layout.
+        """
         try:
             record = json.loads(self.config.read_text())
             layout = record.get("layout")
@@ -89,7 +93,11 @@ class RunFolder:
         return record
 
     def write_config(self, settings: Settings, fingerprint: dict[str, Any]) -> None:
-        """Record the settings. The folder of a new run appears with them inside."""
+        """Write config.json. The folder of a new run appears with this file in it.
+
+        Raises:
+            DataError: the folder cannot be written, or another process trains in it.
+        """
         record = {
             "layout": LAYOUT,
             "config": dataclasses.asdict(settings),
@@ -111,14 +119,14 @@ class RunFolder:
         self._take_lock()
 
     def _take_lock(self) -> None:
-        """Hold the folder until the process ends. A crash releases it."""
+        """Lock the folder until the process ends, by a crash too."""
         try:
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            # Not flock: processes that read images would inherit it, and outlive a kill for a
-            # moment.
+            # Not flock: processes that read images would inherit the lock, and live on for a moment
+            # after a kill.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise DataError(f"{self.path} is in use: another process trains in it") from error
@@ -126,12 +134,14 @@ class RunFolder:
             logger.warning("%s has no lock, since its file system has none: %s", self.path, error.strerror)
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Write the last checkpoint, and with `is_best` also the best one."""
+        """Write the last checkpoint, and with `is_best` also the best one; see `checkpoint.save`."""
         checkpoint.save(self.checkpoints, state | {"layout": LAYOUT}, is_best)
 
     def load(self, name: str = LAST, repair: bool = False) -> dict[str, Any] | None:
-        """The state of a checkpoint; None where there is none yet. `repair` as in
-        `checkpoint.load`.
+        """The state of a checkpoint, or None; see `checkpoint.load`.
+
+        Raises:
+            DataError: the checkpoint is damaged, or has another layout.
         """
         state = checkpoint.load(self.checkpoints, name, repair)
         if state is not None and state.get("layout") != LAYOUT:
@@ -142,7 +152,7 @@ class RunFolder:
         return state
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl. A number that is not finite is null there."""
+        """Add a line to metrics.jsonl. A number that is not finite becomes null."""
         row = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
         try:
             with open(self.metrics, "a") as file:
@@ -153,14 +163,12 @@ class RunFolder:
             ) from error
 
     def record_nonfinite(self, step: int, images: list[str]) -> None:
-        """Keep the step whose loss was not finite, with the stems of its images, in
-        nonfinite.json.
-        """
+        """Write the step whose loss was not finite and the stems of its images to nonfinite.json."""
         text = json.dumps({"step": step, "images": images}, indent=1, allow_nan=False) + "\n"
         write_atomically(self.nonfinite, text.encode())
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and a line that a kill left torn."""
+        """Remove the lines of steps after `step`, and a line that a kill left incomplete."""
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
         kept = []
         for line in lines:
@@ -175,14 +183,12 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
-        """The scores last found for a checkpoint; None where there are none, or those of another
-        step.
-        """
+        """The last scores of a checkpoint. None: there are none, or they are of another step."""
         found = self._evaluations().get(name)
         return found if found and step in (None, found["step"]) else None
 
     def record_evaluation(self, name: str, step: int, split: str, scores: dict[str, Any]) -> None:
-        """Keep the scores of a checkpoint beside those of the others."""
+        """Write the scores of a checkpoint to evaluation.json."""
         record = self._evaluations() | {name: {"step": step, "split": split} | scores}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_atomically(self.evaluations, text.encode())

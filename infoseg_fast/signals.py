@@ -1,4 +1,4 @@
-"""Signals that end a command: what it has done is saved first, then it exits.
+"""Signals that end a command after it has saved its work.
 
 Slurm and other schedulers send SIGTERM or SIGUSR1 some time before they kill. Ctrl-C sends SIGINT.
 """
@@ -15,11 +15,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """A command was ended by a signal. Not an Exception, so that no handler of errors takes it.
+    """A signal ended the command. Not an Exception, so that no handler of errors catches it.
 
     Args:
-        number: of the signal.
-        done: when, or what was saved; it ends the message.
+        number: number of the signal.
+        done: end of the message: when, or what was saved.
 
     Attributes:
         status: exit status of the command: 130 after SIGINT, else 143.
@@ -31,17 +31,17 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A context in which the signals of STOPPING end a command where it can be ended.
+    """A context in which the signals of STOPPING end a command.
 
-    Before `defer` is called a signal raises `Stopped` where it arrives. Afterwards the first one
-    sets `received`, and the next one raises. Outside the main thread signals are left alone, since
-    Python delivers them to the main thread only.
+    Before a call of `defer`, a signal raises `Stopped` at once. Afterwards the first signal only
+    sets `received`, and the next one raises. Outside the main thread the context does nothing,
+    since Python delivers signals to the main thread only.
 
     Args:
-        done: of `Stopped`, for a signal that raises where it arrives.
+        done: argument of the `Stopped` that a signal raises.
 
     Attributes:
-        received: number of the signal that arrived; 0 for none.
+        received: number of the signal that arrived. 0: none.
     """
 
     def __init__(self, done: str = "") -> None:
@@ -59,11 +59,11 @@ class StopSignals:
             signal.signal(number, handler)
 
     def defer(self, deferred: bool = True) -> None:
-        """Whether the next signal waits for the end of the step."""
+        """Let the next signal set `received`, or raise again with `deferred=False`."""
         self._deferred = deferred
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a process that reads images; the run ends it
+        if os.getpid() != self._process:  # a process that reads images: the run ends it
             return
         if not self._deferred or self.received:
             raise Stopped(number, self._done)
@@ -71,8 +71,8 @@ class StopSignals:
 
 
 def ignore_in_worker(worker: int) -> None:
-    """For processes that read images: a signal to the whole process group ends only the run, which
-    then ends them.
+    """Initialise a process that reads images. A signal to the process group ends the run, and the
+    run ends this process.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-"""How the label map of an image is made from windows of it: tiles, the parts that are read, and
-resizing by exact weights.
+"""The geometry of a label map that is made in tiles: tiles and their windows, the parts of the
+image that are read, and the weights of resizing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .data.base import to_channels
 from .data.scaling import Scaling
 from .encoding import Area
 
-READ_BYTES = 48 * 2**20  # of stored values that are read at a time
+READ_BYTES = 48 * 2**20  # stored values that are read at a time
 
 
 class Tile(NamedTuple):
-    """A part of the padded image, and the window around it."""
+    """Rows and columns of the padded image, and the window around them."""
 
     rows: range
     columns: range
@@ -34,11 +34,12 @@ class Plan:
 
     Attributes:
         native: (rows, columns) of the image as stored.
-        inner: of the image that the network sees.
-        padded: of the inner image with its padding.
-        size: of the label map.
-        strips: tiles that are read together.
-        passes: 1 if the windows of the first pass are kept for the second, else 2.
+        inner: (rows, columns) of the image that the network gets.
+        padded: (rows, columns) of the inner image with its padding.
+        size: (rows, columns) of the label map.
+        strips: groups of tiles that are read together.
+        passes: how often the image is read: once if the windows of the first pass are kept for the
+            second, else twice.
     """
 
     native: tuple[int, int]
@@ -49,8 +50,8 @@ class Plan:
     passes: int
 
     def regions(self) -> Iterator[Area]:
-        """Rows and columns of the stored image to be read, in order: those of each strip, once for
-        each pass.
+        """Rows and columns of the stored image in the order of reading: one region for each strip
+        of each pass.
         """
         for _ in range(self.passes):
             for strip in self.strips:
@@ -82,14 +83,15 @@ class Plan:
 
 
 class Band(NamedTuple):
-    """A part of an image, read at once.
+    """A part of an image that is read at once.
 
     Attributes:
         pixels: float [B, c, rows, columns] in [0, 1], or stored values [c, rows, columns].
-        place: rows and columns of the image that it has.
-        valid: bool [rows, columns], or None: all valid. The others are filled (`Scaling.fill`).
-        scaling: of stored values.
-        channels: of the network; a single channel is repeated.
+        place: rows and columns of the image that the part covers.
+        valid: bool [rows, columns], False where a pixel has no data. Such pixels are filled
+            (`Scaling.filled`). None: all have data.
+        scaling: maps stored values to [0, 1].
+        channels: number of channels of the network. A single channel is repeated.
     """
 
     pixels: Tensor | np.ndarray
@@ -141,18 +143,18 @@ def make_plan(
     multiple: int,
     grain: int,
     reach: int,
-    row_bytes: float,
+    pixel_bytes: float,
     keep: bool,
 ) -> Plan:
     """The plan of an image, see `Plan`.
 
     Args:
-        side: of a tile at most, pixels, unless `multiple` is more.
-        multiple: tiles begin at multiples of it.
-        grain: windows begin at multiples of it.
-        reach: pixels that a window has beyond its tile, where the image has them.
-        row_bytes: bytes of a row of stored values for each column of the inner image.
-        keep: whether the windows of the first pass are kept.
+        side: largest side of a tile, pixels; `multiple` if that is larger.
+        multiple: tiles begin at multiples of it, pixels.
+        grain: windows begin at multiples of it, pixels.
+        reach: pixels that a window has beyond its tile, inside the image.
+        pixel_bytes: bytes of stored values for each pixel of the inner image.
+        keep: whether the windows of the first pass are kept for the second.
     """
     rows, columns = ([*_parts(n, side, multiple)] for n in padded)
 
@@ -163,14 +165,16 @@ def make_plan(
     strips: list[list[Tile]] = []
     for r in rows:
         tiles = [Tile(r, c, (window(r, padded[0]), window(c, padded[1]))) for c in columns]
-        bytes_of = len(tiles[0].window[0]) * row_bytes
-        number = max(1, int(READ_BYTES / max(bytes_of * side, 1)))
+        tile_bytes = len(tiles[0].window[0]) * side * pixel_bytes
+        number = max(1, int(READ_BYTES / max(tile_bytes, 1)))
         strips += [tiles[i : i + number] for i in range(0, len(tiles), number)]
     return Plan(native, inner, padded, size, strips, 1 if keep else 2)
 
 
 def _parts(n: int, side: int, multiple: int) -> Iterator[range]:
-    """0 .. n in parts of about equal length, at most `side`, that begin at multiples of `multiple`."""
+    """0 .. n in parts of about equal length, at most `side` each, that begin at multiples of
+    `multiple`.
+    """
     units = -(-n // multiple)
     number = -(-units // max(side // multiple, 1))
     edges = [i * units // number * multiple for i in range(number)] + [n]
@@ -179,15 +183,17 @@ def _parts(n: int, side: int, multiple: int) -> Iterator[range]:
 
 
 class Weights(NamedTuple):
-    """Each output is a sum of a few inputs: indices and weights [terms, outputs]."""
+    """Each output is a weighted sum of inputs: their indices int64 and weights float32, [terms,
+    outputs].
+    """
 
     indices: Tensor
     values: Tensor
 
 
 def shrinking(outputs: range, n: int, m: int) -> Weights:
-    """Bilinear resizing of n inputs to m outputs with antialiasing, as
-    `torch.nn.functional.interpolate` has it.
+    """The weights of bilinear resizing from n inputs to m with antialiasing, as in
+    `torch.nn.functional.interpolate`, for some of the outputs.
     """
     scale = n / m
     support = max(scale, 1.0)
@@ -200,12 +206,14 @@ def shrinking(outputs: range, n: int, m: int) -> Weights:
 
 
 def upsampling(outputs: range, n: int, m: int, stride: int, last: int) -> Weights:
-    """Bilinear interpolation of positions at the outputs' centres.
+    """The weights of bilinear interpolation of positions at the centres of the outputs.
 
     Args:
-        outputs: of m that cover n pixels.
+        outputs: indices of outputs.
+        n: pixels that all outputs cover.
+        m: number of all outputs.
         stride: pixels of a position.
-        last: the last position. Beyond it and before the first they are repeated.
+        last: index of the last position. The first and the last are repeated beyond the border.
     """
     at = (np.arange(outputs.start, outputs.stop) + 0.5) * (n / m) / stride - 0.5
     low = np.floor(at).astype(np.int64)
@@ -218,7 +226,11 @@ def _weights(indices: np.ndarray, values: np.ndarray) -> Weights:
 
 
 def weighted(maps: Tensor, dim: int, weights: Weights, first: int) -> Tensor:
-    """Outputs along a dimension (2 or 3) of maps whose inputs begin at index `first`."""
+    """The weighted sums of maps [B, C, h, w] along dimension 2 or 3.
+
+    Args:
+        first: index of the first input that `maps` has.
+    """
     shape = (-1, 1) if dim == 2 else (-1,)
     total: Tensor | None = None
     for indices, values in zip(weights.indices, weights.values, strict=True):

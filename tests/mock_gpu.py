@@ -20,6 +20,7 @@ import torch
 
 from infoseg_fast import cuda_library
 from infoseg_fast.bench import cuda, cuda_checks, first_hour, first_hour_stages, first_hour_training, providers
+from infoseg_fast.bench import first_hour_library as library
 from infoseg_fast.bench.first_hour import STAGES, Stage
 from infoseg_fast.bench.mock_driver import mocked
 
@@ -143,9 +144,10 @@ stand_ins = {
 for name, stand_in in stand_ins.items():
     setattr(torch.cuda, name, stand_in)
 cuda.copy_rate, cuda.FLUSH_BYTES = (lambda device: 1e6), 64
-first_hour_stages.DEVICE, first_hour_training.DEVICE = CPU, "cpu"
+first_hour_stages.DEVICE = library.DEVICE = CPU
+first_hour_training.DEVICE = "cpu"
 first_hour_stages.COMMAND = ("python",)
-first_hour_stages.REPEATS = first_hour_stages.CALLS = 2
+first_hour_stages.REPEATS = library.REPEATS = first_hour_stages.CALLS = 2
 first_hour_stages.WARPS, first_hour_stages.STAGES, first_hour_stages.PROGRAMS = (4, 8), (2,), (1, 8)
 first_hour_stages.TRACED_STEPS = 2
 first_hour_training.IMAGES, first_hour_training.SIDE = 8, 40
@@ -157,8 +159,8 @@ first_hour_stages.FUNCTIONS |= {"hangs": lambda table: time.sleep(60), "crashes"
 # The library of a machine without a GPU does not run: assignments and counts are those of the host.
 cuda_library.unavailable = lambda: None
 cuda_library.LIBRARY = Path(__file__)
-own_assignment = first_hour_stages.linear_sum_assignment
-first_hour_stages.linear_sum_assignment = lambda cost, backend: own_assignment(cost, backend="reference")
+own_assignment = library.linear_sum_assignment
+library.linear_sum_assignment = lambda cost, backend: own_assignment(cost, backend="reference")
 first_hour.subprocess = SimpleNamespace(**vars(first_hour.subprocess) | {"Popen": Forked})
 torch.compile = lambda function, **_: function
 own_run = first_hour.Worker.run

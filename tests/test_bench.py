@@ -147,6 +147,16 @@ def test_bench_names_an_unknown_op(capsys):
     assert "sorting" in capsys.readouterr().err
 
 
+def test_the_gpu_bench_takes_the_repeats_that_are_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("infoseg_fast.kernels.unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "run", lambda names, device, repeats, *rest: given.append(repeats) or 0)
+    assert main(["bench", "--device", "cuda", "--repeats", "3"]) == 0
+    assert given == [3]
+
+
 def test_without_a_gpu_the_gpu_bench_ends_with_one_line(tmp_path):
     """From a bare checkout: the kernels lie beside the package, and nothing is installed."""
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import segmenter as segmenter_module
+from infoseg_fast import tile_labels
 from infoseg_fast.cli import main
 from infoseg_fast.data import folder as folder_module
 from infoseg_fast.data import open_set
@@ -57,7 +57,7 @@ def test_a_scene_is_scored_by_windows(tmp_path, monkeypatch):
     assert expected["num_pixels"] == 150 * 130 - 40 * 80
     assert np.count_nonzero(np.sum(expected["confusion"], axis=1)) > 1
     monkeypatch.setattr(evaluate_module, "SCENE_PIXELS", 1000)
-    monkeypatch.setattr(segmenter_module, "TILE", 64)
+    monkeypatch.setattr(tile_labels, "TILE", 64)
     monkeypatch.setattr(FileSet, "read", None)  # not as a whole
     assert evaluate(*given) == expected
 

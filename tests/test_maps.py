@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import segmenter as segmenter_module
-from infoseg_fast import tiling
+from infoseg_fast import tile_labels, tiling
 from infoseg_fast.checkpoint import save
 from infoseg_fast.cli import main
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
-from infoseg_fast.maps.predict import Ahead, Behind, OnlyWriter
+from infoseg_fast.maps.lock import FolderLock
+from infoseg_fast.maps.pipeline import Ahead, Behind
 from infoseg_fast.maps.writers import PngWriter, key_of
 from infoseg_fast.palette import palette
 from infoseg_fast.recipe import DataInfo
@@ -201,7 +201,7 @@ def test_windows_of_a_file_give_the_bits_of_the_whole_image(tmp_path, monkeypatc
         place = {"crs": None, "transform": None} if kind == "plain" else {}
         path = write_scene(tmp_path / "in/x.tif", pixels, **how[kind], **place)
     for name, value in (("TILE", 96), ("KEPT_BYTES", 0)):
-        monkeypatch.setattr(segmenter_module, name, value)
+        monkeypatch.setattr(tile_labels, name, value)
     monkeypatch.setattr(tiling, "READ_BYTES", 130 * 3 * 100 * 2)  # the strips are divided too
     plan = made.plan((230, 330))
     assert plan.passes == 2 and len(list(plan.regions())) > 8
@@ -349,8 +349,8 @@ def test_a_damaged_file_is_named_at_the_end_and_leaves_nothing(run, tmp_path, ca
     data = bytearray((source / "b.tif").read_bytes())
     data[-3000:] = bytes(3000)
     (source / "b.tif").write_bytes(data)
-    monkeypatch.setattr(segmenter_module, "TILE", 64)
-    monkeypatch.setattr(segmenter_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(tile_labels, "TILE", 64)
+    monkeypatch.setattr(tile_labels, "KEPT_BYTES", 0)
     assert call("predict", run, source, "--out", out, "--areas", tmp_path / "areas.csv") == 1
     captured = capsys.readouterr()
     assert "2 label maps written" in captured.out and "b.tif" in captured.err.splitlines()[-1]
@@ -404,7 +404,7 @@ def test_a_signal_leaves_no_part_of_a_file_and_the_call_goes_on(run, tmp_path, m
 def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):
     picture = tmp_path / "x.png"
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
-    with OnlyWriter(tmp_path / "out") as lock:
+    with FolderLock(tmp_path / "out") as lock:
         lock.take()
         with pytest.raises(DataError, match="out is in use"):
             predict(made, [picture], tmp_path / "out")
@@ -608,8 +608,8 @@ def test_what_a_file_has_where_there_is_no_data_changes_no_label(dtype, monkeypa
     assert (found[~valid] == 255).all() and len(np.unique(found[valid])) > 1
     for value in (0, 255):
         assert np.array_equal(made.segment_array(np.where(valid, pixels, value).astype(dtype), valid), found)
-    monkeypatch.setattr(segmenter_module, "TILE", 48)
-    monkeypatch.setattr(segmenter_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(tile_labels, "TILE", 48)
+    monkeypatch.setattr(tile_labels, "KEPT_BYTES", 0)
     assert np.array_equal(made.segment_array(pixels, valid), found)
     assert (made.segment_array(pixels, np.zeros_like(valid)) == 255).all()
 

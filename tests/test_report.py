@@ -70,7 +70,7 @@ def test_windows_give_the_picture_of_the_whole_scene(scene, monkeypatch):
     whole = show(segmenter, images, 0)
     assert whole.step == 1 and (whole.labels[:, :20] == 255).all() and (whole.labels[:, 20:] < 3).all()
     assert np.array_equal(whole.labels, segmenter.segment_file(folder / "scene.tif")), "as predict has it"
-    monkeypatch.setattr("infoseg_fast.segmenter.TILE", 64)
+    monkeypatch.setattr("infoseg_fast.tile_labels.TILE", 64)
     for windowed in (True, False):
         images.windowed = windowed
         found = show(segmenter, images, 0)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import infoseg_fast as isf
-from infoseg_fast import segmenter as module
+from infoseg_fast import tile_labels as module
 from infoseg_fast.data.base import ImageSet, scaled_size
 from infoseg_fast.export import LabelModel
 from infoseg_fast.model import MAX_DEPTH
@@ -88,7 +88,7 @@ def test_tiles_do_not_change_labels_of_resized_images(refined, size, scale, monk
     assert labels.shape == (2, *size)
     inner = F.interpolate(images, size=scaled_size(size, scale), mode="bilinear", antialias=True)
     other = segmenter(made.labelling.network, False, temperature=3.0)
-    other.labelling = dataclasses.replace(other.labelling, refinement=made.labelling.refinement)
+    other = isf.Segmenter(dataclasses.replace(other.labelling, refinement=made.labelling.refinement))
     # Labels at the size of the network, sampled at the nearest pixel.
     near = F.interpolate(other.segment(inner)[:, None].float(), size=size, mode="nearest-exact")[:, 0]
     assert (near == labels).float().mean() > 0.8

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from infoseg_fast.bench import cuda_checks
+from infoseg_fast.bench import cuda_values
 from infoseg_fast.bench.launches import record
 from infoseg_fast.bench.mock_driver import mocked
 from infoseg_fast.bench.providers import arguments
@@ -21,7 +21,7 @@ from infoseg_fast.ops.record import Case
 
 CPU = torch.device("cpu")
 SMALL = {"B": 3, "C": 8, "D": 5, "K": 3, "h": 4, "w": 8, "size": (16, 32)}
-CASES = [case for op in cuda_checks.triton_ops() for case in cuda_checks.variants(op, SMALL)]
+CASES = [case for op in cuda_values.triton_ops() for case in cuda_values.variants(op, SMALL)]
 TYPES = {"u1": "i1"}  # bool tensors: ahead of time they are compiled as i1, which is the same code
 
 
@@ -35,7 +35,7 @@ def ran(case, started, tensors=None):
     """The launches of a call of the op, with its gradients."""
     started.clear()
     given, keywords = arguments(case, CPU)
-    cuda_checks.triton(case, given if tensors is None else tensors, keywords)
+    cuda_values.triton(case, given if tensors is None else tensors, keywords)
     return list(started)
 
 
@@ -98,7 +98,7 @@ def test_kinds_of_arguments_that_compile_otherwise_have_plans_of_their_own(drive
 def test_the_matmul_precision_and_the_settings_are_part_of_a_plan(driver):
     case = Case("", op="mutual_information_loss", **SMALL)
     for precision, expected in (("highest", "tf32x3"), ("high", "tf32"), ("highest", "tf32x3")):
-        with cuda_checks.matmul_precision(precision):
+        with cuda_values.matmul_precision(precision):
             for _ in range(2):
                 assert compiled(ran(case, driver)[0])[3]["PRECISION"] == expected
     for tau in (1.0, 2.0, 1.0):
@@ -160,6 +160,6 @@ def test_launches_and_allocations_of_a_step(driver, monkeypatch):
 def test_the_jit_compiles_and_a_plan_launches_what_it_compiled():
     with mocked() as started:
         for op in ("mutual_information_loss", "local_appearance"):
-            first, second = (ran(cuda_checks.variants(op, SMALL)[0], started) for _ in range(2))
+            first, second = (ran(cuda_values.variants(op, SMALL)[0], started) for _ in range(2))
             assert [launch.metadata.hash for launch in first] == [launch.metadata.hash for launch in second]
             assert all(0 <= launch.metadata.shared <= 227 * 1024 for launch in first) and first

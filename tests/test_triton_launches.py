@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import infoseg_fast as isf
 from infoseg_fast import kernels
-from infoseg_fast.bench.cuda_checks import triton_ops, variants
+from infoseg_fast.bench.cuda_values import triton_ops, variants
 from infoseg_fast.bench.launches import record
 from infoseg_fast.bench.specialisation import Specialisation
 from infoseg_fast.kernels import configs, launch, local_global_similarity, tiles

@@ -2,14 +2,14 @@
 
     python -m infoseg_fast.bench.aot [--json] [--docs FILE] [--capability 80 90 100] [--jobs N] [--all] [--only TEXT]
 
-Exits 1 when a kernel breaks a promise. All figures come from the cubin and its disassembly (SASS),
+Exits 1 if a kernel breaks a promise. All figures come from the cubin and its disassembly (SASS),
 because the resource usage of cuobjdump leaves out spills:
 
-- registers and stack: a spill shows as stack and as LDL/STL instructions; none is allowed;
+- registers and stack: no spill, which shows as stack and as LDL/STL instructions;
 - shared memory: within the limit of a block of that chip;
 - tensor cores: HMMA/DMMA (mma), HGMMA (wgmma), UTCHMMA and the like (tcgen05) in kernels with
   matrix products;
-- 128-bit global loads: LDG or LDGSTS with .128. They load at least a third of the bytes of all load
+- 128-bit global loads (LDG or LDGSTS with .128): at least a third of the bytes of all load
   instructions if the strides allow it;
 - features in flight: enough to use the rate of the DRAM (`infoseg_fast.bench.occupancy`), in
   kernels that memory limits at the paper's shapes.
@@ -43,7 +43,7 @@ SHARED_MEMORY = {capability: chip.max_shared for capability, chip in MULTIPROCES
 TENSOR_CORE = re.compile(r"\b(HMMA|DMMA|IMMA|HGMMA|UTC[A-Z]*MMA)\b")
 GLOBAL_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\b([.\w]*)")
 WIDTHS = {".128": 16, ".64": 8, ".U16": 2, ".S16": 2, ".U8": 1, ".S8": 1}  # bytes; 4 without a suffix
-WIDE_SHARE = 1 / 3
+MIN_WIDE_SHARE = 1 / 3  # of the bytes that load instructions load
 LOCAL = re.compile(r"\b(LDL|STL)\b")
 
 
@@ -55,15 +55,15 @@ class Report:
     variant: str
     dtype: str
     capability: int
-    registers: int
-    stack: int
-    local: int  # LDL and STL instructions
-    shared: int
-    products: dict[str, int]  # tensor-core instructions by name
+    registers: int  # per thread
+    stack: int  # bytes
+    local: int  # number of LDL and STL instructions
+    shared: int  # bytes of shared memory of a program
+    products: dict[str, int]  # number of tensor-core instructions by name
     wide_loads: int  # number of 128-bit global load instructions
     wide_share: float  # their share of the bytes of all global load instructions, each counted once
     resident: int  # programs per multiprocessor
-    in_flight: int  # bytes of features that these load ahead
+    in_flight: int  # bytes of features that these programs load ahead
     faults: list[str]
 
 
@@ -103,7 +103,7 @@ def faults(found: Report, specialisation: Specialisation) -> list[str]:
     if specialisation.kernel.products and not found.products:
         broken.append("no tensor-core instruction")
     expected = specialisation.kernel.wide_loads and specialisation.allows_wide_loads
-    if expected and found.wide_share < WIDE_SHARE:
+    if expected and found.wide_share < MIN_WIDE_SHARE:
         broken.append(f"{found.wide_loads} 128-bit global loads, {found.wide_share:.0%} of the bytes loaded")
     needed = MULTIPROCESSORS[found.capability].in_flight
     if needed is not None and found.in_flight < needed and specialisation.limited_by_memory:
@@ -149,8 +149,8 @@ def _specialisations(uses: tuple[str, ...]) -> list[Specialisation]:
 
 
 def _report_at(place: tuple[tuple[str, ...], int, int]) -> Report:
-    """Runs in a worker. JIT functions cannot be pickled, so each worker makes its own list of
-    specialisations.
+    """A report, made in a worker. JIT functions cannot be pickled, so each worker makes its own
+    list of specialisations.
     """
     uses, index, capability = place
     return report(_specialisations(uses)[index], capability)
@@ -163,8 +163,8 @@ def reports(
     only: str = "",
     chosen: Callable[[Specialisation, int], bool] = lambda specialisation, capability: True,
 ) -> list[Report]:
-    """Reports of the specialisations of `uses` whose description contains `only`, for the
-    capabilities for which they are `chosen`, in `jobs` processes.
+    """Reports of the specialisations of `uses` whose description contains `only`, for each
+    capability for which `chosen` is true, made by `jobs` processes.
     """
     named = [(index, s) for index, s in enumerate(_specialisations(uses)) if only in s.described()]
     places = [(uses, index, capability) for index, s in named for capability in capabilities if chosen(s, capability)]
@@ -187,7 +187,7 @@ def as_markdown(found: list[Report]) -> str:
     ]
     variants = dict.fromkeys((r.kernel, r.variant) for r in found)
     for kernel, variant in variants:
-        # Specialisations that differ in the dtype of their output alone share a line.
+        # Specialisations that differ only in the dtype of their output share a line.
         same = sorted((r for r in found if r.variant == variant), key=lambda r: (r.capability, r.registers))
         of = {r.capability: r for r in same}.values()
         spills = sum(r.local for r in of)

@@ -1,8 +1,8 @@
 """The best PyTorch of each op, by the op's name: identities 1 and 2 of the method in a few large
 calls.
 
-Only benchmarks use this module. A function takes what the public op takes. An op without a function
-here is compared with its reference.
+Only benchmarks use this module. A function has the arguments of the public op. An op without a
+function here is compared with its reference.
 """
 
 import math
@@ -20,9 +20,9 @@ def fold(global_features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     return global_features @ weight, global_features @ bias
 
 
-def as_written(features, global_features, weight, bias, *, mask=None, **settings) -> Tensor:
-    """The paper's loss (jsd, same_position, n = 1, tau = 1), with local features L and assigned
-    features S.
+def as_written(features, global_features, weight, bias) -> Tensor:
+    """The loss as the paper writes it (jsd, same_position, n = 1, tau = 1), with local features L
+    and assigned features S.
     """
     L = torch.einsum("dc,bcp->bdp", weight, features.flatten(2)) + bias[:, None]
     V = torch.softmax(torch.einsum("bdp,bkd->bkp", L, global_features), dim=1)
@@ -53,14 +53,14 @@ def segment_and_count(features, global_features, target, weight, bias, *, num_cl
 
 
 def segment(features, global_features, weight, bias, *, size) -> Tensor:
-    """What a user writes: a convolution, an einsum, F.interpolate of the softmax, argmax."""
+    """As a user writes it: a convolution, an einsum, F.interpolate of the softmax, argmax."""
     L = F.conv2d(features, weight[..., None, None], bias)
     V = torch.softmax(torch.einsum("bdyx,bkd->bkyx", L, global_features), dim=1)
     return F.interpolate(V, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
 
 
 def confusion_matrix(pred, target, num_clusters, num_classes, ignore_index=255) -> Tensor:
-    """A masked bincount, of numpy on a CPU."""
+    """A masked bincount, by numpy on a CPU."""
     if pred.device.type != "cpu":
         return reference.confusion_matrix(pred, target, num_clusters, num_classes, ignore_index)
     pred, target = pred.numpy(), target.numpy()
@@ -69,11 +69,7 @@ def confusion_matrix(pred, target, num_clusters, num_classes, ignore_index=255) 
     return torch.from_numpy(np.bincount(cells, minlength=num_clusters * num_classes)).view(num_clusters, num_classes)
 
 
-def refined_labels(*x) -> Tensor:
-    return _refined_scores(*x).argmax(1).to(torch.uint8)
-
-
-def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
+def refined_labels(prior, colour, around, residual, log_scale) -> Tensor:
     """F.interpolate, and one matrix product for the residuals of all classes."""
     K, c = residual.shape[:2]
     prior, around = (
@@ -82,7 +78,7 @@ def _refined_scores(prior, colour, around, residual, log_scale) -> Tensor:
     seen = torch.cat([colour, around, torch.ones_like(colour[:, :1])], dim=1).flatten(2)
     misfit = (residual.flatten(0, 1) @ seen).square().unflatten(1, (K, c)).sum(dim=2) / 2
     scores = prior.flatten(2).clamp_min(FLOOR).log() + log_scale[:, None] - misfit
-    return scores.unflatten(2, colour.shape[2:])
+    return scores.argmax(1).to(torch.uint8).unflatten(1, colour.shape[2:])
 
 
 def mutual_information_loss(
@@ -102,7 +98,7 @@ def mutual_information_loss(
     B, K, _ = G.shape
     n = B - 1 if num_negatives == "all" else num_negatives
 
-    def mean(x):  # over the first and the last dimension
+    def mean(x):  # mean over images and positions
         return x.mean() if mask is None else torch.where(mask.flatten(1), x, 0).sum() / mask.sum()
 
     def penalty(V):

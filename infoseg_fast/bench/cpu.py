@@ -1,9 +1,9 @@
-"""`infoseg bench` on a CPU: the ops beside the best PyTorch of the same algebra, with error, memory
-and the floor.
+"""`infoseg bench` on a CPU: times of the ops and of the best PyTorch of the same algebra, with
+errors, memory and the floor.
 
 The providers of a case run in turn in one process, and their medians are compared. The floor is the
-larger of two times: the bytes that must move at the measured rate of a copy, and the operations at
-the measured rate of a large matrix product.
+larger of two times: that of the bytes that must move, at the measured rate of a copy, and that of
+the operations, at the measured rate of a large matrix product.
 """
 
 import ctypes
@@ -27,8 +27,8 @@ COLUMNS = (*MEASURED, "device", "threads", *INSTALLED)
 
 
 def timed(steps: dict, repeats: int) -> dict:
-    """Milliseconds of each step. Every round has a new order, because a step leaves its data in the
-    caches.
+    """Milliseconds of the calls of each step. Every round has a new order, because a step leaves
+    its data in the caches.
 
     With one thread this is processor time, without the waits for other programs.
     """
@@ -57,15 +57,15 @@ def machine_rates() -> tuple[float, float]:
 
 
 def floor_ms(case: Case, mode: str, rates: tuple[float, float]) -> float:
-    """Lower bound of the time of a mode, from the `machine_rates`."""
+    """Lower bound of the time of a mode in ms, from `machine_rates`."""
     op, phases = OPS[case.op], mode.split(" + ")
     operations, moved = (sum(count(case, phase) for phase in phases) for count in (op.operations, op.floor))
     return max(operations / rates[0], moved / rates[1])
 
 
 def extra_memory(step: Step) -> float | None:
-    """Peak MB above the inputs while `step` runs, without what it returns; None if it cannot be
-    measured.
+    """Peak MB above the inputs while `step` runs, without its results. None: it cannot be measured
+    here.
     """
     if not Path("/proc/self/status").exists():
         return None
@@ -103,7 +103,7 @@ def run(names: list[str], repeats: int, compiled: bool, csv_file: Path | None) -
     """Measure the cases of these names, print a table of each, and write all rows to `csv_file`.
 
     Returns:
-        the rows, and a line for each case whose results are wrong: it is not timed, and has no row.
+        The rows, and a line for each case whose results are wrong. Such a case has no row.
     """
     rates, threads = machine_rates(), torch.get_num_threads()
     print(f"matrix product {rates[0] / 1e6:.1f} GFLOP/s, copy {rates[1] / 1e6:.1f} GB/s, {threads} thread(s)")

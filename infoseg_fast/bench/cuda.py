@@ -1,16 +1,17 @@
-"""`infoseg bench --device cuda`: check the Triton kernels on the device, then time them, in a few
-minutes.
+"""`infoseg bench --device cuda`: check the Triton kernels on the device, then time them.
 
-Each case is timed beside the paper as written (eager), the best PyTorch of the same algebra
-(eager), and the latter under torch.compile, by default and with max-autotune. A time is the median
-of single calls between CUDA events, with the L2 cache emptied before each. The floor is the bytes
-that the method must move at the rate of a copy that is measured in the same run. After a time limit
+The providers of a case are the op, the best PyTorch of the same algebra (eager), the latter under
+torch.compile, and for the loss the paper as written (eager). A time is the median of single calls
+between CUDA events, with the L2 cache emptied before each. The floor is the time of the bytes that
+the method must move, at the rate of a copy that is measured in the same run. After a time limit
 torch.compile is left out, and a line says so.
 """
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,31 +22,36 @@ from . import cuda_checks, providers
 from .providers import INSTALLED, MEASURED, SHOWN, Step
 from .tables import aligned, write_csv
 
-MAX_COMPILE_SECONDS = 420  # after which nothing more is compiled
-AUTOTUNED_CASES = 2  # the first cases only: max-autotune takes the longest
+MAX_COMPILE_SECONDS = 420  # time after which torch.compile is left out
+AUTOTUNED_CASES = 2  # number of first cases with max-autotune, which takes longest
 FLUSH_BYTES = 2**28  # larger than any L2 cache
 COLUMNS = (*MEASURED, "device", "copy_gb_s", *INSTALLED)
 
 
 def timed(step: Step, repeats: int, device: torch.device) -> list[float]:
-    """Milliseconds of single calls on the device. Emptying the cache hides the work of the host."""
-    flush = torch.empty(FLUSH_BYTES // 4, device=device)
+    """Milliseconds of single calls on the device, each with an empty L2 cache."""
     for _ in range(3):
         step()
+    return _between_events(step, repeats, device)
+
+
+def _between_events(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
+    """Milliseconds of single calls. Emptying the cache hides the work of the host."""
+    flush = torch.empty(FLUSH_BYTES // 4, device=device)
     marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start, end in marks:
         flush.zero_()
         flush.zero_()
         start.record()
-        step()
+        call()
         end.record()
     torch.cuda.synchronize(device)
     return [start.elapsed_time(end) for start, end in marks]
 
 
 def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
-    """Microseconds of a step on the device alone, each from a replay of its CUDA graph with an
-    empty L2 cache. Emptying the cache hides the start of the graph.
+    """Microseconds of replays of the CUDA graph of a step, each with an empty L2 cache: the time on
+    the device alone.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -56,21 +62,12 @@ def replayed(step: Step, repeats: int, device: torch.device) -> list[float]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    flush = torch.empty(FLUSH_BYTES // 4, device=device)
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, end in marks:
-        flush.zero_()
-        flush.zero_()
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return [1e3 * start.elapsed_time(end) for start, end in marks]
+    return [1e3 * milliseconds for milliseconds in _between_events(graph.replay, repeats, device)]
 
 
 def with_host(step: Step, calls: int) -> float:
-    """Microseconds of a call, as a loop of them takes: the host's work or the device's, whichever
-    is longer.
+    """Microseconds of a call in a loop: the work of the host or of the device, whichever takes
+    longer.
     """
     step()
     torch.cuda.synchronize()
@@ -82,14 +79,14 @@ def with_host(step: Step, calls: int) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per ms, read and written, of a copy of 1 GB."""
+    """Bytes per ms, read and written, of a copy of 1 GiB."""
     source = torch.ones(2**28, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / statistics.median(timed(lambda: [target.copy_(source)], 15, device))
 
 
 def extra_memory(step: Step, device: torch.device) -> float:
-    """Peak MB above the inputs while `step` runs, without what it returns."""
+    """Peak MB above the inputs while `step` runs, without its results."""
     step()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -100,8 +97,8 @@ def extra_memory(step: Step, device: torch.device) -> float:
 
 
 def measure(case: Case, device: torch.device, repeats: int, rate: float, **choice: bool) -> list[dict]:
-    """The rows of one case, with the columns `COLUMNS`. `rate` is the `copy_rate`, `choice` is for
-    `providers`.
+    """The rows of one case, with the columns `COLUMNS`. `rate` is the `copy_rate`. `choice` are
+    keywords of `providers.providers`.
     """
     rows = providers.measure(
         case,
@@ -124,8 +121,11 @@ def run(
     csv_file: Path | None,
     max_compile_seconds: float = MAX_COMPILE_SECONDS,
 ) -> int:
-    """Check, time and write. Returns the number of failed checks; nothing is timed if there are
-    any.
+    """Check the kernels, time the cases of these names, print a table of each, and write all rows
+    to `csv_file`.
+
+    Returns:
+        The number of failed checks. Nothing is timed if a check failed.
     """
     start = time.monotonic()
     number, failed = cuda_checks.run(device)

@@ -1,12 +1,12 @@
-"""`make test-gpu`: all that a GPU can tell of this package, within eight minutes.
+"""`make test-gpu`: checks, times and trainings on a GPU, within eight minutes.
 
     python benchmarks/gpu.py [--out DIR] [STAGE ...]
 
-The stages run one after the other, each in a process of its own with a time limit. One that fails,
-hangs or meets a CUDA error does not stop the others. Each figure is a row of `gpu.csv` as soon as
-it is known, and each line of text goes to the screen and to `gpu.log`. The order is that of
-importance: should the time end early, what is left out matters least. The functions of the stages
-are in `first_hour_stages`.
+The stages run one after the other, each in a process of its own with a time limit. A stage that
+fails, hangs or meets a CUDA error does not stop the others. Each figure is a row of `gpu.csv` as
+soon as it is known, and each line of text goes to the screen and to `gpu.log`. The most important
+stages come first, in case the time ends early. The functions of the stages are in
+`first_hour_stages`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 COLUMNS = ("stage", "name", "setting", "provider", "value", "unit", "status", "detail")
 PASSED, FAILED, SKIPPED, ENDED = "passed", "failed", "skipped", "ended at its limit"
 MOST_WORKERS = 16
-TASK_SECONDS = 60.0  # of one task of a worker, which may compile several kernels
+TASK_SECONDS = 60.0  # limit of one task of a worker, which may compile several kernels
 
 
 class Stage(NamedTuple):
@@ -63,7 +63,7 @@ class Table:
             self._append(dict(zip(COLUMNS, COLUMNS, strict=True)))
 
     def add(self, name: str, value: object = "", unit: str = "", status: str = PASSED, **more: object) -> None:
-        """`more`: the columns setting, provider and detail."""
+        """Add a row. `more` has the columns setting, provider and detail."""
         row = {"stage": self.stage, "name": name, "value": value, "unit": unit, "status": status, **more}
         self._append(row)
         print(" ".join(str(row[column]) for column in COLUMNS if row.get(column, "") != ""), flush=True)
@@ -75,7 +75,7 @@ class Table:
             os.fsync(out.fileno())
 
     def rows(self, **wanted: str) -> list[dict[str, str]]:
-        """The rows so far with these values of columns."""
+        """The rows so far that have the `wanted` values in these columns."""
         with self.file.open(newline="") as lines:
             return [row for row in csv.DictReader(lines) if all(row[name] == x for name, x in wanted.items())]
 
@@ -100,7 +100,7 @@ def run_stages(folder: Path, stages: Sequence[Stage], command: Command = DEFAULT
 
 
 def run_stage(folder: Path, stage: Stage, command: Command) -> tuple[str, str]:
-    """Run a stage in a process; returns its status, and the reason if it did not pass."""
+    """Run a stage in a process. Returns its status, and the reason if it did not pass."""
     process = subprocess.Popen(
         [*command, "--out", str(folder), "--process", stage.name],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -115,14 +115,14 @@ def run_stage(folder: Path, stage: Stage, command: Command) -> tuple[str, str]:
                 log.write(line)
                 log.flush()
 
-    # A thread reads, since a process that the stage has left behind may keep the pipe open.
+    # A thread reads, since a process that outlives the stage may keep the pipe open.
     reader = threading.Thread(target=log, daemon=True)
     reader.start()
     try:
         code = process.wait(stage.seconds)
     except subprocess.TimeoutExpired:
         code = None
-    finally:  # also after the user's interrupt, which reaches this process alone
+    finally:  # also after the user's interrupt, which reaches only this process
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     reader.join(2.0)
@@ -139,7 +139,7 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, number: int, seconds: float) -> dict[str, Any] | None:
-        """The answer to a task; None if the process ended, or did not answer in time."""
+        """The answer to a task. None: the process ended, or did not answer in time."""
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
@@ -150,7 +150,7 @@ class Worker:
                 if line.startswith("answer "):
                     return json.loads(line.removeprefix("answer "))
         except OSError:
-            pass  # it ended before it read the task
+            pass  # the process ended before it read the task
         finally:
             timer.cancel()
         return None
@@ -165,8 +165,8 @@ def spread(
 ) -> None:
     """Run the tasks `names` in parallel processes, and give each answer to `report`.
 
-    A process that ends or hangs in a task, as after a CUDA error, fails this task alone: another
-    process does the next one.
+    A process that ends or hangs in a task, as after a CUDA error, fails only this task. A new
+    process runs the next one.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for i in range(len(names)):

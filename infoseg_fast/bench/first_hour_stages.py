@@ -1,8 +1,7 @@
 """The stages of `first_hour`.
 
-A stage of single parts is a list of tasks, which run in processes of their own
-(`first_hour.spread`): what a task meets costs no other. The other stages are functions that write
-rows to the table.
+Some stages are a list of tasks that run in worker processes (`first_hour.spread`), so that an error
+in one task does not harm the others. The other stages are functions that write rows to the table.
 """
 
 import itertools
@@ -21,27 +20,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-import scipy.optimize
 import torch
 
-from .. import cuda_library
 from ..checkpoint import first_line
 from ..env import commit, versions
 from ..kernels import configs, mutual_information_loss, plans
 from ..ops import OPS
-from ..ops.confusion_matrix import confusion_matrix
-from ..ops.linear_sum_assignment import linear_sum_assignment
 from ..ops.record import Case
 from . import cuda, cuda_checks, providers
 from .first_hour import DEFAULT_COMMAND, FAILED, MOST_WORKERS, PASSED, SKIPPED, Table, spread
+from .first_hour_library import DEVICE, REPEATS, library
 from .first_hour_training import Run, painted, training
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMAND = DEFAULT_COMMAND  # of a worker process
-DEVICE = torch.device("cuda")
-REPEATS = 15  # replays that a time is the median of
-CALLS = 30  # whose time with the host is measured together
+CALLS = 30  # calls whose time with the host is measured together
 LOSS = "mutual_information_loss"
 SWEPT_KERNELS = ("loss_forward", "loss_image_gradient")
 SWEPT_CASES = ("jsd", "jsd bfloat16", "jsd Potsdam", "jsd Potsdam bfloat16")
@@ -66,14 +58,14 @@ def main(stage: str | None, worker: str | None, folder: Path) -> int:
 
 
 def serve(tasks: list[Callable[[], list[Row] | None]]) -> None:
-    """Run the tasks whose numbers come line by line, and answer each with a line of JSON. After an
-    error that left the device unusable the process ends.
+    """Run the tasks whose numbers come line by line from stdin. The answer to each is a line of
+    JSON. After an error that left the device unusable the process ends.
     """
     for line in sys.stdin:
         start, answer = time.monotonic(), dict[str, Any]()
         try:
             answer["rows"] = tasks[int(line)]() or []
-        except Exception as error:  # whatever goes wrong on a device is a failure of this task
+        except Exception as error:  # any error on a device is a failure of this task
             answer["error"] = f"{type(error).__name__}: {first_line(error)}"
         try:
             torch.cuda.synchronize()
@@ -86,9 +78,9 @@ def serve(tasks: list[Callable[[], list[Row] | None]]) -> None:
 
 
 def run_tasks(table: Table) -> None:
-    """The tasks of a stage: the rows of each, or one with its seconds.
+    """Run the tasks of a stage. A task without rows gets one row with its seconds.
 
-    Times of an op whose checks failed are measured all the same, and marked.
+    The times of an op whose checks failed are marked.
     """
     tasks, number = TASKS[table.stage]
     failed_checks = [row["name"] for row in table.rows(stage="checks", status=FAILED)]
@@ -117,7 +109,7 @@ def check_tasks() -> Iterator[Task]:
 
 
 def compile_tasks() -> Iterator[Task]:
-    """Everything once whose kernels a later stage needs; Triton keeps them on the disk."""
+    """Tasks that compile the kernels of the later stages. Triton caches them on the disk."""
     for recipe in ("default", "paper"):
         yield f"training, {recipe}", lambda recipe=recipe: Run(recipe, steps=4).close()
     for case, warps, stages in itertools.product(swept_cases(), WARPS, STAGES):
@@ -147,14 +139,14 @@ def sweep_tasks() -> Iterator[Task]:
 TASKS: dict[str, tuple[Callable[[], Iterator[Task]], int]] = {
     "compilation": (compile_tasks, MOST_WORKERS),
     "checks": (check_tasks, MOST_WORKERS),
-    "loss": (loss_tasks, 1),  # times are of one process that has the GPU to itself
+    "loss": (loss_tasks, 1),  # one process at a time, so that it has the GPU to itself
     "sweep": (sweep_tasks, 1),
     "ops": (ops_tasks, 1),
 }
 
 
 def timed_cases() -> list[Case]:
-    """The loss first, and of it the cases with one partner."""
+    """The cases of the loss first, and among them those with one negative."""
     found = providers.chosen_cases("cuda", ())
     return sorted(found, key=lambda case: (case.op != LOSS, case.op == LOSS and case.negatives > 1))
 
@@ -178,14 +170,14 @@ def times_of(case: Case, *names: str) -> list[Row]:
                 here = about | {"setting": setting_of(case, mode)}
                 rows.append(here | {"value": round(statistics.median(times), 2), "detail": extent})
                 rows.append(here | {"value": round(cuda.with_host(step, CALLS), 1), "unit": "us with the host"})
-        except Exception as error:  # the times of the others are of interest all the same
-            own = name == "infoseg_fast"  # what PyTorch cannot compile, capture or hold is no failure
+        except Exception as error:  # the other providers are still timed
+            own = name == "infoseg_fast"  # an error of PyTorch's own code is no failure
             rows.append(about | {"setting": setting_of(case, "")} | not_measured(error, own))
     return rows
 
 
 def not_measured(error: Exception, own: bool = True) -> Row:
-    """The status of a time that there is none of. Too large a tile is no failure."""
+    """The columns of a time that could not be measured. Too large a tile is no failure."""
     kind = type(error).__name__
     return {"status": FAILED if own and kind != "OutOfResources" else SKIPPED, "detail": f"{kind}: {first_line(error)}"}
 
@@ -205,7 +197,9 @@ def swept_name(case: Case, warps: int, stages: int) -> str:
 
 
 def swept(case: Case, warps: int, stages: int, time: bool = True) -> list[Row]:
-    """Times of the loss with other warps, stages and numbers of programs than those of its table."""
+    """Times of the loss with other numbers of warps, pipeline stages and programs than its tables
+    have.
+    """
     rows_of, rows = configs.rows, []
 
     def changed(kernel: str, key: configs.Key) -> list[configs.Config]:
@@ -251,77 +245,16 @@ def environment(table: Table) -> None:
 
 
 def output(*command: str) -> str:
-    """What a command prints; "" where there is no such command."""
+    """The standard output of a command. "": there is no such command."""
     if shutil.which(command[0]) is None:
         return ""
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
 
 
-def build_library() -> str | None:
-    """Compile the CUDA library of the checkout for this GPU; returns the reason if it cannot be."""
-    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        return "no nvcc was found (CUDACXX names one)"
-    found = torch.cuda.get_device_properties(DEVICE)
-    target = f"-arch=sm_{found.major}{found.minor}"
-    flags = ["-O3", "-std=c++17", "-shared", "-cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=0"]
-    sources = sorted(str(path) for path in (ROOT / "csrc").rglob("*.cu"))
-    with tempfile.TemporaryDirectory(dir=cuda_library.LIBRARY.parent) as folder:
-        made = Path(folder) / "made.so"
-        command = [nvcc, *flags, target, *sources, "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return first_line(done.stderr or done.stdout)
-        made.replace(cuda_library.LIBRARY)
-    return None
-
-
-def use_library(table: Table) -> bool:
-    """Whether there is a CUDA library: that of the checkout, which is built if it is missing."""
-    if not cuda_library.LIBRARY.exists():
-        start = time.monotonic()
-        reason = build_library()
-        table.add("build", round(time.monotonic() - start, 1), "s", SKIPPED if reason else PASSED, detail=reason or "")
-        if reason:
-            return False
-    reason = cuda_library.unavailable()
-    if reason:
-        table.add("load", status=FAILED, detail=reason)
-    return reason is None
-
-
-def library(table: Table) -> None:
-    """The CUDA library against scipy and against the host."""
-    if not use_library(table):
-        return
-    rng = np.random.default_rng(0)
-    for shape in ((50, 5, 5), (20, 27, 27), (4, 33, 40), (2, 300, 200), (30, 12, 12)):
-        many_ties = shape[1] == 12
-        costs = rng.integers(0, 4, shape).astype(np.float64) if many_ties else rng.random(shape)
-        cols = linear_sum_assignment(torch.from_numpy(costs).to(DEVICE), backend="cuda")[1]
-        expected = [scipy.optimize.linear_sum_assignment(cost)[1] for cost in costs]
-        wrong = sum((a != b).any() for a, b in zip(np.asarray(cols.cpu()), expected, strict=True))
-        status = FAILED if wrong else PASSED
-        table.add("linear_sum_assignment", int(wrong), "problems unlike scipy's", status, setting=shape)
-    for classes in (3, 27, 200):
-        generator = torch.Generator().manual_seed(classes)
-        pred, target = torch.randint(0, classes, (2, 8, 200, 300), generator=generator, dtype=torch.uint8)
-        found: Any = confusion_matrix(pred.to(DEVICE), target.to(DEVICE), classes, classes)
-        expected = confusion_matrix(pred, target, classes, classes)
-        status = PASSED if torch.equal(found.cpu(), expected) else FAILED
-        table.add("confusion_matrix", setting=f"{classes} classes", status=status)
-    costs = torch.rand(300, 27, 27, device=DEVICE)
-    labels = torch.randint(0, 27, (2, 64, 128, 128), device=DEVICE).to(torch.uint8)
-    steps: dict[str, Callable[[], Any]] = {
-        "linear_sum_assignment of 300 x 27 x 27": lambda: linear_sum_assignment(costs, backend="cuda"),
-        "confusion_matrix of 64 x 128 x 128": lambda: confusion_matrix(labels[0], labels[1], 27, 27),
-    }
-    for name, step in steps.items():
-        table.add(name, round(statistics.median(cuda.replayed(step, REPEATS, DEVICE)), 2), "us")
-
-
 def trace(table: Table) -> None:
-    """The kernels of the default recipe's steps without a graph, which would hide what waits."""
+    """A trace of training steps of the default recipe, without a CUDA graph, which would hide
+    waits.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with tempfile.TemporaryDirectory() as folder:
         data = painted(Path(folder) / "data")

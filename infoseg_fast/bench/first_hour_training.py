@@ -18,8 +18,8 @@ from .first_hour import FAILED, PASSED, Table
 
 DEVICE = "cuda"
 SETTINGS = {"steps": 200, "batch_size": 32, "crop": 128, "log_every": 20, "eval_every": 0, "checkpoint_every": 100}
-IMAGES, SIDE = 96, 160  # of the painted set
-# Those without a graph come first, since what a graph breaks may stay broken. The float32 runs of
+IMAGES, SIDE = 96, 160  # number of painted images, and their side in pixels
+# Runs without a graph come first, since a failed capture may break the process. The float32 runs of
 # the default recipe should have the same bits.
 RUNS: dict[str, dict[str, Any]] = {
     "default, without graph": {"cuda_graph": "off"},
@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def painted(folder: Path) -> Path:
-    """A folder of images of two textures with their labels."""
+    """A folder with images of two textures and their labels."""
     rng = np.random.default_rng(0)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
@@ -80,7 +80,7 @@ class Run:
         return content["recipe"]
 
     def steps_per_second(self) -> float:
-        """Of the steps after the first log line, whose interval holds the compilation."""
+        """The rate after the first log line, whose interval includes the compilation."""
         rows = RunFolder(self.path / "run").read_metrics()
         batch, first, last = self.settings["batch_size"], rows[0], rows[-1]
         spent = [row["step"] * batch / row["images_per_s"] for row in (first, last)]
@@ -88,7 +88,7 @@ class Run:
 
 
 def training(table: Table) -> None:
-    """Whether 200 steps learn, how fast they are, and which promises on bits hold."""
+    """The accuracy and the rate of short trainings, and whether their bits are equal."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -100,7 +100,7 @@ def training(table: Table) -> None:
             said.clear()
             try:
                 run = Run(data=data, resumed="resumed" in name, **{"recipe": "default", **settings})
-            except Exception as error:  # the next run is of interest all the same
+            except Exception as error:  # the next runs are still made
                 table.add(name, status=FAILED, detail=f"{type(error).__name__}: {first_line(error)}")
                 continue
             accuracy = run.scores["pixel_accuracy"] if run.scores else float("nan")

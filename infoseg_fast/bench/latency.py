@@ -1,11 +1,10 @@
-"""Which kernels keep enough loads under way: programs per multiprocessor, waves and bytes in flight
+"""Latency of the kernels that read features: programs per multiprocessor, waves and bytes in flight
 at the paper's shapes, from ahead-of-time compilation. Nothing is measured.
 
     python -m infoseg_fast.bench.latency [--docs FILE] [--all | --next] [--capability 80 90] [--jobs N] [--op OP ...]
 
-Takes the kernels that read features with one negative per image. Exits 1 where a kernel spills,
-keeps less in flight than its chip needs (`infoseg_fast.bench.occupancy`), or fills less than one
-wave although the shape has more tiles.
+Exits 1 if a kernel spills, keeps fewer bytes in flight than its chip needs
+(`infoseg_fast.bench.occupancy`), or fills less than one wave although the shape has more tiles.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from .specialisation import Specialisation
 
 CAPABILITIES = (80, 90)
 OPS = ("mutual_information_loss", "class_moments", "assign")
-IN_DOCS = OPS[:2]  # of a training step
+IN_DOCS = OPS[:2]  # the ops of a training step
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def most_programs(started: Launch) -> int:
 
 
 def cases(ops: tuple[str, ...] = IN_DOCS, every: bool = False) -> list[Case]:
-    """The cases of the ops: those of the table in the documentation, or every one."""
+    """The cases of the ops in the table of the documentation, or with `every` all cases."""
 
     def wanted(case: Case) -> bool:
         usual = case.settings.get("negatives", "same_position") == "same_position" and "estimator" not in case.settings
@@ -134,14 +133,14 @@ def _figures(row: Row) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def next_tiles() -> Iterator[None]:
-    """Context in which kernels take the second row of the tile table that fits, if there are two."""
+    """A context in which kernels take the second fitting row of the tile table, if there are two."""
     fitting = configs.rows
     with patch.object(configs, "rows", lambda kernel, key: fitting(kernel, key)[1:] or fitting(kernel, key)):
         yield
 
 
 def compared(chosen: list[Case], capability: int) -> str:
-    """A table of the chosen tiles and the next that fit, for one chip."""
+    """A table of the chosen tiles and the next fitting ones, for one chip."""
 
     def here() -> list[Row]:
         return [Row(case, x, report(Specialisation.of(x), capability)) for case, x in launches(chosen)]

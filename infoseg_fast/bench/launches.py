@@ -19,10 +19,11 @@ def cases_for(*uses: str) -> list[Case]:
 
 
 def record(case: Case, device: str = "cuda:0", fake: bool = True) -> dict[str, list[Launch]]:
-    """The launches of the phases "forward" and "backward"; a phase without launches is left out.
+    """The launches of the phases "forward" and "backward". A phase without launches is left out.
 
-    fake: use fake tensors on `device`. Otherwise the tensors are real, uninitialised and on the
-    CPU.
+    Args:
+        fake: use fake tensors on `device`. Otherwise the tensors are real, uninitialised and on the
+            CPU.
     """
     op, kernel, launches = OPS[case.op], KERNELS[case.op], {}
     with FakeTensorMode() if fake else contextlib.nullcontext(), torch.no_grad():

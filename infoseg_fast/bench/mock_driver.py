@@ -1,8 +1,8 @@
 """A Triton driver that launches nothing: Triton binds, specialises and compiles every launch of the
 ops on a machine without a GPU.
 
-Tensors stay on the CPU and outputs stay uninitialised. What runs is the host's side of a launch as
-on a GPU: the ops' Python code, Triton's search for the compiled kernel, and its compiler.
+Tensors stay on the CPU and outputs stay uninitialised. The host's side of a launch runs as on a
+GPU: the ops' Python code, Triton's search for the compiled kernel, and its compiler.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from ..kernels import interpreted
 from ..kernels.plans import forget_plans
 from ..ops import dispatch
 
-# Triton keeps compiled kernels by the number of the device. No GPU has these.
+# Triton caches compiled kernels by the number of the device. No GPU has these numbers.
 DEVICE, DEVICE_WITHOUT_COMPILER = 1000, 1001
+CAPABILITY = 90
 
 
 @dataclass(frozen=True)
 class Started:
-    """One launch: what the GPU would have been given.
+    """One launch, as the GPU would have received it.
 
     Attributes:
         source: Triton's `ASTSource`: the kernel, its signature, constants and alignments.
-        metadata: of the compiled kernel, such as its number of warps and its shared memory.
-        values: the values of all parameters of the kernel, in order. Pointers are tensors or
-            addresses.
+        metadata: metadata of the compiled kernel, such as its number of warps.
+        values: values of all parameters of the kernel, in order. Pointers are tensors or addresses.
     """
 
     name: str
@@ -57,7 +57,7 @@ class _Utils:
 
 
 def _launcher(source: Any, metadata: Any) -> Callable[..., None]:
-    """A launcher that notes the launch in the current context."""
+    """A launcher that adds the launch to the list of the current context."""
 
     def launch(x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *values):
         started = driver.active.started
@@ -84,8 +84,8 @@ class _Driver:
 
     launcher_cls = staticmethod(_launcher)
 
-    def __init__(self, capability: int, device: int, started: list[Started] | None):
-        self.capability, self.device, self.started, self.utils = capability, device, started, _Utils()
+    def __init__(self, device: int, started: list[Started] | None):
+        self.device, self.started, self.utils = device, started, _Utils()
 
     def get_current_device(self):
         return self.device
@@ -94,7 +94,7 @@ class _Driver:
         return 0
 
     def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
+        return GPUTarget("cuda", CAPABILITY, 32)
 
     def get_active_torch_device(self):
         return torch.device("cpu")
@@ -110,13 +110,12 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def mocked(capability: int = 90, *, compiles: bool = True, keep: bool = True) -> Iterator[list[Started]]:
-    """Context in which the ops take tensors on the CPU to their Triton kernels, and nothing is
+def mocked(*, compiles: bool = True, keep: bool = True) -> Iterator[list[Started]]:
+    """A context in which the ops pass tensors on the CPU to their Triton kernels, and nothing is
     launched.
 
     Args:
-        capability: the compute capability, one for all contexts of a process.
-        compiles: compile the kernels; otherwise Triton binds and specialises their arguments alone.
+        compiles: compile the kernels. Otherwise Triton only binds and specialises their arguments.
         keep: add each launch to the list that the context gives.
     """
     if interpreted():
@@ -129,7 +128,7 @@ def mocked(capability: int = 90, *, compiles: bool = True, keep: bool = True) ->
 
     device = DEVICE if compiles else DEVICE_WITHOUT_COMPILER
     forget_plans()  # they hold kernels of another context
-    driver.set_active(_Driver(capability, device, started if keep else None))
+    driver.set_active(_Driver(device, started if keep else None))
     compiler = contextlib.nullcontext() if compiles else patch.object(triton.compiler, "compile", _Uncompiled)
     try:
         with (

@@ -1,9 +1,10 @@
-"""Latency model: programs and bytes of loads that a multiprocessor holds at a time, from the
-machine code.
+"""Latency model: programs that a multiprocessor holds at a time and bytes of loads that they have
+in flight, from the machine code.
 
-By Little's law a multiprocessor needs rate x latency bytes of loads under way to use its share of
-the DRAM's rate: about 20 KB on an A100 (2.0 TB/s, 108 multiprocessors) and 29 KB on an H200 (4.8
-TB/s, 132), at a latency of 0.8 microseconds. A kernel with less is limited by latency.
+By Little's law a multiprocessor needs rate x latency bytes of loads in flight to use its share of
+the DRAM's rate: about 15 KB on an A100 (2.0 TB/s, 108 multiprocessors) and 29 KB on an H200 (4.8
+TB/s, 132), at a latency of 0.8 microseconds. A kernel with less is limited by latency. On an A100
+20 KB are required.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from .specialisation import BYTES, Specialisation
 
-REGISTERS = 65536  # of a multiprocessor, in four parts
+REGISTERS = 65536  # registers of a multiprocessor, in four parts
 REGISTER_UNIT = 256  # registers that a warp takes at a time
 RESERVED_SHARED = 1024  # bytes of shared memory that each program takes besides its own
 
@@ -21,9 +22,11 @@ class Multiprocessor:
     """Limits of one multiprocessor (CUDA programming guide, table of compute capabilities).
 
     Attributes:
-        count: multiprocessors of the chip.
-        shared: bytes of shared memory; a program may have at most `max_shared`.
-        in_flight: bytes of loads that it needs under way; None where no figure is known.
+        count: number of multiprocessors of the chip.
+        shared: bytes of shared memory.
+        max_shared: largest number of bytes of shared memory of a program.
+        warps, programs: largest numbers at a time.
+        in_flight: bytes of loads that it needs in flight. None: unknown.
     """
 
     chip: str
@@ -44,16 +47,16 @@ MULTIPROCESSORS = {
     100: Multiprocessor("B200", 148, 228 * KB, 227 * KB, 64, 32),
     120: Multiprocessor("RTX 5090", 170, 100 * KB, 99 * KB, 48, 24),
 }
-# The last programs of 0.97 waves leave a fiftieth of the chip idle, so that is a full wave.
-FULL_WAVE = 0.95
+FULL_WAVE = 0.95  # least number of waves that counts as full: a twentieth of the chip is idle
 
 
 def resident_programs(capability: int, registers: int, shared: int, num_warps: int) -> int:
-    """Programs that one multiprocessor holds at a time; 0 if it cannot hold one.
+    """Number of programs that one multiprocessor holds at a time.
 
     Args:
-        registers: per thread.
-        shared: bytes of a program.
+        registers: registers per thread.
+        shared: bytes of shared memory of a program.
+        num_warps: warps of a program.
     """
     chip = MULTIPROCESSORS[capability]
     if shared > chip.max_shared:
@@ -66,8 +69,8 @@ def resident_programs(capability: int, registers: int, shared: int, num_warps: i
 def features_under_way(specialisation: Specialisation, shared: int, asynchronous: bool) -> int:
     """Bytes of features that one program loads ahead, 0 for kernels that read none in a loop.
 
-    With S stages S - 1 tiles are under way while one is used, but not more than the loop has and
-    the shared memory holds. Without asynchronous copies one tile is, in registers.
+    With S stages S - 1 tiles are in flight while one is used, but not more than the loop has and
+    the shared memory holds. Without asynchronous copies one tile is in flight, in registers.
 
     Args:
         shared: bytes of shared memory of a program.

@@ -1,4 +1,4 @@
-"""Other packages that do the job of an op, where they are installed (extra [peers])."""
+"""Other packages that have the function of an op, if they are installed (extra [peers])."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def of(op: str) -> dict[str, Callable[..., Any]]:
-    """Functions of the arguments of the public op `op`, by the name of the package on the registry."""
+    """Functions of the arguments of the public op `op`, by the name of their package."""
     found = {name: make for (of_op, module, name), make in PEERS.items() if of_op == op and find_spec(module)}
     return {name: make() for name, make in found.items()}
 
@@ -58,7 +58,7 @@ def _scikit_learn() -> Callable[..., Any]:
 
 
 def _every_pair() -> Callable[..., Any]:
-    """The counting of the matching in the code of invariant information clustering: a pass over all
+    """Counts as in the published code of invariant information clustering (IIC): a pass over all
     pixels for each pair of labels.
     """
 
@@ -69,7 +69,7 @@ def _every_pair() -> Callable[..., Any]:
     return count
 
 
-# (op, module, name of the package): what makes the function
+# (op, module, name of the package): function that makes the function
 PEERS = {
     ("linear_sum_assignment", "lap", "lapx"): _lapx,
     ("linear_sum_assignment", "torch_linear_assignment", "torch-linear-assignment"): _torch_linear_assignment,

@@ -1,6 +1,4 @@
-"""What `infoseg bench` times: an op and its competitors at a case of the op's record, and the rows
-of its table.
-"""
+"""The providers that `infoseg bench` times, an op and its competitors, and the rows of its table."""
 
 import statistics
 import warnings
@@ -18,22 +16,21 @@ from ..ops.record import Case
 from . import baselines, peers
 
 Step = Callable[[], list[Tensor]]
-RESULTS = ("value", "features", "global_features", "weight", "bias")  # of the ops of features: value and gradients
+RESULTS = ("value", "features", "global_features", "weight", "bias")  # value and gradients of the ops of features
 MEASURED = (
     "op", "case", "provider", "version", "mode", "shape", "dtype", "median_ms", "p20_ms", "p80_ms",
     "ratio_to_op", "floor_ms", "share_of_floor", "error", *(f"error_{name}" for name in RESULTS), "extra_mb",
 )  # fmt: skip
 SHOWN = ("op", "case", "mode", "provider", *MEASURED[7:14], "extra_mb")
 INSTALLED = ("machine", "infoseg_fast", "python", "torch", "numpy", "triton", "commit")
-# The largest error of an op whose times are reported: twice PyTorch's in the same dtype, and a
-# floor.
+# An op is timed if its error is at most twice that of PyTorch in the same dtype, plus a floor.
 ERROR_FACTOR = 2.0
 ERROR_FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-DIFFERING_SHARE = 1e-2  # the floor of integer results: labels and counts at the borders of classes differ
+DIFFERING_SHARE = 1e-2  # floor of integer results: labels and counts at the borders of classes differ
 
 
 class WrongResultError(DataError):
-    """The results of an op are wrong, so its times mean nothing."""
+    """The results of an op are wrong. It is not timed."""
 
 
 def installed() -> dict[str, str]:
@@ -58,11 +55,18 @@ def providers(
     backend: str = "auto",
     with_peers: bool = False,
 ) -> dict[str, Callable]:
-    """Functions of the case's tensors by the name of the provider. `keywords` are those of
-    `Op.arguments`.
+    """Functions of the case's tensors, by the name of the provider.
 
-    "eager" is the best PyTorch of the same algebra (`baselines`), or the reference if there is
-    none. With `with_peers` the packages of `peers` follow.
+    Args:
+        keywords: keywords of `Op.arguments`.
+        compiled, autotuned: add the eager function under torch.compile, by default and with
+            max-autotune.
+        backend: backend of the op, if it has this one.
+        with_peers: add the packages of `peers`.
+
+    Returns:
+        "infoseg_fast" is the op. "eager" is the best PyTorch of the same algebra (`baselines`), or
+        the reference. "as written" is the loss as the paper writes it.
     """
     op = OPS[case.op]
     choice = {"backend": backend} if backend in op.backends else {}
@@ -83,7 +87,7 @@ def providers(
 
 
 def version_of(provider: str) -> str:
-    """The version of the package that a provider is of."""
+    """The version of the package of a provider."""
     try:
         return metadata.version("infoseg-fast" if provider == "infoseg_fast" else provider)
     except metadata.PackageNotFoundError:
@@ -95,18 +99,18 @@ def differentiated(case: Case) -> bool:
 
 
 def arguments(case: Case, device: torch.device, dtype: torch.dtype | None = None) -> tuple[list[Tensor], dict]:
-    """`Op.arguments` of the case, by default in its own dtype. Tensors require gradients if the
-    case has them.
+    """`Op.arguments` of the case. Tensors require gradients if the case has them.
+
+    Args:
+        dtype: dtype of the tensors. None: the dtype of the case.
     """
     tensors, keywords = OPS[case.op].arguments(case, device, dtype or case.dtype)
     return [x.requires_grad_() if differentiated(case) else x for x in tensors], keywords
 
 
 def steps(case: Case, provider: Callable, tensors: list[Tensor]) -> dict[str, Step]:
-    """The functions to time by mode, "forward" and, for a case with gradients, "forward +
-    backward".
-
-    A step returns the results: the value or values, then the gradients.
+    """The functions to time, by mode: "forward" and, for a case with gradients, "forward +
+    backward". Each returns the value or values, then the gradients.
     """
 
     def forward() -> list[Tensor]:
@@ -132,7 +136,7 @@ def upstream_of(value: Tensor) -> Tensor:
 
 
 def relative_errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
-    """Relative 2-norm of the error of each result; for integer results the share that differs."""
+    """Relative 2-norm of the error of each result. For integer results the share that differs."""
     found, truth = ([torch.as_tensor(x) for x in results] for results in (found, truth))
     return [
         ((a.double() - b.double()).norm() / b.double().norm()).item()
@@ -151,16 +155,16 @@ def measure(
     **choice,
 ) -> list[dict]:
     """The rows of one case, with the columns `MEASURED`. A competitor that fails is left out with a
-    warning. Nothing is timed where the op's own results are wrong.
+    warning.
 
     Args:
-        timed: the times in ms of each of the steps, which are keyed by provider and mode.
-        extra_memory: peak MB of a step above its inputs and results, or None.
-        floor_ms: lower bound of the time of a mode.
+        timed: gives the times in ms of each step, by provider and mode.
+        extra_memory: gives the peak MB of a step above its inputs and results, or None.
+        floor_ms: gives a lower bound of the time of a mode in ms.
         choice: keywords of `providers`.
 
     Raises:
-        WrongResultError: an error of the op exceeds that of plain PyTorch by too much.
+        WrongResultError: the error of the op is too large. Nothing is timed.
     """
     tensors, keywords = arguments(case, device)
     exact, exact_keywords = arguments(case, device, torch.float64)
@@ -175,7 +179,7 @@ def measure(
             for step in made.values():
                 step()
             found |= {(name, mode): step for mode, step in made.items()}
-        except Exception as error:  # what PyTorch cannot compile or hold in memory does not concern this table
+        except Exception as error:  # a competitor that PyTorch cannot compile or hold in memory
             if name == "infoseg_fast":
                 raise
             warnings.warn(f"{case.name}: {name} failed: {str(error).splitlines()[0]}", stacklevel=2)
@@ -200,7 +204,9 @@ def measure(
 
 
 def check(case: Case, mode: str, truth: list[Tensor], errors: dict[tuple[str, str], list[float]]) -> None:
-    """Raise WrongResultError for `errors`, by provider and mode, that rounding does not explain."""
+    """Raise WrongResultError if rounding does not explain the op's `errors` (by provider and
+    mode).
+    """
     own, plain = (errors.get((name, mode)) for name in ("infoseg_fast", "eager"))
     for number, (exact, error) in enumerate(zip(truth, own, strict=True)):
         floor = ERROR_FLOOR[case.dtype] if torch.as_tensor(exact).is_floating_point() else DIFFERING_SHARE

@@ -1,8 +1,8 @@
-"""`infoseg bench --compare FILE`: the rows of a run beside those of an earlier one.
+"""`infoseg bench --compare FILE`: comparison of the rows of a run with those of an earlier one.
 
-An op is slower where both of two ratios exceed `LIMIT`: of its times, and of its times relative to
-the plain PyTorch of the same run. The second is about the same on a busy machine. Rows of another
-machine have the second one alone.
+An op is slower if two ratios exceed `LIMIT`: that of its times, and that of its times relative to
+plain PyTorch in the same run. The second ratio hardly changes on a busy machine. Rows of another
+machine have only the second ratio.
 """
 
 import csv
@@ -22,7 +22,7 @@ def read(file: Path) -> list[dict]:
     """The rows of an earlier `--csv`.
 
     Raises:
-        DataError: there is no such file, or it is no file of `infoseg bench --csv`.
+        DataError: the file cannot be read, or `infoseg bench --csv` did not write it.
     """
     try:
         with file.open(newline="", encoding="utf-8") as lines:
@@ -43,7 +43,7 @@ def read(file: Path) -> list[dict]:
 
 
 def compared(now: list[dict], before: list[dict]) -> list[dict]:
-    """A row for each case and mode that both have, with the columns `SHOWN`."""
+    """A row for each case and mode that both runs have, with the columns `SHOWN`."""
     times = [{(one["provider"], *(str(one[name]) for name in KEY)): one for one in rows} for rows in (before, now)]
     found = []
     for key, row in times[1].items():

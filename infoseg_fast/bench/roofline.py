@@ -1,12 +1,11 @@
-"""Cost model: what each op moves and computes, from the grids and tiles of its launches, against
-the method's floor.
+"""Cost model: bytes moved and operations of each op, from the grids and tiles of its launches, and
+the bytes that any method must move (floor).
 
     python -m infoseg_fast.bench.roofline [--json] [--docs FILE] [--op OP ...]
 
 Nothing is measured. Bytes moved are those between the chip and its DRAM: each byte that a launch
 reads, once, and each byte that it writes. Repeated loads (counted in `requested`) are assumed to
-hit the L2 cache. Times are lower bounds from datasheet rates; only a GPU shows how much slower a
-run is.
+hit the L2 cache. Times are lower bounds from datasheet rates.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from .launches import cases_for, record
 
 @dataclass(frozen=True)
 class Chip:
-    """Datasheet rates: bytes per second of DRAM, and operations per second of dense products by
+    """Datasheet rates: bytes per second of the DRAM, and operations per second of dense products by
     dtype.
     """
 
@@ -45,7 +44,7 @@ CHIPS = (
     _chip("H100 SXM", 3.35, 494.5, 989.5, 67),
     _chip("B200", 8.0, 1100, 2250, 37),
 )
-MAX_RATIO = 1.15  # bytes that the loss with one negative may move, by its floor
+MAX_RATIO = 1.15  # largest ratio of the bytes that the loss moves to its floor
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,7 @@ class Row:
 
 
 def bound_ms(chip: Chip, dtype: torch.dtype, moved: int, operations: int) -> float:
-    """Lower bound of the time, in ms, of moving so many bytes and computing so many operations on
-    the chip.
-    """
+    """Lower bound of the time in ms for this number of bytes and operations on the chip."""
     return 1e3 * max(moved / chip.bytes, operations / chip.operations[dtype])
 
 

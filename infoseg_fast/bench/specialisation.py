@@ -1,4 +1,4 @@
-"""One compilation of a kernel: the input of Triton's compiler, derived from a launch."""
+"""Input of Triton's compiler for one kernel, derived from a launch."""
 
 from dataclasses import dataclass, field
 
@@ -26,8 +26,8 @@ ALIGNMENT = 16  # bytes: Triton needs it for 128-bit loads, and PyTorch's alloca
 
 @dataclass(frozen=True)
 class Specialisation:
-    """A kernel with types, constexprs and launch options. Equal specialisations compile to the same
-    code.
+    """A kernel with the types of its arguments, its constexprs and launch options. Equal
+    specialisations compile to the same code.
     """
 
     kernel: Kernel = field(compare=False, repr=False)
@@ -89,11 +89,11 @@ class Specialisation:
 
     @property
     def limited_by_memory(self) -> bool:
-        """Whether it reads features at a shape of the paper: up to 16 classes, one negative at the
-        same position, in float32 or bfloat16.
+        """Whether memory limits it: it reads features at a shape of the paper, with up to 16 classes,
+        one negative at the same position, in float32 or bfloat16.
 
-        More negatives, classes or bits are limited by products or registers. A single tf32 product
-        is a choice of the user, and float16 a rare one.
+        Products or registers limit it with more negatives, classes or bits. Single tf32 products
+        and float16 are not judged.
         """
         known = dict(self.constexprs)
         few = int(str(known.get("K", 0))) <= 16 and known.get("PRECISION") in ("tf32x3", "ieee")

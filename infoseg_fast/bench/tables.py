@@ -1,4 +1,4 @@
-"""Tables of text, of CSV files and in documentation files."""
+"""Tables as text, as CSV files and in documentation files."""
 
 import csv
 import re

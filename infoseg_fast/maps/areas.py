@@ -1,4 +1,4 @@
-"""Pixels and areas of each image and label, as a CSV file."""
+"""The pixels and the area of each label in each image, as a CSV file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ COLUMNS = ("image", "class", "name", "pixels", "area", "unit")
 
 
 class AreaTable:
-    """A line for each image and label.
+    """A table with a line for each label of each image.
 
     Args:
-        path: the file.
-        number: of labels.
-        names: of the labels, or None.
+        path: the CSV file.
+        number: number of labels.
+        names: names of the labels, or None.
+
+    Raises:
+        DataError: the file does not end in .csv, or cannot be written.
     """
 
     def __init__(self, path: Path, number: int, names: Sequence[str] | None) -> None:
@@ -31,10 +34,13 @@ class AreaTable:
         self._lines: list[list[Any]] = []
 
     def add(self, image: str, counts: np.ndarray, place: Georeference | None) -> None:
-        """Add an image by the numbers of its pixels [at least `number`] of each label.
+        """Add an image.
 
-        The area is in squares of the unit of the coordinate reference system; empty without a
-        transform to it.
+        Args:
+            image: its path.
+            counts: int64 [>= number], pixels of each label.
+            place: its georeference. The area is in squares of the unit of the coordinates, and
+                empty without a transform to them.
         """
         pixel, unit = (pixel_area(place), unit_of(place)) if place is not None and place.has_transform else (None, "")
         for label in range(self.number):
@@ -51,7 +57,7 @@ class AreaTable:
 
 
 def pixel_area(place: Georeference) -> float:
-    """The area of a pixel in squares of the unit of the coordinate reference system."""
+    """The area of a pixel in squares of the unit of the coordinates."""
     a, b, _, d, e, _ = place.transform
     return abs(a * e - b * d)
 

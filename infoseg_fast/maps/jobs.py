@@ -1,9 +1,8 @@
-"""Which maps are made of which images, where they are written, and how a finished map is
-recognised.
+"""The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
-Every file that is written carries a key: a digest of the checkpoint, of the options that change its
-content, and of the size and time of the image file. An interrupted prediction goes on with the
-images whose files lack the key.
+Every map carries a key: a digest of the labelling, of the options that change its content, and of
+the size and the modification time of the image file. An interrupted call continues with the images
+whose maps lack the key.
 """
 
 from __future__ import annotations
@@ -27,19 +26,23 @@ from ..segmenter import Segmenter
 
 
 class Source(NamedTuple):
-    """An image file, and the path of its maps below the output folder without an ending."""
+    """An image file, and the path of its maps: relative to the output folder, without an ending."""
 
     path: Path
     stem: str
 
 
 class Job(NamedTuple):
-    """One page of an image file, and the files that are made of it.
+    """One page of an image file, and the paths of its maps.
 
     Attributes:
+        path: the image file.
         name: the path, with #1 and so on for the pages of a file that has several.
-        labels: the label map, a PNG, or a GeoTIFF where the image has a place.
-        confidence, overlay: further files, None where they are not asked for.
+        page: index of the page.
+        size: (rows, columns).
+        place: the georeference of the image, or None.
+        labels: path of the label map: a GeoTIFF if the image has a georeference, else a PNG.
+        confidence, overlay: paths of further maps. None: they are not asked for.
         key: see the module.
     """
 
@@ -59,12 +62,13 @@ class Job(NamedTuple):
 
 
 def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
-    """The image files. Images of a folder keep their path below it; a single image keeps its name.
+    """The image files. Images of a folder keep their relative paths. A single image keeps its name.
 
-    What lies in the output folder is no image of a folder.
+    Files in the output folder are not images of a folder.
 
     Raises:
-        DataError: a source does not exist or has no image, or two images have one label file.
+        DataError: a source does not exist or has no image, two images would have the same label
+            map, or a label map would replace an image.
     """
     if os.path.lexists(out) and not out.is_dir():
         raise DataError(f"--out {out} is no folder; choose another")
@@ -95,7 +99,7 @@ def find_sources(given: Sequence[Path], out: Path) -> list[Source]:
 
 
 def real(path: Path) -> Path:
-    """The path without links; of a link to itself, the link."""
+    """The path with all links resolved. A link to itself stays as it is."""
     return Path(os.path.realpath(path))
 
 
@@ -103,10 +107,14 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
     """The jobs of an image file: one, or one for each page with pages="each".
 
     Args:
-        recipe: digest of everything but the image file that decides the content, of `recipe_key`.
+        source: the image file.
+        segmenter: the segmenter of a run.
+        out: the output folder.
+        recipe: result of `recipe_key`.
+        confidence, overlay: whether these maps are made too.
 
     Raises:
-        DataError: the file cannot be read or is not of the kind that the run was trained on.
+        DataError: the file cannot be read.
     """
     reading = segmenter.labelling.data.reading
     described, pages = described_with(source.path, reading)
@@ -136,10 +144,10 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
 
 
 def place_of(path: Path, described: Description) -> Georeference | None:
-    """The georeference of an image, by its own data or by a world file or RPCs beside it.
+    """The georeference of an image, from its own data, or from a world file or RPCs beside it.
 
     Raises:
-        DataError: it has one and rasterio is missing.
+        DataError: it has a georeference and rasterio is missing.
     """
     if described.georeferenced:
         return georeference_of(path)
@@ -155,7 +163,7 @@ def place_of(path: Path, described: Description) -> Georeference | None:
 
 
 def recipe_key(segmenter: Segmenter, table: np.ndarray, names: Sequence[str] | None) -> str:
-    """A digest of the labelling and of the options that change what a file holds."""
+    """A digest of the labelling and of the options that change the content of the maps."""
     state = segmenter.labelling.state()
     weights = hashlib.sha256()
     for name, value in sorted(flat(state)):

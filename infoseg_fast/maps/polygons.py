@@ -24,17 +24,16 @@ NO_POLYGONS = "has no georeference by a transform, so --polygons has no region o
 class PolygonFile:
     """A GeoPackage with one layer for each coordinate reference system.
 
-    As a context manager it removes what was written where an error ends the context.
-
-    Each region of pixels of one label that share sides is a feature with the fields image, class,
-    name and area (in squares of the unit of the coordinates).
+    Each 4-connected region of pixels of one label is a feature with the fields image, class, name
+    and area (in squares of the unit of the coordinates). If an error ends the context, the file is
+    removed.
 
     Args:
-        path: the file. It has its name when `finish` returns.
-        names: of the labels, or None.
+        path: the file. It gets its name when `finish` returns.
+        names: names of the labels, or None.
 
     Raises:
-        DataError: a package is missing, or the name is not that of a GeoPackage.
+        DataError: a package is missing, or the file does not end in .gpkg or cannot be written.
     """
 
     def __init__(self, path: Path, names: Sequence[str] | None) -> None:
@@ -47,8 +46,8 @@ class PolygonFile:
         self.path, self.names = path, names
         self.scratch = path.with_name(f".{path.stem}.tmp.gpkg")
         self.scratch.unlink(missing_ok=True)
-        self._layers: dict[str, str] = {}  # by coordinate reference system
-        self._without: list[str] = []
+        self._layers: dict[str, str] = {}  # layer of each coordinate reference system
+        self._without: list[str] = []  # a line for each image without a georeference
 
     def __enter__(self) -> PolygonFile:
         return self
@@ -57,10 +56,10 @@ class PolygonFile:
         if kind is not None:
             self.scratch.unlink(missing_ok=True)
 
-    def add(self, image: str, job: Job) -> None:
-        """Add the regions of a finished label map. The polygons of one image are held in memory."""
+    def add(self, job: Job) -> None:
+        """Add the regions of a finished label map. GDAL holds the polygons of one map in memory."""
         if job.place is None or not job.place.has_transform:
-            self._without.append(f"{image} {NO_POLYGONS}")
+            self._without.append(f"{job.name} {NO_POLYGONS}")
             return
         layer = self._layers.get(job.place.crs)
         first = layer is None
@@ -68,7 +67,7 @@ class PolygonFile:
             layer = self._layers[job.place.crs] = f"labels_{len(self._layers) + 1}" if self._layers else "labels"
         found = self._regions(job)
         while chunk := list(itertools.islice(found, CHUNK)):
-            self._write(image, job, layer, chunk, append=not first)
+            self._write(job, layer, chunk, append=not first)
             first = False
 
     @staticmethod
@@ -81,15 +80,15 @@ class PolygonFile:
                 if int(value) != IGNORE:
                     yield geometry, int(value)
 
-    def _write(self, image: str, job: Job, layer: str, chunk: list[tuple[dict[str, Any], int]], append: bool) -> None:
+    def _write(self, job: Job, layer: str, chunk: list[tuple[dict[str, Any], int]], append: bool) -> None:
         from pyogrio.raw import write
 
         assert job.place is not None
         rings = [[np.array(ring, np.float64) for ring in geometry["coordinates"]] for geometry, _ in chunk]
         labels = np.array([label for _, label in chunk], np.int32)
-        named = image.encode("utf-8", errors="backslashreplace").decode()
+        image = job.name.encode("utf-8", errors="backslashreplace").decode()
         fields = {
-            "image": np.array([named] * len(chunk), object),
+            "image": np.array([image] * len(chunk), object),
             "class": labels,
             "name": np.array([self.names[label] if self.names else "" for label in labels], object),
             "area": np.array([area_of(polygon) for polygon in rings]),
@@ -102,7 +101,7 @@ class PolygonFile:
                     list(fields), layer=layer, driver="GPKG", geometry_type="Polygon", crs=job.place.crs or None,
                     append=append,
                 )  # fmt: skip
-        except Exception as error:  # of pyogrio, of many kinds
+        except Exception as error:  # pyogrio raises many kinds
             self.scratch.unlink(missing_ok=True)
             raise DataError(f"--polygons {self.path} cannot be written: {error}") from error
 
@@ -110,7 +109,7 @@ class PolygonFile:
         """Give the file its name. Returns a line for each image without a georeference.
 
         Raises:
-            DataError: no image has one.
+            DataError: no image has a georeference.
         """
         if not self._layers:
             raise DataError("--polygons needs images with a georeference, and none of these has one")

@@ -1,4 +1,4 @@
-"""Files of maps that are written row by row, whole or not at all: PNG, and GeoTIFF by rasterio."""
+"""Map files, PNG or GeoTIFF (by rasterio): written row by row, and whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ from ..data.raster import CACHE_MEGABYTES, available
 from ..data.reader import Georeference
 from ..errors import DataError
 
-KEY = "infoseg"  # name of the text that holds a file's key
-BLOCK = 256  # pixels, a side of a GeoTIFF's tiles
-LEVEL = 4  # of deflate: label maps are hardly smaller above it
+KEY = "infoseg"  # name of the text, or of the tag, with the key of a file
+BLOCK = 256  # pixels, side of a GeoTIFF's tiles
+LEVEL = 4  # deflate level: label maps are hardly smaller above it
 
 
 class UnwrittenError(DataError):
-    """A map cannot be written: the disk is full, for example."""
+    """A map cannot be written, for example since the disk is full."""
 
 
 class MapWriter:
-    """A file that grows by rows. It has its name when `finish` returns.
+    """A file that grows by rows. It gets its name when `finish` returns.
 
     Args:
         path: the file.
         size: (rows, columns).
         key: the key of the file, see `jobs`.
+
+    Raises:
+        UnwrittenError: the file cannot be written; also from `write` and `finish`.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], key: str) -> None:
         self.path, self.size, self.key = path, size, key
-        # Not longer than a file system takes where the name is as long as it takes.
+        # Of fixed length: the path may have the longest name that a file system takes.
         self.scratch = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:24]}.tmp")
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
 
     def write(self, rows: np.ndarray) -> None:
-        """Add rows, uint8 [n, columns] or of RGB [n, columns, 3]."""
+        """Add rows, uint8 [n, columns], or [n, columns, 3] for RGB."""
         with self._named():
             self._write(rows)
 
@@ -59,7 +62,7 @@ class MapWriter:
             os.replace(self.scratch, self.path)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         with contextlib.suppress(Exception):
             self._close()
         with contextlib.suppress(OSError):
@@ -116,12 +119,12 @@ class PngWriter(MapWriter):
 
 
 class GeoTiffWriter(MapWriter):
-    """A tiled uint8 GeoTIFF with deflate and the no-data value 255.
+    """A tiled uint8 GeoTIFF with deflate compression and the no-data value 255.
 
     Args:
         place: coordinate reference system and transform, control points or RPCs.
-        colours: [256, 3] of the values; None without a colour table.
-        names: of the values from 0 on, written beside the file as GDAL's category names.
+        colours: [n <= 256, 3] uint8, the colour table. None: no colour table.
+        names: names of the values from 0 on, written beside the file as GDAL's category names.
     """
 
     def __init__(
@@ -162,7 +165,7 @@ class GeoTiffWriter(MapWriter):
                 self._dataset.write_colormap(1, table | {IGNORE: (0, 0, 0, 0)})
 
     def _write(self, rows: np.ndarray) -> None:
-        # Whole rows of tiles, so that none is compressed twice.
+        # Whole rows of tiles, so that no tile is compressed twice.
         self._waiting = np.concatenate([self._waiting, rows]) if len(self._waiting) else rows
         whole = len(self._waiting) // BLOCK * BLOCK
         if whole:
@@ -187,7 +190,7 @@ class GeoTiffWriter(MapWriter):
             raise OSError("not all of it could be written (is the disk full?)")
 
     def finish(self) -> None:
-        """Give the file its name, and the names of the values to GDAL."""
+        """Write the names of the values, and give the file its name."""
         beside = self.path.with_name(f"{self.path.name}.aux.xml")
         with self._named():
             if self.names:
@@ -200,8 +203,8 @@ class GeoTiffWriter(MapWriter):
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a TIFF file has all its tiles. rasterio closes a file without an error where GDAL
-    could not write the last of them.
+    """Whether a TIFF file has all its tiles. rasterio closes a file without an error even if GDAL
+    could not write the last tiles.
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -213,7 +216,7 @@ def is_whole(path: Path) -> bool:
 
 
 def key_of(path: Path) -> str | None:
-    """The key of a file that a writer made; None where there is no such file."""
+    """The key of a file that a writer made. None: there is no such file, or it is damaged."""
     try:
         if path.suffix == ".png":
             with opened(path) as image:

@@ -1,4 +1,4 @@
-"""`Labelling`: everything that turns an image into labels, frozen, and its form in a checkpoint."""
+"""`Labelling`: everything that turns an image into labels, and its form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ INFOSEG_NET = "infoseg_fast.model:InfoSegNet"
 
 @dataclass(frozen=True)
 class Labelling:
-    """A network with what is done to its probabilities.
+    """A network, and the steps from its probabilities to labels.
 
     Attributes:
         network: maps images [B, c, H, W] in [0, 1] to features [B, C, h, w] and global features [B,
             K, D], and has a `local_projection`, a 1x1 convolution. It is in evaluation mode.
         arguments: keyword arguments with which `builder` builds the network.
-        data: what the network expects of images, and the names of the classes.
-        builder: "module:function" that builds the network, imported again where a checkpoint is
-            loaded.
+        data: the images that the network expects, and the names of the classes.
+        builder: "module:function" that builds the network when a checkpoint is loaded.
         temperature: tau.
         smooth: probabilities are averaged over 2 smooth + 1 positions a side.
         groups: the classes of the network that form each cluster. None: each class is a cluster.
-        refinement: densities of the colours of each cluster, for labels that follow edges of
-            colour. None: labels are the argmax of the upsampled probabilities.
-        over_clusters: sums from which groups of any number follow (`with_clusters`). None: the
-            number of clusters is fixed.
+        refinement: colour densities of the clusters, for labels that follow edges of colour. None:
+            labels are the argmax of the upsampled probabilities.
+        over_clusters: sums for groups of any number (`with_clusters`). None: the number of clusters
+            is fixed.
+
+    Raises:
+        ValueError: smooth is out of range, or groups do not have each class once.
     """
 
     network: nn.Module
@@ -66,11 +68,12 @@ class Labelling:
         return self.network.num_classes if self.groups is None else len(self.groups)
 
     def with_clusters(self, number: int) -> Labelling:
-        """The same network with labels of `number` clusters: groups of its classes, each number
-        with the groups of its best partition score.
+        """The same network with labels of `number` clusters: the groups of its classes with the
+        best partition score.
 
         Raises:
-            DataError: the labelling has no over-clusters, or fewer than `number`.
+            DataError: the labelling has no over-clusters, or `number` is not from 2 to their
+                number.
         """
         if self.over_clusters is None:
             raise DataError(
@@ -85,14 +88,14 @@ class Labelling:
         return dataclasses.replace(self, groups=groups, refinement=refinement and refinement.to(device))
 
     def maps(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The network's features and global features of images at its scale. An `InfoSegNet` leaves
-        out the positions that are False in `mask`, bool [B, h, w].
+        """The network's features and global features of images at its scale. An `InfoSegNet`
+        excludes the positions that are False in `mask`, bool [B, h, w], from the global features.
         """
         known = mask is not None and isinstance(self.network, InfoSegNet)
         return self.network(images, mask) if known else self.network(images)
 
     def probabilities(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Probabilities [B, K, h, w] of images at the scale of the network; mask as of `maps`."""
+        """Probabilities [B, K, h, w] of images at the scale of the network. Mask as in `maps`."""
         return self.assign(*self.maps(images, mask))
 
     def assign(self, features: Tensor, global_features: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class Labelling:
         return dataclasses.replace(self, network=self.network.to(device), refinement=refinement)
 
     def state(self) -> dict[str, Any]:
-        """Tensors, numbers and text, on the CPU: what `from_state` takes."""
+        """The argument of `from_state`: tensors on the CPU, numbers and text."""
         return {
             "builder": self.builder,
             "arguments": self.arguments,

@@ -1,15 +1,15 @@
 """Refinement at the pixels: labels that follow edges of colour, by Bayes' rule.
 
-The label of a position is that of a cell of 4 x 4 pixels, and a network that sees few pixels is
-uncertain along every edge. So the probabilities of the positions are the prior of a pixel's class,
-and
+The label of a position is the label of a cell of 4 x 4 pixels, and a network that sees few pixels
+is uncertain along every edge. So the probabilities of the positions are the prior of a pixel's
+class, and
 
     p(k | y, s) ~ prior_k p(y | s, k)
 
 with y the colour of the pixel and s the colour of its surroundings. p(y | s, k) is the conditional
 density of a normal distribution of (y, s). Its moments are those of class k over the sample,
-weighted with the probabilities: no label is used. s is a condition and not evidence, because light
-and texture vary over a region: what a region is, is left to the network.
+weighted with the probabilities: no label is used. s is a condition and no evidence, because light
+and texture vary over a region: only the network decides between regions.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .appearance import RESOLUTION
 from .colours import colour_channels
 
 SURROUNDINGS_RADIUS = 5  # positions over which the colour of the surroundings is averaged, each way
-MIN_DEVIATION = 0.03  # least standard deviation of a channel, in logarithms: a tenth of it is what 8 bits resolve
+MIN_DEVIATION = 0.03  # least standard deviation of a logarithm of a channel: ten steps of 8 bits
 PRIOR_SHARE = 1e-3  # share of the moments of all classes in each class, for classes without any pixel
 REACH = 2  # positions each way that the prior of a pixel depends on: one of `spread`, one of the upsampling
 
 
 class Refinement(NamedTuple):
-    """The densities of the pixels' colours in each class.
+    """The density of the pixels' colours in each class.
 
     Attributes:
         residual: [K, c, 2c + 1], maps (y, s, 1) to R_k (y - E[y | s, k]) of unit covariance.
@@ -52,16 +52,16 @@ class Refinement(NamedTuple):
         return self._replace(residual=self.residual.to(device), log_scale=self.log_scale.to(device))
 
     def labels(self, probs: Tensor, colours: Colours) -> Tensor:
-        """argmax_k p(k | y, s) of the pixels, [B, H, W] uint8; of equal classes the lowest.
+        """argmax_k p(k | y, s) of the pixels, [B, H, W] uint8. A tie gives the lowest class.
 
         Args:
             probs: [B, K, h, w], probabilities of the positions.
-            colours: of the pixels that the positions cover.
+            colours: colours of the pixels that the positions cover.
         """
         return refined_labels(spread(probs), *colours, self.residual, self.log_scale)
 
     def scores(self, probs: Tensor, colours: Colours) -> Tensor:
-        """log p(k | y, s) of the pixels up to a constant, [B, K, H, W]. Arguments as of `labels`."""
+        """log p(k | y, s) of the pixels up to a constant, [B, K, H, W]. Arguments as in `labels`."""
         return batch_scores(spread(probs), *colours, self.residual, self.log_scale)
 
 
@@ -78,11 +78,12 @@ def colours_of(images: Tensor, size: tuple[int, int], radius: int, mask: Tensor 
     """The colours of images.
 
     Args:
-        images: float [B, c, H, W] in [0, 1], of any number of channels (`colour_channels`).
+        images: float [B, c, H, W] in [0, 1], with any number of channels (`colour_channels`).
         size: (h, w) of the positions that cover them. s is the mean over 2 SURROUNDINGS_RADIUS + 1
             positions a side.
         radius: y is the mean over 2 radius + 1 pixels a side.
-        mask: bool [B, h, w] of the positions that count in s, where one does. None: all.
+        mask: bool [B, h, w], the positions that count in s. s is the mean over all positions if
+            none of them counts. None: all count.
     """
     images = colour_channels(images.float())
     cells = log_colours(F.adaptive_avg_pool2d(images, size))
@@ -95,15 +96,15 @@ def colours_of(images: Tensor, size: tuple[int, int], radius: int, mask: Tensor 
 
 
 def log_colours(images: Tensor) -> Tensor:
-    """The logarithm of intensities in [0, 1], in which a change of illumination is a shift."""
+    """The logarithm of intensities in [0, 1]. A change of illumination shifts it."""
     return (images + DARK).log()
 
 
 def spread(probs: Tensor) -> Tensor:
-    """Probabilities of positions and their neighbours, weighted with (1 2 1) / 4 each way: float32
-    [B, K, h, w].
+    """Means of the probabilities over 3 x 3 positions with the weights (1 2 1) / 4 along each axis,
+    float32 [B, K, h, w].
 
-    By sums and not by a convolution, whose factors a GPU may round.
+    Computed by sums, since a GPU may round the factors of a convolution.
     """
     probs = F.pad(probs.float(), (1, 1, 1, 1), mode="replicate")
     for dim in (2, 3):
@@ -118,11 +119,13 @@ def colour_moments(probs: Tensor, images: Tensor, mask: Tensor | None, radius: i
     position.
 
     Args:
-        probs: [B, K, h, w]. images: float [B, c, H, W] in [0, 1], which the positions cover.
-        mask: bool [B, h, w] of the positions that count.
+        probs: [B, K, h, w], probabilities of the positions.
+        images: float [B, c, H, W] in [0, 1].
+        mask: bool [B, h, w], the positions that count. None: all count.
+        radius: as in `colours_of`.
 
     Returns:
-        [K, 2c + 1, 2c + 1] float64. Those of batches may be added.
+        [K, 2c + 1, 2c + 1] float64. The moments of several batches add up.
     """
     pixels, around = colours_of(images, probs.shape[2:], radius, mask)
     around = F.interpolate(around, size=pixels.shape[2:], mode="bilinear", align_corners=False)
@@ -139,10 +142,14 @@ def colour_moments(probs: Tensor, images: Tensor, mask: Tensor | None, radius: i
 
 
 def refinement_of(moments: Tensor, radius: int) -> Refinement:
-    """The conditional densities of normal distributions with these moments, of `colour_moments`.
+    """The refinement with normal distributions of these moments.
 
-    Differences below RESOLUTION, in standard deviations of all pixels, do not count, as in the
+    Differences below RESOLUTION standard deviations of all pixels do not count, as in the
     appearance term.
+
+    Args:
+        moments: result of `colour_moments`.
+        radius: as in `colours_of`.
     """
     total = moments.sum(dim=0)
     moments = moments + PRIOR_SHARE * total

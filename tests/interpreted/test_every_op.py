@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from infoseg_fast.bench import cuda_checks
+from infoseg_fast.bench import cuda_checks, cuda_values
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.ops import OPS
 
@@ -44,23 +44,23 @@ def test_a_wrong_kernel_is_found(monkeypatch):
         return out * 1.01, saved
 
     monkeypatch.setattr(type(KERNELS["assign"]), "forward", wrong)
-    case = cuda_checks.variants("assign", cuda_checks.SMALL)[0]
+    case = cuda_values.variants("assign", cuda_values.SMALL)[0]
     with pytest.raises(AssertionError, match="value: error 1.0"):
-        cuda_checks.close(case, CPU, 1e-6)
+        cuda_values.close(case, CPU, 1e-6)
 
 
 @pytest.mark.parametrize("op", ["assign", "class_moments", "local_global_similarity", "mutual_information_loss"])
 def test_bfloat16_in_channels_last_the_layout_of_autocast(op):
-    for case in cuda_checks.variants(op, TINY):
+    for case in cuda_values.variants(op, TINY):
         case = replace(case, dtype=torch.bfloat16)
-        floor, layout = cuda_checks.FLOORS[torch.bfloat16], cuda_checks.LAYOUTS["channels last"]
-        cuda_checks.close(case, CPU, floor, layout)
+        floor, layout = cuda_values.FLOORS[torch.bfloat16], cuda_values.LAYOUTS["channels last"]
+        cuda_values.close(case, CPU, floor, layout)
 
 
-@pytest.mark.parametrize("op", cuda_checks.triton_ops())
+@pytest.mark.parametrize("op", cuda_values.triton_ops())
 def test_opcheck(op):
     record = OPS[op]
-    arguments = record.kernel_arguments(cuda_checks.variants(op, TINY)[-1], CPU)
+    arguments = record.kernel_arguments(cuda_values.variants(op, TINY)[-1], CPU)
     for x in arguments:
         if isinstance(x, torch.Tensor):
             x.copy_(torch.rand(x.shape) + 0.5) if x.is_floating_point() else x.zero_()

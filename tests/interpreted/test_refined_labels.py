@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import infoseg_fast as isf
-from infoseg_fast.bench.cuda_checks import none_short
+from infoseg_fast.bench.cuda_values import none_short
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.ops import OPS
 from infoseg_fast.ops.record import Case
