@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device they are on. Every draw follows from the seed and the
+"""Augmentation of whole batches on their device. All random numbers follow from the seed and the
 step.
 """
 
@@ -13,12 +13,13 @@ from .draws import generator_on
 
 
 class Draws(NamedTuple):
-    """The random numbers of the images of a part of a step.
+    """The random numbers of b images, a part of a step.
 
     Attributes:
-        moves: bool [4, b, 1, 1, 1]: mirrored in x, in y, turned by half, by a quarter. None: none
-            are.
-        colours: [b, 5, 1, 1]: relative changes of brightness, contrast and the colours. None: none.
+        moves: bool [4, b, 1, 1, 1]: mirror in x, mirror in y, turn by a half, turn by a quarter.
+            None: no image is moved.
+        colours: [b, 5, 1, 1]: relative changes of brightness, contrast and three colours. None: no
+            colour changes.
     """
 
     moves: Tensor | None
@@ -26,7 +27,7 @@ class Draws(NamedTuple):
 
 
 def drawn(settings: Settings, step: int, part: Part, device: torch.device) -> Draws:
-    """The draws of a part of a step, made on the device. Those of a CPU and of a GPU differ."""
+    """The random numbers of a part of a step, drawn on the device. A CPU and a GPU draw others."""
     generator = generator_on(device, settings.seed, step)
     moves = None
     if settings.flip or settings.rotate:
@@ -38,21 +39,23 @@ def drawn(settings: Settings, step: int, part: Part, device: torch.device) -> Dr
 def augmented(
     images: Tensor, mask: Tensor | None, settings: Settings, step: int, part: Part | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """`changed` with the draws of the step. `part`: which images of the step's batch these are.
-    None: all.
+    """`changed` with the random numbers of the step. `part` is the part of the step that the images
+    are. None: the whole step.
     """
     part = part or Part(0, len(images), len(images))
     return changed(images, mask, settings, drawn(settings, step, part, images.device))
 
 
 def changed(images: Tensor, mask: Tensor | None, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor | None]:
-    """Square crops [B, c, n, n] in [0, 1], changed at random, and their mask, bool [B, n, n], moved
-    with them.
+    """Randomly changed crops and their masks.
 
     Args:
-        settings: `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters; together they
-            give the 8 symmetries of a square. `jitter` is the greatest relative change of
-            brightness, contrast and colour. The draws follow from `seed` and from the step.
+        images: square crops [B, c, n, n] in [0, 1].
+        mask: bool [B, n, n], moved with the crops, or None.
+        settings: `flip` mirrors along both axes, `rotate` turns by 0 to 3 quarters. Together they
+            give the 8 symmetries of a square. `jitter` is the largest relative change of
+            brightness, contrast and colour.
+        draws: the random numbers.
     """
     if draws.moves is not None:
         images, mask = _flipped_and_rotated(images, mask, draws.moves, settings.flip, settings.rotate)
@@ -73,14 +76,14 @@ def _flipped_and_rotated(
 
 
 def colour_draws(strength: float, generator: torch.Generator, part: Part, device: torch.device) -> Tensor:
-    """Uniform draws [b, 5, 1, 1] from -strength to strength for the images of the part."""
+    """Uniform random numbers [b, 5, 1, 1] from -strength to strength for the images of a part."""
     draws = torch.empty(part.total, 5, 1, 1, device=device)
     return draws.uniform_(-strength, strength, generator=generator)[part.inside]
 
 
 def jittered(images: Tensor, draws: Tensor) -> Tensor:
-    """Brightness, contrast and the colour of the first three channels change, by the relative
-    changes `draws` of `colour_draws`. A fourth channel does not.
+    """Images with another brightness, contrast and colour of the first three channels, by the
+    relative changes of `colour_draws`. Further channels do not change.
     """
     colour, rest = images[:, :3], images[:, 3:]
     brightness, contrast, gains = draws[:, :1], draws[:, 1:2], draws[:, 2 : 2 + colour.shape[1]]

@@ -1,7 +1,7 @@
 """Networks on a backbone that the user chooses: timm's, or any module that returns a list of maps.
 
-`Backbone` brings the maps of such a module to the stride of the positions, so that the ops, the
-appearance term, the refinement and the tiles work as with the package's own encoder.
+`Backbone` resamples these maps to the stride of the positions, so that the ops, the appearance
+term, the refinement and the tiles work as with the package's own encoder.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from .reference.tracing import recorded
 
 TIMM = "timm:"
 BUILDER = "infoseg_fast.backbones:build"
-# Of ImageNet, for modules that do not say with which mean and deviation they were trained.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PROBE_SIDE = 224  # pixels: a multiple of all usual strides, 14 included
-EPSILON = 1e-12
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for modules that name none
+PROBE_SIDE = 224  # pixels: a multiple of all usual strides, also of 14
+EPSILON = 1e-12  # least variance of a component
 MIN_PROBABILITY = 1e-6
-MAX_RECEPTIVE_RADIUS = 512  # pixels; a backbone that sees more is not tiled
-STRIP_SIDE = 64  # pixels, at least: the short side of the images that the radius is measured with
+MAX_RECEPTIVE_RADIUS = 512  # pixels; images of a backbone that sees more are not cut into tiles
+STRIP_SIDE = 64  # pixels, least short side of the images that the radius is measured with
 
 
 class Frozen:
-    """A network that is neither trained, averaged nor saved. Copies share it, with its cache."""
+    """A network that is not trained, averaged or saved. Copies share it, with its cache."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.requires_grad_(False).eval()
@@ -47,7 +46,9 @@ class Frozen:
 
 
 class Radius:
-    """The receptive radius of a network, once it is measured. Copies of the network share it."""
+    """The measured receptive radius of a network in pixels, or None. Copies of the network share
+    it.
+    """
 
     def __init__(self) -> None:
         self.pixels: int | None = None
@@ -59,21 +60,20 @@ class Radius:
 class Backbone(nn.Module):
     """Normalised images [B, c, H, W] -> local map [B, C, H / 4, W / 4] and global map.
 
-    H and W are multiples of 4, as `InfoSegNet.normalize` gives them. Inside they are padded to a
-    multiple of the strides, by repeating the last row and column. The chosen local maps are
-    resampled to stride 4 (bilinear, or averaged where the stride is less) and concatenated.
+    H and W are multiples of 4, as `InfoSegNet.normalize` gives them. They are padded to a multiple
+    of the strides, by repeating the last row and column. The local maps are resampled to stride 4
+    (bilinear, or by means if their stride is smaller) and concatenated.
 
     Args:
         net: maps [B, c, H, W] to a list of maps [B, channels, h, w].
-        local_index: the local maps.
-        global_index: the map whose mean over positions gives the global features.
+        local_index: indices of the local maps.
+        global_index: index of the map whose mean over positions gives the global features.
         channels: c.
-        frozen: whether `net` stays as it is. A checkpoint then has the hash of its weights in place
+        frozen: whether `net` is not trained. A checkpoint then has the hash of its weights instead
             of the weights.
-        source: what `net` was made of, for errors.
-        components: d principal components of the local map (all, where it has fewer channels)
-            replace it, and the global map is the local one. 0: the maps as they are.
-            `set_components` gives the components.
+        source: name of `net` in errors.
+        components: number of principal components that replace the local map, at most its channels
+            (`set_components`). The global map is then the local one. 0: the maps are not changed.
 
     Raises:
         DataError: the module does not return such maps, or an index is out of range.
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         if components:
             self.register_buffer("offset", torch.zeros(self.components))
             self.register_buffer("axes", torch.zeros(self.components, number))
-        self.head: nn.Module | None = None  # of a recipe: maps the native local map to probabilities
+        self.head: nn.Module | None = None  # a recipe's module from the native local map to probabilities
         self.frozen = Frozen(net) if frozen else None
         if not frozen:
             self.trained = net
@@ -124,14 +124,14 @@ class Backbone(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """SHA-256 of frozen weights, uint8 [32]; empty where they are saved themselves."""
+        """SHA-256 of frozen weights, uint8 [32]. Empty if the weights are saved."""
         return torch.tensor([] if self.frozen is None else list(self.frozen.sha256), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Compare the hash of a checkpoint.
+        """Compare the hash of a checkpoint with that of the weights.
 
         Raises:
-            DataError: it is of other weights.
+            DataError: the hashes differ.
         """
         own = self.get_extra_state()
         if not torch.equal(state.cpu(), own):
@@ -150,10 +150,11 @@ class Backbone(nn.Module):
         return [probs.clamp_min(MIN_PROBABILITY).log(), deep]
 
     def native(self, x: Tensor, project: bool = True) -> tuple[Tensor, Tensor]:
-        """The local map at the least stride of its parts (4 at least), and the global map.
+        """The local map at the smallest stride of its parts, at least 4, and the global map. The
+        local map covers the padding too.
 
-        The local map covers the padding inside too. `project=False` gives the features before the
-        components.
+        Args:
+            project: whether the principal components replace the local map, if there are any.
         """
         stride = self.global_stride
         rows, columns = ((n + stride - 1) // stride for n in x.shape[2:])  # exported graphs round to 0
@@ -167,7 +168,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def set_components(self, local: Tensor) -> None:
-        """Take the leading principal components of local features [n, C], each of variance 1."""
+        """Compute the leading principal components of local features [n, C], scaled to variance 1."""
         mean = local.double().mean(dim=0)
         covariance = torch.cov(local.double().T, correction=0)
         values, vectors = torch.linalg.eigh(covariance)
@@ -177,7 +178,7 @@ class Backbone(nn.Module):
         self.offset.copy_(-axes @ mean)
 
     def maps(self, x: Tensor) -> dict[int, Tensor]:
-        """The used maps by their index, of images whose sides are multiples of the strides."""
+        """The used maps by index, for images whose sides are multiples of the strides."""
         if self.frozen is None:
             return self._chosen(x)
         with torch.no_grad():
@@ -187,7 +188,7 @@ class Backbone(nn.Module):
             h, w = x.shape[2:]
             shapes = [(self.map_channels[i], h // self.strides[i], w // self.strides[i]) for i in self.used]
 
-            # One image at a time: the bits of its maps do not depend on the others of the batch.
+            # One image at a time, so that the bits of its maps do not depend on the batch.
             def compute(image: Tensor) -> list[Tensor]:
                 return [values[0] for values in self._chosen(image[None]).values()]
 
@@ -199,10 +200,10 @@ class Backbone(nn.Module):
         return {i: found[i] for i in self.used}
 
     def receptive_radius(self) -> int | None:
-        """Pixels each way that a position depends on. None: more than MAX_RECEPTIVE_RADIUS, as with
-        attention or squeeze-excitation, where a position depends on the whole image.
+        """Number of pixels each way that a position depends on. None: more than
+        MAX_RECEPTIVE_RADIUS, for example with attention or squeeze-excitation.
 
-        Found by NaN in some pixels, which spreads to every position that reads them.
+        It is measured with NaN in some pixels, which spreads to every position that reads them.
         """
         if self._radius.pixels is None:
             self._radius.pixels = max(self._measured_radius(dim) for dim in (2, 3))
@@ -227,7 +228,11 @@ class Backbone(nn.Module):
 
 
 def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
-    """Channels and strides of the maps that a module returns."""
+    """The channels and the strides of the maps that a module returns.
+
+    Raises:
+        DataError: the module does not return such maps.
+    """
     training = net.training
     try:
         with torch.no_grad():
@@ -250,7 +255,7 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
 
 
 def resampled(maps: Tensor, stride: int, wanted: int) -> Tensor:
-    """Maps of a stride at another one."""
+    """Maps [B, c, h, w] of a stride, resampled to the wanted stride."""
     if stride == wanted:
         return maps
     if stride > wanted:
@@ -271,15 +276,15 @@ def build(
     components: int = 0,
     pretrained: bool = False,
 ) -> InfoSegNet:
-    """The network on a backbone, in the mode of training.
+    """A network on a backbone, in training mode.
 
     Args:
         backbone: "timm:NAME" or "MODULE:FUNCTION".
         weights: file of the backbone's weights, or None.
-        frozen, local_index, global_index, components: as of `Backbone`.
-        in_channels, num_classes, dim: as of `InfoSegNet`.
-        pretrained: whether timm fetches weights where there is no file. A frozen backbone needs
-            them in any case.
+        frozen, local_index, global_index, components: as in `Backbone`.
+        in_channels, num_classes, dim: as in `InfoSegNet`.
+        pretrained: whether timm fetches weights if there is no file. It always does for a frozen
+            backbone.
 
     Raises:
         DataError: the backbone cannot be built, or its file cannot be read.
@@ -296,7 +301,7 @@ def build(
 
 
 def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int], channels: int) -> InfoSegNet:
-    """A frozen backbone that gives the local features of images; its global features mean nothing."""
+    """A frozen backbone for the local features of images. Its global features have no meaning."""
     network = build(
         backbone=backbone, weights=weights, frozen=True, local_index=local_index, global_index=-1,
         in_channels=channels, num_classes=2, dim=1,
@@ -305,7 +310,11 @@ def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int
 
 
 def module_of(name: str, weights: str | None, channels: int, pretrained: bool) -> nn.Module:
-    """The module of a name, with the weights of a file."""
+    """The module with this name, with the weights of a file.
+
+    Raises:
+        DataError: the module cannot be built, or the weights do not fit.
+    """
     state = None if weights is None else read_weights(weights)
     if name.startswith(TIMM):
         return timm_module(name.removeprefix(TIMM), state, weights, channels, pretrained)
@@ -320,7 +329,7 @@ def module_of(name: str, weights: str | None, channels: int, pretrained: bool) -
 def timm_module(
     name: str, state: dict[str, Tensor] | None, file: str | None, channels: int, pretrained: bool
 ) -> nn.Module:
-    """timm's feature extractor of a name."""
+    """timm's feature extractor with this name; see `module_of`."""
     try:
         import timm
     except ImportError as error:
@@ -330,8 +339,8 @@ def timm_module(
         raise DataError(f"--backbone timm:{name}: timm has no such model{f' (but {near})' if near else ''}")
     how: dict[str, Any] = {"features_only": True, "in_chans": channels, "pretrained": pretrained or state is not None}
     if state is not None:
-        # timm's feature extractors take what fits and leave out the rest, so names and shapes are
-        # checked with the whole model.
+        # timm's feature extractors ignore weights that do not fit, so the whole model checks names
+        # and shapes.
         whole = timm.create_model(name, pretrained=False, num_classes=0)
         load_strictly(whole, {k: v for k, v in state.items() if k in whole.state_dict()}, f"{TIMM}{name}", file)
         how["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
@@ -344,7 +353,11 @@ def timm_module(
 
 
 def read_weights(file: str) -> dict[str, Tensor]:
-    """The state dict of a file: safetensors, or written by `torch.save` (no code in it is run)."""
+    """The state dict of a file: safetensors, or written by `torch.save`. No code in it is executed.
+
+    Raises:
+        DataError: the file cannot be read, or has no state dict.
+    """
     if not Path(file).is_file():
         raise DataError(f"--backbone-weights {file} is no file")
     if file.endswith(".safetensors"):
@@ -366,7 +379,11 @@ def read_weights(file: str) -> dict[str, Tensor]:
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], name: str, file: str | None) -> None:
-    """Load a state dict that must have all names of the module with their shapes, and no others."""
+    """Load a state dict into a module.
+
+    Raises:
+        DataError: its names and shapes are not exactly those of the module.
+    """
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -375,9 +392,11 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], name: str, file: str
 
 
 def normalization(net: nn.Module, channels: int) -> tuple[list[float] | None, list[float] | None]:
-    """Mean and deviation of the channels that the backbone was trained with; None: not known.
+    """The mean and the standard deviation of the channels that the backbone was trained with. None:
+    unknown.
 
-    From timm's `pretrained_cfg`, else attributes `mean` and `std` of the module, else ImageNet's.
+    From timm's `pretrained_cfg`, else from the attributes `mean` and `std` of the module, else
+    ImageNet's.
     """
     given = getattr(net, "pretrained_cfg", None) or {}
     found = []
@@ -398,7 +417,7 @@ def weights_hash(net: nn.Module) -> bytes:
 
 
 def cache_features(backbone: Backbone) -> None:
-    """Keep the maps of a frozen backbone on disk from now on."""
+    """Cache the maps of a frozen backbone on disk from now on."""
     if backbone.frozen is not None:
         kind = type(backbone.net)
         name = f"{kind.__module__}.{kind.__qualname__}"

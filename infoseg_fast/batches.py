@@ -1,4 +1,4 @@
-"""Batches of crops for training, and what a recipe is told of the images."""
+"""Batches of crops for training, and the description of the images for a recipe."""
 
 import logging
 import os
@@ -21,12 +21,11 @@ from .recipe.smoothing import noise_share
 logger = logging.getLogger("infoseg_fast")
 
 MAX_WORKERS = 4
-# Crops of an image for a frozen backbone, whose features are computed once and cached.
-FROZEN_VIEWS = 2
+FROZEN_VIEWS = 2  # crops of an image for a frozen backbone, whose features are cached
 
 
 def data_info(images: ImageSet, settings: Settings) -> DataInfo:
-    """What a recipe is told of the training images."""
+    """The description of the training images for a recipe."""
     mean, std = channel_statistics(images)
     return DataInfo(
         images.channels, settings.classes, images.classes, mean, std, images.scaling, settings.scale,
@@ -34,24 +33,26 @@ def data_info(images: ImageSet, settings: Settings) -> DataInfo:
     )  # fmt: skip
 
 
-Stored = tuple[Tensor | None, ...]  # of a part of a step, on the device: what `Crops.decoded` takes
+Stored = tuple[Tensor | None, ...]  # arguments of `Crops.decoded` for a part of a step, on the device
 
 
 class Crops:
-    """Crops of the steps from `start` to `stop`, on the device, before augmentation: yields what
-    `decoded` takes, and the part of the step that these images are.
+    """The crops of the steps from `start` to `stop` on the device, before augmentation. Iteration
+    gives the arguments of `decoded`, and the part of the step that these crops are.
 
-    A GPU cuts the crops of small 8-bit sets itself, so it gets their places. Otherwise the host
-    cuts them. Nothing waits for the device.
+    A GPU gets the places of the crops of small 8-bit sets and cuts them. Otherwise the host cuts
+    the crops. Nothing waits for the device.
 
     Args:
-        images: the set. settings: of the run. device: that gets the crops.
-        start, stop: the first step, and the one after the last.
-        world: the ranks that share a step, which then comes in `accumulate` parts, and whose worker
-            processes read ahead. None: every step is one batch, and this process reads it.
+        images: the set.
+        settings: the settings of the run.
+        device: device of the crops.
+        start, stop: the first step, and the step after the last.
+        world: the ranks that share each step. It comes in `accumulate` parts, and worker processes
+            read ahead. None: each step is one batch, which this process reads.
 
     Raises:
-        DataError: when iterated, an image cannot be read.
+        DataError: an image cannot be read, from iteration.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Crops:
             yield (places.pin_memory().to(self.device, non_blocking=True),), part
 
     def decoded(self, *stored: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """images, float [B, c, crop, crop] in [0, 1]; mask, bool [B, crop, crop] of the pixels that
-        count, or None.
+        """The crops, float [B, c, crop, crop] in [0, 1], and the pixels that count, bool [B, crop,
+        crop]. None: all count.
         """
         pixels, valid = self.resident.cut(*stored) if self.resident else stored
         return self.images.scaling.to_float(pixels), valid
@@ -108,35 +109,33 @@ class Crops:
 def crops(
     images: ImageSet, settings: Settings, device: torch.device, start: int, stop: int
 ) -> Iterator[tuple[Tensor, Tensor | None, Part]]:
-    """The decoded `Crops` with their parts."""
+    """The decoded crops of `Crops`, with their parts."""
     source = Crops(images, settings, device, start, stop)
     for stored, part in source:
         yield *source.decoded(*stored), part
 
 
 def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sample:
-    """The first crops of the first epoch: at least SAMPLE_CROPS, rounded up to whole batches, at
-    most the epoch.
-    """
+    """The first batches of the first epoch, with at least SAMPLE_CROPS crops or the whole epoch."""
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
     spread = images.spread()
     return Sample(lambda: ((pixels, mask) for pixels, mask, _ in crops(spread, settings, device, 0, steps)))
 
 
 def stems_of_step(images: ImageSet, settings: Settings, step: int) -> list[str]:
-    """The stems of the images of step number `step`."""
+    """The stems of the images of step number `step`, from 0."""
     sampler = CropSampler(len(images), settings.batch_size, settings.least_batch, settings.seed, step, step + 1)
     sampler.order = images.epoch_order
     return [images.stems[crop.index] for batch in sampler for crop in batch]
 
 
 def batches_per_epoch(images: ImageSet, settings: Settings) -> int:
-    """Steps of a pass over the images."""
+    """Number of steps of a pass over the images."""
     return steps_per_epoch(len(images), settings.batch_size, settings.least_batch)
 
 
 def worker_count(images: ImageSet, settings: Settings) -> int:
-    """Processes, or threads for large images, that read crops: none where the images are in memory."""
+    """Number of processes, or of threads for large images, that read crops: 0 for images in memory."""
     if settings.workers is not None:
         return settings.workers
     return 0 if isinstance(images, InMemory) or images.in_process else min(MAX_WORKERS, os.cpu_count() or 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .errors import DataError
+from .errors import DataError, first_line
 
 logger = logging.getLogger("infoseg_fast")
 
@@ -136,7 +136,3 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage comes as BadZipFile, OSError, RuntimeError, UnpicklingError and others
         raise DataError(f"checkpoint {path} is damaged ({first_line(error)})") from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,5 @@
-"""The part of a report for users who do not know the number of classes: the partition score of each
-number, and maps of three numbers.
+"""The section of a report on other numbers of classes: the partition score of each number, and maps
+of three numbers.
 """
 
 import matplotlib
@@ -15,7 +15,7 @@ MOST_SCORED = 24  # numbers of classes in the figure
 
 
 def section(segmenter: Segmenter, images: ImageSet, rgb: tuple[int, ...] | None) -> str:
-    """HTML; empty for a run without over-clusters."""
+    """The section as HTML. Empty: the run has no over-clusters."""
     over_clusters = segmenter.labelling.over_clusters
     if over_clusters is None or over_clusters.num_classes == 2:
         return ""
@@ -30,19 +30,19 @@ def section(segmenter: Segmenter, images: ImageSet, rgb: tuple[int, ...] | None)
         figures.append(f"<figure><div>{tags}</div><figcaption>{number} classes</figcaption></figure>")
     return (
         "<h2>Other numbers of classes</h2><p>The partition score of the merged classes of the network needs no "
-        "labels. A number before a steep fall or at a peak is worth a look: infoseg predict RUN ... --classes N.</p>"
+        "labels. Try a number at a peak or before a steep fall: infoseg predict RUN ... --classes N.</p>"
         f'<img class="curves" alt="partition score" src="{score_figure(over_clusters, segmenter.num_clusters)}">'
         f'<div class="examples">{"".join(figures)}</div>'
     )
 
 
 def shown_numbers(chosen: int, most: int) -> list[int]:
-    """Half of the chosen number, the number, and twice it, from 2 to `most`."""
+    """Half the chosen number, the chosen number and twice the chosen number, from 2 to `most`."""
     return sorted({min(max(2, number), most) for number in (chosen // 2, chosen, 2 * chosen)})
 
 
 def scored_numbers(most: int) -> list[int]:
-    """The numbers from 2 to `most`; of more than MOST_SCORED some, closer where they are small."""
+    """The numbers from 2 to `most`. At most MOST_SCORED of them, closer together if small."""
     if most <= MOST_SCORED:
         return list(range(2, most + 1))
     return np.unique(np.geomspace(2, most, MOST_SCORED).round().astype(int)).tolist()

@@ -325,10 +325,9 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run_prepare(arguments: argparse.Namespace) -> None:
-    from .data.export import export_landcover
+    from .data.export import export_landcover, write_shards
     from .data.prepare import prepare
     from .data.protocols import PROTOCOLS
-    from .data.shards import write_shards
 
     given = {name: getattr(arguments, name) for name in PREPARE_OPTIONS if hasattr(arguments, name)}
     if arguments.out is None and not arguments.check:

@@ -78,207 +78,139 @@ def number_or_auto(text: str) -> int | str:
 class Settings:
     """The settings of a run. None: the recipe or the data decide (`create`, `resolve`)."""
 
+    # fmt: off
     data: str = setting("data", "", "name of a set, or a folder with images/", metavar="NAME|DIR")
     classes: int | None = setting(
-        "data",
-        None,
-        "number of classes K (default: the lines of classes.txt, else the largest label + 1)",
-        type=int,
-        minimum=2,
-        maximum=256,
-    )
+        "data", None, "number of classes K (default: the lines of classes.txt, else the largest label + 1)", type=int,
+        minimum=2, maximum=256)
     crop: int | None = setting(
-        "data",
-        None,
+        "data", None,
         f"side of the training crops (default: a benchmark's own, else {DEFAULT_CROP}, or the shortest side if less)",
-        type=int,
-        minimum=4,
-        metavar="PX",
-    )
+        type=int, minimum=4, metavar="PX")
     bands: tuple[int, ...] | None = setting(
         "data", None, "bands of the files in the order of the channels, numbered from 1, as 4,3,2 (default: all)",
-        type=numbers, metavar="LIST",
-    )  # fmt: skip
+        type=numbers, metavar="LIST")
     rgb: tuple[int, ...] | None = setting(
-        "data", None, "channels that the report shows as red, green and blue, numbered from 1 (default: 1,2,3)",
-        type=numbers, metavar="LIST",
-    )  # fmt: skip
+        "data", None, "channels that the report shows as red, green and blue, numbered from 1 (default: the first three)",
+        type=numbers, metavar="LIST")
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))
     pages: str | None = setting(
-        "data",
-        None,
-        "pages to read of a file with several pages (default: such a file is refused)",
-        choices=("first", "each"),
-    )
+        "data", None, "pages to read of a file with several pages (default: such a file is refused)",
+        choices=("first", "each"))
     max_bytes: int = setting(
-        "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1
-    )
+        "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1)
     scale: float = setting(
-        "data", 1.0, "factor by which images are resized when they are read", type=float, above=0, maximum=MAX_SCALE
-    )
+        "data", 1.0, "factor by which images are resized when they are read", type=float, above=0, maximum=MAX_SCALE)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)
     rotate: bool = setting("data", True, "turn crops by random quarter turns", switch=True)
     jitter: float = setting(
-        "data", 0.0, "greatest relative change of brightness, contrast and colour", type=float, minimum=0
-    )
+        "data", 0.0, "greatest relative change of brightness, contrast and colour", type=float, minimum=0)
     loss_mask: str = setting(
-        "data", "none", "gt: the loss excludes pixels without ground truth. This uses labels", choices=LOSS_MASKS
-    )
+        "data", "none", "gt: the loss excludes pixels without ground truth. This uses labels", choices=LOSS_MASKS)
 
     width: int | None = setting("network", None, "channels of the network's first block", type=int, minimum=1)
     depth: int | None = setting(
-        "network",
-        None,
-        "residual blocks of block C. A local feature sees 7 + 16 N pixels a side",
-        type=int,
-        minimum=0,
-        maximum=MAX_DEPTH,
-    )
+        "network", None, "residual blocks of block C. A local feature sees 7 + 16 N pixels a side", type=int, minimum=0,
+        maximum=MAX_DEPTH)
     dim: int | None = setting("network", None, "embedding dimension D", type=int, minimum=1)
     inputs: str = setting(
-        "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS
-    )
+        "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS)
 
     backbone: str | None = setting(
-        "network",
-        None,
+        "network", None,
         "network to build on instead of the package's own: timm:NAME, or a function that returns a module",
-        metavar="timm:NAME|MODULE:FUNCTION",
-    )
+        metavar="timm:NAME|MODULE:FUNCTION")
     backbone_weights: str | None = setting(
-        "network",
-        None,
+        "network", None,
         "weights of the backbone: .safetensors, or a state dict written by torch.save (default: the backbone's own)",
-        metavar="FILE",
-    )
+        metavar="FILE")
     freeze_backbone: bool = setting(
-        "network",
-        False,
-        "do not train the backbone, and cache its features. The recipe is then features, without --flip and --rotate, "
-        "unless other options are given",
-        switch=True,
-    )
+        "network", False,
+        "do not train the backbone, and cache its features. The recipe is then features, without --flip and "
+        "--rotate, unless other options are given", switch=True)
     local_index: tuple[int, ...] | None = setting(
         "network", None, "maps of the backbone that are the local features, as 4,10 (default: -1, the last)",
-        type=numbers, metavar="LIST",
-    )  # fmt: skip
+        type=numbers, metavar="LIST")
     global_index: int | None = setting(
-        "network", None, "map of the backbone whose mean gives the global features (default: -1)", type=int, metavar="N"
-    )
+        "network", None, "map of the backbone whose mean gives the global features (default: -1)", type=int,
+        metavar="N")
 
     recipe: str = setting(
-        "objective",
-        "default",
-        "objective with its settings: default, paper, iic, features (for a frozen backbone), or MODULE:CLASS, a class "
-        "of your own",
-        metavar="RECIPE",
-    )
+        "objective", "default",
+        "objective with its settings: default, paper, iic, features (for a frozen backbone), or MODULE:CLASS, a "
+        "class of your own", metavar="RECIPE")
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
     negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
     num_negatives: int | str | None = setting(
-        "objective", None, "other images that an image is compared with, or all", type=number_or_all, minimum=1
-    )
+        "objective", None, "other images that an image is compared with, or all", type=number_or_all, minimum=1)
     temperature: float = setting("objective", 1.0, "tau, the factor of the similarities", type=float, above=0)
     balance: float | None = setting("objective", None, "weight of the class-usage term", type=float, minimum=0)
     appearance: float | None = setting(
-        "objective",
-        None,
-        "weight of the appearance term: information of the class about colour and texture. 0 disables it",
-        type=float,
-        minimum=0,
-    )
+        "objective", None,
+        "weight of the appearance term: information of the class about colour and texture. 0 disables it", type=float,
+        minimum=0)
     overcluster: float | None = setting(
-        "objective",
-        None,
-        "classes of the network per class of the labels, which are merged. 1 disables over-clustering",
-        type=float,
-        minimum=1,
-    )
+        "objective", None,
+        "classes of the network per class of the labels, which are merged. 1 disables over-clustering", type=float,
+        minimum=1)
     displacement: int = setting(
-        "objective", 2, "iic: largest shift between the two views, positions each way", type=int, minimum=0, maximum=10
-    )
+        "objective", 2, "iic: largest shift between the two views, positions each way", type=int, minimum=0, maximum=10)
     marginal_weight: float = setting(
-        "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0
-    )
+        "objective", 1.0, "iic: lambda, the weight of the entropies of the classes", type=float, minimum=0)
     batch_size: int | None = setting("objective", None, "images B of a step", type=int, minimum=2)
     positions: int | None = setting(
-        "objective",
-        None,
+        "objective", None,
         "positions of an image, drawn anew in each step, at which the mutual information is estimated (default: all)",
-        type=int,
-        minimum=1,
-    )
+        type=int, minimum=1)
     lr: float | None = setting("objective", None, "learning rate of AdamW", type=float, above=0)
     weight_decay: float = setting("objective", 1e-2, "weight decay of AdamW", type=float, minimum=0)
     warmup: int = setting("objective", 100, "steps over which the learning rate rises to --lr", type=int, minimum=0)
 
     average: float | None = setting(
-        "labels",
-        None,
+        "labels", None,
         "decay of the averaged weights that make labels: a mean over about 1 / (1 - X) steps. 0 disables averaging",
-        type=float,
-        minimum=0,
-        below=1,
-    )
+        type=float, minimum=0, below=1)
     smooth: int | str | None = setting(
-        "labels",
-        None,
+        "labels", None,
         "probabilities are averaged over 2 N + 1 positions a side. auto: N = 1 for noisy images, else 0",
-        type=number_or_auto,
-        minimum=0,
-        maximum=MAX_RADIUS,
-    )
+        type=number_or_auto, minimum=0, maximum=MAX_RADIUS)
     refine: bool | None = setting(
-        "labels", None, "refine labels at the pixels by the colours of each class", switch=True
-    )
+        "labels", None, "refine labels at the pixels by the colours of each class", switch=True)
 
     steps: int | None = setting("run", None, f"training steps (default: {DEFAULT_STEPS})", type=int, minimum=1)
     epochs: int | None = setting("run", None, "passes over the images, instead of --steps", type=int, minimum=1)
     seed: int = setting("run", 0, "seed of all random numbers", type=int, minimum=0, maximum=MAX_SEED)
     log_every: int = setting("run", 50, "steps between lines of metrics.jsonl", type=int, minimum=1)
     eval_every: int = setting(
-        "run", 500, "steps between evaluations where there are labels. 0: only at the end", type=int, minimum=0
-    )
+        "run", 500, "steps between evaluations where there are labels. 0: only at the end", type=int, minimum=0)
     checkpoint_every: int = setting("run", 250, "steps between checkpoints", type=int, minimum=1)
     device: str = setting("run", "auto", "device that trains", choices=("auto", "cpu", "cuda"))
     workers: int | None = setting(
-        "run",
-        None,
-        "processes, or threads for a scene, that read images (default: by the size of the set)",
-        type=int,
-        minimum=0,
-    )
+        "run", None, "processes, or threads for a scene, that read images (default: by the size of the set)", type=int,
+        minimum=0)
 
     precision: str = setting(
-        "run",
-        "auto",
+        "run", "auto",
         "dtype of the convolutions. auto: bfloat16 if the device has it and a measurement finds it faster",
-        choices=("auto", "float32", "bfloat16"),
-    )
+        choices=("auto", "float32", "bfloat16"))
     cuda_graph: str = setting(
-        "run",
-        "auto",
+        "run", "auto",
         "replay the steps as one CUDA graph. auto: on a GPU if the steps can be captured, else a line says why not",
-        choices=("auto", "on", "off"),
-    )
+        choices=("auto", "on", "off"))
     compile: bool = setting("run", False, "torch.compile the loss: a minute at the start, faster steps", switch=True)
     accumulate: int = setting(
-        "run", 1, "parts in which the images of a step go through the network", type=int, minimum=1
-    )
+        "run", 1, "parts in which the images of a step go through the network", type=int, minimum=1)
     sync_batchnorm: bool = setting("run", True, "batch statistics over the images of all ranks (torchrun)", switch=True)
     negatives_across_ranks: bool = setting(
-        "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True
-    )
+        "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True)
     rank_timeout: float = setting(
-        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0
-    )
+        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0)
     skip_damaged: bool = setting(
-        "run", False, "train on another image if one cannot be read, and name the damaged one once", switch=True
-    )
+        "run", False, "train on another image if one cannot be read, and name the damaged one once", switch=True)
     skip_nonfinite: bool = setting(
-        "run", False, "skip the update of a step whose loss or gradient is NaN or infinite", switch=True
-    )
+        "run", False, "skip the update of a step whose loss or gradient is NaN or infinite", switch=True)
+    # fmt: on
 
     def __post_init__(self) -> None:
         for name in ("bands", "rgb", "local_index"):  # JSON gives lists

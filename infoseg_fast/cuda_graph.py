@@ -1,9 +1,8 @@
 """The training step as a CUDA graph: the host then starts one graph instead of hundreds of kernels.
 
-The way is that of PyTorch's documentation for a whole network: some steps on a side stream, then
-one captured step, whose inputs are copied into the same memory before each replay. The captured
-step is an ordinary function of tensors, and the eager one is the same function. This has not run on
-a GPU yet; the tests run its logic with a stand-in for `Capture`.
+As in PyTorch's documentation for a whole network, some steps run on a side stream, then one step is
+captured. Its inputs are copied into the same memory before each replay. The captured step is the
+same function as the eager one. This has not run on a GPU yet: the tests replace `Capture`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .checkpoint import first_line
-from .errors import DataError
+from .errors import DataError, first_line
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,16 +25,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("infoseg_fast")
 
 WARM_UP = 3  # eager steps with inputs of a kind before a step with such inputs is captured
-MAX_GRAPHS = 4  # kinds of inputs that are captured; the last batch of an epoch is smaller, so it is one
+MAX_GRAPHS = 4  # largest number of kinds of inputs; the smaller last batch of an epoch is one
 
 Step = Callable[[Any], None]
 
 
 class Capture:
-    """What `GraphedStep` needs of torch.cuda."""
+    """The functions of torch.cuda that `GraphedStep` needs."""
 
     def warm_up(self, act: Callable[[], None]) -> None:
-        """Run `act` on a side stream, after all that is queued and before all that follows."""
+        """Run `act` on a side stream, after all queued work and before all later work."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -44,16 +42,16 @@ class Capture:
         torch.cuda.current_stream().wait_stream(side)
 
     def capture(self, act: Callable[[], None]) -> Callable[[], None]:
-        """Record the kernels of `act` without running them; returns what runs them."""
+        """Record the kernels of `act` without running them. Returns a function that runs them."""
         graph = torch.cuda.CUDAGraph()
-        # Threads that read images may call CUDA meanwhile.
+        # Threads that read images may call CUDA at the same time.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             act()
         return graph.replay
 
 
 class Graph(NamedTuple):
-    """A captured step: what runs it, the memory of its inputs, and its `Recipe.last`."""
+    """A captured step: the function that runs it, its input tensors, and its `Recipe.last`."""
 
     replay: Callable[[], None]
     inputs: list[Any]
@@ -61,12 +59,13 @@ class Graph(NamedTuple):
 
 
 class GraphedStep:
-    """A function of nested lists and tuples of tensors and numbers that changes tensors in place.
+    """A training step that is replayed as a CUDA graph.
 
     Args:
-        step: the function. All that changes from call to call must be in tensors.
-        recipe: whose `last` the step sets.
-        capture: None: every call is an ordinary one.
+        step: function of nested lists and tuples of tensors and numbers that changes tensors in
+            place. Everything that changes from call to call must be in tensors.
+        recipe: the recipe whose `last` the step sets.
+        capture: captures steps. None: every call is eager.
         required: whether a step that cannot be captured is an error.
     """
 
@@ -97,12 +96,12 @@ class GraphedStep:
         self.recipe.last = graph.last
 
     def _captured(self, kind: tuple, leaves: list[Any], structure: Any) -> bool:
-        """Capture a step. False: it cannot be, and the reason is said."""
+        """Capture a step. Returns False, and logs the reason, if it cannot be captured."""
         assert self.capture is not None
         static = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
         try:
             replay = self.capture.capture(lambda: self.step(tree_unflatten(static, structure)))
-        except RuntimeError as error:  # of CUDA, of an op that waits, or of memory
+        except RuntimeError as error:  # from CUDA, an op that waits, or a lack of memory
             if self.required:
                 raise DataError(f"--cuda-graph on: the step cannot be captured: {first_line(error)}") from error
             logger.warning("--cuda-graph: off, since the step cannot be captured: %s", first_line(error))
@@ -115,8 +114,8 @@ class GraphedStep:
 
 
 def capture_for(settings: Settings, recipe: Recipe, device: torch.device, ranks: int) -> Capture | None:
-    """What captures the steps of a run; None where they are not to be captured. The reason is
-    logged on a GPU, unless the user gave it.
+    """The `Capture` of a run. None: its steps are not captured. On a GPU the reason is logged,
+    unless the user chose so.
 
     Raises:
         DataError: --cuda-graph on, and the steps of this run cannot be captured.
@@ -141,8 +140,8 @@ def capture_for(settings: Settings, recipe: Recipe, device: torch.device, ranks:
 
 
 def optimizer_for(recipe: Recipe, settings: Settings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW of the parameters that are trained. On a GPU its learning rate and its steps are
-    tensors, which a CUDA graph reads anew in each replay.
+    """AdamW for the parameters that are trained. On a GPU its learning rate and its steps are
+    tensors, so that a replay of a CUDA graph reads their new values.
     """
     parameters = [x for x in recipe.parameters() if x.requires_grad]
     gpu, rate = device.type != "cpu", settings.lr

@@ -1,9 +1,8 @@
-"""Loads the CUDA library `infoseg_fast/_cuda.so` on first use. It has a C interface, called by
-ctypes.
+"""Loads the CUDA library `infoseg_fast/_cuda.so` on first use. Only this module does. ctypes calls
+its C interface.
 
-The library holds its own CUDA runtime. It needs no CUDA toolkit and no particular PyTorch version,
-and it loads on a machine without a GPU too. Every other module reaches the library through this
-one.
+The library contains its own CUDA runtime. It needs no CUDA toolkit and no particular PyTorch
+version, and it loads on a machine without a GPU too.
 """
 
 import ctypes
@@ -47,14 +46,14 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def library() -> ctypes.CDLL | None:
-    """The library, or None when it cannot be loaded (`unavailable()` says why)."""
+    """The library. None: it cannot be loaded (`unavailable()` gives the reason)."""
     return _load()[0]
 
 
 def unavailable() -> str | None:
-    """Why the library cannot be used; None when it can.
+    """The reason why the library cannot be used. None: it can.
 
-    Asks PyTorch for a GPU, so no module calls it at import.
+    It asks PyTorch for a GPU, so no module calls it at import.
     """
     reason = _load()[1]
     if reason is None and not torch.cuda.is_available():
@@ -64,7 +63,7 @@ def unavailable() -> str | None:
 
 @functools.cache
 def _not_ready() -> str | None:
-    """Why the library's CUDA runtime cannot run, for example an older driver; None when it can."""
+    """The reason why the library's CUDA runtime cannot run, such as an old driver. None: it can."""
     error = library().infoseg_cuda_ready()
     return f"its CUDA runtime reports: {library().infoseg_cuda_error(error).decode()}" if error else None
 

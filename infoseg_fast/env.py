@@ -1,7 +1,5 @@
-"""Versions, machine, backends and ops of this installation: recorded with every run, printed by
-`infoseg env`.
-
-`python -m infoseg_fast.env` prints the same.
+"""Versions, machine, backends and ops of this installation. Every run records them, and `infoseg
+env` or `python -m infoseg_fast.env` prints them.
 """
 
 import os
@@ -19,7 +17,7 @@ PACKAGES = ("infoseg-fast", "torch", "triton", "numpy", "scipy", "pillow", "matp
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions; None for a package that is not installed."""
+    """Installed versions. None: the package is not installed."""
 
     def version(name: str) -> str | None:
         try:
@@ -31,7 +29,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the package runs from; None without a checkout."""
+    """The commit of the checkout that the package runs from. None: it does not run from one."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -52,8 +50,8 @@ def processor() -> str:
 
 
 def environment() -> dict:
-    """Versions, commit, machine, backends (name -> None or why it cannot run) and ops (name -> its
-    backends).
+    """Versions, commit, machine, backends (name -> None or the reason why it cannot run) and ops
+    (name -> backends with a kernel).
     """
     cuda = torch.cuda.is_available()
     return {

@@ -9,6 +9,12 @@ def printable(text: object) -> str:
     return "".join(c if isinstance(c, str) else ascii(c.decode("latin-1"))[1:-1] for c in shown)
 
 
+def first_line(error: object) -> str:
+    """The first line of the text of an error, or the name of its class if it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class DataError(ValueError):
     """A file or an option is invalid. The text is one line that names it.
 

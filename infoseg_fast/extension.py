@@ -1,6 +1,5 @@
-"""Loads the compiled extension `infoseg_fast._C` on first use. The package imports without it.
-
-Every other module reaches the extension through this one.
+"""Loads the compiled extension `infoseg_fast._C` on first use. Only this module does. The package
+works without it.
 """
 
 import functools
@@ -21,7 +20,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def _build_reason() -> str | None:
-    """Why the build left the extension out, as recorded by setup.py; None when it does not say."""
+    """The reason why the build left the extension out, as setup.py recorded it, or None."""
     if not BUILD_RECORD.exists():
         return "the C++ extension has not been built (run `pip install .` in the checkout)"
     reason = build_record().get("cpp", {}).get("reason")
@@ -29,17 +28,17 @@ def _build_reason() -> str | None:
 
 
 def compiled() -> ModuleType | None:
-    """The extension module, or None when it cannot be imported. `unavailable()` says why."""
+    """The extension module. None: it cannot be imported (`unavailable()` gives the reason)."""
     return _load()[0]
 
 
 def unavailable() -> str | None:
-    """Why the extension cannot be used; None when it can."""
+    """The reason why the extension cannot be used. None: it can."""
     return _load()[1]
 
 
 def build_record() -> dict:
-    """What setup.py recorded, by library ("cpp", "cuda"). Empty without a readable record."""
+    """The record of setup.py by library ("cpp", "cuda"). Empty: there is no readable record."""
     try:
         return json.loads(BUILD_RECORD.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`FeatureCache`: the maps of a frozen backbone on disk, so that each image is computed once."""
+"""`FeatureCache`: the maps of a frozen backbone on disk, so that they are computed once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 logger = logging.getLogger("infoseg_fast")
 
-MAX_BYTES = 4 * 2**30  # of one cache; what comes later is computed again
-MIN_FREE_BYTES = 2**30  # of the disk
+MAX_BYTES = 4 * 2**30  # largest size of a cache; further maps are not kept
+MIN_FREE_BYTES = 2**30  # space on the disk that a cache leaves free
 
 
 def cache_root() -> Path:
@@ -27,21 +27,19 @@ def cache_root() -> Path:
 
 
 class FeatureCache:
-    """Maps by the content of their image, float32, one file an image.
-
-    A value that is read has the bits of the value that was written. Where the folder cannot be
-    written or is full, values are computed again.
+    """Maps by the content of their image, float32, one file per image. A warning says if the folder
+    cannot be written or is full: further maps are then not kept.
 
     Args:
-        key: what the maps depend on beside the image: the weights and the chosen maps.
-        root: the folder of all caches.
-        limit: bytes that the folder of this key holds at most.
+        key: names the weights and the chosen maps.
+        root: folder of all caches. None: `cache_root()`.
+        limit: largest size of the folder of this key, bytes.
     """
 
     def __init__(self, key: str, root: Path | None = None, limit: int = MAX_BYTES) -> None:
         self.folder = (root or cache_root()) / "features" / hashlib.sha256(key.encode()).hexdigest()[:32]
         self.limit = limit
-        self._open = True  # for writing
+        self._writable = True
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._bytes = sum(entry.stat().st_size for entry in os.scandir(self.folder))
@@ -52,7 +50,7 @@ class FeatureCache:
     def maps(
         self, image: Tensor, shapes: Sequence[Sequence[int]], compute: Callable[[Tensor], list[Tensor]]
     ) -> list[Tensor]:
-        """The maps of an image, of these shapes: read, else computed and written."""
+        """The maps of an image with these shapes: read, or else computed and written."""
         pixels = image.contiguous().numpy()
         path = self.folder / hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         sizes = [int(np.prod(shape)) for shape in shapes]
@@ -66,11 +64,11 @@ class FeatureCache:
     def _read(self, path: Path) -> np.ndarray | None:
         try:
             return np.fromfile(path, dtype=np.float32)
-        except OSError:  # not there yet
+        except OSError:  # no such file yet
             return None
 
     def _write(self, path: Path, data: bytes) -> None:
-        if not self._open:
+        if not self._writable:
             return
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -88,5 +86,5 @@ class FeatureCache:
             self._stop(f"{path} could not be written: {error.strerror}")
 
     def _stop(self, reason: str) -> None:
-        self._open = False
+        self._writable = False
         logger.warning("features of the frozen backbone are computed again and not kept: %s", reason)

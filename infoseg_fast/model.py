@@ -10,38 +10,37 @@ from torch import Tensor, nn
 
 from .reference.tracing import recorded
 
-INPUTS = ("rgb", "grey", "sobel")  # the images as they are; their grey; the images and two Sobel maps of their grey
-# As IIC had them: OpenCV's weights of red, green and blue, which it applied to images in the order
-# blue, green, red.
+INPUTS = ("rgb", "grey", "sobel")  # the images; their grey; the images and two Sobel maps of their grey
+# As in IIC, which applied OpenCV's weights of red, green and blue to blue, green and red.
 GREY = (0.114, 0.587, 0.299)
 SOBEL = (((1, 0, -1), (2, 0, -2), (1, 0, -1)), ((1, 2, 1), (0, 0, 0), (-1, -2, -1)))
 
-STRIDE = 4  # of the local features
+STRIDE = 4  # pixels between local features
 MIN_SIDE = 32  # pixels; smaller images are padded
-MAX_DEPTH = 5  # residual blocks of block C: a tile's halo (segmenter.py) covers what these see, and smoothing
+MAX_DEPTH = 5  # largest number of residual blocks of block C
 
 
 class Convolution(nn.Conv2d):
-    """3x3, padded by reflection: with zeros the network knows the border, and spends a class on it."""
+    """A 3x3 convolution, padded by reflection. With zeros the network would detect the border and
+    use a class for it.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, 3, stride, padding=1, padding_mode="reflect", bias=False)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # Recorded graphs and transforms take PyTorch's own padding. On a CPU it is deterministic.
+        # Recorded graphs and transforms need PyTorch's own padding. On a CPU it is deterministic.
         if x.device.type == "cpu" or recorded() or torch._C._are_functorch_transforms_active():
             return super()._conv_forward(x, weight, bias)
         return F.conv2d(Reflected.apply(x), weight, bias, self.stride)
 
 
 class Reflected(torch.autograd.Function):
-    """Maps [B, c, H, W] with one more row and column on each side: [B, c, H + 2, W + 2].
+    """Maps [B, c, H, W], padded by one reflected row and column on each side: [B, c, H + 2, W + 2].
 
-    They are reflections.
-
-    On a GPU the gradient of PyTorch's padding adds with atomics, so reruns differ, and its result
-    is never channels-last, so each convolution copies its input and its gradient. Here both
-    directions keep the layout, and sums have a fixed order.
+    On a GPU the gradient of PyTorch's padding adds with atomics, so reruns differ. Its result is
+    never channels-last, so each convolution copies its input and its gradient. Here both directions
+    keep the layout, and sums have a fixed order.
     """
 
     @staticmethod
@@ -75,7 +74,7 @@ class ConvBlock(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions of it."""
+    """ReLU of the sum of x and two 3x3 convolutions of x."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,12 +90,8 @@ class ResidualBlock(nn.Module):
 
 class Encoder(nn.Module):
     """Blocks A to D. Returns the maps of block C (stride 4, 2 x width channels) and D (stride 16, 4
-    x width).
-
-    A position of C sees 7 + 16 x depth pixels a side.
+    x width channels). A position of C sees 7 + 16 x depth pixels a side.
     """
-
-    multiple = global_stride = 16  # pixels: tiles begin at multiples of the first; the stride of block D
 
     def __init__(self, in_channels: int, width: int, depth: int = 2) -> None:
         super().__init__()
@@ -109,25 +104,25 @@ class Encoder(nn.Module):
         local = self.C(self.B(self.A(x)))
         return [local, self.D(local)]
 
-    def receptive_radius(self) -> int:
-        """Pixels each way that a position depends on, at most: 44 of block C, 56 of block D."""
-        return 56
-
 
 class InfoSegNet(nn.Module):
-    """Maps images to local features f (of block C) and global features H (METHOD symbols: C, D, K).
+    """Maps images to local features f (of block C) and global features H.
+
+    The mean and the standard deviation of the images are buffers (`set_normalization`), which are
+    saved with the model.
 
     Args:
-        in_channels: c of the images.
+        in_channels: c, channels of the images.
         num_classes: K, 2 to 256.
-        width: channels of the first block; f has 2 x width.
-        dim: D, the embedding dimension that f is projected to (by `local_projection`, within the
-            ops).
-        inputs: what of the images enters the network, see INPUTS.
-        depth: residual blocks of block C, 0 to MAX_DEPTH: a position sees 7 + 16 x depth pixels a
-            side.
+        width: channels of the first block. f has C = 2 x width channels.
+        dim: D, the embedding dimension. The ops project f to it by `local_projection`.
+        inputs: input of the network: "rgb", the images; "grey", the mean of their colours by
+            OpenCV's weights; "sobel", the images and two gradients of their grey.
+        depth: number of residual blocks of block C, 0 to MAX_DEPTH. A position sees 7 + 16 x depth
+            pixels a side.
 
-    The images' mean and standard deviation are buffers (`set_normalization`), saved with the model.
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     inputs = "rgb"
@@ -159,7 +154,7 @@ class InfoSegNet(nn.Module):
             in_channels,
         )
         self.inputs = inputs
-        if inputs != "rgb":  # buffers: a constant of Python would be copied to a GPU in each step
+        if inputs != "rgb":  # buffers, since a Python constant would be copied to a GPU in each step
             self.register_buffer("grey", torch.tensor(GREY)[:, None, None], persistent=False)
             self.register_buffer("sobel", torch.tensor(SOBEL, dtype=torch.float32)[:, None], persistent=False)
 
@@ -191,17 +186,21 @@ class InfoSegNet(nn.Module):
         num_classes: int,
         dim: int = 512,
     ) -> "InfoSegNet":
-        """A network on any module that returns a list of maps [B, channels, h, w] (timm's
-        `features_only` is one).
+        """A network on any module that returns a list of maps [B, channels, h, w], such as timm's
+        with `features_only`.
+
+        The projections find their channels at the first call. Call the network once before an
+        optimiser gets its parameters.
 
         Args:
-            backbone: the module; it gets the normalised images.
-            local_index, global_index: which of its maps are the local features, and which is
-                averaged over positions and projected to the global features.
-            num_classes, dim: as for the class.
+            backbone: the module. It gets the normalised images.
+            local_index: index of the map with the local features.
+            global_index: index of the map whose mean over positions is projected to the global
+                features.
+            num_classes, dim: as in the class.
 
-        The projections find their channels at the first call: make one before handing the
-        parameters to an optimiser.
+        Raises:
+            ValueError: num_classes is out of range.
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
@@ -210,19 +209,25 @@ class InfoSegNet(nn.Module):
         return model
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Mean and standard deviation of each channel of the images, in their [0, 1] scale."""
+        """Set the mean and the standard deviation of each channel of the images in [0, 1].
+
+        Raises:
+            ValueError: a value is not finite, or a standard deviation is not above 0.
+        """
         for name, values in (("mean", mean), ("std", std)):
-            values = values.tolist() if isinstance(values, np.ndarray) else values  # of any byte order and strides
+            values = values.tolist() if isinstance(values, np.ndarray) else values  # any byte order and strides
             buffer = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).flatten()
             if not torch.isfinite(buffer).all() or (name == "std" and not (buffer > 0).all()):
                 raise ValueError(f"{name} must be finite{' and above 0' if name == 'std' else ''}, not {values}")
             setattr(self, name, buffer)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images [B, c, H_img, W_img] in [0, 1] -> `inputs`, normalised, padded to multiples of 4,
-        at least 32 pixels.
+        """The input of the backbone for images float [B, c, H_img, W_img] in [0, 1]: `inputs`,
+        normalised, and padded to multiples of 4, at least 32 pixels. The padding repeats the last
+        row and column.
 
-        The padding repeats the last row and column, at the bottom and right.
+        Raises:
+            ValueError: the shape, the dtype or the number of channels is wrong.
         """
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
@@ -240,14 +245,22 @@ class InfoSegNet(nn.Module):
         return padded(images)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """images [B, c, H_img, W_img] in [0, 1] -> f [B, C, h, w], H [B, K, D]; h = ceil(H_img /
-        4), at least 8. H is of the mean over the positions that count in `mask`, bool [B, h, w];
-        None: all.
+        """Local and global features.
+
+        Args:
+            images: float [B, c, H_img, W_img] in [0, 1].
+            mask: bool [B, h, w], the positions that count in the global features. None: all.
+
+        Returns:
+            f [B, C, h, w] with h = ceil(H_img / 4), at least 8, and H [B, K, D].
+
+        Raises:
+            ValueError: see `normalize`.
         """
         maps = self.backbone(self.normalize(images))
         features, deep = (maps[index] for index in self._indices)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
-            self.local_projection(features.detach()[:1, :, :1, :1])  # tells it its channels; the ops use its weight
+            self.local_projection(features.detach()[:1, :, :1, :1])  # makes the weight, which the ops use
         return features, self.global_features(mean_of(deep, mask))
 
     def global_features(self, pooled: Tensor) -> Tensor:
@@ -256,8 +269,8 @@ class InfoSegNet(nn.Module):
 
 
 def mean_of(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Means [B, channels] of maps [B, channels, m, n], weighted by the share of the positions of
-    `mask`, bool [B, h, w], that count in each; 0 where none does.
+    """Means [B, channels] of maps [B, channels, m, n]. The weight of a position is the share of its
+    positions of `mask`, bool [B, h, w], that count. The mean is 0 if none counts.
     """
     if mask is None:
         return maps.mean(dim=(2, 3))
@@ -266,8 +279,8 @@ def mean_of(maps: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
-    """[B, c, H, W] -> [B, 1, H, W]: the first three channels weighted by `weights`, [3, 1, 1],
-    which are GREY if left out; one channel is grey already.
+    """Grey [B, 1, H, W] of images [B, c, H, W]: the sum of the first three channels with `weights`
+    [3, 1, 1] (None: GREY), or the first channel if there are fewer.
     """
     if images.shape[1] < 3:
         return images[:, :1]
@@ -276,20 +289,19 @@ def grey(images: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def sobel(grey_images: Tensor, filters: Tensor | None = None) -> Tensor:
-    """[B, 1, H, W] -> its two gradients [B, 2, H, W], zeros beyond the border; `filters`, [2, 1, 3,
-    3], are SOBEL if left out.
+    """The two gradients [B, 2, H, W] of grey images [B, 1, H, W], with zeros beyond the border.
+    `filters` [2, 1, 3, 3] are SOBEL if None.
     """
     filters = grey_images.new_tensor(SOBEL)[:, None] if filters is None else filters.to(grey_images.dtype)
     return F.conv2d(grey_images, filters, padding=1)
 
 
 def padded(images: Tensor, multiple: int = STRIDE) -> Tensor:
-    """[B, c, H, W] with the last row and column repeated, to the size that the network takes.
-
-    Its sides are multiples of `multiple` pixels.
+    """Images [B, c, H, W] with the last row and column repeated up to the size of the network's
+    input, a multiple of `multiple` pixels.
     """
     rows, columns = images.shape[2:]
-    if recorded():  # a recorded graph must not compare sizes
+    if recorded():  # a recorded graph cannot compare sizes
         y, x = (torch.arange(padded_side(n, multiple), device=images.device).clamp(max=n - 1) for n in (rows, columns))
         return images[:, :, y][:, :, :, x]
     bottom, right = (padded_side(n, multiple) - n for n in (rows, columns))
@@ -297,20 +309,20 @@ def padded(images: Tensor, multiple: int = STRIDE) -> Tensor:
 
 
 def padded_side(n: int, multiple: int = STRIDE) -> int:
-    """The side in pixels that the network sees for an image of side n."""
-    side = (n + multiple - 1) // multiple * multiple  # of positive numbers: exported graphs round to 0
-    if isinstance(side, Tensor):  # of torch.jit.trace
+    """The side of the network's input for an image of side n, pixels."""
+    side = (n + multiple - 1) // multiple * multiple  # not -(-n // m): exported graphs round to 0
+    if isinstance(side, Tensor):  # from torch.jit.trace
         return side.clamp(min=MIN_SIDE)
     return torch.sym_max(side, MIN_SIDE)
 
 
 def position_size(images: Tensor) -> tuple[int, int]:
-    """Size (h, w) of the features of images [B, c, H, W]."""
+    """The size (h, w) of the features of images [B, c, H, W]."""
     return padded_side(images.shape[2]) // STRIDE, padded_side(images.shape[3]) // STRIDE
 
 
 def position_mask(mask: Tensor | None, images: Tensor) -> Tensor | None:
-    """The positions [B, h, w] whose pixels all count in `mask`, bool [B, H, W]. Padded pixels do
+    """The positions whose pixels all count in `mask`, bool [B, H, W]: bool [B, h, w]. Padding does
     not count.
     """
     if mask is None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .data.base import ImageSet, Pixels
+from .data.base import ImageSet, Pixels, cut
 from .data.images import IGNORE
 from .palette import as_rgb
 from .segmenter import Segmenter
@@ -58,7 +58,7 @@ def show(segmenter: Segmenter, images: ImageSet, index: int, rgb: Sequence[int] 
             if whole is None:
                 pixels, valid = images.read_window(index, y.start, x.start, len(y), len(x))
             else:
-                pixels, valid = _part(whole, slice(y.start, y.stop), slice(x.start, x.stop))
+                pixels, valid = cut(whole, slice(y.start, y.stop), slice(x.start, x.stop))
             yield segmenter.band(pixels, (y, x), valid)
 
     for part in segmenter.parts(plan, bands()):
@@ -69,13 +69,8 @@ def show(segmenter: Segmenter, images: ImageSet, index: int, rgb: Sequence[int] 
     return Shown(images.stems[index], step, picture, labels)
 
 
-def _part(image: Pixels, rows: slice, columns: slice) -> Pixels:
-    pixels, valid = image
-    return pixels[:, rows, columns], None if valid is None else valid[rows, columns]
-
-
 def _colours(segmenter: Segmenter, image: Pixels, rgb: Sequence[int] | None) -> np.ndarray:
-    """Stored values as colours, stretched by the limits of the run; black where there is no data."""
+    """Stored values as colours by the scaling of the run. Pixels without data are black."""
     scaled = segmenter.labelling.data.scaling.to_float(np.ascontiguousarray(image[0])).numpy()
     found = as_rgb(scaled if rgb is None else scaled[[channel - 1 for channel in rgb]])
     return found if image[1] is None else np.where(image[1][..., None], found, np.uint8(0))

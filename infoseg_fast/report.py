@@ -1,4 +1,4 @@
-"""report.html: one self-contained file with curves, scores and segmentations beside the images; and
+"""The report of a run: report.html, one file with curves, scores and segmentations, and
 examples.png.
 """
 
@@ -18,10 +18,12 @@ from .errors import printable
 from .palette import coloured, palette
 from .pictures import Shown, data_url, figure_url, png, show
 from .run_folder import RunFolder
+from .scores.matching import class_of_cluster
 from .segmenter import Segmenter
 
-EXAMPLES = 12  # images
-OVERVIEWS = 4  # scenes
+EXAMPLES = 12  # number of images
+OVERVIEWS = 4  # number of scenes
+SHEET_SIDE, SHEET_COLUMNS, SHEET_GAP = 128, 3, 4  # examples.png: pixels of a picture, groups a row, pixels between
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -37,9 +39,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 
 def write(run: RunFolder, segmenter: Segmenter, images: ImageSet) -> None:
-    """Write the report of a run from its metrics and last evaluation, with examples from `images`.
-
-    The examples alone are written to examples.png too.
+    """Write the report of a run from its metrics and its last evaluation, with examples from
+    `images`, and the examples to examples.png.
     """
     rows, config, scores = run.read_metrics(), run.read_config(), run.evaluation(LAST)
     name = text(run.path.resolve().name)
@@ -82,7 +83,9 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet) -> None:
 
 
 def curves(rows: list[dict]) -> str:
-    """The training loss, the classes in use and the scores over the steps, as a data URL."""
+    """A figure of the training loss, the classes in use and the scores over the steps, as a data
+    URL.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -139,33 +142,21 @@ def swatch(label: int, number: int) -> str:
 
 
 def examples(segmenter: Segmenter, images: ImageSet, rgb: Sequence[int] | None) -> tuple[list[Shown], list[Shown]]:
-    """Scenes, which crops were cut out of, and images that are spread evenly over the set."""
+    """The scenes that crops are cut out of, and images spread evenly over the set."""
     scenes = images.source if isinstance(images, SceneCrops) else None
-    overviews = [] if scenes is None else [show(segmenter, scenes, i, rgb) for i in spread(scenes, OVERVIEWS)]
-    return overviews, [show(segmenter, images, index, rgb) for index in spread(images, EXAMPLES)]
-
-
-def spread(images: ImageSet, number: int) -> list[int]:
-    """Indices of at most `number` images, spread evenly over the set."""
-    return np.unique(np.linspace(0, len(images) - 1, min(number, len(images))).round().astype(int)).tolist()
+    overviews = [] if scenes is None else [show(segmenter, scenes, i, rgb) for i in scenes.evenly_spread(OVERVIEWS)]
+    return overviews, [show(segmenter, images, index, rgb) for index in images.evenly_spread(EXAMPLES)]
 
 
 def drawn(shown: Shown, images: ImageSet, segmenter: Segmenter, scores: dict | None) -> list[np.ndarray]:
-    """The picture with the ground truth (if there are scores) and the segmentation in colour."""
+    """The picture, the ground truth if there are scores, and the segmentation, in colour."""
     if shown.labels is None:
         return [shown.picture]
     if not scores:
         return [shown.picture, coloured(shown.labels, segmenter.num_clusters)]
     truth = images.label(images.stems.index(shown.stem))[:: shown.step, :: shown.step]
-    return [shown.picture, *(coloured(labels, images.num_classes) for labels in (truth, matched(shown.labels, scores)))]
-
-
-def matched(labels: np.ndarray, scores: dict) -> np.ndarray:
-    """Clusters as classes, 255 for a cluster without a class."""
-    table = np.full(256, IGNORE, np.uint8)
-    mapping = np.array(scores["mapping"])
-    table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
-    return table[labels]
+    found = class_of_cluster(scores["mapping"])[shown.labels]
+    return [shown.picture, *(coloured(labels, images.num_classes) for labels in (truth, found))]
 
 
 def example_figures(title: str, shown: list[Shown], pictures: list[list[np.ndarray]], scores: dict | None) -> str:
@@ -183,12 +174,12 @@ def example_figures(title: str, shown: list[Shown], pictures: list[list[np.ndarr
 
 
 def legend(shown: list[Shown], images: ImageSet, segmenter: Segmenter, scores: dict | None) -> str:
-    """The colours with the share of each class, or cluster, of the pixels that are shown."""
+    """The colours of the classes or clusters, with their shares of the pixels that are shown."""
     number = images.num_classes if scores else segmenter.num_clusters
     counts = np.zeros(256, np.int64)
     for one in shown:
         if one.labels is not None:
-            labels = matched(one.labels, scores) if scores else one.labels
+            labels = class_of_cluster(scores["mapping"])[one.labels] if scores else one.labels
             counts += np.bincount(labels.ravel(), minlength=256)
     total = max(int(counts[:IGNORE].sum()), 1)
     body = "".join(
@@ -200,17 +191,16 @@ def legend(shown: list[Shown], images: ImageSet, segmenter: Segmenter, scores: d
     return f"<table>{head}{body}</table>"
 
 
-def contact_sheet(groups: list[list[np.ndarray]], side: int = 128, groups_a_row: int = 3, gap: int = 4) -> np.ndarray:
-    """The groups' pictures in one RGB picture, each `side` pixels square, a wider gap between
-    groups.
-    """
+def contact_sheet(groups: list[list[np.ndarray]]) -> np.ndarray:
+    """One RGB picture of groups of pictures, uint8 [rows, columns, 3]."""
+    side, gap = SHEET_SIDE, SHEET_GAP
     group_width = max(map(len, groups)) * (side + gap) + 3 * gap
-    rows = -(-len(groups) // groups_a_row)
-    sheet = np.full((rows * (side + gap) - gap, groups_a_row * group_width - 4 * gap, 3), 255, dtype=np.uint8)
+    rows = -(-len(groups) // SHEET_COLUMNS)
+    sheet = np.full((rows * (side + gap) - gap, SHEET_COLUMNS * group_width - 4 * gap, 3), 255, dtype=np.uint8)
     for number, pictures in enumerate(groups):
         for place, picture in enumerate(pictures):
-            top = number // groups_a_row * (side + gap)
-            left = number % groups_a_row * group_width + place * (side + gap)
+            top = number // SHEET_COLUMNS * (side + gap)
+            left = number % SHEET_COLUMNS * group_width + place * (side + gap)
             drawn = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
             sheet[top : top + side, left : left + side] = np.asarray(drawn)
     return sheet

@@ -1,8 +1,8 @@
-"""The training loop. It knows batches, steps, ranks, log lines and checkpoints; a `Recipe` knows
-everything else.
+"""The training loop: batches, steps, ranks, log lines and checkpoints. A `Recipe` does everything
+else.
 
-All random numbers follow from the seed and the step, and a checkpoint holds everything that a step
-depends on. So a run that is killed at any moment continues from its last checkpoint to the same
+All random numbers follow from the seed and the step, and a checkpoint has everything that a step
+depends on. So a run that was killed at any moment continues from its last checkpoint to the same
 bits.
 """
 
@@ -31,38 +31,36 @@ from .errors import DataError
 from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
 from .recipe import DataInfo, recipe_class
 from .run_folder import RunFolder
-from .scores.evaluate import add_training, as_text, evaluate
+from .scores.evaluate import LOGGED_SCORES, add_training, as_text, evaluate
 from .segmenter import Segmenter
 from .signals import Stopped, StopSignals
-
-LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
 
 def train(
     data: str | os.PathLike | None, out: str | os.PathLike, *, resume: bool = False, **given: Any
 ) -> dict[str, Any] | None:
-    """Train, evaluate and report into the folder `out`: the command `infoseg train`. Under torchrun
-    all ranks train one run.
+    """Train, evaluate and write a report to the folder `out`: the command `infoseg train`. Under
+    torchrun all ranks train one run.
 
         scores = isf.train("scene.tif", "run", classes=6, bands=(4, 3, 2), steps=400)
         labels = isf.load("run").segment(images)
 
     Args:
-        data: what `--data` takes: the name of a set, a folder, an image file, or a list of images.
-            A resumed run may leave it out with None.
-        out: the RUN. It must not exist, unless `resume`, which continues from its last checkpoint.
-            A restart by torchrun (--max-restarts) resumes.
-        given: the options of `infoseg train --help`, with "_" for "-". None is the default; of a
-            resumed run, the run's own value.
+        data: as in `--data`: the name of a set, a folder, an image file, or a list of images. It
+            may be None for a resumed run.
+        out: the RUN. It must not exist, unless `resume`.
+        resume: whether to continue the run from its last checkpoint, if it exists. A restart by
+            torchrun (--max-restarts) always does.
+        given: options of `infoseg train --help`, with "_" for "-". None is the default, or the
+            run's own value if it is resumed.
 
     Returns:
-        The scores of the last step on the eval split, as `ClusterMetrics.compute` gives them, with
-        None in place of NaN. None without labels, or when the run was finished before.
+        The scores of the last step on the eval split, as in `ClusterMetrics.compute`, with None
+        instead of NaN. None: there are no labels, or the run was finished before.
 
     Raises:
-        DataError: the settings, the data or the run are not as they must be. Nothing is half
-            written.
-        Stopped: a signal ended the run. There is a checkpoint of the last step that was done.
+        DataError: the settings, the data or the run are not accepted. Nothing is half written.
+        Stopped: a signal ended the run. The last step has a checkpoint.
         LostRankError: another rank ended or hung.
     """
     given = {"data": None if data is None else os.fspath(data)} | given
@@ -119,10 +117,10 @@ def run_steps(
     stop: StopSignals,
     capture: Capture | None,
 ) -> dict[str, Any] | None:
-    """The loop: all steps that are left, with log lines, evaluations, checkpoints, and the report.
+    """The loop: all remaining steps, with log lines, evaluations, checkpoints, and the report.
 
-    A step's images go through the network in `accumulate` parts, each shared by the ranks. Every
-    part of the loss is weighted by its share of the images, and gradients are summed over parts and
+    The images of a step go through the network in `accumulate` parts, each shared by the ranks. A
+    part of the loss is weighted by its share of the images. Gradients are summed over parts and
     ranks.
     """
     from torch.utils.tensorboard import SummaryWriter  # here, since `import infoseg_fast` should be quick
@@ -141,7 +139,7 @@ def run_steps(
     crops = Crops(train_set, settings, device, progress.step, settings.steps, world)
 
     def step_of(parts: list[tuple[Stored, Draws, Part]]) -> None:
-        """One step on the device: it waits for nothing, and a CUDA graph can replay it."""
+        """One step. It does not wait for the device, so that a CUDA graph can replay it."""
         if guard:
             guard.remember()
         optimizer.zero_grad(set_to_none=True)

@@ -12,9 +12,9 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast import tile_labels
 from infoseg_fast.cli import main
-from infoseg_fast.data import folder as folder_module
+from infoseg_fast.data import files as files_module
 from infoseg_fast.data import open_set
-from infoseg_fast.data.folder import FileSet
+from infoseg_fast.data.files import FileSet
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.labelling import Labelling
 from infoseg_fast.scores import evaluate as evaluate_module
@@ -45,7 +45,7 @@ def test_a_scene_is_scored_by_windows(tmp_path, monkeypatch):
     pixels[:40, 50:] = np.nan
     tifffile.imwrite(tmp_path / "images/x.tif", pixels, tile=(32, 32), photometric="rgb")
     Image.fromarray(rng.integers(0, 3, (150, 130), np.uint8)).save(tmp_path / "labels/x.png")
-    monkeypatch.setattr(folder_module, "MANY_PIXELS", 2000)  # reads by windows
+    monkeypatch.setattr(files_module, "MANY_PIXELS", 2000)  # reads by windows
     network = isf.InfoSegNet(width=4, dim=8, num_classes=5).eval()
     with torch.no_grad():  # centred features, so that several classes are in use
         mean = network(torch.rand(4, 3, 64, 64))[0].mean(dim=(0, 2, 3))

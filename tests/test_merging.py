@@ -7,8 +7,8 @@ import torch
 
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.recipe.appearance import appearance_information
-from infoseg_fast.recipe.merging import Statistics, _improved, _Pairs, criteria, merge, statistics_of
-from infoseg_fast.recipe.resampling import BLOCK_IMAGES, MOST_RESAMPLED, block_statistics, resampled_merge, total
+from infoseg_fast.recipe.merging import Statistics, _improved, _PairMerges, criteria, merge, statistics_of
+from infoseg_fast.recipe.resampling import BLOCK_IMAGES, MAX_RESAMPLED_CLASSES, block_statistics, resampled_merge, total
 
 
 def example(classes: int, images: int = 6, masked: bool = False):
@@ -69,7 +69,7 @@ def test_criteria_of_all_pairs_are_those_of_each_partition():
     """The quick sums for all pairs against the partitions themselves."""
     given = statistics(7)
     given = Statistics(given.moments, given.joint / given.joint.sum())
-    groups, pairs = [[k] for k in range(7)], _Pairs.of(given)
+    groups, pairs = [[k] for k in range(7)], _PairMerges.of(given)
     for i, j in ((1, 3), (0, 5), (0, 1), (2, 3)):
         found = pairs.criteria()
         for a, b in itertools.combinations(range(len(groups)), 2):
@@ -199,7 +199,7 @@ def test_resamples_of_equal_blocks_and_many_classes_give_the_plain_merge():
     equal = Statistics(*(torch.stack([x] * 3) for x in one))
     assert resampled_merge(equal, 3) == merge(one, 3)
     assert resampled_merge(Statistics(*(x[None] for x in one)), 3) == merge(one, 3)
-    n = MOST_RESAMPLED + 1
+    n = MAX_RESAMPLED_CLASSES + 1
     many = Statistics(*(torch.stack([x, 2 * x]) for x in statistics(n)))
     assert resampled_merge(many, n - 1) == merge(total(many), n - 1)
     assert resampled_merge(many, n) == [[k] for k in range(n)]

@@ -32,7 +32,7 @@ from raw_downloads import (
 from test_data import refused
 
 from infoseg_fast.cli import main
-from infoseg_fast.data import open_set, prepare, resize
+from infoseg_fast.data import open_set, prepare, resize, workers
 from infoseg_fast.data.protocols import PROTOCOLS
 
 
@@ -523,7 +523,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(many_shards):
 def test_workers_end_when_their_parent_is_killed():
     code = (
         "import os, sys, time\n"
-        "from infoseg_fast.data.prepare import Pool\n"
+        "from infoseg_fast.data.workers import Pool\n"
         "if __name__ == '__main__':\n"
         "    with Pool(2, False) as pool:\n"
         "        print(*{pid for _, pid in pool.run(os.getpid, [(0, ()), (1, ())])}, flush=True)\n"
@@ -543,7 +543,7 @@ def test_workers_end_when_their_parent_is_killed():
 
 def test_a_killed_worker_is_one_line():
     def lost():
-        with prepare.Pool(2, False) as pool:
+        with workers.Pool(2, False) as pool:
             list(pool.run(os._exit, [(0, (1,))]))
 
     refused(lost, "killed", "--workers")

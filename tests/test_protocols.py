@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from infoseg_fast.data import coco, potsdam
+from infoseg_fast.data import potsdam
 from infoseg_fast.data.protocols import COARSE, PALETTE, PROTOCOLS
+from infoseg_fast.data.raw import class_table
 
 # COCO-Stuff's value -> coarse class, and -> class of the benchmark (-1: ignored), as published.
 COARSE27 = [
@@ -46,7 +47,7 @@ def test_the_coarse_classes_are_the_published_27():
 
 @pytest.mark.parametrize(("name", "published"), [("coco-stuff-15", STUFF15), ("coco-stuff-3", STUFF3)])
 def test_coco_stuff_labels_are_the_published_ones(name, published):
-    table = coco.class_table(PROTOCOLS[name])
+    table = class_table(PROTOCOLS[name])
     assert np.where(table[:182] == 255, -1, table[:182].astype(int)).tolist() == published
     # Unlabelled pixels have their own value only where the published code makes them a class.
     assert (table[182:255] == 255).all() and table[255] == (254 if name == "coco-stuff-3" else 255)
@@ -59,8 +60,8 @@ def test_potsdam_colours_and_classes_are_the_published_ones():
     )
     rows = potsdam.palette_rows(colours, None)
     assert rows.tolist() == [[0, 1, 2, 3, 4, 5]] and len(PALETTE) == 6
-    assert potsdam.class_table(PROTOCOLS["potsdam-6"])[rows].tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert potsdam.class_table(PROTOCOLS["potsdam-3"])[rows].tolist() == [[0, 1, 2, 2, 0, 1]]
+    assert class_table(PROTOCOLS["potsdam-6"])[rows].tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert class_table(PROTOCOLS["potsdam-3"])[rows].tolist() == [[0, 1, 2, 2, 0, 1]]
 
 
 def test_numbers_of_images_are_the_published_ones():

@@ -6,7 +6,6 @@ from conftest import write_folder
 from torch.distributions import MultivariateNormal
 
 import infoseg_fast as isf
-from infoseg_fast import reference
 from infoseg_fast.recipe.overclustering import OverClusters
 from infoseg_fast.recipe.refinement import (
     MIN_DEVIATION,
@@ -20,6 +19,7 @@ from infoseg_fast.recipe.refinement import (
     spread,
 )
 from infoseg_fast.recipe.sample import Sample
+from infoseg_fast.reference.refined_labels import batch_scores
 from infoseg_fast.train import train
 
 
@@ -28,8 +28,8 @@ def test_density_is_that_of_a_conditional_normal_distribution():
     moments = colour_moments(probs, images, None, 0)
     found = refinement_of(moments, 0)
     pixels, around = colours_of(images, (8, 10), 0)
-    prior = torch.full((4, 8, 10), 0.25)  # log prior is one constant
-    scores = reference.refined_scores(prior, pixels[0], around[0], found.residual, found.log_scale)
+    prior = torch.full((3, 4, 8, 10), 0.25)  # log prior is one constant
+    scores = batch_scores(prior, pixels, around, found.residual, found.log_scale)[0]
     seen = torch.cat([pixels, F.interpolate(around, size=(32, 40), mode="bilinear")], dim=1)[0].flatten(1).mT.double()
     total = moments.sum(dim=0)
     variance = (total.diagonal()[1:] / total[0, 0] - (total[0, 1:] / total[0, 0]).square()).clamp_min(MIN_DEVIATION**2)

@@ -11,11 +11,11 @@ from test_data import refused, save
 from test_train import SMALL
 
 import infoseg_fast as isf
-from infoseg_fast.data import FolderSet, ReadOptions, Scaling, for_training, open_set
+from infoseg_fast.data import FolderSet, ReadOptions, for_training, open_set
 from infoseg_fast.data.base import ImageSet
 from infoseg_fast.data.crops import CropSampler, channel_statistics, crop_loader, held_in_memory
 from infoseg_fast.data.images import describe
-from infoseg_fast.data.scaling import eight_bit, estimate
+from infoseg_fast.data.scaling import Scaling, eight_bit, estimate
 from infoseg_fast.data.scenes import SceneCrops
 from infoseg_fast.data.threaded import read_ahead
 from infoseg_fast.errors import DataError
@@ -268,9 +268,9 @@ def test_a_folder_of_many_small_images_is_left_as_it_is(folder):
 @pytest.fixture
 def regions_of_two_points(monkeypatch):
     """Regions of 2 x 2 points, of which 3 are kept."""
-    monkeypatch.setattr("infoseg_fast.data.folder.MANY_PIXELS", 1)
+    monkeypatch.setattr("infoseg_fast.data.files.MANY_PIXELS", 1)
     monkeypatch.setattr("infoseg_fast.data.scenes.REGION_SIDES", (2,))
-    monkeypatch.setattr("infoseg_fast.data.scenes.LEAST_REGIONS", 1)
+    monkeypatch.setattr("infoseg_fast.data.scenes.MIN_REGIONS", 1)
     monkeypatch.setattr("infoseg_fast.data.scenes.STRIDES", (64,))
 
 

@@ -15,8 +15,9 @@ from test_train import SMALL, losses, same_weights, weights
 from infoseg_fast import cli
 from infoseg_fast.data import crops, open_set
 from infoseg_fast.data.crops import CropSampler, crop_loader
+from infoseg_fast.data.export import write_shards
 from infoseg_fast.data.reader import ReadOptions
-from infoseg_fast.data.shards import ShardSet, _opened, expanded, write_shards
+from infoseg_fast.data.shards import ShardSet, _opened, expanded
 from infoseg_fast.errors import DataError
 from infoseg_fast.train import train
 
@@ -123,6 +124,16 @@ def test_indexed_images_are_not_opened_before_they_are_read(shards, monkeypatch)
     assert open_set(shards, "train")._headers == headers
     with pytest.raises(DataError, match=r"image .*shards-0000\.tar:.*png cannot be read: no band 5 \(--bands\)"):
         ShardSet(shards, options=ReadOptions(bands=(5,)))
+
+
+def test_an_image_that_differs_from_the_index_is_refused(shards):
+    index = Path(f"{expanded(shards)[0]}.index.json")
+    record = json.loads(index.read_text())
+    name, fields = next(iter(record["images"].items()))
+    record["images"][name] = [fields[0] + 1, *fields[1:]]  # as if the image in the shard was replaced
+    index.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"shards-0000\.tar:.*png is not as the index of its shard says.*delete"):
+        open_set(shards, "train").read(0)
 
 
 def test_a_shard_that_leaves_the_cache_stays_open_while_it_is_read(shards, monkeypatch):

@@ -15,7 +15,7 @@ import scipy.optimize
 import torch
 
 from .. import cuda_library
-from ..checkpoint import first_line
+from ..errors import first_line
 from ..ops.confusion_matrix import confusion_matrix
 from ..ops.linear_sum_assignment import linear_sum_assignment
 from . import cuda

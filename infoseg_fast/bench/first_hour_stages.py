@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 import torch
 
-from ..checkpoint import first_line
 from ..env import commit, versions
+from ..errors import first_line
 from ..kernels import configs, mutual_information_loss, plans
 from ..ops import OPS
 from ..ops.record import Case

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checkpoint import first_line
+from ..errors import first_line
 from ..run_folder import RunFolder
 from ..train import train
 from .first_hour import FAILED, PASSED, Table

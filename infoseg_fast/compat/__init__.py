@@ -1,5 +1,5 @@
-"""Stand-ins for other packages: their names and shapes, this package's kernels.
+"""Drop-in replacements for other packages, with this package's kernels.
 
-Each module stands alone, and nothing imports it before it is used. `torchmetrics` and `lightning`
+Each module is independent, and nothing imports it before it is used. `torchmetrics` and `lightning`
 need the packages of their extras.
 """

@@ -6,8 +6,8 @@
     Trainer(max_steps=800).fit(module)
     labels = module.segmenter().segment(images)
 
-The module is of `lightning.pytorch` or of `pytorch_lightning`: of the one that is imported already,
-else of the one that is installed.
+The module belongs to `lightning.pytorch` or `pytorch_lightning`: to the package that is imported
+already, else to the one that is installed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from ..augment import augmented
 from ..batches import batches_per_epoch, crops, data_info, sample_of
 from ..config import Settings, checked
 from ..data import ImageSet, for_training
-from ..data.crops import Part, held_in_memory
+from ..data.crops import held_in_memory
 from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..recipe import Recipe, recipe_class
 from ..recipe.sample import Sample
-from ..scores.evaluate import evaluate
+from ..scores.evaluate import LOGGED_SCORES, evaluate
 from ..segmenter import Segmenter
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")
 
 
 def _module_class() -> type:
@@ -51,18 +50,18 @@ def _module_class() -> type:
 class InfoSegModule(_module_class()):  # type: ignore[misc]
     """A recipe with its optimiser, its augmentation and its images.
 
-    The Trainer owns the loop. With the same settings the losses are those of `infoseg train`.
+    The Trainer owns the loop. With the same settings the losses equal those of `infoseg train`. A
+    checkpoint of Lightning includes the recipe's state: `Trainer.fit(module, ckpt_path=...)`
+    continues it.
 
     Args:
-        recipe: what is trained. Its `settings` give the optimiser and the augmentation.
-        sample: crops that the recipe fits its start and its labelling to, on the CPU. None: the
-            first crops of `train_set`, as in `infoseg train`.
-        train_set, eval_set: the images of `train_dataloader` and `scores`. None: the Trainer gets a
-            data loader, whose batches are images, float [B, c, n, n] in [0, 1], or pairs of such
-            images and their mask, bool [B, n, n].
-
-    A checkpoint of Lightning holds the recipe's state too: `Trainer.fit(module, ckpt_path=...)`
-    continues it.
+        recipe: the recipe. Its `settings` give the optimiser and the augmentation.
+        sample: crops for the recipe's start and its labelling, on the CPU. None: the first crops of
+            `train_set`, as in `infoseg train`.
+        train_set: the images of `train_dataloader`. None: the Trainer gets a data loader. Its
+            batches are images, float [B, c, n, n] in [0, 1], or pairs of images and mask, bool [B,
+            n, n].
+        eval_set: the images of `scores`, or None.
     """
 
     def __init__(
@@ -79,15 +78,15 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
 
     @classmethod
     def from_data(cls, data: str, **given: Any) -> InfoSegModule:
-        """The module of a set of images.
+        """A module for a set of images.
 
         Args:
-            data: what `infoseg train --data` takes.
-            given: the options of `infoseg train --help`, with "_" for "-". The Trainer's own
-                arguments replace `steps`, `precision`, `device` and all of the run folder.
+            data: as in `infoseg train --data`.
+            given: options of `infoseg train --help`, with "_" for "-". The Trainer's arguments
+                replace `steps`, `precision`, `device` and the options of the run folder.
 
         Raises:
-            DataError: the settings or the images are not as they must be.
+            DataError: the settings or the images are not accepted.
         """
         settings = Settings.create(checked({"data": data} | given))
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
@@ -110,52 +109,61 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:
-        """The crops of `train_set`, those of `infoseg train`. An epoch goes once over the images."""
+        """The crops of `train_set`, the same as in `infoseg train`. An epoch is a pass over the
+        images.
+
+        Raises:
+            DataError: there is no `train_set`.
+        """
         if self.train_set is None:
             raise DataError("the module has no images: give Trainer.fit a data loader, or use InfoSegModule.from_data")
         return _Crops(self)
 
     def on_fit_start(self) -> None:
-        """Refuse what would change the meaning of a step."""
+        """Check the Trainer.
+
+        Raises:
+            DataError: it accumulates gradients, or has several processes.
+        """
         if self.trainer.accumulate_grad_batches != 1:
             raise DataError("Trainer: accumulate_grad_batches must be 1: draws follow from the number of the step")
         if self.trainer.world_size != 1:
             raise DataError("Trainer: one process trains a LightningModule; torchrun -m infoseg_fast takes several")
 
     def on_train_start(self) -> None:
-        """Let the recipe fit its start to the sample, before the first step of a new run."""
+        """Call the recipe's `begin` before the first step of a new run."""
         if self.global_step == 0:
             self.recipe.begin(self._sample_on_device())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The recipe's loss of one batch, augmented as by `infoseg train`."""
+        """The recipe's loss of a batch, augmented as in `infoseg train`."""
         images, mask = batch if isinstance(batch, (tuple, list)) else (batch, None)
         step = self.global_step
-        images, mask = augmented(images, mask, self.settings, step, Part(0, len(images), len(images)))
+        images, mask = augmented(images, mask, self.settings, step)
         loss = self.recipe.loss(step, images, mask)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Averages of weights and the like, and the recipe's numbers for the log."""
+        """Call the recipe's `after_step`, and log its numbers."""
         self.recipe.after_step(self.global_step - 1)
         if self.global_step % self.settings.log_every == 0:
             self.log_dict(self.recipe.metrics())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the recipe's parameters and buffers do not hold."""
+        """Add the recipe's `state`."""
         checkpoint["recipe_state"] = self.recipe.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
+        """Restore the recipe's `state`."""
         self.recipe.load_state(checkpoint["recipe_state"])
 
     def val_dataloader(self) -> list[int]:
-        """One batch, which stands for the whole of `eval_set`; none without ground truth."""
+        """One batch, which stands for the whole `eval_set`, or none if it has no ground truth."""
         return [0] if self.eval_set is not None and self.eval_set.has_labels else []
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the scores of `eval_set`. Clusters are matched once, over all of its images."""
+        """Log the scores of `eval_set`. Clusters are matched once, over all its images."""
         if not self.trainer.sanity_checking:
             found = self.scores()
             self.log_dict({name: found[name] for name in LOGGED_SCORES if found[name] is not None}, batch_size=1)
@@ -163,7 +171,7 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
     @torch.inference_mode(False)
     @torch.no_grad()
     def segmenter(self) -> Segmenter:
-        """What turns images into label maps now, on the device of the module."""
+        """A segmenter with the current weights, on the device of the module."""
         return Segmenter(self.recipe.labelling(self._sample_on_device()))
 
     def scores(self) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class _Crops:
     def __len__(self) -> int:
         return self.steps
 
-    # Lightning asks for these of a loader that continues within an epoch. The step says everything.
+    # Lightning needs these two to continue within an epoch. The step is the whole state.
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -1,4 +1,4 @@
-"""The functions of the package torch-linear-assignment, on this package's solvers.
+"""The functions of the package torch-linear-assignment, with this package's solvers.
 
 from infoseg_fast.compat.torch_linear_assignment import batch_linear_assignment
 """
@@ -10,10 +10,10 @@ from ..ops.linear_sum_assignment import linear_sum_assignment
 
 
 def batch_linear_assignment(cost: Tensor) -> Tensor:
-    """Assign a task to each worker at least total cost, for a batch of problems.
+    """Assign tasks to workers with the least total cost, for a batch of problems.
 
     Args:
-        cost: [B, W, T], W workers and T tasks; tensor of any real dtype. Integers are summed
+        cost: tensor [B, W, T] of any real dtype, for W workers and T tasks. Integers are summed
             exactly. Entries of +inf are forbidden.
 
     Returns:
@@ -22,8 +22,8 @@ def batch_linear_assignment(cost: Tensor) -> Tensor:
         for all workers.
 
     Raises:
-        ValueError: `cost` has not three dimensions; on the CPU, a NaN or -inf, or a matrix in which
-            no assignment avoids the forbidden entries.
+        ValueError: `cost` has not three dimensions. On the CPU also: it has a NaN or -inf, or no
+            assignment avoids the forbidden entries.
         TypeError: `cost` is not a tensor, or its dtype is complex.
     """
     if not isinstance(cost, Tensor):
@@ -45,7 +45,7 @@ def assignment_to_indices(assignment: Tensor) -> tuple[Tensor, Tensor]:
             have the same number N of workers with a task.
 
     Returns:
-        rows, columns: [B, N] each; [0, 0] for an empty batch.
+        Rows and columns, int64 [B, N] each; [0, 0] for an empty batch.
 
     Raises:
         ValueError: the numbers of workers with a task differ.

@@ -2,9 +2,9 @@
 
     from infoseg_fast.compat.torchmetrics import ClusterAccuracy, MatchedJaccardIndex
 
-Both hold one matrix of int64 counts, so their memory does not depend on the number of images, their
-scores are exact, and clusters are matched to classes once, over everything that was counted.
-Processes of torch.distributed are summed by `compute`, as torchmetrics does for every metric.
+The state is one matrix of int64 counts. So memory does not depend on the number of images, scores
+are exact, and clusters are matched to classes once, over all counts. `compute` sums over the
+processes of torch.distributed, as every metric of torchmetrics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AVERAGES = ("macro", "weighted", "none", None)
 
 
 class _MatchedMetric(Metric):
-    """Joint counts of clusters and classes as states that processes sum."""
+    """A metric whose state is the confusion matrix of clusters and classes."""
 
     is_differentiable = False
     higher_is_better = True
@@ -64,13 +64,13 @@ class _MatchedMetric(Metric):
         """Count label maps.
 
         Args:
-            preds: clusters of any integer dtype, of the shape of `target`; or floating-point scores
-                [B, num_clusters, ...], whose largest along dimension 1 is the cluster.
-            target: classes of any integer dtype. Positions of `ignore_index` are left out.
+            preds: clusters of any integer dtype, in the shape of `target`, or floating-point scores
+                [B, num_clusters, ...], whose argmax along dimension 1 is the cluster.
+            target: classes of any integer dtype. Positions of `ignore_index` do not count.
 
         Raises:
-            ValueError: shapes or devices differ, or on the CPU a label is out of range. On a GPU
-                nothing waits for the device, and `compute` raises.
+            ValueError: shapes or devices differ, or a label is out of range. On a GPU `compute`
+                raises for a label out of range, since nothing waits for the device.
         """
         if preds.is_floating_point():
             if preds.ndim != target.ndim + 1 or preds.shape[1] != self.num_clusters:
@@ -82,13 +82,13 @@ class _MatchedMetric(Metric):
         preds = as_labels(preds, "preds", self.num_clusters, "num_clusters")
         target = as_labels(target, "target", self.num_classes, "num_classes")
         counts, outside = count_pairs(preds, target, self.num_clusters, self.num_classes, self.ignore_index)
-        # Not in place: a state that was reset in inference mode cannot be changed outside of it.
+        # Not in place: a state that was reset in inference mode cannot change outside of it.
         self.confusion = self.confusion + counts
         if outside is not None:
             self.outside = self.outside + outside
 
     def scores(self) -> dict:
-        """`ClusterMetrics.compute` of what this process has counted."""
+        """`ClusterMetrics.compute` for the counts of this process."""
         metrics = ClusterMetrics(self.num_clusters, self.num_classes, self.ignore_index, self.method)
         metrics.add(self.confusion.cpu(), self.outside.cpu())
         return metrics.compute()
@@ -102,38 +102,40 @@ class _MatchedMetric(Metric):
 
 
 class ClusterAccuracy(_MatchedMetric):
-    """Share of the positions whose cluster is matched to their class, the clusters matched so that
-    this share is largest.
+    """The share of the positions whose cluster is matched to their class. The matching maximises
+    it.
+
+    `compute` returns a float32 scalar, NaN if nothing was counted. With only `num_classes` it equals
+    torchmetrics' own `ClusterAccuracy`, and does not need the package torch-linear-assignment.
 
     Args:
-        num_clusters, num_classes: numbers of label values. One that is left out is the other.
-        ignore_index: target value to leave out; None counts all.
+        num_clusters, num_classes: numbers of label values. One of them may be left out if they are
+            equal.
+        ignore_index: target value that does not count. None: all values count.
         method: "hungarian", or "many_to_one", which gives each cluster its most frequent class.
-        kwargs: of `torchmetrics.Metric`.
-
-    `compute` returns a float32 scalar, NaN where nothing was counted. With `num_classes` alone it
-    is torchmetrics' own `ClusterAccuracy`, without the package torch-linear-assignment.
+        kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
         ValueError: a number is below 1, or `method` is unknown.
     """
 
     def compute(self) -> Tensor:
-        """The accuracy of everything that was counted."""
+        """The accuracy over all counts."""
         return self._result(self.scores()["pixel_accuracy"])
 
 
 class MatchedJaccardIndex(_MatchedMetric):
-    """Intersection over union of each class, with the clusters matched as for `ClusterAccuracy`.
+    """Intersection over union of each class, with clusters matched as in `ClusterAccuracy`.
 
     Args:
-        num_clusters, num_classes, ignore_index, method, kwargs: of `ClusterAccuracy`.
-        average: "macro", the mean over the classes that occur in the target (the mean IoU of
-            `ClusterMetrics`); "weighted", by the share of each class in the target; "none" or None,
-            the value of each class, [num_classes], NaN for a class in neither map.
+        num_clusters, num_classes, ignore_index, method, kwargs: as in `ClusterAccuracy`.
+        average: "macro": the mean over the classes in the target (the mean IoU of
+            `ClusterMetrics`). "weighted": the mean weighted by the share of each class in the
+            target. "none" or None: the value of each class, [num_classes], NaN for a class in
+            neither map.
 
     Raises:
-        ValueError: `average` is none of these.
+        ValueError: `average` is none of these, or see `ClusterAccuracy`.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class MatchedJaccardIndex(_MatchedMetric):
         self.average = average
 
     def compute(self) -> Tensor:
-        """The index of everything that was counted."""
+        """The index over all counts."""
         scores = self.scores()
         if self.average == "macro":
             return self._result(scores["mean_iou"])

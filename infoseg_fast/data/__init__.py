@@ -1,16 +1,13 @@
-"""Sets of images: files of one's own, a prepared benchmark, and the satellite images that two
-wheels bring.
-"""
+"""Sets of images: the user's files, a prepared benchmark, or the satellite images of two wheels."""
 
 from pathlib import Path
 
 from ..errors import DataError
 from . import landcover
 from .base import ImageSet
-from .folder import SPLITS, FileSet, FolderSet, open_file, open_list
+from .folder import SPLITS, FolderSet, open_file, open_list
 from .prepared import PreparedSet, is_prepared
 from .reader import ReadOptions
-from .scaling import Scaling
 from .scenes import for_training
 from .shards import ShardSet, is_shards
 
@@ -25,21 +22,20 @@ def open_set(
     scale: float = 1.0,
     options: ReadOptions | None = None,
 ) -> ImageSet:
-    """The set of that name, or the images at that path.
+    """The set of a name, or the images at a path.
 
     Args:
-        data: a name of `NAMES`; a folder with `images/` (see `FolderSet`); a folder that `infoseg
-            prepare` made (see `PreparedSet`); shards (see `ShardSet`); an image file; or a text
-            file (.txt) that lists the paths of images. A name takes precedence over a folder of
-            that name.
-        split: "train", "eval" or "all"; of a prepared benchmark also "val". A file or a list has
-            the same images in every split.
-        num_classes: number of label values of a folder without classes.txt.
+        data: a name of `NAMES`, a folder with images (see `FolderSet`), a folder that `infoseg
+            prepare` made (see `PreparedSet`), shards (see `ShardSet`), an image file, or a text
+            file (.txt) that lists paths of images. A name takes precedence over a folder.
+        split: "train", "eval" or "all"; "val" too for a prepared benchmark. A file, a list and
+            shards have the same images in every split.
+        num_classes: number of label values. None: that of classes.txt, else the largest label + 1.
         scale: factor by which images are resized when they are read.
-        options: how image files are read.
+        options: how image files are read. None: the defaults.
 
     Raises:
-        DataError: there is no such set, or a file of it is not as it must be.
+        DataError: there is no such set or split, or a file of it is not accepted.
     """
     if not data:
         raise DataError("--data is empty: give the name of a set, a folder, an image or a list of images")
@@ -70,14 +66,9 @@ def open_set(
 
 __all__ = [
     "NAMES",
-    "SPLITS",
-    "DataError",
-    "FileSet",
     "FolderSet",
     "ImageSet",
-    "PreparedSet",
     "ReadOptions",
-    "Scaling",
     "for_training",
     "open_set",
 ]

@@ -1,19 +1,8 @@
 """`ImageSet`: the interface of a set of images, wherever its pixels are stored.
 
-Training uses
-    images = for_training(open_set(data, "train", ...))   # few large scenes become many images
-    images.scaling                                        # limits of the stored values; recorded by
-    the run images.fingerprint()                                  # recorded by the run, compared
-    when it is resumed images = held_in_memory(images)                       # small sets are
-    decoded once pixels, valid = images.crops(indices, y, x, side)     # stored values;
-    images.scaling.to_float(pixels) len(images), stems, shortest_side, num_smaller, channels,
-    classes, num_classes, has_labels, crop_side, in_process
-
-Evaluation, with `images.scaling` set to that of the run, uses
-    pixels, valid = images.read(index); target = images.target(index)   # 255 where nothing counts
-    num_targets, folded, protocol, check_labels
-
-A subclass fills the attributes and implements `read` and `label`.
+Training cuts `crops` out of the images, evaluation `read`s whole images and compares them with
+their `target`. Both scale stored values by `scaling`, which the run records. A subclass sets the
+attributes and implements `read` and `label`.
 """
 
 import hashlib
@@ -27,27 +16,29 @@ import torch.nn.functional as F
 from .images import IGNORE
 from .scaling import Scaling, estimate
 
-OVERVIEW_BYTES = 64 * 2**20  # of a band of rows
-Pixels = tuple[np.ndarray, np.ndarray | None]  # [c, rows, columns], and valid bool [rows, columns] or None: all valid
+OVERVIEW_BYTES = 64 * 2**20  # decoded rows that an overview reads at a time
+# [c, rows, columns], and bool [rows, columns], False where a pixel has no data. None: all have data.
+Pixels = tuple[np.ndarray, np.ndarray | None]
 
 
 class ImageSet:
-    """Images with stems, and labels where there are any.
+    """Images with stems, and with labels if there are any.
 
     Attributes:
-        name: for messages. stems: one for each image. sizes: (rows, columns) of each image, before
-            scaling.
-        channels, dtype: of all images. classes: names of the label values, or None if they have no
-            names.
-        num_classes: number of label values; None if the set's description does not say it.
-        has_labels: whether `label` works for every image.
-        scale: factor by which images are resized when they are read; labels keep their size.
-        crop_side: side in pixels of the training crops that the set's protocol prescribes, if any.
-        in_process: whether cutting crops is so cheap that it needs no worker processes.
+        name: name of the set in messages.
+        stems: stem of each image.
+        sizes: (rows, columns) of each image, before scaling.
+        channels, dtype: number of channels and dtype of all images.
+        classes: names of the label values, or None.
+        num_classes: number of label values. None: unknown.
+        has_labels: whether every image has a label map.
+        scale: factor by which images are resized when they are read. Labels keep their size.
+        crop_side: side of the training crops that the set's protocol prescribes, pixels, or None.
+        in_process: whether crops are cheap to cut, without worker processes.
         windowed: whether `read_window` decodes less than the whole image.
         raw_scale: factor by which the images were resized when the set was made.
-        unlabelled_as: class that a published protocol gives to pixels without ground truth, see
-            `target`.
+        unlabelled_as: class that a published protocol gives to pixels without ground truth, or
+            None; see `target`.
     """
 
     name: str
@@ -69,55 +60,51 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.stems)
 
-    # What a subclass implements
+    # Methods that subclasses implement or replace
 
     def read(self, index: int) -> Pixels:
-        """The image at native size: pixels [channels, rows, columns] of `dtype`, and which of them
-        have data.
-        """
+        """The image at native size, [channels, rows, columns] of `dtype`."""
         raise NotImplementedError
 
     def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
-        """A part of the image at native size; it must lie within the image."""
-        pixels, valid = self.read(index)
-        rows, columns = slice(row, row + height), slice(column, column + width)
-        return pixels[:, rows, columns], None if valid is None else valid[rows, columns]
+        """A part of the image at native size. It must lie within the image."""
+        return cut(self.read(index), slice(row, row + height), slice(column, column + width))
 
     def label(self, index: int) -> np.ndarray:
-        """Ground truth at native size: [rows, columns] uint8 below num_classes, 255 where there is
-        none or no data.
+        """The label map at native size, uint8 [rows, columns]: values below num_classes, and 255
+        for pixels without ground truth or data.
         """
         raise NotImplementedError
 
     def target(self, index: int) -> np.ndarray:
-        """The map that is scored against: `label`, with one more value for pixels that a protocol
-        leaves undecided.
-
-        Values are below `num_targets` or 255; `folded` turns counts of these values into counts of
-        classes.
+        """The map that scores compare with: `label`, with the value num_classes for pixels that a
+        protocol leaves undecided. Values are below `num_targets`, or 255.
         """
         return self.label(index)
 
     @property
     def num_targets(self) -> int:
+        """Number of values of `target`, without 255."""
         return self.num_classes
 
     def folded(self, counts: np.ndarray, unlabelled: str | None = None) -> np.ndarray:
-        """Counts [clusters, num_targets] -> [clusters, num_classes]."""
+        """Counts of values of `target` [clusters, num_targets] as counts of classes [clusters,
+        num_classes].
+        """
         return counts
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """The protocol's facts to print beside the scores of counts [clusters, num_targets]; empty
-        without protocol.
+        """Facts of the protocol that are printed with the scores of counts [clusters, num_targets].
+        Empty: the set has no protocol.
         """
         return {}
 
     def check_labels(self) -> None:
-        """Raise DataError for a label map that is not as `label` promises."""
+        """Raise DataError for a label map that `label` would not accept."""
 
     def fingerprint(self) -> dict:
-        """{"images": number, "sha256": of stems, sizes and contents}; the place of the images does
-        not change it.
+        """{"images": number, "sha256": hash of stems, sizes and contents}. It does not depend on
+        the folder of the images.
         """
         digest = hashlib.sha256(repr((self.sizes, self.channels, str(self.dtype))).encode())
         for stem, content in zip(self.stems, self.digests(), strict=True):
@@ -128,11 +115,11 @@ class ImageSet:
         """A digest of each image's content, for `fingerprint`."""
         return [b""] * len(self)
 
-    # What follows from it
+    # Methods that follow from these
 
     @property
     def scaling(self) -> Scaling:
-        """The limits by which stored values become [0, 1]: those that were set, else the set's own."""
+        """Maps stored values to [0, 1]: the scaling that was set, else the set's own."""
         if self._scaling is None:
             self._scaling = estimate(self)
         return self._scaling
@@ -142,7 +129,7 @@ class ImageSet:
         self._scaling = scaling
 
     def native_image(self, index: int) -> np.ndarray:
-        """The stored values at native size, with `scaling.fill` where there is no data."""
+        """The stored values at native size. Pixels without data have the value `scaling.fill`."""
         pixels, valid = self.read(index)
         return pixels if valid is None else self.scaling.filled(pixels, valid)
 
@@ -152,7 +139,7 @@ class ImageSet:
         return rescale(pixels, self.scale), None if valid is None else nearest(valid, self.size(index))
 
     def overview(self, index: int, side: int) -> Pixels:
-        """Every n-th pixel of the image, so that no side is above `side`; a large file is read by
+        """Every n-th pixel of the image, so that no side is above `side`. A large file is read by
         bands of rows.
         """
         rows, columns = self.sizes[index]
@@ -170,7 +157,12 @@ class ImageSet:
         return np.concatenate(parts, axis=1), None if mask.all() else mask
 
     def image(self, index: int) -> np.ndarray:
+        """The stored values at the set's scale."""
         return self.scaled(index)[0]
+
+    def evenly_spread(self, number: int) -> list[int]:
+        """Indices of `number` images, spread evenly over the set; all images if it has fewer."""
+        return np.unique(np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int)).tolist()
 
     def size(self, index: int) -> tuple[int, int]:
         """(rows, columns) of `image(index)`."""
@@ -181,23 +173,23 @@ class ImageSet:
         return False
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
-        """The order in which an epoch draws the images, if theirs is no plain permutation."""
+        """The order of the images in an epoch. None: a random permutation."""
         return None
 
     def spread(self) -> "ImageSet":
-        """The set with plain permutations: the first images of an epoch are from everywhere in it."""
+        """The set with a random permutation as its `epoch_order`, so that the first images of an
+        epoch are from everywhere in it.
+        """
         return self
 
     def part(self, index: int, row: int, column: int, side: int, window: Callable[..., Pixels] | None = None) -> Pixels:
         """The square at the set's scale with its upper left corner at (row, column), cut off at the
-        image's border. `window` takes the place of `read_window`.
+        image's border. `window` replaces `read_window`.
         """
         rows, columns = self.size(index)
         height, width = min(side, rows - row), min(side, columns - column)
         if not self.windowed:
-            pixels, valid = self.scaled(index)
-            inside = slice(row, row + height), slice(column, column + width)
-            return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
+            return cut(self.scaled(index), slice(row, row + height), slice(column, column + width))
         window = window or self.read_window
         if self.scale == 1:
             return window(index, row, column, height, width)
@@ -206,7 +198,9 @@ class ImageSet:
         return resized, None if valid is None else nearest(valid, (height, width))
 
     def native_part(self, index: int, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """The (row, column, height, width) at native size of a part at the set's scale."""
+        """The (row, column, height, width) at native size of a part that is given at the set's
+        scale.
+        """
         spans = []
         for start, length, native, scaled in zip(
             (row, column), (height, width), self.sizes[index], self.size(index), strict=True
@@ -217,7 +211,7 @@ class ImageSet:
         return top, left, tall, wide
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
-        """The label map of a part at the set's scale, resized to `height` x `width`."""
+        """The label map of a part at the set's scale, [height, width]."""
         label = nearest(self.label(index), self.size(index))
         return label[row : row + height, column : column + width]
 
@@ -229,17 +223,18 @@ class ImageSet:
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cut a square out of each image at the set's scale, with `scaling.fill` where there is no
-        data; images smaller than that are padded by their edge.
+        """Cut a square out of each image at the set's scale. Pixels without data have the value
+        `scaling.fill`. Smaller images are padded by their edge.
 
         Args:
-            indices: [B] of images. y, x: [B] in [0, 1): the corners, see `corner`.
-            side: of the squares, pixels.
-            labelled: pixels without ground truth are not valid.
+            indices: int [B], the images.
+            y, x: [B] in [0, 1), the corners, see `corner`.
+            side: side of the squares, pixels.
+            labelled: whether pixels without ground truth do not count either.
 
         Returns:
-            images [B, channels, side, side] of the set's dtype; valid bool [B, side, side], or None
-            if every pixel is.
+            The squares [B, channels, side, side] in the set's dtype, and bool [B, side, side],
+            False for padding and for pixels that do not count. None: all count.
         """
         batch = np.empty((len(indices), self.channels, side, side), dtype=self.dtype)
         valid = np.zeros((len(indices), side, side), dtype=bool)
@@ -259,11 +254,11 @@ class ImageSet:
 
     @property
     def shortest_side(self) -> int:
-        """Pixels at the set's scale."""
+        """The shortest side of all images at the set's scale, pixels."""
         return min(min(scaled_size(size, self.scale)) for size in set(self.sizes))
 
     def num_smaller(self, side: int) -> int:
-        """Number of images from which a crop of that side has to be padded."""
+        """Number of images that are smaller than a crop of this side."""
         return sum(min(self.size(index)) < side for index in range(len(self)))
 
     @property
@@ -274,16 +269,13 @@ class ImageSet:
 
 
 class InMemory(ImageSet):
-    """A set whose scaled images are held in memory; everything else comes from the set it was made
-    of.
-    """
+    """A set with its scaled images in memory. Everything else comes from the set `source`."""
 
     in_process = True
 
     def __init__(self, source: ImageSet, images: list[Pixels]) -> None:
         vars(self).update(vars(source))
-        self._source, self._images = source, images
-        self.windowed = False
+        self._images, self.windowed = images, False
         for method in ("read", "label", "digests", "fingerprint", "check_labels", "may_lack_data"):
             setattr(self, method, getattr(source, method))
 
@@ -291,7 +283,14 @@ class InMemory(ImageSet):
         return self._images[index]
 
 
+def cut(image: Pixels, rows: slice, columns: slice) -> Pixels:
+    """A part of an image."""
+    pixels, valid = image
+    return pixels[:, rows, columns], None if valid is None else valid[rows, columns]
+
+
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(rows, columns) after resizing by a factor, at least 1 each."""
     return size if scale == 1 else tuple(max(1, round(n * scale)) for n in size)
 
 
@@ -301,9 +300,7 @@ def rescale(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [c, rows, columns] to a size, bilinear, with antialiasing when it shrinks; the dtype
-    stays.
-    """
+    """Resize [c, rows, columns] to a size: bilinear, with antialiasing, in the same dtype."""
     if pixels.shape[1:] == size:
         return pixels
     work = np.float32 if pixels.dtype.itemsize <= 2 or pixels.dtype == np.float32 else np.float64
@@ -317,7 +314,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map [rows, columns] at another size, by the nearest pixel's centre."""
+    """A map [rows, columns] at another size. Each pixel has the value at its centre."""
     if values.shape == tuple(size):
         return values
     rows, columns = (((np.arange(m) + 0.5) * n / m).astype(np.intp) for n, m in zip(values.shape, size, strict=True))
@@ -325,5 +322,5 @@ def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Repeat a grey image [1, rows, columns] over the channels of a colour set."""
+    """The image [c, rows, columns] with this number of channels. A single channel is repeated."""
     return pixels if len(pixels) == channels else np.repeat(pixels, channels, axis=0)

@@ -1,37 +1,33 @@
-"""COCO-Stuff as downloaded: JPEG images, stuffthingmaps PNGs, and the curated lists that name the
+"""COCO-Stuff as downloaded: JPEG images, stuffthingmaps PNGs, and the curated lists of the
 benchmark's images.
 
     ROOT/images/{train2017,val2017}/*.jpg
     ROOT/annotations/{train2017,val2017}/*.png
     ROOT/curated/{train2017,val2017}/<list>.txt
 
-The lists are checked by their hash: filtering the images again does not give the three-class list.
+The lists are checked by their hash, since filtering the images does not give the three-class list.
 """
 
 import hashlib
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from .images import IGNORE
 from .protocols import FINE_UNLABELLED, FINE_VALUES, WHERE, ImageList, Options, Protocol
-from .raw import Raw, decoded, header, read_bytes, require_files, require_same_size
+from .raw import Raw, class_table, decoded, header, read_bytes, require_files, require_same_size
 from .resize import linear, nearest, resized_side
 
-PER_SHARD = 512
-IMAGE_MODES = ("RGB", "L", "CMYK", "YCbCr")
-# Stored label of a pixel without ground truth to which the protocol's published code gives a class.
-# The option `unlabelled` is applied when labels are read, so that the scores of both choices can be
-# computed.
-UNLABELLED = 254
+PER_SHARD = 512  # images
+IMAGE_MODES = ("RGB", "L", "CMYK", "YCbCr")  # Pillow's modes that are accepted
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
-    """The listed images with their labels. Raises DataError if a file is missing or not the
-    protocol's.
+    """The listed images with their labels.
+
+    Raises:
+        DataError: a file is missing, or a list is not the protocol's.
     """
     items, stems, parts, sources = [], [], [], {}
     for listed in protocol.lists:
@@ -73,7 +69,7 @@ def read_list(path: Path, listed: ImageList) -> list[str]:
 
 
 def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
-    """(rows, columns) of the resized image, by the headers."""
+    """(rows, columns) of the resized image, from the headers."""
     image, label, part = item
     size = header(image, "image", WHERE[part])
     require_same_size(size, header(label, "label", WHERE["stuffthingmaps"]), label)
@@ -104,14 +100,3 @@ def read_colour(path: Path, part: str, digest) -> np.ndarray:
     """A JPEG decoded in full, [rows, columns, 3] RGB."""
     data = read_bytes(path, "image", digest)
     return decoded(data, path, "image", IMAGE_MODES, "RGB", WHERE[part])
-
-
-@lru_cache(maxsize=8)
-def class_table(protocol: Protocol) -> np.ndarray:
-    """[256] uint8: the stored label of each PNG value."""
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    for label, members in enumerate(protocol.values):
-        table[list(members)] = label
-    if protocol.unlabelled_as is not None:
-        table[FINE_UNLABELLED] = UNLABELLED
-    return table

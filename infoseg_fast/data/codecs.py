@@ -1,4 +1,4 @@
-"""JPEG XL, and AVIF where Pillow does not read it or would narrow its values, by imagecodecs."""
+"""JPEG XL, and AVIF that Pillow cannot read or would narrow, by imagecodecs."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ENDINGS = {"JPEGXL": ".jxl", "AVIF": ".avif"}
 
 
 def codec_of(head: bytes) -> str | None:
-    """The codec of imagecodecs that a file beginning with these bytes needs."""
+    """The codec of imagecodecs for a file that begins with these bytes, or None."""
     if head.startswith(JPEG_XL_MAGIC):
         return "JPEGXL"
     return "AVIF" if head[4:12] in AVIF_BRANDS else None
@@ -31,7 +31,7 @@ def endings() -> set[str]:
 
 
 class CodecReader(WholeReader):
-    """A file of one image. It is decoded when it is opened, since its header is part of the code."""
+    """A file with one image. It is decoded when it is opened, since imagecodecs reads no header."""
 
     pages = 1
 

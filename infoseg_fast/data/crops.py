@@ -1,5 +1,5 @@
-"""Random crops for training. They are a function of (seed, epoch), so that a run can start at any
-step.
+"""Random crops for training. They depend only on the seed and the epoch, so that a run can start at
+any step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +16,8 @@ from .base import ImageSet, InMemory
 from .scenes import SceneCrops
 from .threaded import read_ahead
 
-IN_MEMORY_BYTES = 256 * 2**20  # sets up to this size are decoded once
-MAX_WORKERS = 4
+IN_MEMORY_BYTES = 256 * 2**20  # largest set that is decoded once and kept in memory
+STATISTICS_IMAGES = 1000
 
 
 class Crop(NamedTuple):
@@ -43,18 +43,22 @@ class Part(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The part's images / those of the step."""
+        """Number of images of the part, divided by that of the step."""
         return (self.stop - self.first) / self.total
 
     @classmethod
     def of(cls, total: int, number: int, parts: int) -> "Part":
-        """Part `number` of `parts`, whose sizes differ by one at most."""
+        """Part `number` of `parts`, whose sizes differ by at most one."""
         return cls(total * number // parts, total * (number + 1) // parts, total)
 
 
 class Batch(NamedTuple):
-    """images [B, c, crop, crop] of the set's dtype; valid bool [B, crop, crop], or None when every
-    pixel is; the errors of images that were found damaged so far (`data.damaged`).
+    """A batch of crops.
+
+    Attributes:
+        images: [B, c, crop, crop] in the set's dtype.
+        valid: bool [B, crop, crop], the pixels that count. None: all count.
+        damaged: errors of the damaged images that were found so far (`data.damaged`).
     """
 
     images: torch.Tensor
@@ -63,20 +67,20 @@ class Batch(NamedTuple):
 
 
 class CropSampler(Sampler):
-    """Batches of crops from step `start` to `stop`; each epoch is a new permutation of the set's
-    `size` images, or has their `order` of (seed, epoch) where that gives one.
+    """Batches of crops for the steps from `start` to `stop`. Each epoch has a new permutation of the
+    images, or the order that the attribute `order` gives for (seed, epoch).
 
     Args:
-        size: images of the set.
-        batch_size: images of a step.
-        least: fewest images of a step; a smaller last batch of an epoch is dropped.
-        seed: of the permutations and the crops.
-        start, stop: the first step, and the one after the last.
-        rank, ranks: this process and the number of processes that share every step.
-        accumulate: parts of a step that go through the network in turns. Each is shared by the
-            ranks. Batches are this rank's share of each part.
-        views: an image has this many crops, which are the same for every seed. None: each epoch
-            draws new ones.
+        size: number of images of the set.
+        batch_size: number of images of a step.
+        least: least number of images of a step. A smaller last batch of an epoch is dropped.
+        seed: seed of the permutations and the crops.
+        start, stop: the first step, and the step after the last.
+        rank, ranks: number of this process, and number of processes that share every step.
+        accumulate: number of parts of a step that go through the network in turns. A batch is this
+            rank's share of a part.
+        views: number of crops of an image, the same for every seed. None: each epoch draws new
+            crops.
     """
 
     order: Callable[[int, int], np.ndarray | None] | None = None
@@ -102,7 +106,7 @@ class CropSampler(Sampler):
         return (self.stop - self.start) * self.accumulate
 
     def parts(self) -> Iterator[Part]:
-        """The part of its step that each batch is."""
+        """For each batch the part of its step."""
         for step in range(self.start, self.stop):
             total = min(self.batch_size, self.size - step % self.steps_per_epoch * self.batch_size)
             for turn in range(self.accumulate):
@@ -127,7 +131,7 @@ class CropSampler(Sampler):
 
 
 def steps_per_epoch(size: int, batch_size: int, least: int) -> int:
-    """Batches in a pass over `size` images; a last one of fewer than `least` images is dropped."""
+    """Number of batches in a pass over `size` images, without a last one of fewer than `least`."""
     return size // batch_size + (size % batch_size >= least)
 
 
@@ -135,8 +139,9 @@ class CropSet(Dataset):
     """Cuts whole batches of crops out of an image set.
 
     Args:
-        images: the set. crop: side of the crops in pixels.
-        labelled: pixels without ground truth are not valid (loss mask "gt").
+        images: the set.
+        crop: side of the crops, pixels.
+        labelled: whether pixels without ground truth do not count (loss mask "gt").
     """
 
     def __init__(self, images: ImageSet, crop: int, labelled: bool = False) -> None:
@@ -149,13 +154,13 @@ class CropSet(Dataset):
         indices, y, x = (np.array(column) for column in zip(*crops, strict=True))
         try:
             batch, valid = self.images.crops(indices, y, x, self.crop, self.labelled)
-        except DataError as error:  # returned, since a worker process would wrap it in a traceback's text
+        except DataError as error:  # returned: a worker process would raise it with its traceback as text
             return error
         damaged = tuple(getattr(self.images, "damaged", {}).values())
         return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid), damaged)
 
     def pinned(self, crops: list[Crop]) -> Batch | DataError:
-        """The batch in memory from which a GPU copies without waiting."""
+        """The batch in pinned memory, from which a GPU copies without waiting."""
         found = self.__getitems__(crops)
         if isinstance(found, DataError):
             return found
@@ -177,8 +182,13 @@ def held_in_memory(images: ImageSet) -> ImageSet:
 def crop_loader(
     images: ImageSet, crop: int, sampler: CropSampler, workers: int, labelled: bool = False
 ) -> Iterable[Batch | DataError]:
-    """The sampler's batches in the set's order, read ahead by `workers` processes (0: by none);
-    `labelled` as for CropSet. Large images are read by threads, which share what is decoded.
+    """The sampler's batches, read ahead by worker processes. Threads read large images, since they
+    share decoded parts.
+
+    Args:
+        images, crop, labelled: as in `CropSet`.
+        sampler: gets the set's `epoch_order` as its order.
+        workers: number of processes or threads. 0: this process reads.
     """
     cut, sampler.order = CropSet(images, crop, labelled), images.epoch_order
     if images.windowed and workers:
@@ -197,16 +207,13 @@ def _as_it_is(batch: Batch | DataError) -> Batch | DataError:
     return batch
 
 
-def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in [0, 1], over the valid pixels of at most
-    `limit` images.
-
-    The images are spread evenly over the set.
+def channel_statistics(images: ImageSet) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel in [0, 1], over the pixels with data of at most
+    STATISTICS_IMAGES images. The standard deviation of a constant channel is given as 1.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for index in chosen:
-        stored, valid = images.scaled(int(index))
+    for index in images.evenly_spread(STATISTICS_IMAGES):
+        stored, valid = images.scaled(index)
         pixels = images.scaling.to_float(stored).double().flatten(1)
         if valid is not None:
             pixels = pixels[:, torch.from_numpy(valid.ravel())]
@@ -214,6 +221,4 @@ def channel_statistics(images: ImageSet, limit: int = 1000) -> tuple[list[float]
         total, squares = total + pixels.sum(1), squares + pixels.square().sum(1)
     mean = total / max(count, 1)
     std = (squares / max(count, 1) - mean.square()).clamp_min(0).sqrt()
-    # A constant channel carries no information; its scale is left alone, which avoids a division by
-    # 0.
     return mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist()

@@ -1,4 +1,4 @@
-"""`--skip-damaged`: sets that go on where an image cannot be read, and name it once."""
+"""`--skip-damaged`: sets that replace or leave out an image that cannot be read."""
 
 import logging
 from collections.abc import Callable
@@ -13,9 +13,7 @@ logger = logging.getLogger("infoseg_fast")
 
 
 class _Skipping(ImageSet):
-    """Mixed into the class of a set: training and its statistics take the next readable image in
-    place of one that cannot be read.
-    """
+    """A mixin for training sets: the next readable image replaces one that cannot be read."""
 
     damaged: dict[int, str]
 
@@ -28,7 +26,7 @@ class _Skipping(ImageSet):
     def crops(self, indices, y, x, side, labelled=False):
         try:
             return super().crops(indices, y, x, side, labelled)
-        except DataError:  # found again below, where it is named
+        except DataError:  # it occurs again below, where the image is known
             pass
         cut = [
             self._readable(lambda i, b=b: super(_Skipping, self).crops([i], y[b : b + 1], x[b : b + 1], side, labelled),
@@ -40,7 +38,7 @@ class _Skipping(ImageSet):
         return images, None if valid.all() else valid
 
     def _readable(self, read, index):
-        """What `read` returns for the image, or for the next one that it can read."""
+        """The result of `read` for the image, or for the next one that can be read."""
         for place in range(len(self)):
             one = (int(index) + place) % len(self)
             try:
@@ -52,7 +50,7 @@ class _Skipping(ImageSet):
 
 
 class _Unscored(ImageSet):
-    """Mixed into the class of a set: an image that cannot be read has no pixel that is scored."""
+    """A mixin for sets that are scored: no pixel of an image that cannot be read counts."""
 
     damaged: dict[int, str]
 
@@ -65,7 +63,7 @@ class _Unscored(ImageSet):
         return self._or_nothing(index, (height, width), lambda: read(index, row, column, height, width))
 
     def _or_nothing(self, index: int, size: tuple[int, int], read: Callable[[], Pixels]) -> Pixels:
-        """What `read` returns, or pixels that do not count."""
+        """The result of `read`, or pixels without data."""
         try:
             return read()
         except DataError as error:
@@ -82,13 +80,13 @@ class _Unscored(ImageSet):
 
 
 def skip_damaged(images: ImageSet, scored: bool = False) -> ImageSet:
-    """Make the set go on where an image cannot be read; the set itself.
+    """Make a set tolerate images that cannot be read. Returns the set itself.
 
     Args:
-        images: the set. It gets the attribute `damaged`, the error of each such image by its index.
-        scored: whether the set is for evaluation, where a damaged image is left out of the scores.
-            Otherwise it is for training, where the next readable image takes its place, so that
-            batches keep their size and every step its random numbers.
+        images: the set. Its new attribute `damaged` has the error of each such image by its index.
+        scored: whether the set is for evaluation, which leaves a damaged image out of the scores.
+            In training the next readable image replaces it, so that batches keep their size and
+            steps their random numbers.
     """
     mixin = _Unscored if scored else _Skipping
     vars(images)["damaged"] = {}

@@ -1,21 +1,34 @@
-"""`infoseg prepare landcover`: write a landcover set as a folder in the layout of `--data DIR`."""
+"""`infoseg prepare landcover` writes a landcover set as a folder, `infoseg prepare shards` a folder
+as shards.
+"""
 
+import itertools
+import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..checkpoint import write_atomically
 from ..errors import DataError
+from .folder import FolderSet
 from .landcover import LandcoverSet
+from .shards import INDEX, LABEL, members_in
+
+SHARD_BYTES = 2**28  # size of a shard
 
 
 def export_landcover(name: str, out: Path) -> int:
-    """Write the tiles of a landcover set to `out`; the number of images.
+    """Write the tiles of a landcover set as a folder for `--data`. Returns the number of images.
 
-    The eval split has the eval tiles, the train split the other tiles of the grid, because a
-    folder's images do not overlap. The folder gets its name when it is complete.
+    The eval split has the eval tiles, the train split the other tiles of the grid, because the
+    images of a folder do not overlap. The folder gets its name when it is complete.
+
+    Raises:
+        DataError: `out` exists or cannot be written, or a wheel is not installed.
     """
     if out.exists():
         raise DataError(f"--out {out} exists; choose another folder")
@@ -41,3 +54,58 @@ def export_landcover(name: str, out: Path) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
         raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
     return len(tiles)
+
+
+def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, str]:
+    """Write the images and label maps of a folder as shards with their indices. The bytes of the
+    files do not change.
+
+    Args:
+        root: a folder with images (see `FolderSet`).
+        out: the folder to be made. It gets its name when it is complete.
+        shard_bytes: a shard ends after the image that reaches this size.
+
+    Returns:
+        The number of images, and the pattern for `--data`.
+
+    Raises:
+        DataError: the folder is not accepted, or `out` exists or cannot be written.
+    """
+    if out.exists():
+        raise DataError(f"--out {out} exists; choose another folder")
+    if not root.is_dir():
+        raise DataError(f"--root {root} is no folder with images")
+    source = FolderSet(root, "all")
+    files, headers = source._files, source._headers
+    keys = [file.stem.replace(".", "_") for file in files]
+    if len(set(keys)) < len(keys):
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise DataError(f"{root}: two images would have the key {twice}, in which a dot becomes _")
+    scratch = out.with_name(f".{out.name}.new")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        number = 0
+        waiting = iter(zip(keys, files, headers, strict=True))
+        while (first := next(waiting, None)) is not None:
+            shard = scratch / f"shards-{number:04d}.tar"
+            images = {}
+            with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as archive:
+                for key, file, header in itertools.chain([first], waiting):
+                    name = key + file.path.suffix.lower()
+                    archive.add(file.path, name)
+                    images[name] = header._replace(dtype=str(header.dtype))
+                    if file.label is not None:
+                        archive.add(file.label, key + LABEL)
+                    if archive.offset >= shard_bytes:
+                        break
+            record = {"bytes": shard.stat().st_size, "members": members_in(shard), "images": images}
+            write_atomically(shard.with_name(shard.name + INDEX), json.dumps(record).encode())
+            number += 1
+        if (root / "classes.txt").is_file():
+            shutil.copy(root / "classes.txt", scratch)
+        os.rename(scratch, out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    return len(files), str(out / f"shards-{{0000..{number - 1:04d}}}.tar")

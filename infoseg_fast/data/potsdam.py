@@ -1,37 +1,42 @@
-"""ISPRS Potsdam as downloaded: GeoTIFF tiles, or the ready-made .mat patches.
+"""ISPRS Potsdam as downloaded: GeoTIFF tiles
 
-ROOT/4_Ortho_RGBIR/*_RGBIR.tif               38 tiles, 6000 x 6000 x 4: R, G, B, infrared
-ROOT/5_Labels_for_participants/*_label.tif   24 tiles, 6000 x 6000 x 3: the colours of PALETTE
+    ROOT/4_Ortho_RGBIR/*_RGBIR.tif               38 tiles, 6000 x 6000 x 4: R, G, B, infrared
+    ROOT/5_Labels_for_participants/*_label.tif   24 tiles, 6000 x 6000 x 3: the colours of PALETTE
 
-ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt",
-ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
+or the ready-made .mat patches
+
+    ROOT/imgs/<n>.mat "img", ROOT/gt/<n>.mat "gt"
+    ROOT/{unlabelled_train,labelled_train,labelled_test}.txt
 """
 
 import hashlib
+import io
 import re
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .images import IGNORE
 from .protocols import PALETTE, WHERE, Options, Protocol
-from .raw import Raw, read_bytes, require_files, require_folder, require_package
-from .reader import first_line
+from .raw import Raw, class_table, read_bytes, require_files, require_folder, require_package
 from .resize import halved
 
 IMAGES, LABELS = "4_Ortho_RGBIR", "5_Labels_for_participants"
 IMAGE_ENDING, LABEL_ENDING = "_RGBIR.tif", "_label.tif"
 LISTS = ("unlabelled_train", "labelled_train", "labelled_test")
-# Rows of tiles with the columns they have: 38 tiles; those with a column up to 12 are labelled, 24.
+# The columns of each row of tiles: 38 tiles, of which the 24 with a column up to 12 are labelled.
 GRID = {2: range(10, 15), 3: range(10, 15), 4: range(10, 16), 5: range(10, 16), 6: range(7, 16), 7: range(7, 14)}
-MAT_PER_SHARD = 450
+MAT_PER_SHARD = 450  # patches
 WRONG_TILE = "a later release of the labels (5_Labels_all.zip) has a wrong top_potsdam_4_12"
 
 
 def find(protocol: Protocol, options: Options, root: Path) -> Raw:
-    """The patches, in the order of the tiles or of the archive's lists."""
+    """The patches, in the order of the tiles or of the archive's lists.
+
+    Raises:
+        DataError: a file is missing, or the numbers are not the protocol's.
+    """
     if (root / "imgs").is_dir():
         return _find_mat(protocol, root)
     require_folder(root / IMAGES, f"{WHERE['potsdam']}; the ready-made archive is {WHERE['potsdam.mat']}")
@@ -74,7 +79,7 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
 
 
 def _missing(found: list[str], labelled: bool) -> str:
-    """The missing tiles of the known grid, for a message."""
+    """The missing tiles of the known grid, as the end of a message."""
     numbers = {tuple(map(int, m.groups())) for tile in found if (m := re.search(r"_(\d+)_(\d+)$", tile))}
     known = [(row, column) for row, columns in GRID.items() for column in columns if not labelled or column <= 12]
     missing = [f"{row}_{column}" for row, column in known if (row, column) not in numbers]
@@ -132,8 +137,8 @@ def measure(protocol: Protocol, item: tuple) -> tuple[int, int]:
 
 
 def read(protocol: Protocol, options: Options, item: tuple, digest):
-    """The patches of a tile, row by row, or the one patch of a .mat file: [4, 200, 200] and labels,
-    both uint8.
+    """The patches of a tile, row by row, or the patch of a .mat file: uint8 [4, 200, 200], with
+    labels uint8 [200, 200].
     """
     image, label = item
     if image.suffix == ".mat":
@@ -156,7 +161,11 @@ def read(protocol: Protocol, options: Options, item: tuple, digest):
 
 
 def palette_rows(colours: np.ndarray, path: Path) -> np.ndarray:
-    """Row of PALETTE of each pixel [rows, columns, 3]; raises DataError for any other colour."""
+    """The row of PALETTE of each pixel, uint8 [rows, columns], from colours [rows, columns, 3].
+
+    Raises:
+        DataError: PALETTE has not this colour.
+    """
     table = np.full((2, 2, 2), 255, dtype=np.uint8)
     for row, colour in enumerate(PALETTE):
         table[tuple(int(part > 127) for part in colour)] = row
@@ -173,16 +182,8 @@ def palette_rows(colours: np.ndarray, path: Path) -> np.ndarray:
     return rows
 
 
-@lru_cache(maxsize=8)
-def class_table(protocol: Protocol) -> np.ndarray:
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    for label, members in enumerate(protocol.values):
-        table[list(members)] = label
-    return table
-
-
 def read_bytes_into(path: Path, digest) -> None:
-    """Let the file's content enter the digest without holding it."""
+    """Update the digest with the content of a file, block by block."""
     try:
         with open(path, "rb") as file:
             while block := file.read(2**22):
@@ -198,7 +199,7 @@ def _checked_header(path: Path, shape: tuple[int, int, int]) -> None:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             found, dtype = tuple(page.shape), page.dtype
-    except Exception as error:  # tifffile raises what it likes on a damaged file
+    except Exception as error:  # tifffile raises many kinds on a damaged file
         raise DataError(
             f"tile {path} is damaged ({first_line(error)}); get it again from {WHERE['potsdam']}"
         ) from error
@@ -235,8 +236,6 @@ def _read_mat(protocol: Protocol, image: Path, label: Path | None, digest) -> tu
 
 
 def _mat_array(path: Path, key: str, shape: tuple[int, ...], digest) -> np.ndarray:
-    import io
-
     import scipy.io
 
     data = read_bytes(path, "patch", digest)

@@ -1,14 +1,14 @@
-"""`infoseg prepare`: a benchmark's raw download, verified and written as shards that are mapped
+"""`infoseg prepare`: verifies a benchmark's raw download, and writes it as shards that can be mapped
 into memory.
 
-    DIR/manifest.json          protocol, options, sources, hashes, versions, counts
-    DIR/index.npy              one INDEX record for each image
+    DIR/manifest.json       protocol, options, sources, hashes, versions, counts
+    DIR/index.npy           one INDEX record for each image
     DIR/stems.txt, classes.txt
-    DIR/shards/N.images, N.labels   uint8: image after image [channels, rows, columns], and [rows,
-    columns]
+    DIR/shards/N.images     uint8, image after image [channels, rows, columns]
+    DIR/shards/N.labels     uint8, label map after label map [rows, columns]
 
-Images are stored resized and uncropped. An image below the protocol's window is framed with zeros
-(label 255). The folder gets its name when it is complete. Until then `.DIR.partial` holds the
+Images are stored resized and uncropped. An image smaller than the protocol's window is framed with
+zeros (label 255). The folder gets its name when it is complete. Until then `.DIR.partial` holds the
 finished shards, and the same command continues there.
 """
 
@@ -17,13 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +30,15 @@ from . import coco, persons, potsdam
 from .images import IGNORE
 from .protocols import CROWDS, OPTIONS_OF, PARTITIONS, PROTOCOLS, UNLABELLED, Options, Protocol
 from .raw import Raw
+from .workers import Pool
 
 READERS = {"coco-stuff": coco, "coco-persons": persons, "potsdam": potsdam}
-FORMAT = 1
+FORMAT = 1  # version of the layout
 MANIFEST, INDEX_FILE, STEMS, CLASSES, SHARDS = "manifest.json", "index.npy", "stems.txt", "classes.txt", "shards"
 PLAN = "plan.json"  # in the unfinished folder: describes the shards
-CHUNK = 256  # items of one task of the header and selection passes
-SPARE_BYTES = 64 * 2**20  # for index, manifest and the rounding of the file system
+SPARE_BYTES = 64 * 2**20  # space for the index, the manifest and the file system's blocks
 
-# Shard and offset (pixels) of an image; its stored rows and columns; the rectangle inside the
+# Shard and offset (pixels) of an image; its stored rows and columns; its rectangle inside the
 # frame.
 INDEX = np.dtype(
     [("shard", "i4"), ("offset", "i8"), ("rows", "i4"), ("columns", "i4"), ("top", "i4"), ("left", "i4"),
@@ -53,7 +47,11 @@ INDEX = np.dtype(
 
 
 def options_for(protocol: Protocol, given: dict) -> Options:
-    """Options with the given values. Raises DataError for one that does not apply to the protocol."""
+    """The options with the given values.
+
+    Raises:
+        DataError: an option does not apply to the protocol, or is out of range.
+    """
     known = OPTIONS_OF[protocol.source]
     for name in given:
         if name not in known:
@@ -80,17 +78,21 @@ def prepare(
     """Verify a raw download, and write it to `out` unless `check`.
 
     Args:
-        name: of PROTOCOLS. root: the raw download. out: the folder to be made.
-        given: Options that differ from the defaults.
+        name: a name of PROTOCOLS.
+        root: folder of the raw download.
+        out: the folder to be made. None only with `check`.
+        given: `Options` that differ from the defaults.
         check: read and verify every file, and write nothing.
-        workers: processes (None: as many as there are cores).
+        workers: number of processes. None: number of cores.
+        progress: whether to show progress bars.
 
     Returns:
-        The manifest (with `check`, without the shards' hashes).
+        The manifest, with `check` without the hashes of the shards.
 
     Raises:
-        DataError: a file is missing or is not the protocol's; the text says where to get it.
-            Finished shards stay in the unfinished folder, and the same command continues there.
+        DataError: a file is missing or is not the protocol's, and the text says where to get it; an
+            option is wrong, or `out` exists or cannot be written. Finished shards stay in the
+            unfinished folder, and the same command continues there.
     """
     protocol = PROTOCOLS[name]
     reader = READERS[protocol.source]
@@ -123,8 +125,8 @@ def person_shares(protocol: Protocol, options: Options, items: list) -> list[flo
     return [persons.person_share(protocol, options, item) for item in items]
 
 
-def _selected(pool: "Pool", protocol: Protocol, options: Options, raw: Raw, sizes: list) -> tuple[Raw, list]:
-    """The candidates of COCO-Persons whose share of persons is in the range."""
+def _selected(pool: Pool, protocol: Protocol, options: Options, raw: Raw, sizes: list) -> tuple[Raw, list]:
+    """The candidates of COCO-Persons whose share of persons is in range, and their sizes."""
     shares = pool.over_items(person_shares, (protocol, options), raw.items, "persons")
     kept = [i for i, share in enumerate(shares) if options.person_min <= share <= options.person_max]
     if not kept:
@@ -142,7 +144,7 @@ def _selected(pool: "Pool", protocol: Protocol, options: Options, raw: Raw, size
 
 
 def plan(protocol: Protocol, raw: Raw, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, list[range]]:
-    """The place of every image (INDEX records), and the range of items of each shard."""
+    """The place of each image (INDEX records), and the range of items of each shard."""
     window = protocol.window
     groups = [range(i, min(i + raw.per_shard, len(raw.items))) for i in range(0, len(raw.items), raw.per_shard)]
     index = np.zeros(len(raw.stems), dtype=INDEX)
@@ -234,7 +236,7 @@ def shard_paths(folder: Path, shard: int) -> tuple[Path, Path]:
 
 
 def _finished(scratch: Path, shard: int) -> dict | None:
-    """The record of a complete shard, which is written after it; else None."""
+    """The record of a complete shard, which is written after the shard. None: it is not complete."""
     images, labels = shard_paths(scratch / SHARDS, shard)
     try:
         record = json.loads(images.with_suffix(".json").read_text())
@@ -245,7 +247,7 @@ def _finished(scratch: Path, shard: int) -> dict | None:
 
 
 def _convert(pool, protocol, options, raw, index, groups, folder, description, done=()) -> dict[int, dict]:
-    """Convert the shards that are not in `done`; returns their records."""
+    """Convert the shards that are not in `done`. Returns their records."""
     tasks = [
         (shard, (protocol, options, [raw.items[i] for i in group],
                  index[group.start * raw.per_item : group.stop * raw.per_item], folder, shard))
@@ -263,10 +265,11 @@ def _convert(pool, protocol, options, raw, index, groups, folder, description, d
 def convert(
     protocol: Protocol, options: Options, items: list, index: np.ndarray, folder: Path | None, shard: int
 ) -> dict:
-    """Read a shard's images and write them with their frames; without a folder only read. Runs in a
-    worker process.
+    """Read the images of a shard, and write them with their frames to `folder` (None: only read).
+    Runs in a worker process.
 
-    Returns the shard's record: bytes and sha256 of its two files, and sha256 of the raw files read.
+    Returns:
+        The record of the shard: bytes and sha256 of its two files, and sha256 of the raw files.
     """
     reader, source = READERS[protocol.source], hashlib.sha256()
     places = iter(index)
@@ -304,66 +307,10 @@ def _require_planned(pixels: np.ndarray, place: np.void, item: tuple) -> None:
 
 
 def framed(array: np.ndarray, place: np.void, fill: int) -> np.ndarray:
-    """[c, rows, columns] within its frame of `fill`, contiguous."""
+    """An image [c, rows, columns] inside its frame of `fill`, contiguous."""
     if array.shape[1:] == (place["rows"], place["columns"]):
         return np.ascontiguousarray(array)
     whole = np.full((len(array), place["rows"], place["columns"]), fill, dtype=np.uint8)
     top, left = place["top"], place["left"]
     whole[:, top : top + array.shape[1], left : left + array.shape[2]] = array
     return whole
-
-
-class Pool:
-    """Runs functions over tasks in worker processes, or in this process if `workers` is 1."""
-
-    def __init__(self, workers: int, progress: bool) -> None:
-        self.workers, self.bar_disabled = workers, None if progress else True
-        self.executor: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "Pool":
-        if self.workers > 1:
-            # Not forked, because this process may have threads (of torch, of a progress bar).
-            context = get_context("spawn")
-            self.executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin_worker)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
-
-    def run(self, function: Callable, tasks: list[tuple[int, tuple]]) -> Iterator[tuple[int, dict]]:
-        """(number, result) of every (number, arguments), in the order in which they finish."""
-        if self.executor is None:
-            yield from ((number, function(*arguments)) for number, arguments in tasks)
-            return
-        futures = {self.executor.submit(function, *arguments): number for number, arguments in tasks}
-        for future in as_completed(futures):
-            try:
-                result = future.result()
-            except BrokenProcessPool as error:
-                raise DataError(
-                    f"one of {self.workers} worker processes was killed (out of memory?); run the command again with "
-                    "fewer --workers, it continues there"
-                ) from error
-            yield futures[future], result
-
-    def over_items(self, function: Callable, arguments: tuple, items: list, description: str) -> list:
-        """The concatenated results of function(*arguments, chunk), in order."""
-        chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-        results = {}
-        with tqdm(total=len(items), unit="file", desc=description, disable=self.bar_disabled) as bar:
-            for number, result in self.run(function, [(n, (*arguments, chunk)) for n, chunk in enumerate(chunks)]):
-                results[number] = result
-                bar.update(len(chunks[number]))
-        return [value for number in range(len(chunks)) for value in results[number]]
-
-
-def _begin_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and end when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

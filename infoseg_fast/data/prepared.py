@@ -1,4 +1,4 @@
-"""A folder that `infoseg prepare` made, as a set. Its shards are mapped into memory."""
+"""`PreparedSet`: a folder that `infoseg prepare` made. Its shards are mapped into memory."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,10 @@ import numpy as np
 from ..errors import DataError
 from ..scores.matching import match_clusters
 from .base import ImageSet, Pixels
-from .coco import UNLABELLED
 from .images import IGNORE
 from .prepare import FORMAT, INDEX, INDEX_FILE, MANIFEST, SHARDS, STEMS, shard_paths
-from .protocols import REFERENCE
-from .protocols import UNLABELLED as UNLABELLED_CHOICES
+from .protocols import REFERENCE, UNLABELLED
+from .raw import UNDECIDED
 
 SPLITS = ("train", "eval", "all", "val")
 
@@ -25,12 +24,13 @@ class PreparedSet(ImageSet):
     """A prepared benchmark.
 
     The train split has whole resized images, from which crops are cut. Every other split has the
-    protocol's centre windows. "train" and "eval" are the manifest's partition, "all" has every
-    image, "val" those of val2017 (Potsdam: the held-out patches). The label map of an image without
-    ground truth is 255 everywhere.
+    protocol's centre windows. "train" and "eval" are the partition that the manifest names, "all"
+    has every image, "val" the images of val2017 (Potsdam: the held-out patches). The label map of
+    an image without ground truth is 255 everywhere.
 
     Raises:
-        DataError: the manifest, the index or a shard is damaged or of another version.
+        DataError: the manifest, the index or a shard is damaged or of another version, or the split
+            has no image.
     """
 
     in_process = True  # a second process would only copy the mapped memory
@@ -70,8 +70,7 @@ class PreparedSet(ImageSet):
             raise DataError(f"the {split} split of {root} has no image")
         self.stems = [stems[i] for i in chosen]
         self._index = index[chosen]
-        # Plain numbers, because reading a record of a structured array takes longer than copying a
-        # crop.
+        # Plain numbers: reading a record of a structured array takes longer than copying a crop.
         self._places = [index[name][chosen].tolist() for name in ("shard", "offset", "rows", "columns")]
         self._whole = split == "train"
         rows, columns = self._index["rows"].astype(np.int64), self._index["columns"].astype(np.int64)
@@ -82,9 +81,8 @@ class PreparedSet(ImageSet):
             self._top, self._left = rows // 2 - self.window // 2, columns // 2 - self.window // 2
             self._rows, self._columns = np.full_like(rows, self.window), np.full_like(columns, self.window)
         self.sizes = list(zip(self._rows.tolist(), self._columns.tolist(), strict=True))
-        # Stored labels -> labels; the option decides about pixels without ground truth.
-        self._table = np.arange(256, dtype=np.uint8)
-        self._table[UNLABELLED] = self.unlabelled_as if self._iic else IGNORE
+        self._table = np.arange(256, dtype=np.uint8)  # label of each stored label
+        self._table[UNDECIDED] = self.unlabelled_as if self._iic else IGNORE
         self._maps = None
 
     def _chosen(self, index: np.ndarray, partition: str) -> np.ndarray:
@@ -93,7 +91,7 @@ class PreparedSet(ImageSet):
             return np.arange(len(index))
         if self.split == "val":
             return np.flatnonzero(held_out)
-        if partition == "iid":  # the same images in both, those without labels in train alone
+        if partition == "iid":  # the same images in both, but those without labels only in train
             return np.arange(len(index)) if self.split == "train" else np.flatnonzero(labelled)
         return np.flatnonzero(~held_out if self.split == "train" else held_out)
 
@@ -101,8 +99,8 @@ class PreparedSet(ImageSet):
         return vars(self) | {"_maps": None}  # a worker process maps the files itself
 
     def _mapped(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The bytes of every shard's images and labels, as plain arrays, which are faster to slice
-        than np.memmap.
+        """The bytes of the images and labels of each shard, as plain arrays, which are faster to
+        slice than np.memmap.
         """
         if self._maps is None:
             self._maps = [
@@ -127,7 +125,9 @@ class PreparedSet(ImageSet):
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """As ImageSet.crops, copied from the mapped files. The frame of a small image is not valid."""
+        """As ImageSet.crops, copied from the mapped files. The frame of a small image does not
+        count.
+        """
         rows, columns = self._rows[indices], self._columns[indices]
         if self.scale != 1 or min(rows.min(), columns.min()) < side:
             return super().crops(indices, y, x, side, labelled)
@@ -137,9 +137,9 @@ class PreparedSet(ImageSet):
         for out, i, t, n in zip(batch, indices.tolist(), top.tolist(), left.tolist(), strict=True):
             out[:] = self._stored(i, False)[:, t : t + side, n : n + side]
 
-        if labelled:  # which the frame never is
+        if labelled:  # the frame has no labels
             valid = np.empty((len(indices), side, side), dtype=bool)
-            beyond = IGNORE if self._iic else UNLABELLED
+            beyond = IGNORE if self._iic else UNDECIDED
             for ok, i, t, n in zip(valid, indices.tolist(), top.tolist(), left.tolist(), strict=True):
                 np.less(self._stored(i, True)[0, t : t + side, n : n + side], beyond, out=ok)
             return batch, valid
@@ -163,27 +163,27 @@ class PreparedSet(ImageSet):
         return self._table[self._view(index, labels=True)[0]]
 
     def target(self, index: int) -> np.ndarray:
-        """As `label`, with the additional value `num_classes` for pixels that the option decides
-        about.
+        """As `label`, with the value `num_classes` for the pixels that the option `unlabelled`
+        decides about.
         """
         stored = self._view(index, labels=True)[0]
         if self.unlabelled_as is None:
             return self._table[stored]
-        return np.where(stored == UNLABELLED, np.uint8(self.num_classes), stored)
+        return np.where(stored == UNDECIDED, np.uint8(self.num_classes), stored)
 
     @property
     def num_targets(self) -> int:
         return self.num_classes + (self.unlabelled_as is not None)
 
     def folded(self, counts: np.ndarray, unlabelled: str | None = None) -> np.ndarray:
-        """As ImageSet.folded, by the option "ignore" or "iic"; None takes the manifest's option."""
+        """As ImageSet.folded, by the option "ignore" or "iic". None: the manifest's option."""
         kept = counts[:, : self.num_classes].copy()
         if (unlabelled or ("iic" if self._iic else "ignore")) == "iic" and self.unlabelled_as is not None:
             kept[:, self.unlabelled_as] += counts[:, self.num_classes]
         return kept
 
     def protocol(self, counts: np.ndarray) -> dict:
-        """Images, partition, pixels and options of a score, and the accuracy by each choice of
+        """Images, partition, pixels and options of a score, and the accuracy with each choice of
         `unlabelled`.
         """
         manifest, place = self.manifest, self._index
@@ -206,7 +206,7 @@ class PreparedSet(ImageSet):
         }
         if self.unlabelled_as is not None:
             facts["pixel_accuracy_by_unlabelled"] = {
-                choice: match_clusters(self.folded(counts, choice)).accuracy for choice in UNLABELLED_CHOICES
+                choice: match_clusters(self.folded(counts, choice)).accuracy for choice in UNLABELLED
             }
         return facts
 

@@ -1,14 +1,11 @@
 """The protocols of the benchmarks as data: images, classes, geometry, partitions and addresses of
-the raw files.
-
-Nothing here computes; what reads it is in `coco.py`, `persons.py`, `potsdam.py` (raw files),
-`prepare.py` and `prepared.py`. docs/benchmarks.md describes each protocol.
+the raw files. docs/benchmarks.md describes each protocol.
 """
 
 from dataclasses import dataclass
 
-# The values of the stuffthingmaps PNGs (0 to 181; 255 is unlabelled) of the 27 coarse classes of
-# COCO-Stuff.
+# The 27 coarse classes of COCO-Stuff, each with its values in the stuffthingmaps PNGs (0 to 181;
+# 255 is unlabelled).
 COARSE = {
     "electronic-things": (71, 72, 73, 74, 75, 76),
     "appliance-things": (77, 78, 79, 80, 81, 82),
@@ -42,7 +39,7 @@ FINE_VALUES, FINE_UNLABELLED = 182, 255
 STUFF15 = tuple(name for name in COARSE if name.endswith("-stuff"))
 STUFF3 = ("sky-stuff", "plant-stuff", "ground-stuff")
 
-# ISPRS colours of the label tiles, in the order of the six classes.
+# The colours of the six classes in the ISPRS label tiles.
 PALETTE = {
     (255, 255, 255): "impervious surfaces",
     (0, 0, 255): "building",
@@ -81,16 +78,22 @@ class Protocol:
     """One benchmark.
 
     Attributes:
+        name: NAME of `infoseg prepare`.
+        source: download that has the raw files, a key of OPTIONS_OF.
         classes: names of the label values 0, 1, ...
         values: the raw label values of each class (COCO-Stuff: PNG values; Potsdam: rows of
             PALETTE).
         unlabelled_as: class that the code of REFERENCE gives to unlabelled pixels
-            ("unlabelled=iic"); None if it ignores them, as "unlabelled=ignore" does.
+            ("unlabelled=iic"). None: it ignores them, as "unlabelled=ignore" does.
         scale: factor by which images (bilinear) and labels (nearest) are resized first.
-        window: side in pixels of the scored centre window and of the training crops. Images that
-            are smaller after scaling are framed with zeros without label.
-        channels: of the images, in the order R, G, B, infrared.
+        window: side of the scored centre window and of the training crops, pixels. Images that are
+            smaller after scaling are framed with zeros without label.
+        channels: number of channels, in the order R, G, B, infrared.
         lists: the images, for the COCO-Stuff protocols.
+        tiles, labelled_tiles: Potsdam: number of tiles, and of those with labels.
+        tile_side: Potsdam: side of a tile, pixels.
+        patch: Potsdam: side of a patch after scaling, pixels.
+        held_out: Potsdam: number of patches that are kept for scoring.
     """
 
     name: str
@@ -102,8 +105,6 @@ class Protocol:
     window: int = 128
     channels: int = 3
     lists: tuple[ImageList, ...] = ()
-    # Potsdam: tiles and those with labels, side of a tile, of a patch after scaling; patches kept
-    # for testing.
     tiles: int = 0
     labelled_tiles: int = 0
     tile_side: int = 0
@@ -174,8 +175,7 @@ PROTOCOLS = {
             values=((0, 4), (1, 5), (2, 3)),
             **POTSDAM,
         ),
-        # No public text says how InfoSeg chose these images. The selection is this project's; its
-        # parameters are in `Options` and printed with every result.
+        # The selection of images is this project's (`persons`).
         Protocol("coco-persons", "coco-persons", classes=("background", "person"), **COCO),
     )
 }
@@ -183,8 +183,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that a protocol leaves open. They are recorded in the manifest and printed with every
-    result.
+    """Choices that a protocol leaves open. The manifest records them, and every result prints them.
 
     Attributes:
         partition: "iid", train and score on the same images (REFERENCE's unsupervised protocol);
@@ -192,9 +191,9 @@ class Options:
             patches, train on the others).
         unlabelled: "ignore", or "iic" for `Protocol.unlabelled_as`.
         split_seed: seed of Potsdam's held-out patches (the .mat archive has its own).
-        min_side, person_min, person_max, crowd: COCO-Persons. Images with a side below `min_side`
-            are left out, and images whose share of persons in the scored window is outside the
-            range. Crowd regions count as "person" or are ignored ("ignore").
+        min_side: COCO-Persons: least side of an image, pixels.
+        person_min, person_max: COCO-Persons: range of the share of persons in the scored window.
+        crowd: COCO-Persons: crowd regions count as "person", or are ignored ("ignore").
     """
 
     partition: str = "iid"

@@ -1,6 +1,4 @@
-"""Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file. Everything else works
-without rasterio.
-"""
+"""Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file."""
 
 import importlib.util
 import threading
@@ -12,9 +10,9 @@ import numpy as np
 from ..errors import DataError
 from .reader import Description, Georeference, Reader, accepted_dtype
 
-LISTED = 8  # subdatasets that a message names
-CACHE_MEGABYTES = 64  # of GDAL's block cache
-# Endings of rasters that neither Pillow nor tifffile knows.
+LISTED = 8  # number of subdatasets that a message names
+CACHE_MEGABYTES = 64  # size of GDAL's block cache
+# Endings of rasters that neither Pillow nor tifffile reads.
 ENDINGS = (".img", ".vrt", ".dat", ".bil", ".bip", ".bsq", ".asc", ".dem", ".hgt", ".nc", ".ntf", ".dt0", ".dt1",
            ".dt2", ".rst", ".sdat", ".grd", ".pix", ".ers", ".kea", ".jp2", ".j2k")  # fmt: skip
 
@@ -34,7 +32,11 @@ def opened(path: Path):
 
 
 def georeference(path: Path) -> Georeference | None:
-    """That of any raster; None where the file has none."""
+    """The georeference of a raster, or None.
+
+    Raises:
+        DataError: rasterio is not installed.
+    """
     if not available():
         raise DataError(f"image {path} is georeferenced, which needs rasterio: pip install 'infoseg-fast[geo]'")
     with opened(path) as dataset:

@@ -1,19 +1,36 @@
-"""Shared by the readers of raw downloads: the found files, and reading a file with errors that name
-it.
+"""What the readers of raw downloads share: the found files, reading with errors that name the file,
+and the stored label values.
 """
 
 import importlib.util
 import io
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from .reader import first_line
+from ..errors import DataError, first_line
+from .images import IGNORE
+from .protocols import FINE_UNLABELLED, Protocol
+
+# Stored label of a pixel without ground truth to which the protocol's published code gives a class.
+# The option `unlabelled` decides when labels are read, so that both scores can be computed.
+UNDECIDED = 254
+
+
+@lru_cache(maxsize=8)
+def class_table(protocol: Protocol) -> np.ndarray:
+    """The stored label of each raw label value, uint8 [256]."""
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    for label, members in enumerate(protocol.values):
+        table[list(members)] = label
+    if protocol.unlabelled_as is not None:
+        table[FINE_UNLABELLED] = UNDECIDED
+    return table
 
 
 @dataclass
@@ -21,14 +38,16 @@ class Raw:
     """The raw files of a benchmark, found but not read.
 
     Attributes:
-        items: the arguments of the calls of a reader's `read`, which give the images in order.
-        stems, parts, labelled: of each image: its name, its part of the download, and whether it
-            has labels.
-        held_out: of each image, whether the "iid+" partition keeps it for scoring.
-        per_item: images of one item. per_shard: items of one shard.
+        items: arguments of the reader's `read`, in the order of the images.
+        stems: name of each image.
+        parts: part of the download that each image belongs to.
+        labelled: whether each image has labels.
+        held_out: whether the "iid+" partition keeps each image for scoring.
+        per_item: number of images of an item.
+        per_shard: number of items of a shard.
         sources: files with their counts, hashes and addresses, for the manifest.
-        selection: the rule that chose the images, if it is more than a list; printed with every
-            result.
+        selection: the rule that chose the images, printed with every result. Empty: a list did.
+        notes: lines for the manifest.
     """
 
     items: list[Any]
@@ -44,7 +63,7 @@ class Raw:
 
 
 def require_package(name: str) -> None:
-    """Raise DataError when a package of the extra `benchmarks` is not installed."""
+    """Raise DataError if a package of the extra `benchmarks` is not installed."""
     if importlib.util.find_spec(name) is None:
         raise DataError(f"this benchmark needs the package {name}: pip install 'infoseg-fast[benchmarks]'")
 
@@ -55,7 +74,7 @@ def require_folder(folder: Path, where: str) -> None:
 
 
 def files_in(folder: Path, ending: str) -> set[str]:
-    """Stems of the folder's files of that ending (no subfolders)."""
+    """Stems of the folder's files with this ending, without subfolders."""
     with os.scandir(folder) as entries:
         return {entry.name[: -len(ending)] for entry in entries if entry.name.endswith(ending) and entry.name[0] != "."}
 
@@ -72,7 +91,7 @@ def require_files(folder: Path, stems: list[str], ending: str, what: str, where:
 
 
 def read_bytes(path: Path, what: str, digest) -> bytes:
-    """The file's bytes, which also enter `digest`."""
+    """The bytes of a file. `digest` is updated with them."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -82,7 +101,9 @@ def read_bytes(path: Path, what: str, digest) -> bytes:
 
 
 def decoded(data: bytes, path: Path, what: str, modes: tuple[str, ...], as_mode: str | None, where: str) -> np.ndarray:
-    """The pixels of an encoded image, converted to Pillow's mode `as_mode` (None: as they are)."""
+    """The pixels of an encoded image in Pillow's mode `as_mode`. None: its own mode, one of
+    `modes`.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode not in modes:
@@ -90,12 +111,12 @@ def decoded(data: bytes, path: Path, what: str, modes: tuple[str, ...], as_mode:
             return np.asarray(image if as_mode in (None, image.mode) else image.convert(as_mode))
     except DataError:
         raise
-    except Exception as error:  # a truncated or damaged file; plugins differ in what they raise
+    except Exception as error:  # Pillow's plugins raise many kinds on a damaged file
         raise DataError(f"{what} {path} is damaged ({first_line(error)}); get it again from {where}") from error
 
 
 def header(path: Path, what: str, where: str) -> tuple[int, int]:
-    """(rows, columns) by the file's header."""
+    """(rows, columns) from the header of a file."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -1,6 +1,4 @@
-"""What all readers of image files share: the options, the description of a file, and the reader's
-interface.
-"""
+"""The interface of the readers of image files, with their options and the description of a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from ..errors import DataError
 MAX_BANDS = 64
 MAX_BYTES = 4 * 2**30  # decoded bytes of one read
 DTYPES = tuple(map(np.dtype, ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")))
-# Accepted dtypes that are widened without loss.
+# Accepted dtypes that are widened, without loss.
 WIDENED = {np.dtype(bool): np.dtype("uint8"), np.dtype("int8"): np.dtype("int16"), np.dtype("f2"): np.dtype("f4")}
 ALPHA = ("band", "mask")
 PAGES = (None, "first", "each")
@@ -24,13 +22,16 @@ class ReadOptions:
     """How image files are read.
 
     Attributes:
-        bands: the bands to take, in this order, counted from 1. None takes all.
-        nodata: value of pixels without data, in addition to the value that the file names.
-        alpha: "band" keeps an alpha channel as a band; "mask" drops it, and pixels with alpha 0 are
-            invalid.
-        pages: of a file of several pages, "first" takes the first and "each" takes every page as an
-            image. None refuses such a file.
+        bands: the bands to read, in this order, numbered from 1. None: all.
+        nodata: value of pixels without data, in addition to the file's own no-data value.
+        alpha: "band" reads an alpha channel as a band. "mask" drops it, and pixels with alpha 0
+            have no data.
+        pages: "first" reads the first page of a file with several pages, "each" reads every page as
+            an image. None refuses such a file.
         max_bytes: largest number of decoded bytes of one read.
+
+    Raises:
+        DataError: an option is out of range.
     """
 
     bands: tuple[int, ...] | None = None
@@ -49,16 +50,18 @@ class ReadOptions:
 
 
 class Description(NamedTuple):
-    """What a file says about one of its pages, without decoding it.
+    """The metadata of one page of a file, read without decoding it.
 
     Attributes:
-        height, width: pixels. bands: number of bands. dtype: native byte order, one of DTYPES.
+        height, width: pixels.
+        bands: number of bands.
+        dtype: one of DTYPES, in native byte order.
         alpha: whether the last band is an alpha channel.
-        nodata: the value that marks pixels without data; None if the file names none.
+        nodata: the value of pixels without data. None: the file names none.
         masked: whether the file has a mask of the pixels with data.
         windowed: whether a part can be read without decoding the whole page.
         georeferenced: whether the file has a transform or a coordinate reference system.
-        note: a conversion that changes the values, for a message; empty if there is none.
+        note: a conversion that changes the values, for a message. Empty: there is none.
     """
 
     height: int
@@ -74,16 +77,15 @@ class Description(NamedTuple):
 
 
 class Georeference(NamedTuple):
-    """Coordinate reference system as WKT ("" if unknown), and the transform (a, b, c, d, e, f) of
-    pixels to it.
-
-    x = a * column + b * row + c, y = d * column + e * row + f; (row, column) of the pixel's upper
-    left corner. A file that has ground control points instead, (row, column, x, y, z) each, or
-    rational polynomial coefficients (RPCs) alone, has the identity as transform.
+    """The place of the pixels of a file.
 
     Attributes:
-        rpcs: GDAL's metadata of the domain RPC, names and text. A file with a transform may have
-            them too.
+        crs: coordinate reference system as WKT; "" if unknown.
+        transform: (a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f at
+            the upper left corner of a pixel. The identity if the file has only control points or
+            only RPCs.
+        control_points: ground control points, (row, column, x, y, z) each.
+        rpcs: rational polynomial coefficients (RPCs): names and text of GDAL's metadata domain RPC.
     """
 
     crs: str
@@ -99,12 +101,12 @@ class Georeference(NamedTuple):
 
 
 class Reader:
-    """One open image file. Methods may raise any exception; `images` turns it into a DataError.
-
-    A reader may be used by several threads at once.
+    """One open image file. Several threads may use it at once. Methods may raise any exception:
+    `images` turns it into a DataError.
 
     Attributes:
-        path: the file. pages: number of pages at full resolution.
+        path: the file.
+        pages: number of pages at full resolution.
     """
 
     path: Path
@@ -114,15 +116,13 @@ class Reader:
         raise NotImplementedError
 
     def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
-        """The bands [bands, rows, columns] of a part; `raw` leaves palette indices and bits as they
-        are stored.
+        """The bands [bands, rows, columns] of a part. With `raw`, palette indices and values of
+        fewer than 8 bits stay as stored.
         """
         raise NotImplementedError
 
     def mask(self, page: int, rows: slice, columns: slice) -> np.ndarray | None:
-        """bool [rows, columns], True where the file's mask says that there is data; None without a
-        mask.
-        """
+        """The file's mask of the pixels with data, bool [rows, columns]. None: it has no mask."""
         return None
 
     def georeference(self) -> Georeference | None:
@@ -130,14 +130,14 @@ class Reader:
 
 
 class WholeReader(Reader):
-    """A format that can only be decoded as a whole. The page that was last read by parts is kept,
-    of all files.
+    """A format that can only be decoded as a whole. Over all files, the page that was last read by
+    parts stays in memory.
     """
 
     _kept: tuple[tuple, np.ndarray | None] = ((), None)
 
     def decode(self, page: int, raw: bool) -> np.ndarray:
-        """The page [bands, height, width]; `raw` as in `read`."""
+        """The page [bands, height, width]. `raw` as in `read`."""
         raise NotImplementedError
 
     def read(self, page: int, rows: slice, columns: slice, raw: bool = False) -> np.ndarray:
@@ -152,16 +152,13 @@ class WholeReader(Reader):
 
 
 def accepted_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype, in native byte order, that holds stored values of `dtype`; DataError for one that
-    is not accepted.
+    """The dtype in which stored values of `dtype` are read, in native byte order.
+
+    Raises:
+        DataError: the dtype is not accepted.
     """
     native = np.dtype(dtype).newbyteorder("=")
     native = WIDENED.get(native, native)
     if native not in DTYPES:
         raise DataError(f"values of {native} are not accepted, but {', '.join(map(str, DTYPES))} are")
     return native
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Parts of large images that are kept in memory while crops are cut out of them."""
+"""`Regions`: parts of large images that stay in memory while crops are cut out of them."""
 
 import threading
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from .base import Pixels
 
 
 class Regions:
-    """Pixels by key, least recently used first, up to `limit` bytes. Several threads may use it; a
-    region is read once.
+    """A cache of pixels by key, up to `limit` bytes. The least recently used pixels leave it first.
+    Several threads may use it. A region is read once.
     """
 
     def __init__(self, limit: int) -> None:

@@ -10,18 +10,18 @@ from .images import IGNORE
 
 
 def fits(images: ImageSet, device: torch.device) -> bool:
-    """Whether the set is in memory with 8-bit values, and the device is not the CPU."""
+    """Whether the set is in memory with 8-bit values and the device is not the CPU."""
     return device.type != "cpu" and isinstance(images, InMemory) and images.dtype == np.uint8
 
 
 class ResidentSet:
-    """The images of a set, one after the other, and the places of their crops.
+    """The images of a set on a device, which cuts the crops.
 
     Args:
-        images: a set for which `fits` holds. Images may have any sizes.
-        crop: side of the crops in pixels.
-        labelled: pixels without ground truth are not valid (loss mask "gt").
-        device: that holds the images and cuts the crops.
+        images: a set for which `fits` is true. Images may have any sizes.
+        crop: side of the crops, pixels.
+        labelled: whether pixels without ground truth do not count (loss mask "gt").
+        device: the device.
     """
 
     def __init__(self, images: ImageSet, crop: int, labelled: bool, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class ResidentSet:
         self.side = torch.arange(crop, device=device)
 
     def places(self, crops: list[Crop]) -> Tensor:
-        """Image, row and column of each crop, int64 [3, B] on the host."""
+        """The image, row and column of each crop, int64 [3, B] on the host."""
         corners = [(crop.index, *self.images.corner(crop.index, crop.y, crop.x, self.crop)) for crop in crops]
         return torch.tensor(corners).T.contiguous()
 
@@ -54,8 +54,8 @@ class ResidentSet:
         """The crops at `places` on the device, as `ImageSet.crops` cuts them.
 
         Returns:
-            images, uint8 [B, c, crop, crop]; valid, bool [B, crop, crop], or None where every pixel
-            of the set is valid.
+            The crops uint8 [B, c, crop, crop], and the pixels that count, bool [B, crop, crop].
+            None: all pixels of the set count.
         """
         image, row, column = places
         first, rows, columns = self.begins[:, image][:, :, None]

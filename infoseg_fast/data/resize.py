@@ -1,7 +1,7 @@
-"""Resizing by the rules of OpenCV, with which the published protocols were run, in numpy.
+"""Resizing by the rules of OpenCV, which the published protocols use, in numpy.
 
 `nearest` and `halved` give OpenCV's values exactly. `linear`, before it rounds, is within 0.01 of
-OpenCV's float result (versions of OpenCV differ by as much), so that a stored value is within 0.51
+OpenCV's float result, as versions of OpenCV are of each other. A stored value is then within 0.51
 of the protocol's.
 """
 
@@ -27,8 +27,8 @@ def _taps(n: int, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def linear(pixels: np.ndarray, scale: float) -> np.ndarray:
-    """INTER_LINEAR on float32, no antialiasing, rounded: [rows, columns, c] uint8 -> the same,
-    resized.
+    """INTER_LINEAR on float32, without antialiasing, rounded: uint8 [rows, columns, c] of another
+    size.
     """
     above, below, wy = _taps(pixels.shape[0], scale)
     left, right, wx = _taps(pixels.shape[1], scale)
@@ -46,8 +46,8 @@ def linear(pixels: np.ndarray, scale: float) -> np.ndarray:
 
 
 def halved(pixels: np.ndarray) -> np.ndarray:
-    """INTER_LINEAR by 0.5 on uint8: the mean of 2 x 2 pixels, halves rounded up. [rows, columns,
-    c], even sides.
+    """INTER_LINEAR by 0.5 on uint8 [rows, columns, c] with even sides: means of 2 x 2 pixels, halves
+    rounded up.
     """
     wide = pixels.astype(np.uint16)
     total = wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2]
@@ -55,8 +55,8 @@ def halved(pixels: np.ndarray) -> np.ndarray:
 
 
 def nearest(labels: np.ndarray, scale: float) -> np.ndarray:
-    """INTER_NEAREST: the input position is floor(output position / scale). [rows, columns] of any
-    dtype.
+    """INTER_NEAREST on [rows, columns] of any dtype: the input position is floor(output position /
+    scale).
     """
     rows, columns = (
         np.minimum(np.floor(np.arange(resized_side(n, scale)) * (1 / scale)).astype(np.intp), n - 1)

@@ -1,4 +1,4 @@
-"""`Scaling`: stored values to the network's [0, 1], by limits that the training set gives."""
+"""`Scaling`: maps stored values to the network's [0, 1], by limits of the training set."""
 
 import functools
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from .base import ImageSet
 
 QUANTILES = (0.005, 0.995)
-SAMPLED_IMAGES = 256  # at most, spread evenly over the set
-SAMPLED_PIXELS = 2**19  # at most, of all images together
-PART_SIDE = 128  # pixels, of the parts that are read of a large image
+SAMPLED_IMAGES = 256  # largest number of images of the sample
+SAMPLED_PIXELS = 2**19  # largest number of pixels of the sample
+PART_SIDE = 128  # pixels, side of the parts that are read of a large image
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Scaling:
     """(value - low) / (high - low) per channel, clipped to [0, 1].
 
     Attributes:
-        low, high: the limits of each channel.
-        dtype: of the stored values that the limits are of. 8-bit values have the limits 0 and 255.
-        fill: the stored value of each channel that takes the place of pixels without data. None:
-            they keep what the file has.
+        low, high: limits of each channel. 8-bit values have the limits 0 and 255.
+        dtype: dtype of the stored values of the training set.
+        fill: stored value of each channel that replaces pixels without data. None: they keep the
+            value in the file.
     """
 
     low: tuple[float, ...]
@@ -40,8 +40,11 @@ class Scaling:
         """Stored values [..., c, H, W] as float32 in [0, 1], on their device. uint8 values give
         exactly value / 255.
 
-        Arrays are converted by numpy: a reading thread that used torch would compete with the
-            network for its threads.
+        numpy converts arrays: a reading thread that used torch would compete with the network for
+        its threads.
+
+        Raises:
+            ValueError: the number of channels is wrong.
         """
         if pixels.shape[-3] != len(self.low):
             raise ValueError(f"pixels have {pixels.shape[-3]} channels, the scaling has {len(self.low)}")
@@ -63,7 +66,7 @@ class Scaling:
         return ((pixels.to(work) - low) / (high - low)).clamp(0, 1).float()
 
     def with_fill(self, mean: Sequence[float]) -> "Scaling":
-        """The same limits with the `mean` of each channel in [0, 1] as `fill`."""
+        """The same limits, with the `mean` of each channel in [0, 1] as `fill`."""
         found = (low + m * (high - low) for low, high, m in zip(self.low, self.high, mean, strict=True))
         return replace(self, fill=tuple(found))
 
@@ -71,8 +74,8 @@ class Scaling:
         """Stored values [c, rows, columns] with `fill` where `valid`, bool [rows, columns], is
         False.
 
-        What a file has there is often an extreme value. It would make an edge, and change the
-        global features of the image.
+        The value in the file is often extreme. It would make an edge, and change the global features
+        of the image.
         """
         if valid is None or self.fill is None or valid.all():
             return pixels
@@ -80,9 +83,7 @@ class Scaling:
         return np.where(valid, pixels, (fill if pixels.dtype.kind == "f" else fill.round()).astype(pixels.dtype))
 
     def accepts(self, dtype: np.dtype) -> bool:
-        """Whether values of `dtype` can have been measured on the same scale: 8-bit values only
-        with 8-bit values.
-        """
+        """Whether values of `dtype` can be on the same scale: both are 8-bit, or neither is."""
         return (np.dtype(dtype) == np.uint8) == (self.dtype == "uint8")
 
     def state(self) -> dict:
@@ -98,7 +99,7 @@ class Scaling:
 
 @functools.lru_cache(maxsize=8)
 def _limits(limits: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The limits [c, 1, 1] on the device, which waits for the first call only."""
+    """The limits [c, 1, 1] on the device. Only the first call waits for the device."""
     return torch.tensor(limits, dtype=dtype, device=device)[:, None, None]
 
 
@@ -107,16 +108,16 @@ def eight_bit(channels: int) -> Scaling:
 
 
 def estimate(images: "ImageSet") -> Scaling:
-    """The limits of a set: 0 and 255 for 8-bit values, else the QUANTILES of each channel in a
-    sample of valid pixels.
+    """The scaling of a set. Limits are 0 and 255 for 8-bit values, else the QUANTILES of each
+    channel over a sample of pixels with data.
 
     Raises:
-        DataError: no sampled pixel is valid.
+        DataError: no sampled pixel has data.
     """
     if images.dtype == np.uint8:
         return eight_bit(images.channels)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLED_IMAGES, len(images))).round().astype(int))
-    samples = [_sample(images, int(index), SAMPLED_PIXELS // len(chosen)) for index in chosen]
+    chosen = images.evenly_spread(SAMPLED_IMAGES)
+    samples = [_sample(images, index, SAMPLED_PIXELS // len(chosen)) for index in chosen]
     values = np.concatenate(samples, axis=1)
     if not values.shape[1]:
         raise DataError(f"{images.name}: none of the pixels of {len(chosen)} images has data")
@@ -128,7 +129,7 @@ def estimate(images: "ImageSet") -> Scaling:
 
 
 def _sample(images: "ImageSet", index: int, number: int) -> np.ndarray:
-    """About `number` valid pixels of an image [c, n], on a regular grid."""
+    """About `number` pixels with data of an image, [c, n], on a regular grid."""
     rows, columns = images.sizes[index]
     if images.windowed and rows * columns > 4 * max(number, PART_SIDE**2):
         side = max(1, round((number / PART_SIDE**2) ** 0.5))  # parts in each direction

@@ -1,9 +1,9 @@
-"""Few large images for training: every part of a scene counts as an image, and crops are drawn from
-the whole scene.
+"""Training on few large images: every part of a scene counts as an image, and crops come from the
+whole scene.
 
-A crop at random touches two blocks of a tiled file, and decoding them takes far longer than copying
-the crop. So the crops of a scene that is not held in memory are drawn region by region: some
-regions are kept decoded, and each batch comes from all of them.
+Decoding the blocks of a tiled file takes far longer than copying a crop out of them. So the crops
+of a scene that is not in memory are drawn region by region: some regions stay decoded, and each
+batch comes from all of them.
 """
 
 import math
@@ -12,33 +12,32 @@ from functools import partial
 
 import numpy as np
 
-from .base import ImageSet, Pixels, scaled_size
+from .base import ImageSet, Pixels, cut, scaled_size
 from .regions import Regions
 
-FEW_IMAGES = 64
-SCENE_PIXELS = 2**18  # mean size above which a few images are scenes
-MIN_POINTS = 256  # where the scenes are large enough
-STRIDES = (128, 64, 32, 16, 8)  # pixels between points, the largest that gives MIN_POINTS
-PART_SIDE = 256  # pixels of `read`
-REGION_BYTES = 256 * 2**20  # decoded, of all regions that are kept
-REGION_SIDES = (8, 4, 2)  # points of a region each way, the largest of which LEAST_REGIONS are kept
-LEAST_REGIONS = 10
+FEW_IMAGES = 64  # number below which large images are scenes
+SCENE_PIXELS = 2**18  # mean size from which few images are scenes
+MIN_POINTS = 256  # number of points that the stride is chosen for
+STRIDES = (128, 64, 32, 16, 8)  # pixels between points: the largest stride that gives MIN_POINTS
+PART_SIDE = 256  # pixels, side of the part that `read` gives
+REGION_BYTES = 256 * 2**20  # decoded bytes of all regions that are kept
+REGION_SIDES = (8, 4, 2)  # points of a region each way: the most of which MIN_REGIONS regions are kept
+MIN_REGIONS = 10
 VISITS = 4  # crops around each point while its region is kept
 
 
 def for_training(images: ImageSet) -> ImageSet:
-    """The set itself, or its `SceneCrops` if it has one image or a few large ones."""
+    """The set itself, or its `SceneCrops` if it has one image or few large ones."""
     area = float(np.mean([rows * columns for rows, columns in images.sizes]))
     few = len(images) < FEW_IMAGES and area >= SCENE_PIXELS
     return SceneCrops(images) if len(images) == 1 or few else images
 
 
 class SceneCrops(ImageSet):
-    """An image for each point of a grid over the scenes.
+    """A set with an image for each point of a grid over the scenes.
 
-    `read` gives the part of PART_SIDE pixels around the point. `crops` places a crop so that the
-    point, moved by at most half the grid's stride, is its centre: crops of any side cover the
-    scenes evenly.
+    `read` gives the part of PART_SIDE pixels around the point. The centre of a crop is at most half
+    the grid's stride from the point, so that crops of any side cover the scenes evenly.
     """
 
     _spread = False
@@ -64,11 +63,13 @@ class SceneCrops(ImageSet):
         self.stems = [f"{source.stems[image]}@{row},{column}" for image, row, column in self._points]
 
     def _find_regions(self) -> None:
-        """The region of each point: (image, row, column) on a grid of `_points_across` points."""
+        """Set the region of each point, (image, row, column) on a grid of `_points_across` points,
+        and the number of regions that are kept.
+        """
         for self._points_across in REGION_SIDES:
             side = (self._points_across + 1) * self.stride
             self._kept = REGION_BYTES // (side**2 * self.channels * self.dtype.itemsize)
-            if self._kept >= LEAST_REGIONS:
+            if self._kept >= MIN_REGIONS:
                 break
         self._kept = max(self._kept, 1)
         n = self._points_across
@@ -76,8 +77,8 @@ class SceneCrops(ImageSet):
         self._regions = Regions(REGION_BYTES)
 
     def _leave_out_empty_regions(self) -> None:
-        """Drop the points of regions of which 3 x 3 pixels have no data: around a scene that is
-        turned on its grid, whole batches could be without any.
+        """Drop the points of regions without data at 3 x 3 pixels. Whole batches could be without
+        data around a scene that is rotated on its grid.
         """
         full = {region for region in dict.fromkeys(self._region_of) if self._has_data(*region)}
         kept = [(p, r) for p, r in zip(self._points, self._region_of, strict=True) if r in full]
@@ -98,11 +99,11 @@ class SceneCrops(ImageSet):
         return False
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray | None:
-        """The points in the order of an epoch, in which few regions are in use at any time.
+        """The order of the points in an epoch. Few regions are in use at any time.
 
         The regions are permuted on a circle of places. Each point of the region at place k is drawn
         VISITS times, at random places from k to k + `_kept`. VISITS epochs are a pass over the
-        circle, so that each point is drawn as often as the others.
+        circle, so that all points are drawn equally often.
         """
         if not self.windowed or self._spread:
             return None
@@ -110,19 +111,19 @@ class SceneCrops(ImageSet):
         regions = sorted(set(self._region_of))
         place = dict(zip(regions, rng.permutation(len(regions)).tolist(), strict=True))
         places = np.tile([place[region] for region in self._region_of], VISITS)
-        kept = max(1, min(self._kept - 1, len(regions)))  # one more is kept while the next is read
+        kept = max(1, min(self._kept - 1, len(regions)))  # one more is in memory while the next is read
         order = np.argsort((places + kept * rng.random(len(places))) % len(regions)) % len(self)
         return order[epoch % VISITS * len(self) :][: len(self)]
 
     def over(self, source: ImageSet) -> "SceneCrops":
-        """The same points over a source that holds the same images."""
+        """The same points over another set with the same images."""
         return self._changed(source=source, in_process=source.in_process, windowed=source.windowed)
 
     def spread(self) -> "SceneCrops":
         return self._changed(_spread=True)
 
     def _changed(self, **attributes: object) -> "SceneCrops":
-        made = object.__new__(type(self))  # which may skip damaged images (data.damaged)
+        made = object.__new__(type(self))  # the class may be one that skips damaged images (data.damaged)
         vars(made).update(vars(self) | attributes)
         return made
 
@@ -161,7 +162,7 @@ class SceneCrops(ImageSet):
     def _from_region(
         self, region: tuple[int, int, int], side: int, image: int, row: int, column: int, height: int, width: int
     ) -> Pixels:
-        """`read_window` of a part that a crop of `side` pixels around a point of the region takes."""
+        """`read_window`, from a decoded region for crops of `side` pixels around its points."""
         margin = math.ceil(side / self.scale / 2) + 2
         length = self._points_across * self.stride
         spans = []
@@ -172,11 +173,10 @@ class SceneCrops(ImageSet):
         (top, bottom), (left, right) = spans
         if row < top or column < left or row + height > bottom or column + width > right:
             return self.source.read_window(image, row, column, height, width)
-        pixels, valid = self._regions.get(
+        kept = self._regions.get(
             (*region, side), lambda: self.source.read_window(image, top, left, bottom - top, right - left)
         )
-        inside = slice(row - top, row - top + height), slice(column - left, column - left + width)
-        return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
+        return cut(kept, slice(row - top, row - top + height), slice(column - left, column - left + width))
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         return self.source.label_part(self._points[index][0], row, column, height, width)

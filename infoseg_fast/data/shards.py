@@ -1,15 +1,15 @@
 """WebDataset shards: tar files of images, as `--data "DIR/shards-{0000..0099}.tar"`.
 
-A shard is an uncompressed tar file. Members whose names agree up to the first dot of the last part
-belong together: `KEY.jpg` is an image, `KEY.label.png` its label map. Other members are passed
-over.
+A shard is an uncompressed tar file. `KEY.jpg` is an image and `KEY.label.png` its label map; a key
+ends at the first dot of the file name. Other members are ignored.
 
-The shards are indexed once, and images are then read by their places. So every epoch is a full
-permutation that follows from the seed, a run resumes at any step without reading what came before,
-and ranks and worker processes share nothing. A stream of shards, as the webdataset package reads
-it, has none of the three. `infoseg prepare shards` writes the index beside each shard, with what
-the images say of themselves; without it the headers of all members and images are read when the
-set is opened.
+Images are read by their place in the shard. So every epoch is a full permutation that follows from
+the seed, a run resumes at any step without reading earlier images, and ranks and worker processes
+share nothing. A stream of shards, as the webdataset package reads it, has none of the three.
+
+`infoseg prepare shards` writes an index beside each shard, with the headers of its images. It is
+used if the shard has the size that it names. (A copy of a shard has another modification time.)
+Without an index the headers of all members and images are read when the set is opened.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,22 +27,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..checkpoint import write_atomically
 from ..errors import DataError
-from .base import Pixels
-from .folder import File, FileSet, FolderSet, class_names, file_digest
-from .images import accepted, described_with, image_endings, label_size, read_label, read_with
+from .base import ImageSet, Pixels
+from .files import File, FileSet, file_digest
+from .folder import class_names
+from .images import accepted, band_count, described_with, image_endings, label_size, read_label, read_with
 from .reader import Description, ReadOptions
 
-SHARD_BYTES = 2**28  # of images and labels in a shard that is written
-LABEL = ".label.png"
-OPEN_SHARDS = 64
-INDEX = ".index.json"  # behind the name of a shard
+LABEL = ".label.png"  # ending of a label map
+OPEN_SHARDS = 64  # number of shards that are kept open
+INDEX = ".index.json"  # appended to the name of a shard
 _unique = itertools.count(1)
 
 
 class Place(NamedTuple):
-    """Where a member's bytes lie in a shard."""
+    """The place of a member: index of the shard, offset and size in bytes."""
 
     shard: int
     offset: int
@@ -51,16 +49,17 @@ class Place(NamedTuple):
 
 
 class ShardSet(FileSet):
-    """Images from shards; the same in every split.
+    """Images from shards, the same in every split.
 
     Args:
-        pattern: path of a shard, or of several with {first..last} in its name.
-        num_classes: number of label values; None takes that of classes.txt beside the shards, else
-            the largest label + 1.
-        options: how image files are read. Files of several pages are not accepted.
+        pattern: path of a shard, or of several shards with {first..last} in the name.
+        num_classes: number of label values. None: that of classes.txt beside the shards, else the
+            largest label + 1.
+        options: how image files are read. pages="each" is not accepted. None: the defaults.
 
     Raises:
-        DataError: a shard is missing or damaged, or as for `FileSet`.
+        DataError: a shard is missing or damaged, or see `FileSet`. Also from `read`, if an image
+            differs from the index of its shard.
     """
 
     def __init__(self, pattern: str, num_classes: int | None = None, options: ReadOptions | None = None) -> None:
@@ -69,7 +68,7 @@ class ShardSet(FileSet):
         self._images: list[Place] = []
         self._labels: list[Place | None] = []
         self._files, self._headers, self.stems = [], [], []
-        same: dict[Description, Description] = {}  # most headers are equal
+        same: dict[Description, Description] = {}  # equal headers are kept once
         for number, shard in enumerate(self._shards):
             for key, name, image, label, header in members_of(shard, self.options):
                 self.stems.append(f"{shard.stem}/{key}")
@@ -91,13 +90,16 @@ class ShardSet(FileSet):
 
     def read(self, index: int) -> Pixels:
         with self._member(self._images[index], self._files[index].path) as path:
-            image = read_with(path, self.options)
+            image, header = read_with(path, self.options), self._headers[index]
+        found = *image.pixels.shape, image.pixels.dtype
+        if found != (band_count(header, self.options), *self.sizes[index], header.dtype):
+            raise DataError(
+                f"image {self._files[index].path} is not as the index of its shard says, which changed since; "
+                f"delete {self._shards[self._images[index].shard]}{INDEX}"
+            )
         return self._as_set(image.pixels), image.valid
 
-    def read_window(self, index: int, row: int, column: int, height: int, width: int) -> Pixels:
-        pixels, valid = self.read(index)
-        inside = slice(row, row + height), slice(column, column + width)
-        return pixels[:, inside[0], inside[1]], None if valid is None else valid[inside]
+    read_window = ImageSet.read_window
 
     def label(self, index: int) -> np.ndarray:
         with self._member(self._labels[index], self._files[index].label) as path:
@@ -122,15 +124,15 @@ class ShardSet(FileSet):
 
 
 def is_shards(data: str) -> bool:
-    """Whether `--data` names shards."""
+    """Whether `data` is a pattern of shards."""
     return data.lower().endswith(".tar")
 
 
 def expanded(pattern: str) -> list[Path]:
-    """The shards of a pattern: {0000..0099} counts, with as many digits as its first number.
+    """The shards of a pattern: {0000..0099} stands for numbers with the digits of the first one.
 
     Raises:
-        DataError: a shard does not exist.
+        DataError: a shard does not exist, or the numbers do not increase.
     """
     found = [pattern]
     while match := re.search(r"\{(\d+)\.\.(\d+)\}", found[0]):
@@ -146,8 +148,8 @@ def expanded(pattern: str) -> list[Path]:
 
 
 def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
-    """(key, name of the image, (offset, size) of the image and of its label map or None,
-    description) of each image.
+    """For each image of a shard: key, name, (offset, size), (offset, size) of its label map or
+    None, and description.
     """
     endings = image_endings()
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
@@ -155,7 +157,7 @@ def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
     for name, offset, size in places:
         folder, _, last = name.rpartition("/")
         key, _, ending = last.partition(".")
-        if key:  # not a hidden file
+        if key:  # else a hidden file
             key = f"{folder}/{key}" if folder else key
             samples.setdefault(key, {})["." + ending.lower()] = (name, offset, size)
     for key, members in samples.items():
@@ -172,7 +174,11 @@ def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
 def _header(
     shard: Path, name: str, place: list[int], described: Description | None, options: ReadOptions
 ) -> Description:
-    """The description of an image that may be read with these options."""
+    """The description of an image, from the index or else from the image.
+
+    Raises:
+        DataError: the image cannot be read with these options.
+    """
     if described is not None:
         try:
             return accepted(described, options)
@@ -186,8 +192,8 @@ def _header(
 
 
 def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Description]]:
-    """(name, offset, size) of the files of a shard, and descriptions of images: of its index, if
-    that was written for a shard of this size, else of the tar file, without descriptions.
+    """(name, offset, size) of the files of a shard, and the descriptions of its images. From the
+    index if it names the size of the shard, else from the tar file, without descriptions.
     """
     beside = shard.with_name(shard.name + INDEX)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -195,14 +201,14 @@ def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Descripti
         if record["bytes"] == shard.stat().st_size:
             places = [(name, offset, size) for name, offset, size in record["members"]]
             return places, {name: _description(*fields) for name, fields in record["images"].items()}
-    return _members_in(shard), {}
+    return members_in(shard), {}
 
 
 def _description(height: int, width: int, bands: int, dtype: str, *others: object) -> Description:
     return Description(height, width, bands, np.dtype(dtype), *others)
 
 
-def _members_in(shard: Path) -> list[tuple[str, int, int]]:
+def members_in(shard: Path) -> list[tuple[str, int, int]]:
     """(name, offset, size) of the files of a shard, from the headers of the tar file."""
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -217,7 +223,7 @@ def _opened(shard: Path) -> "_Opened":
 
 
 class _Opened:
-    """A file that is closed when nothing refers to it. Reads at a place are safe after a fork."""
+    """A file that is closed when nothing refers to it. `os.pread` is safe after a fork."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -231,10 +237,10 @@ def read_at(shard: Path, offset: int, size: int) -> bytes:
     """A part of a shard.
 
     Raises:
-        DataError: it cannot be read, or the shard is shorter.
+        DataError: the shard cannot be read, or ends before the part.
     """
     try:
-        opened = _opened(shard)  # held while it is read: another thread may drop it from the cache
+        opened = _opened(shard)  # keeps it open: another thread may drop it from the cache
         data = os.pread(opened.number, size, offset)
     except OSError as error:
         raise DataError(f"shard {shard} cannot be read: {error.strerror}") from error
@@ -245,14 +251,16 @@ def read_at(shard: Path, offset: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def as_file(data: bytes, name: str) -> Iterator[Path]:
-    """A path at which these bytes can be read, in memory. A DataError about it names `name`."""
+    """A context with the path of a file in memory that has these bytes. A DataError in it names
+    `name` instead of the path.
+    """
     number = os.memfd_create("member")
     path = f"/proc/self/fd/{number}"
     try:
         with open(number, "wb", closefd=False) as file:
             file.write(data)
-        # Readers that are kept open are told apart by path, time and size. The time makes each file
-        # one of its own.
+        # The cache of open readers distinguishes files by path, time and size. A unique time makes
+        # each file a new one.
         time = next(_unique)
         os.utime(number, ns=(time, time))
         yield Path(path)
@@ -260,57 +268,3 @@ def as_file(data: bytes, name: str) -> Iterator[Path]:
         raise DataError(str(error).replace(path, name)) from error
     finally:
         os.close(number)
-
-
-def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple[int, str]:
-    """Write the images and label maps of a folder as shards, byte for byte, with their indices.
-
-    Args:
-        root: a folder as `--data` takes it.
-        out: the folder to be made. It gets its name when it is complete.
-        shard_bytes: a shard ends after the image that reaches this size.
-
-    Returns:
-        The number of images, and the pattern for `--data`.
-
-    Raises:
-        DataError: the folder is not as it must be, `out` exists, or it cannot be written.
-    """
-    if out.exists():
-        raise DataError(f"--out {out} exists; choose another folder")
-    if not root.is_dir():
-        raise DataError(f"--root {root} is no folder with images")
-    source = FolderSet(root, "all")
-    files, headers = source._files, source._headers
-    keys = [file.stem.replace(".", "_") for file in files]
-    if len(set(keys)) < len(keys):
-        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
-        raise DataError(f"{root}: two images would have the key {twice}, in which a dot becomes _")
-    scratch = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        number = 0
-        waiting = iter(zip(keys, files, headers, strict=True))
-        while (first := next(waiting, None)) is not None:
-            shard = scratch / f"shards-{number:04d}.tar"
-            images = {}
-            with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as archive:
-                for key, file, header in itertools.chain([first], waiting):
-                    name = key + file.path.suffix.lower()
-                    archive.add(file.path, name)
-                    images[name] = header._replace(dtype=str(header.dtype))
-                    if file.label is not None:
-                        archive.add(file.label, key + LABEL)
-                    if archive.offset >= shard_bytes:
-                        break
-            record = {"bytes": shard.stat().st_size, "members": _members_in(shard), "images": images}
-            write_atomically(shard.with_name(shard.name + INDEX), json.dumps(record).encode())
-            number += 1
-        if (root / "classes.txt").is_file():
-            shutil.copy(root / "classes.txt", scratch)
-        os.rename(scratch, out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    return len(files), str(out / f"shards-{{0000..{number - 1:04d}}}.tar")

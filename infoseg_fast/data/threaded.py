@@ -11,10 +11,10 @@ Read = TypeVar("Read")
 
 
 def read_ahead(read: Callable[[Given], Read], given: Iterable[Given], threads: int) -> Iterator[Read]:
-    """`read` of everything given, in order.
+    """The results of `read` for all that is given, in order.
 
-    Threads take the place of worker processes where what was decoded is to be shared. The decoders
-    release the interpreter's lock.
+    Unlike worker processes, threads share decoded parts. The decoders release the interpreter's
+    lock.
     """
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[Read]] = deque()

@@ -1,8 +1,6 @@
-"""TIFF files of every layout, by tifffile: classic and BigTIFF, strips and tiles, any compression
-it knows.
+"""TIFF files by tifffile: classic and BigTIFF, strips and tiles, any of its compressions.
 
-Parts are read block by block with positioned reads, so that threads and forked processes share an
-open file.
+Blocks are read with positioned reads, so that threads and forked processes can share an open file.
 """
 
 import logging
@@ -20,24 +18,23 @@ import tifffile
 from ..errors import DataError
 from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged files are no messages
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise a DataError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-CACHED_BYTES = 64 * 2**20  # decoded blocks that are kept, of all files together
+CACHED_BYTES = 64 * 2**20  # size of the cache of decoded blocks of all files
 JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr colours are decoded to RGB
 LIMITED = {5, 8, 32773, 32946}  # LZW, deflate and PackBits, which compress by less than LARGEST_RATIO
 LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
-# Pixel scale, tie points, transform and coordinate reference system of a GeoTIFF.
-PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # scale, points, transformation, keys, RPCs
+PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 
 
 class BlockCache:
-    """Decoded blocks, least recently used first, up to CACHED_BYTES; the newest block is always
-    kept.
+    """A cache of decoded blocks, up to CACHED_BYTES. The least recently used blocks leave it first.
+    The newest block always stays.
     """
 
     def __init__(self) -> None:
@@ -64,8 +61,8 @@ os.register_at_fork(after_in_child=_blocks.__init__)  # the lock may be held by 
 
 
 class TiffReader(Reader):
-    """A TIFF file. Overviews and masks are no pages; channels that ImageJ or OME metadata declare
-    are bands.
+    """A TIFF file. Overviews and masks are no pages. Pages that ImageJ or OME metadata declare as
+    channels are bands.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,15 +91,15 @@ class TiffReader(Reader):
         self._sidecar = tifffile.TiffFile(sidecar) if os.path.isfile(sidecar) else None
 
     def _images_behind_one_header(self) -> int:
-        """ImageJ writes a stack above 4 GB as one page that is followed by the data of the others:
-        their number.
+        """Number of images. ImageJ writes a stack above 4 GB as one page, followed by the data of
+        the others.
         """
         metadata = (self._file.imagej_metadata or {}) if self._file.is_imagej else {}
         images = int(metadata.get("images", 1))
         return images if len(self._pages) == 1 and self._pages[0].is_contiguous and images > 1 else 1
 
     def _declares_channels(self) -> bool:
-        """Whether the pages are the channels of one image, by the file's ImageJ or OME metadata."""
+        """Whether ImageJ or OME metadata declare the pages as the channels of one image."""
         number = max(len(self._pages), self._contiguous)
         if number == 1 or len({(page.shaped, page.dtype) for page in self._pages}) > 1:
             return False
@@ -114,8 +111,8 @@ class TiffReader(Reader):
         return False
 
     def _page(self, page: int) -> tuple[tifffile.TiffPage, int]:
-        """The header of a page, and the number of pages' data that lie before its own behind that
-        header.
+        """The header of a page, and the number of pages whose data lie between this header and the
+        data of the page.
         """
         return (self._pages[0], page) if self._contiguous > 1 else (self._pages[page], 0)
 
@@ -196,7 +193,7 @@ class TiffReader(Reader):
         return bands.reshape(separate * samples, *bands.shape[2:])
 
     def _blocks_of(self, header: tifffile.TiffPage, rows: slice, columns: slice) -> np.ndarray:
-        """[separate, samples, rows, columns] from the strips or tiles that the part touches."""
+        """Samples [separate, samples, rows, columns] from the strips or tiles that a part touches."""
         separate, _, height, width, samples = header.shaped
         tall, wide, down, across = grid_of(header)
         tag = header.tags.get(GDAL_NODATA)
@@ -216,7 +213,7 @@ class TiffReader(Reader):
         return out
 
     def _block(self, header: tifffile.TiffPage, index: int) -> np.ndarray | None:
-        """A decoded strip or tile [rows, columns, samples]; None for one without data."""
+        """A decoded strip or tile [rows, columns, samples]. None: it has no data."""
         offset, size = header.dataoffsets[index], header.databytecounts[index]
         if offset == 0 or size == 0:
             return None
@@ -241,7 +238,7 @@ class TiffReader(Reader):
 
 
 def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
-    """(rows, columns) of a block, and how many blocks a plane has in each direction."""
+    """(rows, columns) of a block, and the number of blocks of a plane down and across."""
     _, _, height, width, _ = header.shaped
     tall = header.tilelength if header.is_tiled else min(header.rowsperstrip, height)
     wide = header.tilewidth if header.is_tiled else width
@@ -249,15 +246,15 @@ def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
 
 
 def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
-    """Where a block of `length` pixels from `start`, cut off at `end`, lies in `span`, and which of
-    its pixels do.
+    """The overlap of a span of pixels and a block of `length` pixels from `start`, cut off at `end`:
+    in the span, and in the block.
     """
     first, stop = max(span.start, start), min(span.stop, start + length, end)
     return slice(first - span.start, stop - span.start), slice(first - start, stop - start)
 
 
 def palette_of(header: tifffile.TiffPage) -> np.ndarray:
-    """The colours [3, entries]: uint8, or uint16 where 8 bits do not hold them."""
+    """The colours [3, entries]: uint8, or uint16 if they need more bits."""
     colours = np.asarray(header.colormap)
     for step in (257, 256):
         if (colours % step == 0).all():
@@ -266,7 +263,7 @@ def palette_of(header: tifffile.TiffPage) -> np.ndarray:
 
 
 def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
-    """Stored samples [bands, rows, columns] as values: palettes become colours, white is the
+    """The values of stored samples [bands, rows, columns]: palettes become colours, and white is the
     largest value.
     """
     bits, photometric = header.bitspersample, header.photometric

@@ -1,3 +1,1 @@
-"""One run in several processes (ranks), as `torchrun` starts them. docs/distributed.md describes
-it.
-"""
+"""One run in several processes (ranks), which `torchrun` starts; see docs/distributed.md."""

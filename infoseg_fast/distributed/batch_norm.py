@@ -1,6 +1,6 @@
-"""Batch normalisation with the statistics of all ranks' images.
+"""Batch normalisation with statistics over the images of all ranks.
 
-torch.nn.SyncBatchNorm takes CUDA tensors only. On a CPU `RankBatchNorm2d` sums the statistics.
+torch.nn.SyncBatchNorm takes only CUDA tensors. On a CPU `RankBatchNorm2d` sums the statistics.
 """
 
 from typing import Any
@@ -14,19 +14,17 @@ from .world import ranks
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with all its batch normalisations over the ranks. Parameters stay the same
-    objects.
-    """
+    """The module with all its batch normalisations over the ranks, and the same parameters."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for one in module.modules():
         if type(one) is nn.BatchNorm2d:
-            one.__class__ = RankBatchNorm2d  # the same state, and nothing more
+            one.__class__ = RankBatchNorm2d  # it has the same state
     return module
 
 
 class RankBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose statistics of training are those of all ranks."""
+    """`torch.nn.BatchNorm2d` with statistics over all ranks in training."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or ranks() == 1:
@@ -43,12 +41,13 @@ class RankBatchNorm2d(nn.BatchNorm2d):
 class _Normalised(torch.autograd.Function):
     """(x - mean) / std * weight + bias, with the mean and the variance over all ranks.
 
-    With g the gradient by the result and n the number of values of a channel on all ranks,
+    With g the gradient of the result, n the number of values of a channel on all ranks, and sums
+    over all ranks,
 
         dx = weight / std * (g - sum g / n - xhat * sum(g * xhat) / n)
 
-    where the sums are over all ranks. dweight and dbias are this rank's sums: the training loop
-    adds those of the others, as for all parameters.
+    dweight and dbias are sums over this rank. The training loop sums them over the ranks, as the
+    gradients of all parameters.
     """
 
     @staticmethod
@@ -78,8 +77,8 @@ class _Normalised(torch.autograd.Function):
             sums = torch.stack([sum_g, sum_gx])
             dist.all_reduce(sums)
             sums /= ctx.count
-            # dx = weight / std * (g - a - (x - mean) / std * b) as one multiple of g, one of x and
-            # a constant
+            # dx = weight / std * (g - a - (x - mean) / std * b) as a multiple of g, a multiple of x
+            # and a constant.
             scale = weight * inverse
             by_x = -scale * inverse * sums[1]
             constant = -scale * sums[0] - by_x * mean

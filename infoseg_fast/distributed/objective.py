@@ -1,15 +1,14 @@
 """The loss of a network over the images of all ranks.
 
-A rank returns its part of the loss such that the sum over the ranks of (images of the rank / images
-of all ranks) x part is the loss of one process on all images. The training loop weighs and sums
-gradients in this way, whatever a recipe returns. So a mean over the images of a rank needs nothing;
-a mean over positions is weighted by their number; and what is not a mean (the class usage, the
-moments of the appearance) is formed from sums over the ranks, through which gradients flow back.
+A rank returns its part of the loss. The sum over the ranks of (images of the rank / images of all
+ranks) x part is the loss of one process on all images. The training loop weights and sums gradients
+in this way for every recipe. So a mean over the images of a rank needs no change. A mean over
+positions is weighted by their number. Terms that are not means (the class usage, the moments of the
+appearance) are formed from differentiable sums over the ranks.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,24 +23,24 @@ from ..ops.appearance_statistics import appearance_statistics
 from ..ops.information_of_moments import information_of_moments
 from ..ops.local_appearance import local_appearance
 from ..reference.folding import fold_projection
-from ..reference.mutual_information_loss import softplus
+from ..reference.information_of_moments import symmetric_places
+from ..reference.mutual_information_loss import class_usage_penalty, softplus
 from .sums import gathered, sizes_of_ranks, summed
 from .world import across_ranks, rank, ranks
 
-SCORES = 2**24  # scores that are formed at once; more are formed in turns, and again in the backward pass
+SCORES = 2**24  # scores formed at once; more are formed in parts, and again in the backward pass
 
 
 class Valid(NamedTuple):
     """The positions of a rank that count.
 
     Attributes:
-        mask: bool [B, h, w], or None where all count. Where none counts it is all True, since the
-            mean over no position is not a number, and `share` is 0.
-        share: positions of this rank that count / those of all ranks, a scalar.
-        total: positions of all ranks that count, a scalar.
-        counts: 1 where a position of any rank counts, a scalar. Where none counts it is 0, which
-            takes the place of a loss without positions; `share` and `total` are then those of all
-            positions.
+        mask: bool [B, h, w]. None: all count. If none counts, it is all True, since the mean over
+            no position is not a number, and `share` is 0.
+        share: number of positions of this rank that count, divided by that of all ranks, a scalar.
+        total: number of positions of all ranks that count, a scalar.
+        counts: 1 if a position of any rank counts, else 0, a scalar factor of the loss. If it is 0,
+            `share` and `total` are those of all positions.
     """
 
     mask: Tensor | None
@@ -51,7 +50,7 @@ class Valid(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor | None, features: Tensor) -> Valid:
-        """From the mask of this rank's positions of features [B, C, h, w]."""
+        """The positions of features [B, C, h, w] of this rank, with its mask bool [B, h, w]."""
         positions = features.shape[0] * features.shape[2] * features.shape[3]
         number = torch.full((), positions, dtype=torch.int64, device=features.device) if mask is None else mask.sum()
         own = torch.stack([number, torch.full_like(number, positions)])
@@ -74,19 +73,16 @@ def loss_over_ranks(
     across: bool = True,
     chosen: Tensor | None = None,
 ) -> Tensor:
-    """This rank's part of `criterion`, an `InfoSegLoss`, over all ranks.
+    """This rank's part of the loss over all ranks. It is 0 if no position of any rank counts.
 
     Args:
+        criterion: an `InfoSegLoss`.
         features, global_features, weight, bias, mask: of the images of this rank, as in
             `mutual_information_loss`.
-        across: whether images of other ranks are negatives too, where the estimator allows it.
-            Without, an image's partners are those of its rank.
-        chosen: indices of the positions, [N], in the order of a row-major map, at which the mutual
-            information is estimated; the same for every image. None: at all positions. The class
-            usage is that of all positions, since a mean of a logarithm is not the logarithm of a
-            mean.
-
-    Where no position of any rank counts, it is 0.
+        across: whether images of other ranks are negatives too, if the estimator allows it.
+        chosen: indices [N] of the positions at which the mutual information is estimated, row by
+            row, the same for every image. None: all positions. The class usage is always that of
+            all positions, since the mean of a logarithm is not the logarithm of a mean.
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     sizes = sizes_of_ranks(len(features))
@@ -113,16 +109,16 @@ def loss_over_ranks(
         given = {"statistics": counted, "temperature": criterion.temperature, "backend": criterion.backend}
         usage = summed(class_moments(features, global_features, weight, bias, **given))[:, 0]
         usage = usage / everywhere.total.to(usage.dtype)
-        entropy = -(usage * usage.clamp_min(torch.finfo(usage.dtype).tiny).log()).sum()
-        loss = loss + criterion.balance * (math.log(len(usage)) - entropy) * everywhere.counts.to(usage.dtype)
+        loss = loss + criterion.balance * class_usage_penalty(usage) * everywhere.counts.to(usage.dtype)
     return loss
 
 
 def chosen_positions(number: int | None, features: Tensor, seed: int, step: int) -> Tensor | None:
-    """Indices of `number` positions, drawn without repetition from the positions of features [B, C,
-    h, w]: every position is as likely. The same for every image, so that a partner's position is
-    there. None: there are no more positions than that. A GPU draws its own, so that nothing is
-    copied to it.
+    """Indices of `number` positions of features [B, C, h, w], int64 [number], drawn uniformly
+    without repetition. None: the features have no more positions, or `number` is None.
+
+    They are the same for every image, since a negative pair compares the same position of two
+    images. A GPU draws them itself, so that nothing is copied to it.
     """
     positions = features.shape[2] * features.shape[3]
     if number is None or number >= positions:
@@ -137,8 +133,8 @@ def chosen_positions(number: int | None, features: Tensor, seed: int, step: int)
 def _mean_over_positions(
     criterion, features: Tensor, G: Tensor, g0: Tensor | None, mask: Tensor | None, first: int
 ) -> Tensor:
-    """The mean over the positions of features [b, C, h, w] that count; G [B, K, C] and g0 [B, K]
-    are those of all images, this rank's from `first` on.
+    """The mean of the loss over the positions of features [b, C, h, w] that count. G [B, K, C] and
+    g0 [B, K] are those of all images. Those of this rank begin at `first`.
     """
     (B, K, _), (b, C), P = G.shape, features.shape[:2], features[0, 0].numel()
     partners = B - 1 if criterion.num_negatives == "all" else criterion.num_negatives
@@ -155,7 +151,9 @@ def _mean_over_positions(
 
 
 def _sum_over_positions(features, G, g0, mask, image, criterion) -> Tensor:
-    """As `reference.folded_loss`, with candidates `image` [b, 1 + n] from all ranks' images."""
+    """The sum of `reference.folded_loss` over positions, with the candidates `image` [b, 1 + n] among
+    the images of all ranks.
+    """
     q = torch.einsum("bjkc,bcp->bjkp", G[image], features.to(G.dtype).flatten(2))
     if g0 is not None:
         q = q + g0[image][..., None]
@@ -180,14 +178,13 @@ def appearance_over_ranks(
     temperature: float,
     smooth: int,
 ) -> Tensor:
-    """`recipe.appearance.appearance_term` of the images of all ranks, the same on every rank.
+    """`recipe.appearance.appearance_term` for the images of all ranks, the same on every rank. It is
+    0 if no position of any rank counts.
 
     `appearance_statistics` scales the appearance y to mean 0 and variance 1 over the images of the
-    rank. With a = s_r / s and c = (m_r - m) / s, from the rank's mean m_r and deviation s_r to
-    those of all ranks, the moments of the rank in the common scale are A M A^T with A = [[1, 0],
-    [c, diag(a)]].
-
-    Where no position of any rank counts, it is 0.
+    rank. Let m_r and s_r be the mean and the standard deviation of the rank, and m and s those of
+    all ranks. With a = s_r / s and c = (m_r - m) / s the moments M of the rank become A M A^T in the
+    common scale, with A = [[1, 0], [c, diag(a)]].
     """
     valid = Valid.of(mask, features)
     y = local_appearance(images, features.shape[2:])
@@ -208,8 +205,6 @@ def appearance_over_ranks(
     moments = class_moments(features, global_features, weight, bias, **given)
     both = torch.cat([moments, statistics.sum(dim=(0, 2, 3))[None].to(moments.dtype)]).double()
     row, column = torch.triu_indices(len(A), len(A), device=A.device)
-    place = row.new_empty(len(A), len(A))
-    place[row, column] = place[column, row] = torch.arange(len(row), device=A.device)
-    scaled = (A @ both[:, place] @ A.mT)[:, row, column]
+    scaled = (A @ both[:, symmetric_places(len(A), A.device)] @ A.mT)[:, row, column]
     scaled = summed(valid.share * scaled).to(moments.dtype)
     return information_of_moments(scaled[:-1], scaled[-1]) * valid.counts.to(scaled.dtype)

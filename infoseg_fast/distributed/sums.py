@@ -1,4 +1,4 @@
-"""Sums and gathers over the ranks that gradients flow back through."""
+"""Differentiable sums and gathers over the ranks."""
 
 import torch
 import torch.distributed as dist
@@ -9,12 +9,12 @@ from .world import rank, ranks
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over the ranks, differentiable: the gradient is the sum over the ranks too."""
+    """The sum over the ranks. Its gradient is the sum of the ranks' gradients."""
     return x if ranks() == 1 else all_reduce(x)
 
 
 def sizes_of_ranks(number: int) -> list[int]:
-    """The numbers that the ranks give. It does not wait for a GPU."""
+    """The numbers of all ranks, in their order. It does not wait for a GPU."""
     sizes = torch.zeros(ranks(), dtype=torch.int64)
     sizes[rank()] = number
     if ranks() > 1:
@@ -23,11 +23,11 @@ def sizes_of_ranks(number: int) -> list[int]:
 
 
 def gathered(x: Tensor, sizes: list[int]) -> Tensor:
-    """The rows [n, ...] of all ranks, [sum of sizes, ...], differentiable.
+    """The rows [n, ...] of all ranks, [sum of sizes, ...].
 
-    A sum of tensors that are zero outside of a rank's own rows: it takes ranks of different sizes,
-    and every backend has it forwards and backwards. It sends twice the bytes of an all-gather,
-    which is little for the global features of a batch.
+    It is a sum of tensors that are zero outside a rank's own rows, so that ranks may have different
+    sizes and every backend has its gradient. It sends twice the bytes of an all-gather, which is
+    little for the global features of a batch.
     """
     if ranks() == 1:
         return x

@@ -12,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoint import first_line
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 T = TypeVar("T")
 
@@ -23,7 +22,7 @@ class LostRankError(RuntimeError):
 
 
 def ranks() -> int:
-    """The number of ranks of torch.distributed's default group; 1 without a group."""
+    """The number of ranks of torch.distributed's default group. 1: there is no group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -33,20 +32,23 @@ def rank() -> int:
 
 
 def across_ranks(estimator: str, negatives: str) -> bool:
-    """Whether images of other ranks can be negatives. `same_position` compares assignments, K maps
-    of an image, which are not sent: its partners are images of the same rank.
+    """Whether images of other ranks can be negatives. Those of `same_position` need assignments, K
+    maps of an image, which are too large to send.
     """
     return estimator == "infonce" or negatives == "reassigned"
 
 
 class World:
-    """The ranks of a run as a context: torch.distributed's default group, made of the environment
+    """A context with the ranks of a run: torch.distributed's default group, from the environment
     that torchrun sets. Without that environment there is one rank and no group.
 
     Args:
-        cuda: whether the ranks train on GPUs: rank i of a machine on its GPU i. Sums of GPU
-            tensors go through NCCL, those of CPU tensors through Gloo.
+        cuda: whether the ranks train on GPUs, rank i of a machine on its GPU i. NCCL sums GPU
+            tensors, Gloo CPU tensors.
         timeout: seconds that a rank waits for the others before it ends the run.
+
+    Raises:
+        LostRankError: another rank does not answer; also from an error in the context.
     """
 
     def __init__(self, cuda: bool, timeout: float) -> None:
@@ -61,20 +63,19 @@ class World:
             timeout = timedelta(seconds=self.timeout)
             try:
                 store, own, number = next(dist.rendezvous("env://", timeout=timeout))
-                # torchrun keeps its store for a restart. Addresses of ranks that have ended must
-                # not be found there.
+                # torchrun keeps its store for a restart, with addresses of ranks that have ended.
                 store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
                 dist.init_process_group(backend, store=store, rank=own, world_size=number, timeout=timeout)
             except RuntimeError as error:
                 raise LostRankError(f"the ranks do not reach each other: {first_line(error)}") from error
             self._joined = True
         self.rank, self.size = rank(), ranks()
-        if self._joined and not self.is_main:  # what is said is said once
+        if self._joined and not self.is_main:  # only the main rank logs
             logging.getLogger("infoseg_fast").setLevel(logging.ERROR)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._joined and error is None:  # after an error the others may not answer; the end of the process closes
+        if self._joined and error is None:  # after an error the others may not answer
             dist.destroy_process_group()
         if self.size > 1 and isinstance(error, RuntimeError) and is_of_collective(error):
             raise LostRankError(
@@ -88,7 +89,7 @@ class World:
         return self.rank == 0
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns on the main rank, on every rank. A DataError there is raised on all."""
+        """The result of `make` on the main rank, for every rank. Its DataError is raised on all."""
         if self.size == 1:
             return make()
         sent: list = [None]
@@ -103,7 +104,7 @@ class World:
         return sent[0]
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers. It does not wait for a GPU."""
+        """The largest number of all ranks. It does not wait for a GPU."""
         if self.size == 1:
             return number
         found = torch.tensor(number)
@@ -114,7 +115,7 @@ class World:
         """Replace the gradients by their sums over the ranks, in one message.
 
         Args:
-            parameters: the same on every rank; those without a gradient are left alone.
+            parameters: the same on every rank. Those without a gradient do not change.
             loss: this rank's part of the loss, a scalar.
 
         Returns:
@@ -131,8 +132,8 @@ class World:
         return parts[-1].reshape(())
 
     def mean_buffers(self, module: torch.nn.Module) -> None:
-        """Replace the buffers by their means over the ranks: running statistics that every rank
-        took of its own images.
+        """Replace the buffers by their means over the ranks. They are running statistics of the
+        images of each rank.
         """
         for buffer in module.buffers() if self.size > 1 else ():
             if buffer.is_floating_point():
@@ -140,7 +141,7 @@ class World:
                 buffer /= self.size
 
     def mean(self, numbers: dict[str, float]) -> dict[str, float]:
-        """The means of the ranks' numbers."""
+        """The means of the numbers over the ranks."""
         if self.size == 1 or not numbers:
             return numbers
         values = torch.tensor(list(numbers.values()), dtype=torch.float64)
@@ -149,5 +150,5 @@ class World:
 
 
 def is_of_collective(error: RuntimeError) -> bool:
-    """Whether torch.distributed raised it. Gloo raises plain RuntimeErrors."""
+    """Whether torch.distributed raised the error. Gloo raises plain RuntimeErrors."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.images import IGNORE
 from ..data.names import read_names
 from ..errors import DataError
+from ..scores.matching import class_of_cluster
 from ..segmenter import Segmenter
 
 MAX_CLUSTERS = 255  # 255 marks pixels without data
@@ -47,9 +47,8 @@ class Labels:
                 )
             if name_file is not None:
                 raise DataError("--names names clusters, and --match writes classes; leave one of them out")
-            mapping, self.names = np.array(segmenter.mapping), segmenter.labelling.data.class_names
-            self.table[: len(mapping)] = np.where(mapping < 0, IGNORE, mapping)
-            self.number = max(int(mapping.max()) + 1, len(self.names or []))
+            self.table, self.names = class_of_cluster(segmenter.mapping), segmenter.labelling.data.class_names
+            self.number = max(max(segmenter.mapping) + 1, len(self.names or []))
         elif name_file is not None:
             self.names = read_names(name_file)
             if len(self.names) != self.number:

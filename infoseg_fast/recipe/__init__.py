@@ -1,9 +1,8 @@
-"""Recipes: what is trained, and how its result becomes labels.
+"""Recipes: networks, losses and labellings for the training loop.
 
-A recipe is a class that extends `Recipe`. The training loop (`infoseg_fast.train`) owns the
-batches, the backward pass, the optimiser, the log and the checkpoints. The recipe owns the
-networks, the loss and the `Labelling` that they give. `infoseg train --recipe MODULE:CLASS` takes a
-recipe of one's own.
+A recipe is a subclass of `Recipe`. The training loop (`infoseg_fast.train`) owns the batches, the
+backward pass, the optimiser, the log and the checkpoints. The recipe owns the networks, the loss
+and the `Labelling`. `infoseg train --recipe MODULE:CLASS` trains a user's own recipe.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from .labelling import Labelling
     from .sample import Sample
 
-# Values for the settings that neither the user nor the recipe gives.
+# Defaults of settings that a recipe has no default for.
 COMMON_DEFAULTS: Mapping[str, Any] = {
     "estimator": "jsd", "negatives": "same_position", "num_negatives": 1, "balance": 0.0, "appearance": 0.0,
     "overcluster": 1.0, "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
@@ -43,22 +42,20 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a recipe and a labelling know of the images.
+    """The description of the images for a recipe and a labelling.
 
     Attributes:
-        channels: channels of an image.
-        num_classes: K, the number of classes that labels have.
-        class_names: names of the classes of the ground truth, if it has any.
-        mean, std: mean and standard deviation of each channel over the training images, in the
-            scale [0, 1].
-        scaling: limits by which stored values become [0, 1]. None: of 8-bit values. Pixels without
-            data get the mean, unless the scaling has a `fill`.
+        channels: number of channels of an image.
+        num_classes: K, the number of classes of the labels.
+        class_names: names of the classes of the ground truth, or None.
+        mean, std: mean and standard deviation of each channel over the training images in [0, 1].
+        scaling: maps stored values to [0, 1]. None: that of 8-bit values. If it has no `fill`,
+            pixels without data get the mean.
         scale: factor by which images are resized before they enter the network.
-        raw_scale: factor by which files were resized when a prepared set was made. Raw files need
-            it too.
-        noise_share: share of the variance that noise has at the scale of a position
-            (`smoothing.noise_share`).
-        reading: how the files of the images were read: bands, no-data, alpha channel, pages.
+        raw_scale: factor by which the images of a prepared set were resized. Raw files are resized
+            by it too.
+        noise_share: result of `smoothing.noise_share`.
+        reading: how the image files were read.
     """
 
     channels: int
@@ -83,7 +80,7 @@ class DataInfo:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> DataInfo:
-        """What `state` returned."""
+        """The description with this `state`."""
         reading = ReadOptions(**state["reading"])
         return cls(**{**state, "scaling": Scaling.from_state(state["scaling"]), "reading": reading})
 
@@ -91,21 +88,20 @@ class DataInfo:
 class Recipe(nn.Module):
     """An objective with its networks. Parameters that require a gradient are trained.
 
+    Every checkpoint has the parameters and the buffers. All random numbers must follow from
+    `settings.seed` and the step, so that a resumed run gives the same bits.
+
     Args:
         settings: the resolved settings of the run.
-        data: what is known of the images.
-
-    The parameters and buffers are saved in every checkpoint. All random numbers must follow from
-    `settings.seed` and the step, so that a resumed run gives the same bits.
+        data: the description of the images.
     """
 
-    # Values for settings of `Settings` that the user leaves out. A subclass replaces those that it
-    # names.
+    # Defaults of the settings that the user does not give.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # Which images of the step's batch those of `loss` are, where they are not all. The loop sets it
-    # for ranks and for --accumulate, so that draws can be those of the whole batch.
+    # The part of the step's batch that the images of `loss` are. None: the whole batch. The loop
+    # sets it for ranks and --accumulate, so that random numbers can be drawn for the whole batch.
     part: Part | None = None
-    # Tensors of the last step for `metrics`. A step that a CUDA graph replays puts its own here.
+    # Tensors of the last step for `metrics`. A replay of a CUDA graph sets it to the graph's tensors.
     last: Any = None
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
@@ -113,8 +109,8 @@ class Recipe(nn.Module):
         self.settings, self.data = settings, data
 
     def begin(self, sample: Sample) -> None:
-        """Called once before the first step of a new run. What it finds must be in parameters,
-        buffers or `state`.
+        """Called once before the first step of a new run. Its results must be in parameters, buffers
+        or `state`.
         """
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
@@ -132,19 +128,19 @@ class Recipe(nn.Module):
         raise NotImplementedError
 
     def before_step(self, step: int) -> None:
-        """Called on the host before step number `step`, also where a CUDA graph replays the rest of
-        the step. It must not wait for the device.
+        """Called on the host before step number `step`, also if a CUDA graph replays the step. It
+        must not wait for the device.
         """
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step number `step`. It must not wait for the device."""
 
     def not_capturable(self) -> str | None:
-        """Why a CUDA graph cannot replay `loss` and `after_step`; None: it can.
+        """The reason why a CUDA graph cannot replay `loss` and `after_step`. None: it can.
 
-        A graph repeats the kernels of one step. So both may read tensors that `before_step` fills,
-        but neither the number of the step nor random numbers, and they must not wait for the
-        device. What `metrics` reads of a step must be in `last`.
+        A graph repeats the kernels of one step. So both methods may read tensors that `before_step`
+        fills, but not the number of the step. They must not draw random numbers or wait for the
+        device. `metrics` may read a step only through `last`.
         """
         return "the recipe does not say that its step can be captured (Recipe.not_capturable)"
 
@@ -153,25 +149,25 @@ class Recipe(nn.Module):
         return {}
 
     def labelling(self, sample: Sample) -> Labelling:
-        """What turns images into labels now: a function of the state and of the sample. At most
+        """The labelling of the current state: a function of the state and the sample. Called at most
         once per step.
         """
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside parameters and buffers: tensors, numbers and text."""
+        """The content of a checkpoint besides parameters and buffers: tensors, numbers and text."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore the result of `state`."""
 
 
 def imported(name: str, what: str) -> Any:
     """The object that "module:attribute" names. The working directory is searched too.
 
     Args:
-        name: as the user or a checkpoint gives it.
-        what: the option or file that gives it, for the error.
+        name: "module:attribute".
+        what: the option or the file with this name, for the error.
 
     Raises:
         DataError: there is no such module or attribute.
@@ -189,7 +185,7 @@ def imported(name: str, what: str) -> Any:
 
 
 def recipe_class(name: str) -> type[Recipe]:
-    """The class of `--recipe`: a name of BUILT_IN, or MODULE:CLASS.
+    """The class of a recipe by its name in BUILT_IN, or by MODULE:CLASS.
 
     Raises:
         DataError: there is no such recipe.

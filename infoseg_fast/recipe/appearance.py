@@ -1,14 +1,15 @@
-"""The appearance term: the information of the class of a position about what its pixels look like.
+"""The appearance term: the information of the class of a position about the appearance of its
+pixels.
 
-I(k; y) is the mutual information of the class k of a position and its appearance y, which is taken
-from the image and not learnt. No class can be invented for it that cannot be seen. With h the
-differential entropy, I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance
-the normal density has the largest entropy. So the normal entropies of the classes bound I from
-below, up to h(y), which no assignment changes.
+I(k; y) is the mutual information of the class k of a position and its appearance y. The appearance
+comes from the image and is not learnt, so that classes must be visible. With h the differential
+entropy, I(k; y) = h(y) - sum_k pi_k h(y | k). Among all densities of one covariance the normal
+density has the largest entropy. So the normal entropies of the classes bound I from below, up to
+h(y), which does not depend on the assignment.
 
-The bound depends on the assignment V through its moments sum_p V[k,p] (1, y, y y^T)[p] alone.
+The bound depends on the assignment V only through its moments sum_p V[k,p] (1, y, y y^T)[p].
 `appearance_statistics` gives the factors of V and `information_of_moments` the bound.
-`class_moments` forms the moments without V, for the training loop (`appearance_term`).
+`appearance_term`, for training, forms the moments by `class_moments`, without V.
 `appearance_information` takes V.
 """
 
@@ -37,7 +38,7 @@ class AppearanceTerm:
     Attributes:
         weight: factor of the information.
         temperature: tau of the assignment.
-        smooth: radius in positions over which the assignment is averaged, as when labels are made.
+        smooth: radius over which the assignment is averaged, positions, as in the labelling.
     """
 
     weight: float
@@ -54,8 +55,8 @@ class AppearanceTerm:
         images: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """The weighted information. Arguments as of `appearance_term`; the images need no padding,
-        and may have any number of channels (`colour_channels`).
+        """The weighted information. Arguments as in `appearance_term`, but the images need no
+        padding and may have any number of channels (`colour_channels`).
         """
         term = appearance_over_ranks if ranks() > 1 else appearance_term
         return self.weight * term(
@@ -80,51 +81,47 @@ def appearance_term(
     mask: Tensor | None = None,
     temperature: float = 1.0,
     smooth: int = 0,
-    resolution: float = RESOLUTION,
-    backend: str = "auto",
 ) -> Tensor:
-    """`appearance_information` of the smoothed assignment and of `local_appearance`, without
-    forming an assignment.
+    """`appearance_information` of the smoothed assignment and `local_appearance`. The assignment is
+    not formed.
 
     Args:
         features, global_features, weight, bias, temperature: as in `assign`.
         images: float [B, c, H_img, W_img] in [0, 1], which the features cover.
         mask, smooth: as in `appearance_statistics`.
-        resolution: as in `appearance_information`.
-        backend: "auto", "reference", "cpp" or "triton", of every part.
 
     Returns:
-        A scalar, float64 for float64 features, else float32; differentiable in all but the images.
+        A scalar, float64 for float64 features, else float32. Differentiable in all tensors but the
+        images.
     """
-    appearance = local_appearance(images, features.shape[2:], backend=backend)
-    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
-    moments = class_moments(
-        features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend
-    )
-    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)), resolution, backend=backend)
+    appearance = local_appearance(images, features.shape[2:])
+    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth)
+    moments = class_moments(features, global_features, weight, bias, statistics=statistics, temperature=temperature)
+    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)))
 
 
 def appearance_information(
     probs: Tensor, appearance: Tensor, mask: Tensor | None = None, *, resolution: float = RESOLUTION
 ) -> Tensor:
-    """The mutual information of class and appearance, in nats, with every class taken as normal.
+    """The mutual information of class and appearance in nats, with the appearance of each class as
+    normal distribution.
 
         I = 1/2 log det(S + r^2) - sum_k pi_k 1/2 log det(S_k + r^2)
 
     S is the covariance of y over all positions. pi_k and S_k are the share and the covariance of
-    class k, where position p counts V[b,k,p] times. Each channel of y is scaled to variance 1.
-    Never negative; 0 when all classes look alike.
+    class k, with the weight V[b,k,p] of position p. Each channel of y is scaled to variance 1. The
+    result is never negative, and 0 if all classes look alike.
 
     Args:
         probs: V [B, K, h, w], from `assign`.
         appearance: y [B, d, h, w], from `local_appearance` or any other description of the
             positions; a constant.
-        mask: bool [B, h, w]; only positions where it holds count.
+        mask: bool [B, h, w], the positions that count. None: all.
         resolution: r > 0, in standard deviations. Smaller differences do not count.
 
     Returns:
-        A scalar, differentiable in `probs`; float64 for float64 probabilities, else float32. NaN
-        when no position counts.
+        A scalar, float64 for float64 probabilities, else float32. NaN if no position counts.
+        Differentiable in `probs`.
 
     Raises:
         ValueError: the shapes do not match, or resolution is not above 0.

@@ -1,6 +1,4 @@
-"""Averaged weights: labels are made from them, since the weights of a single step scatter around
-their mean.
-"""
+"""Averaged weights. Labels use them, since the weights of a single step scatter around their mean."""
 
 import copy
 from typing import TypeVar
@@ -19,16 +17,19 @@ def average_of(model: Network) -> Network:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int, share: Tensor | None = None) -> None:
-    """Move the parameters and buffers of `average` towards those of `model`.
+    """Update the exponential moving average of parameters and buffers over about 1 / (1 - decay)
+    steps.
 
-    The exponential moving average over about 1 / (1 - decay) steps. The decay of the first steps is
-    lower, (step + 1) / (step + 10), so that the initial weights are forgotten.
+    The decay of the first steps is lower, (step + 1) / (step + 10), so that the initial weights are
+    forgotten.
 
     Args:
+        average: the average, from `average_of`.
+        model: the network.
         decay: weight of the old average, below 1.
         step: number of the step, from 0.
-        share: 1 - `decay_of` the step, as a scalar on the device, where a CUDA graph
-            replays the update: it would repeat the numbers of the host.
+        share: 1 - `decay_of(decay, step)` as a scalar on the device, for a CUDA graph, which would
+            repeat a number of the host. None: it is computed.
     """
     own, new = (list(x.parameters()) + list(x.buffers()) for x in (average, model))
     averaged: tuple[list[Tensor], list[Tensor]] = ([], [])

@@ -1,4 +1,4 @@
-"""The colours that the appearance term and the refinement see of images of many bands."""
+"""The colours of images with many bands, for the appearance term and the refinement."""
 
 import itertools
 
@@ -9,12 +9,12 @@ MAX_COLOURS = 8
 
 
 def colour_channels(images: Tensor) -> Tensor:
-    """[B, c, H, W] of at most MAX_COLOURS channels: the images, or the means of neighbouring bands.
+    """The images [B, c, H, W], or means of their neighbouring bands, at most MAX_COLOURS channels.
 
-    A normal density of c bands has c (c + 1) / 2 moments, which few positions do not tell apart,
-    and the refinement computes c residuals of 2 c numbers at every pixel. Neighbouring bands of a
-    sensor are alike. A mean of bands is still an intensity in [0, 1], of which a change of
-    illumination shifts the logarithm; a principal component is not. The network sees every band.
+    A normal density of c bands has c (c + 1) / 2 second moments, too many for few positions, and
+    the refinement computes c residuals of 2 c numbers at every pixel. Neighbouring bands of a
+    sensor are alike. A mean of bands is an intensity in [0, 1], so that a change of illumination
+    shifts its logarithm. A principal component is not. The network gets every band.
     """
     c = images.shape[1]
     if c <= MAX_COLOURS:

@@ -1,4 +1,4 @@
-"""The default recipe: InfoNCE with the parts that trials on real images chose (docs/recipe.md)."""
+"""The default recipe: InfoNCE with parts that improve it on real images (docs/recipe.md)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class DefaultRecipe(Recipe):
-    """A network of more classes than are wanted, whose merged classes are the labels.
+    """A network with more classes than the labels. Its merged classes are the labels.
 
-    Each part can be left out by one setting: the appearance term (`appearance=0`), over-clustering
-    (`overcluster=1`), smoothing (`smooth=0`), averaged weights (`average=0`), and pixel refinement
-    (`refine=False`).
+    One setting disables each part: `appearance=0` the appearance term, `overcluster=1`
+    over-clustering, `smooth=0` smoothing, `average=0` averaged weights, and `refine=False` pixel
+    refinement.
     """
 
     defaults: ClassVar[dict[str, Any]] = {

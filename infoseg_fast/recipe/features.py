@@ -4,10 +4,10 @@ The leading principal components y of the local features, each of variance 1, ha
 
     p(y) = sum_k pi_k t(y; m_k, S_k)
 
-with t the multivariate t distribution (nu = 4 degrees of freedom). Far points weigh less than with
-normal distributions. The mixture is fitted to the sample by expectation maximisation (Peel and
-McLachlan, 2000), from spherical k-means, and then to all images by the gradient of the likelihood.
-Labels are the argmax of p(k | y), upsampled, with the refinement at the pixels.
+with t the multivariate t distribution (nu = 4 degrees of freedom). Distant points have less weight
+than with normal distributions. Expectation maximisation (Peel and McLachlan, 2000) fits the mixture
+to the sample, from spherical k-means. Training then fits it to all images, by the gradient of the
+likelihood. Labels are the argmax of p(k | y), upsampled, with the refinement at the pixels.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ class MixtureHead(nn.Module):
         return self.joint(components.movedim(1, -1)).softmax(dim=-1).movedim(-1, 1)
 
     def joint(self, y: Tensor) -> Tensor:
-        """log (pi_k t(y; m_k, S_k)) up to a constant: [.., d] -> [.., K]."""
+        """log (pi_k t(y; m_k, S_k)) up to a constant: [..., d] -> [..., K]."""
         d = self.means.shape[1]
         distance = self.distance(y)
         log_det = self.roots.diagonal(dim1=1, dim2=2).sum(dim=1)
         return self.shares.log_softmax(dim=0) + log_det - (FREEDOM + d) / 2 * torch.log1p(distance / FREEDOM)
 
     def distance(self, y: Tensor) -> Tensor:
-        """Squared Mahalanobis distances: [.., d] -> [.., K]."""
+        """Squared Mahalanobis distances: [..., d] -> [..., K]."""
         roots = self.roots.tril(-1) + torch.diag_embed(self.roots.diagonal(dim1=1, dim2=2).exp())
         offset = torch.einsum("kij,kj->ki", roots, self.means)
         return (torch.einsum("kij,...j->...ki", roots, y) - offset).square().sum(dim=-1)
 
     @torch.no_grad()
     def fit(self, y: Tensor, seed: int) -> None:
-        """Expectation maximisation from the best of several spherical k-means.
+        """Fit the mixture by expectation maximisation, from the best of STARTS spherical k-means.
 
         Args:
-            y: [n, d].
-            seed: of the starts.
+            y: the points [n, d].
+            seed: seed of the starts.
         """
         K, d = self.means.shape
         weights = F.one_hot(spherical_kmeans(y, K, seed), K).to(y)
@@ -93,7 +93,7 @@ class MixtureHead(nn.Module):
 
 
 def spherical_kmeans(y: Tensor, number: int, seed: int) -> Tensor:
-    """Clusters [n] of directions: the best of STARTS."""
+    """Spherical k-means: the cluster of each point, int64 [n], by the best of STARTS."""
     generator = torch.Generator().manual_seed(seed)
     directions = F.normalize(y, dim=1)
     best, found = -torch.inf, None
@@ -171,12 +171,15 @@ class FeaturesRecipe(Recipe):
 
 
 def whole_cells(images: Tensor, mask: Tensor | None, local: Tensor, stride: int) -> Tensor:
-    """The cells [B, h, w] of a local map that lie within the images, and whose pixels all count.
+    """The cells of a local map that lie within the images and whose pixels all count, bool [B, h,
+    w].
 
     Args:
         images: [B, c, H, W], without the padding of the map.
-        mask: bool [B, H, W], or that of positions [B, H / 4, W / 4], or None.
-        stride: of the map, in pixels.
+        mask: the pixels that count, bool [B, H, W], or the positions, bool [B, H / 4, W / 4]. None:
+            all.
+        local: the local map [B, C, h, w].
+        stride: stride of the map, pixels.
     """
     rows, columns = images.shape[2:]
     if mask is None:
@@ -188,7 +191,7 @@ def whole_cells(images: Tensor, mask: Tensor | None, local: Tensor, stride: int)
 
 
 def with_head(network: InfoSegNet) -> InfoSegNet:
-    """The network with log p(k | y) as its projected local features."""
+    """The network with a `MixtureHead`: its projected local features are log p(k | y)."""
     K = network.num_classes
     network.backbone.head = MixtureHead(K, network.backbone.components)
     network.local_projection = nn.Conv2d(K, K, 1, bias=False).requires_grad_(False)
@@ -198,5 +201,5 @@ def with_head(network: InfoSegNet) -> InfoSegNet:
 
 
 def build_network(**arguments: Any) -> InfoSegNet:
-    """The network of a checkpoint."""
+    """Build the network of a checkpoint."""
     return with_head(build(**arguments))

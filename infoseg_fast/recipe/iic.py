@@ -1,15 +1,15 @@
 """Invariant information clustering for segmentation (Ji, Henriques and Vedaldi, 2019, arXiv
 1807.06653).
 
-The information between the classes of two views of an image is maximised, at positions that lie up
-to T apart:
+The loss maximises the information between the classes of two views of an image, at positions up to
+T apart:
 
     loss = -1 / (2T + 1)^2 sum_t sum_kl P_t[k,l] (log P_t[k,l] - lambda log P_t[k] - lambda log P_t[l])
 
 with P_t[k,l] = sum_p V[k,p] V'[l,p + t], symmetrised and normalised, for all displacements t of at
 most T positions each way. V and V' are the assignments of the two views. With lambda = 1 the sum is
-the mutual information; more rewards classes of equal size. A second head with more classes is
-trained in the same way, and makes no labels.
+the mutual information. A larger lambda favours classes of equal size. A second head with more
+classes is trained in the same way, and is not used for labels.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from ..config import Settings
     from .sample import Sample
 
-JITTER = 0.4  # greatest relative change of the colours of the second view
+JITTER = 0.4  # largest relative change of the colours of the second view
 EPSILON = 1e-12
 
 
 class IICRecipe(Recipe):
     """A network with two heads, 1x1 convolutions of its local features: K classes and over-clusters.
 
-    The second view has other colours, and is mirrored in half of the images.
+    The second view has other colours, and half of its images are mirrored.
     """
 
     defaults: ClassVar[dict[str, Any]] = {"overcluster": 3.0}
@@ -74,8 +74,8 @@ class IICRecipe(Recipe):
         return total
 
     def second_view(self, step: int, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The other view of images [B, c, H, W], and which of them it mirrors, bool [B, 1, 1, 1]. The
-        draws are those of the images' places in the whole batch of the step.
+        """The second view of images [B, c, H, W], and the images that it mirrors, bool [B, 1, 1, 1].
+        The random numbers follow from the places of the images in the whole batch of the step.
         """
         part, device = self.part or Part(0, len(images), len(images)), images.device
         generator = generator_on(device, self.settings.seed + 1, step)
@@ -90,28 +90,25 @@ class IICRecipe(Recipe):
 
 
 class FixedClasses(nn.Module):
-    """Global features that are the unit vectors: similarities are then the local features
-    themselves.
-    """
+    """Global features that are the unit vectors, so that similarities equal the local features."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.register_buffer("unit_vectors", torch.eye(num_classes).flatten(), persistent=False)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.unit_vectors.to(pooled.dtype).expand(
-            pooled.shape[0], -1
-        )  # len() would be fixed in a recorded graph
+        number = pooled.shape[0]  # not len(), which would be a constant in a recorded graph
+        return self.unit_vectors.to(pooled.dtype).expand(number, -1)
 
 
 def with_fixed_classes(network: InfoSegNet) -> InfoSegNet:
-    """The network with logits of the classes as its projected local features."""
+    """The network with fixed global features: its projected local features are logits of classes."""
     network.global_projection = FixedClasses(network.num_classes)
     return network
 
 
 def classifier(builder: str, arguments: dict[str, Any]) -> InfoSegNet:
-    """The network of a checkpoint."""
+    """Build the network of a checkpoint."""
     return with_fixed_classes(imported(builder, "the builder of the checkpoint's network")(**arguments))
 
 
@@ -119,13 +116,13 @@ def iic_loss(probs: Tensor, others: Tensor, mask: Tensor | None, displacement: i
     """The loss of one head, over the images of all ranks.
 
     Args:
-        probs, others: V and V' [B, K, h, w], of the same positions.
-        mask: bool [B, h, w]; positions where it does not hold count in neither view.
-        displacement: T in positions.
+        probs, others: V and V' [B, K, h, w] at the same positions.
+        mask: bool [B, h, w], the positions that count in both views. None: all.
+        displacement: T, positions.
         marginal_weight: lambda.
 
     Returns:
-        A scalar, differentiable once in both assignments.
+        A scalar. Differentiable once in both assignments.
     """
     if mask is not None:
         probs, others = probs * mask[:, None], others * mask[:, None]
@@ -139,10 +136,10 @@ def iic_loss(probs: Tensor, others: Tensor, mask: Tensor | None, displacement: i
 
 
 def displaced_joint(probs: Tensor, others: Tensor, displacement: int) -> Tensor:
-    """sum_p V[k,p] V'[l,p + t] of every displacement t: [(2T + 1)^2, K, K].
+    """sum_p V[k,p] V'[l,p + t] for every displacement t: [(2T + 1)^2, K, K].
 
-    Both maps are framed with zeros and laid out as rows [K, n]. A displacement is then an offset in
-    the rows, so that each joint is one product of two views of them.
+    Both maps are framed with zeros and flattened to rows [K, n]. A displacement is then an offset in
+    the rows, so that each joint is a product of two views of them.
     """
     framed = (
         nn.functional.pad(x, (displacement, displacement) * 2).movedim(1, 0).contiguous() for x in (probs, others)
@@ -157,7 +154,7 @@ def displaced_joint(probs: Tensor, others: Tensor, displacement: int) -> Tensor:
 class OffsetProducts(torch.autograd.Function):
     """first[:, p] second[:, p + offset]^T, summed over p, for each offset: [offsets, K, K].
 
-    The gradient accumulates in views of its rows. Autograd would fill and add a whole map for each
+    The gradients accumulate in views of two maps. Autograd would fill and add a whole map for each
     offset.
     """
 
@@ -181,6 +178,6 @@ class OffsetProducts(torch.autograd.Function):
 
 
 def shifted(first: Tensor, second: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """Views [K, n - |offset|] in which p of the first meets p + offset of the second."""
+    """Views [K, n - |offset|]: column p of the first beside column p + offset of the second."""
     n = first.shape[1] - abs(offset)
     return first.narrow(1, max(-offset, 0), n), second.narrow(1, max(offset, 0), n)

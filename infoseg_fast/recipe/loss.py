@@ -1,4 +1,4 @@
-"""`InfoSegLoss`: the loss as a module that carries its settings."""
+"""`InfoSegLoss`: the loss as a module with its settings."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,16 @@ from ..ops.mutual_information_loss import ESTIMATORS, NEGATIVES
 
 
 class InfoSegLoss(torch.nn.Module):
-    """`mutual_information_loss` with its settings fixed; they are described there and checked here.
+    """`mutual_information_loss` with fixed settings, as described there.
 
-    The loss takes the weight and the bias of the local projection, which are parameters of the
+    The loss gets the weight and the bias of the local projection, which are parameters of the
     network. Under `DistributedDataParallel`, wrap a module whose `forward` calls both the network
-    and the loss. If the network alone is wrapped, `find_unused_parameters=True` takes the
-    projection for unused, and the backward pass raises "Expected to mark a variable ready only
+    and the loss. If only the network is wrapped, `find_unused_parameters=True` treats the
+    projection as unused, and the backward pass raises "Expected to mark a variable ready only
     once".
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class InfoSegLoss(torch.nn.Module):
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar; arguments as in `mutual_information_loss`."""
+        """The loss, a scalar. Arguments as in `mutual_information_loss`."""
         return mutual_information_loss(
             features,
             global_features,

@@ -1,6 +1,4 @@
-"""`TrainedNetwork`: a network with its loss and its averaged weights, the part that recipes are
-made of.
-"""
+"""`TrainedNetwork`: a network with its loss and its averaged weights, for recipes."""
 
 from __future__ import annotations
 
@@ -27,14 +25,13 @@ if TYPE_CHECKING:
 
 
 class TrainedNetwork(nn.Module):
-    """An `InfoSegNet` that is trained with the mutual information loss, and the appearance term if
-    there is one.
+    """An `InfoSegNet` that is trained with the mutual information loss and the appearance term.
 
     Args:
         settings: the resolved settings of the run.
-        data: what is known of the images.
-        num_classes: classes of this network.
-        appearance: the appearance term; None trains without it.
+        data: the description of the images.
+        num_classes: number of classes of this network.
+        appearance: the appearance term. None: the loss has none.
     """
 
     def __init__(
@@ -43,26 +40,27 @@ class TrainedNetwork(nn.Module):
         super().__init__()
         self.temperature, self.decay, self.appearance = settings.temperature, settings.average, appearance
         self.model, self.builder, self.arguments = new_network(settings, data, num_classes)
-        # The convolutions of a CPU are a third faster on channels-last maps.
+        # Convolutions on a CPU are a third faster with channels-last maps.
         self.model.to(memory_format=torch.channels_last)
         self.average = average_of(self.model) if self.decay else None
         self.criterion = InfoSegLoss(
             settings.temperature, settings.estimator, settings.negatives, settings.num_negatives, settings.balance
         )
-        self.without_data = settings.loss_mask == "none"  # what a mask leaves out; else it has no ground truth
+        # Whether a mask excludes pixels without data, rather than pixels without ground truth.
+        self.without_data = settings.loss_mask == "none"
         self.positions, self.across, self.seed = settings.positions, settings.negatives_across_ranks, settings.seed
         self.last: tuple[Tensor, Tensor] | None = None  # features and global features of the last step
-        self._share: Tensor | None = None  # of `update_average`, on a GPU
+        self._share: Tensor | None = None  # `share` of `update_average`, on a GPU
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
-        """The loss of a batch, attached. Arguments as of `Recipe.loss`."""
+        """The loss of a batch. Arguments as in `Recipe.loss`."""
         mask = position_mask(mask, images)
         images_of = images.contiguous(memory_format=torch.channels_last)
         features, global_features = self.model(images_of, mask if self.without_data else None)
         self.last = features.detach(), global_features.detach()
         projection = self.model.local_projection
         counts = None
-        if mask is not None and ranks() == 1:  # without a position that counts, the loss is 0 and not NaN
+        if mask is not None and ranks() == 1:  # the loss is 0, not NaN, if no position counts
             counts = mask.any()
             mask = mask | ~counts
         given = features, global_features, projection.weight, projection.bias
@@ -90,18 +88,18 @@ class TrainedNetwork(nn.Module):
             update_average(self.average, self.model, self.decay, step, self._share)
 
     def frozen(self) -> InfoSegNet:
-        """A copy of the network that makes labels: of the averaged weights, where there are any."""
+        """A copy of the network for labels, with the averaged weights if there are any."""
         return copy.deepcopy(self.model if self.average is None else self.average).requires_grad_(False).eval()
 
     @torch.no_grad()
     def classes_in_use(self) -> float:
-        """exp of the entropy of the mean assignment of the last batch: 1 for one class, K for K
-        equal ones.
+        """The exponential of the entropy of the mean assignment of the last batch: 1 for one class,
+        K for K classes of equal size.
         """
         if self.last is None:
             return float("nan")
         projection = self.model.local_projection
-        last = (x.to(projection.weight.dtype) for x in self.last)  # of a lower precision under autocast
+        last = (x.to(projection.weight.dtype) for x in self.last)  # autocast lowers their precision
         probs = assign(*last, projection.weight, projection.bias, temperature=self.temperature)
         return torch.special.entr(probs.mean(dim=(0, 2, 3))).sum().exp().item()
 
@@ -109,8 +107,12 @@ class TrainedNetwork(nn.Module):
 def new_network(
     settings: Settings, data: DataInfo, num_classes: int, dim: int | None = None, components: int = 0
 ) -> tuple[InfoSegNet, str, dict[str, Any]]:
-    """An untrained network of the settings, and the function with the arguments that build it again
-    (`Labelling`). `dim` replaces that of the settings; `components` is as of `Backbone`.
+    """An untrained network by the settings, and the `builder` and the `arguments` of its `Labelling`.
+
+    Args:
+        num_classes: number of classes.
+        dim: D. None: that of the settings.
+        components: as in `Backbone`.
     """
     sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": dim or settings.dim}
     torch.manual_seed(settings.seed)
@@ -132,9 +134,9 @@ def new_network(
     model = backbones.build(**arguments, pretrained=weights is None)
     if backbones.normalization(model.backbone.net, data.channels) == (None, None):
         model.set_normalization(data.mean, data.std)
-    # With changes of the crops at random no image would come twice.
+    # Random changes of the crops would make every image a new one.
     if not (settings.flip or settings.rotate or settings.jitter):
         backbones.cache_features(model.backbone)
     if not settings.freeze_backbone:
-        arguments["weights"] = None  # those of the checkpoint replace them
+        arguments["weights"] = None  # the weights of the checkpoint replace them
     return model, backbones.BUILDER, arguments

@@ -1,4 +1,4 @@
-"""Over-clustering: the network has more classes than are wanted, and groups of them are the labels."""
+"""Over-clustering: the network has more classes than the labels, which are groups of its classes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MAX_CLASSES = 256
 
 
 def network_classes(num_classes: int, factor: float) -> int:
-    """The number of classes of the network, for labels of `num_classes` classes."""
+    """The number of classes of the network for labels of `num_classes` classes."""
     return max(num_classes, min(MAX_CLASSES, round(factor * num_classes)))
 
 
 class OverClusters(NamedTuple):
-    """Sums of n classes over the sample. They give the groups for any number of labels.
+    """Sums of n classes over the sample, from which the groups for any number of labels follow.
 
     Attributes:
-        blocks: the sums that score partitions, over blocks of images: moments [m, n, S] and joint
-            [m, n, n].
-        colours: [n, 2c + 1, 2c + 1], `colour_moments` of the classes; None without a refinement.
+        blocks: sums over blocks of images that score partitions: moments [m, n, S] and joint [m, n,
+            n].
+        colours: [n, 2c + 1, 2c + 1], `colour_moments` of the classes. None: no refinement.
     """
 
     blocks: Statistics
@@ -39,8 +39,9 @@ class OverClusters(NamedTuple):
 
         Args:
             probs: probabilities [B, n, h, w] of each batch of the sample.
-            smooth: radius with which they were smoothed.
-            refine: form the sums of a refinement too.
+            sample: the sample.
+            smooth: radius with which the probabilities were smoothed, positions.
+            refine: whether to form the sums of a refinement too.
         """
         masks = [mask for _, mask in sample.batches]
         sums = block_statistics(zip(probs, sample.statistics(smooth), masks, strict=True))
@@ -48,7 +49,7 @@ class OverClusters(NamedTuple):
         if refine:
             batches = zip(probs, sample.batches, strict=True)
             colours = sum(colour_moments(p, images, mask, smooth) for p, (images, mask) in batches).cpu()
-        # A network that is not finite has groups too, though of no meaning.
+        # A network that is not finite gets groups too, without a meaning.
         return cls(Statistics(*map(torch.nan_to_num, sums)), colours)
 
     @property
@@ -57,7 +58,7 @@ class OverClusters(NamedTuple):
         return self.blocks.moments.shape[1]
 
     def groups(self, number: int) -> list[list[int]] | None:
-        """The groups that are the labels, `number` of them; None where each class is one."""
+        """The groups for `number` labels. None: each class is a group."""
         return None if number == self.num_classes else resampled_merge(self.blocks, number)
 
     def best_score(self, number: int) -> float:
@@ -66,7 +67,7 @@ class OverClusters(NamedTuple):
         return criteria(sums.merged(merge(sums, number))).score(criteria(sums)).item()
 
     def refinement(self, groups: list[list[int]] | None, radius: int) -> Refinement | None:
-        """The densities of the groups' colours. None without `colours`, and where no pixel counts."""
+        """The colour densities of the groups. None: there are no `colours`, or no pixel counts."""
         if self.colours is None or not self.colours[:, 0, 0].sum() > 0:
             return None
         moments = self.colours if groups is None else torch.stack([self.colours[group].sum(dim=0) for group in groups])
@@ -78,5 +79,5 @@ class OverClusters(NamedTuple):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> OverClusters:
-        """What `state` returned."""
+        """The over-clusters with this `state`."""
         return cls(Statistics(state["moments"], state["joint"]), state["colours"])

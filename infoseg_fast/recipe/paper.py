@@ -7,7 +7,7 @@ from .default import DefaultRecipe
 
 
 class PaperRecipe(DefaultRecipe):
-    """The Jensen-Shannon loss of the paper, without any other part.
+    """The Jensen-Shannon loss of the paper, without any other part of the default recipe.
 
     The paper leaves the negatives, the temperature, the sizes and the settings of the optimiser
     open. They are settings here.

@@ -1,8 +1,8 @@
-"""A merge of over-clusters that does not hang on a few images.
+"""A merge of over-clusters that does not depend on a few images.
 
-Partitions of nearly one score can differ much, and a few images or the rounding of a sum then
-decide which is best. So the best partition is searched for many resamples of the images (a
-bootstrap), and the one that agrees best with all others is taken.
+Partitions with nearly equal scores can differ much. A few images, or the rounding of a sum, then
+decide which one is best. So the best partition is searched for many resamples of the images (a
+bootstrap). The result is the partition that agrees best with all others.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from .merging import IMAGE_WEIGHT, Statistics, merge, statistics_of
 
-BLOCK_IMAGES = 4  # images that are drawn together: only sums over them are kept
+BLOCK_IMAGES = 4  # images that are drawn together: only their sums are kept
 RESAMPLES = 16
-MOST_RESAMPLED = 64  # classes; one merge of more takes seconds
+MAX_RESAMPLED_CLASSES = 64  # a merge of more classes takes seconds
 
 
 def block_statistics(batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Statistics:
     """The sums of `statistics_of` over blocks of images.
 
     Args:
-        batches: as of `statistics_of`.
+        batches: as in `statistics_of`.
 
     Returns:
-        moments [m, n, S] and joint [m, n, n] of m blocks of at most BLOCK_IMAGES images.
+        Moments [m, n, S] and joint [m, n, n] of m blocks of at most BLOCK_IMAGES images.
     """
     blocks = []
     for probs, statistics, mask in batches:
@@ -42,23 +42,23 @@ def total(blocks: Statistics) -> Statistics:
 
 
 def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
-    """The groups of the classes, `number` of them: of the best groups of RESAMPLES resamples of the
-    blocks, those with the least distance to the others.
+    """The groups of the classes that have the least distance to the others, among the best groups
+    of RESAMPLES resamples of the blocks.
 
-    The distance of two partitions is the share of pairs of positions that one puts into one group
-    and the other does not. The draws are the same for the same number of blocks. More than
-    MOST_RESAMPLED classes are merged by the sums over all blocks.
+    The distance of two partitions is the share of pairs of positions that are in one group in only
+    one of them. The draws depend only on the number of blocks. More than MAX_RESAMPLED_CLASSES
+    classes are merged by the sums over all blocks.
 
     Args:
-        blocks: from `block_statistics`.
-        number: 2 to n.
+        blocks: result of `block_statistics`, with n classes.
+        number: number of groups, 2 to n.
 
     Returns:
-        Groups in ascending order of their first class. Every class is in one.
+        Groups in ascending order of their first class. Each class is in one group.
     """
     m, n = blocks.moments.shape[:2]
     everything = total(blocks)
-    if m == 1 or not number < n <= MOST_RESAMPLED:
+    if m == 1 or not number < n <= MAX_RESAMPLED_CLASSES:
         return merge(everything, number)
     generator = torch.Generator("cpu").manual_seed(0)
     draws = torch.randint(m, (RESAMPLES, m), generator=generator, device="cpu")
@@ -74,7 +74,7 @@ def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
 
 
 def _together(groups: list[list[int]], n: int) -> Tensor:
-    """Bool [n, n]: which classes share a group."""
+    """Whether two classes share a group, bool [n, n]."""
     group_of = torch.empty(n, dtype=torch.long, device="cpu")
     for i, group in enumerate(groups):
         group_of[group] = i

@@ -1,4 +1,4 @@
-"""`Sample`: the fixed training crops on which partitions and densities are judged."""
+"""`Sample`: the fixed training crops for the choice of partitions and the fit of densities."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,11 +17,11 @@ CropBatch = tuple[Tensor, Tensor | None]
 
 
 class Sample:
-    """Batches of crops without augmentation. They are read when they are first asked for, and once.
+    """Batches of crops without augmentation. They are read once, at the first use.
 
     Args:
-        read: yields the batches: images, float [B, c, crop, crop] in [0, 1], and mask, bool [B,
-            crop, crop] of the pixels that count, or None.
+        read: yields the batches: images, float [B, c, crop, crop] in [0, 1], and the pixels that
+            count, bool [B, crop, crop], or None.
     """
 
     def __init__(self, read: Callable[[], Iterator[CropBatch]]) -> None:
@@ -36,13 +36,11 @@ class Sample:
 
     @cached_property
     def batches(self) -> list[CropBatch]:
-        """Images as the network sees them, with their padding, and the mask of their positions,
-        bool [B, h, w].
-        """
+        """The padded images, and the positions that count, bool [B, h, w], or None."""
         return [(padded(images), position_mask(mask, images)) for images, mask in self._read()]
 
     def statistics(self, smooth: int) -> list[Tensor]:
-        """`appearance_statistics` of every batch, each scaled over the whole sample; computed once."""
+        """`appearance_statistics` of each batch, scaled over the whole sample. Computed once."""
         if smooth not in self._statistics:
             seen = [local_appearance(colour_channels(images), position_size(images)) for images, _ in self.batches]
             masks = [mask for _, mask in self.batches]

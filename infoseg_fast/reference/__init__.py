@@ -16,7 +16,7 @@ from .local_appearance import local_appearance
 from .local_global_similarity import local_global_similarity
 from .mutual_information_loss import folded_loss, folded_loss_gradient, mutual_information_loss
 from .neighbourhood_mean import neighbourhood_mean
-from .refined_labels import refined_labels, refined_scores
+from .refined_labels import refined_labels
 from .segment import segment
 from .segment_and_count import segment_and_count
 
@@ -38,7 +38,6 @@ __all__ = [
     "mutual_information_loss",
     "neighbourhood_mean",
     "refined_labels",
-    "refined_scores",
     "segment",
     "segment_and_count",
 ]

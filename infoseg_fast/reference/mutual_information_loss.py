@@ -36,15 +36,13 @@ def mean_over_valid(x: Tensor, valid: Tensor | None) -> Tensor:
     return torch.where(valid, x, 0).sum(dim=(0, -1)) / valid.sum()
 
 
-def class_usage_penalty(V: Tensor, valid: Tensor | None) -> Tensor:
-    """log K - entropy(mean_{b,p} V), in nats: 0 when all classes are used alike, log K when one is
-    used alone.
+def class_usage_penalty(usage: Tensor) -> Tensor:
+    """log K - entropy(usage) in nats, from the mean assignment [K]: 0 if all classes are used
+    equally, log K if only one is used.
     """
-    usage = mean_over_valid(V, valid)
-    # The clamp keeps the gradient finite where a class is not used at all: there x log x has slope
-    # -inf.
-    entropy = -(usage * usage.clamp_min(torch.finfo(V.dtype).tiny).log()).sum()
-    return math.log(V.shape[1]) - entropy
+    # The clamp keeps the gradient finite for an unused class, where x log x has the slope -inf.
+    entropy = -(usage * usage.clamp_min(torch.finfo(usage.dtype).tiny).log()).sum()
+    return math.log(len(usage)) - entropy
 
 
 def mutual_information_loss(
@@ -107,7 +105,7 @@ def folded_loss(
     else:
         loss = mean_over_valid(torch.logsumexp(q.flatten(1, 2), dim=1) - T_pos, valid)
     if balance:
-        loss = loss + balance * class_usage_penalty(V, valid)
+        loss = loss + balance * class_usage_penalty(mean_over_valid(V, valid))
     return loss
 
 

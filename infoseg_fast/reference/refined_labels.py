@@ -6,12 +6,12 @@ from torch import Tensor
 
 from .tracing import parts, recorded
 
-FLOOR = 1e-6  # the least prior probability of a class
-CHUNK = 2**14  # pixels computed at a time, few enough for the cache
+FLOOR = 1e-6  # least prior probability of a class
+CHUNK = 2**14  # pixels that are computed together: they fit into the cache
 
 
 def refined_labels(prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor) -> Tensor:
-    """argmax_k of `refined_scores` of every pixel, [B, H, W] uint8; of equal classes the lowest."""
+    """argmax_k of `batch_scores`, [B, H, W] uint8. A tie gives the lowest class."""
     found = [
         batch_scores(prior[i], colour[i], around[i], residual, log_scale).argmax(dim=1).to(torch.uint8)
         for i in parts(prior)
@@ -19,21 +19,10 @@ def refined_labels(prior: Tensor, colour: Tensor, around: Tensor, residual: Tens
     return torch.cat(found)
 
 
-def refined_scores(prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor) -> Tensor:
-    """log prior_k + log p(y | s, k) of the pixels of one image, up to a constant: [K, H, W].
-
-    Args:
-        prior: [K, h, w] of the positions; upsampled bilinearly (align_corners=False).
-        colour: y, [c, H, W].
-        around: s, [c, h, w], upsampled as the prior is.
-        residual, log_scale: [K, c, 2c + 1] and [K]; log p(y | s, k) = log_scale
-            - 1/2 |residual (y, s, 1)|^2 + const.
-    """
-    return batch_scores(prior[None], colour[None], around[None], residual, log_scale)[0]
-
-
 def batch_scores(prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor) -> Tensor:
-    """`refined_scores` of a batch: [B, K, H, W]."""
+    """log prior_k + log p(y | s, k) of the pixels up to a constant, [B, K, H, W]. Arguments as in
+    `infoseg_fast.ops.refined_labels`.
+    """
     K, c = residual.shape[:2]
     size = tuple(colour.shape[2:])
     maps = F.interpolate(torch.cat([prior, around], dim=1), size=size, mode="bilinear", align_corners=False)

@@ -1,7 +1,4 @@
-"""The baseline `kmeans-backbone`: k-means on the features of a frozen backbone.
-
-It shows what a backbone gives without training: a recipe on its features should do better.
-"""
+"""The baseline `kmeans-backbone`: k-means on the features of a frozen backbone, without training."""
 
 from collections.abc import Sequence
 
@@ -17,31 +14,36 @@ from ..model import STRIDE, InfoSegNet
 from .baselines import FIT_IMAGES, PixelMap, required
 
 POINTS = 40_000  # positions that the clusters are fitted to
-STARTS = 5  # of k-means
+STARTS = 5  # number of starts of k-means
 
 
 def fit_kmeans_backbone(
     images: ImageSet, number: int, seed: int, backbone: str, weights: str | None, local_index: Sequence[int]
 ) -> PixelMap:
-    """Fit `number` clusters to the features of random positions, each of length 1.
+    """Fit `number` clusters to the features of random positions, scaled to length 1.
 
     Args:
         images: the train split.
-        backbone, weights, local_index: as of `infoseg train`.
+        number: number of clusters.
+        seed: seed of the positions and of k-means.
+        backbone, weights, local_index: as in `infoseg train`.
 
     Returns:
-        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W]: the nearest centre of
-        the upsampled similarities.
+        A function that maps pixels [B, c, H, W] to labels uint8 [B, H, W]: the argmax of the
+        upsampled similarities to the centres.
+
+    Raises:
+        DataError: scikit-learn is not installed, the backbone cannot be built, or no pixel has data.
     """
     learn = required("sklearn.cluster", "scikit-learn")
     network = frozen_network(backbone, weights, local_index, images.channels)
     cache_features(network.backbone)  # type: ignore[arg-type]
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
+    chosen = images.evenly_spread(FIT_IMAGES)
     rng = np.random.default_rng(seed)
     points_per_image = -(-POINTS // len(chosen))
     parts = []
     for index in chosen:
-        pixels, valid = images.read(int(index))
+        pixels, valid = images.read(index)
         maps = features_of(network, images.scaling.to_float(pixels)[None])[0]
         points = maps.flatten(1).T
         if valid is not None:

@@ -1,7 +1,8 @@
-"""Baselines without a network: constant predictor, k-means, mixtures of normal distributions.
+"""Baselines without a trained network: constant predictor, k-means, mixtures of normal
+distributions.
 
-They are fitted to pixels of the train split without labels and scored as a network is
-(`evaluate.score`): the same images, pixels and matching of clusters to classes.
+They are fitted to pixels of the train split without labels. They are scored on the same images and
+pixels as a network, with the same matching of clusters to classes (`evaluate.score`).
 """
 
 import importlib
@@ -28,11 +29,11 @@ from ..recipe.sample import SAMPLE_CROPS, Sample
 from .evaluate import score
 
 METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged", "kmeans-backbone")
-FIT_IMAGES = 2000  # most images that a fit reads, spread evenly over the train split
-FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; angles in half a turn
-BLUR_SIGMA = 2.0  # of the mixture's features, in pixels
-COMPONENTS_PER_CLASS = 3  # of the mixture whose components are merged
-MERGE_CROP = 128  # pixels, largest side of the crops over which they are merged
+FIT_IMAGES = 2000  # largest number of images that a fit reads
+FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; number of angles in half a turn
+BLUR_SIGMA = 2.0  # pixels, blur of the mixture's features
+COMPONENTS_PER_CLASS = 3  # components of the mixture whose components are merged
+MERGE_CROP = 128  # pixels, largest side of the crops for the merge
 
 PixelMap = Callable[[Tensor], Tensor]
 
@@ -49,18 +50,25 @@ def baseline(
     progress: bool = False,
     backbone: dict | None = None,
 ) -> tuple[dict, list[str] | None]:
-    """Fit a method of METHODS to the train split of a set and score it on `split`.
+    """Fit a method to the train split of a set and score it on `split`.
 
     Args:
-        backbone: of kmeans-backbone: "backbone", "weights" and "local_index"
+        method: a name of METHODS.
+        data: as in `open_set`.
+        split: the split that is scored.
+        num_clusters: number of clusters. None: number of classes of the ground truth.
+        samples: number of pixels that the method is fitted to.
+        seed: seed of all random numbers.
+        progress: whether to show a progress bar.
+        backbone: for kmeans-backbone: "backbone", "weights" and "local_index"
             (`fit_kmeans_backbone`).
 
     Returns:
         The scores (see `evaluate.score`) and the names of the classes.
 
     Raises:
-        DataError: the data is unusable or has no labels, or scikit-learn or scikit-image is not
-            installed.
+        DataError: the data cannot be read or has no labels, an argument is out of range, or
+            scikit-learn or scikit-image is not installed.
     """
     if not 0 <= seed < 2**32:
         raise DataError(f"--seed must be from 0 to {2**32 - 1}, not {seed}")
@@ -87,7 +95,7 @@ def baseline(
 
 
 def predict_constant(pixels: Tensor) -> Tensor:
-    """Label 0 for every pixel; the matching gives it the most frequent class."""
+    """Label 0 for every pixel. The matching gives it the most frequent class."""
     return torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.uint8)
 
 
@@ -104,7 +112,7 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
     points = sampled_features(features, images, samples, seed)
     mean, std = points.mean(axis=0), points.std(axis=0)
     std[std < 1e-6] = 1
-    if method == "kmeans":  # the channels have one scale already
+    if method == "kmeans":  # the channels have the same scale already
         mean, std = np.zeros_like(mean), np.ones_like(std)
     points = (points - mean) / std
     mean, std = torch.from_numpy(mean), torch.from_numpy(std)
@@ -119,7 +127,7 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
         model = learn.GaussianMixture(components, n_init=3, reg_covar=1e-3, random_state=seed).fit(points)
 
         def probabilities(pixels: Tensor) -> Tensor:
-            """Of the components, [B, components, H, W]."""
+            """Probabilities of the components, [B, components, H, W]."""
             found = scaled(pixels)
             probs = torch.from_numpy(model.predict_proba(found.flatten(0, -2).numpy()))
             return probs.float().view(*found.shape[:-1], components).movedim(-1, 1)
@@ -134,11 +142,11 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
 
 
 def merged_components(probabilities: PixelMap, images: ImageSet, number: int) -> list[list[int]]:
-    """The components that form each of `number` clusters, by the partition score of the default
-    recipe (`recipe.merging`).
+    """The components of each of `number` clusters, by the partition score of the default recipe
+    (`recipe.merging`).
     """
     side = images.crop_side or min(MERGE_CROP, *(min(size) for size in images.sizes))
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(SAMPLE_CROPS, len(images))).round().astype(int))
+    chosen = images.evenly_spread(SAMPLE_CROPS)
 
     def crops() -> Iterator[tuple[Tensor, Tensor | None]]:
         for index in chosen:
@@ -155,11 +163,11 @@ def merged_components(probabilities: PixelMap, images: ImageSet, number: int) ->
 def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:
     """Features of at least `samples` random pixels: [n, features]."""
     rng = np.random.default_rng(seed)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(FIT_IMAGES, len(images))).round().astype(int))
+    chosen = images.evenly_spread(FIT_IMAGES)
     samples_per_image = -(-samples // len(chosen))
     parts = []
     for index in chosen:
-        pixels, valid = fit_pixels(images, int(index))
+        pixels, valid = fit_pixels(images, index)
         points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
         if len(points):
             parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
@@ -169,9 +177,8 @@ def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: i
 
 
 def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an image that a fit sees, [c, H, W], and their validity, bool [H, W].
-
-    The centre crop where the set's protocol cuts crops, else the whole image.
+    """The pixels of an image for a fit, [c, H, W], and those with data, bool [H, W]: the centre crop
+    if the set's protocol cuts crops, else the whole image.
     """
     if images.crop_side is None:
         pixels, valid = images.scaled(index)
@@ -192,9 +199,8 @@ def blurred_channels(pixels: Tensor) -> Tensor:
 
 
 class Gabor:
-    """Channels and Gabor energies of the grey image, each averaged over its filter's width.
-
-    For f frequencies and o orientations: [B, c, H, W] -> [B, c + f * o, H, W].
+    """The channels and the Gabor energies of the grey image, blurred by the width of each filter:
+    [B, c, H, W] -> [B, c + f * o, H, W] for f frequencies and o orientations.
     """
 
     def __init__(self) -> None:
@@ -213,7 +219,7 @@ class Gabor:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[2:]
-        # Mirrored at the border, several times where the image is smaller than the filter.
+        # Mirrored at the border, several times if the image is smaller than the filter.
         y, x = (mirrored(n, self.radius) for n in (rows, columns))
         padded = grey(pixels)[:, 0][:, y][:, :, x]
         size = next_fast_len(padded.shape[1]), next_fast_len(padded.shape[2])  # the extra zeros reach no pixel
@@ -247,7 +253,7 @@ def required(module: str, package: str) -> ModuleType:
     """Import a module of the extra `baselines`.
 
     Raises:
-        DataError: it is not installed.
+        DataError: the package is not installed.
     """
     try:
         return importlib.import_module(module)

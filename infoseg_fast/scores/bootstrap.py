@@ -1,4 +1,4 @@
-"""A streaming Poisson bootstrap over images: the spread of the scores over samples of images."""
+"""A streaming Poisson bootstrap over images, for a confidence interval of the accuracy."""
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ class PoissonBootstrap:
         replicates: number of matrices.
         num_clusters, num_classes: size of each matrix.
         seed: seed of the weights.
-        stream: number of the stream; processes that count different images of one set need
-            different ones.
+        stream: number of the stream. Processes that count different images of one set need
+            different numbers.
     """
 
     def __init__(self, replicates: int, num_clusters: int, num_classes: int, seed: int = 0, stream: int = 0) -> None:
@@ -39,9 +39,8 @@ class PoissonBootstrap:
         if self.counts.device != counts.device:
             with torch.inference_mode(False):
                 self.counts = self.counts.to(counts.device)
-        # A product in float64 is a hundred times faster than in int64, and exact while every sum
-        # stays below 2^53. On other devices the check would wait; one call there counts far fewer
-        # pixels than 2^53.
+        # A product in float64 is a hundred times faster than in int64, and exact while all sums are
+        # below 2^53. On other devices the check would wait, and a call counts far fewer pixels.
         if counts.device.type != "cpu" or int(flat.sum()) * int(weights.max()) < MAX_EXACT:
             added = (weights.T.double() @ flat.double()).long()
         else:
@@ -50,10 +49,8 @@ class PoissonBootstrap:
 
 
 def accuracies_of(counts: Tensor, method: str) -> np.ndarray:
-    """Pixel accuracy of each matrix of [replicates, clusters, classes] with its own matching.
-
-    One call matches all matrices (`match_clusters` describes the methods). NaN for a matrix without
-    counts.
+    """Pixel accuracy of each matrix of counts [replicates, clusters, classes], float64
+    [replicates]. NaN for a matrix without counts. `match_clusters` describes the methods.
     """
     matrices = counts.cpu().numpy()
     if method == "hungarian":

@@ -1,4 +1,4 @@
-"""Scoring of a segmenter on a set, image by image: memory does not grow with their number."""
+"""Scoring of a segmenter on a set, image by image. Memory does not grow with the number of images."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,14 +21,15 @@ from ..ops.confusion_matrix import count_pairs
 from ..segmenter import Segmenter, raise_for
 from .metrics import ClusterMetrics
 
-BATCH_PIXELS = 2**19  # most pixels of a batch; a larger image is a batch of its own
+BATCH_PIXELS = 2**19  # largest batch; a larger image is a batch of its own
 READ_AHEAD = 2  # batches
-SCENE_PIXELS = 2**24  # of an image that is read by windows, where its file allows that
+SCENE_PIXELS = 2**24  # size of an image from which it is read by windows, if its format allows it
+LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # in the log lines of a training
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
-    """Indices of consecutive images of one size, at most BATCH_PIXELS together. An image that may
-    lack data comes alone.
+    """Batches of indices: consecutive images of one size with at most BATCH_PIXELS pixels. An image
+    that may lack data is a batch of its own.
     """
     chosen: list[int] = []
     for index, size in enumerate(images.sizes):
@@ -43,10 +44,17 @@ def batches(images: ImageSet) -> Iterator[list[int]]:
 
 
 def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progress: bool = False) -> dict:
-    """Segment every image at its native size and score the labels; returns what `score` returns.
+    """Segment every image at its native size and score the labels.
 
-    Between the batches nothing waits for a GPU, which counts. What is wrong with a value of an
-    image or a label is found at the end.
+    Nothing waits for a GPU between the batches, so that wrong values of images and labels are found
+    at the end.
+
+    Returns:
+        The result of `score`.
+
+    Raises:
+        DataError: the set has no labels, or an image or a label cannot be read.
+        ValueError: a value of an image is not finite, or a label is no class.
     """
     faults = torch.zeros(2, dtype=torch.int64, device=device)
 
@@ -91,29 +99,29 @@ def score(
 ) -> dict:
     """Scores of a labelling function, with one matching of clusters to classes for the whole set.
 
-    Under torch.distributed every rank must call it: it counts its share of the images, and all get
-    the scores of all images.
+    Under torch.distributed every rank must call it. A rank counts its share of the images, and all
+    ranks get the scores of all images.
 
     Args:
-        count: maps pixels, float [B, c, H, W] in [0, 1], and target, uint8 [B, H, W], to joint
-            counts, int64 [num_clusters, images.num_targets]; it leaves out targets of 255.
-        count_scene: the same of one image by its index, for an image that is large or may lack
-            data. It reads windows, so that memory does not grow with the image. (The label map is
-            held, a byte a pixel.)
+        count: gives the confusion matrix int64 [num_clusters, images.num_targets] of pixels, float
+            [B, c, H, W] in [0, 1], and a target, uint8 [B, H, W], without targets of 255.
+        num_clusters: number of clusters.
+        images: the set.
+        progress: whether to show a progress bar.
+        count_scene: gives the confusion matrix of an image by its index, for an image that is large
+            or may lack data. It reads windows, so that memory grows only with the label map.
 
     Returns:
-        The dict of `ClusterMetrics.compute` with None instead of NaN, so that its JSON is strict. A
-        set with a protocol adds "protocol": what must be reported beside the scores.
+        The dict of `ClusterMetrics.compute`, with None instead of NaN so that its JSON is strict.
+        For a set with a protocol, "protocol" has the facts that are reported with the scores.
 
     Raises:
         DataError: the set has no labels.
     """
     if not images.has_labels:
         raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
-    assert images.num_classes is not None  # known where there are labels
-    counts = torch.zeros(
-        num_clusters, images.num_targets, dtype=torch.int64, device="cpu"
-    )  # moves to the device that counts
+    assert images.num_classes is not None  # known if there are labels
+    counts = torch.zeros(num_clusters, images.num_targets, dtype=torch.int64, device="cpu")
 
     def is_scene(chosen: list[int]) -> bool:
         rows, columns = images.sizes[chosen[0]]
@@ -125,7 +133,7 @@ def score(
             return None
         pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
         target = torch.from_numpy(np.stack([images.target(index) for index in chosen]))
-        pinned = torch.cuda.is_available()  # a GPU copies from such memory without waiting
+        pinned = torch.cuda.is_available()  # a GPU copies from pinned memory without waiting
         return (pixels.pin_memory(), target.pin_memory()) if pinned else (pixels, target)
 
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(images), desc="evaluating", disable=not progress) as bar:
@@ -136,7 +144,7 @@ def score(
             if waiting and (len(waiting) > READ_AHEAD or chosen is None):
                 indices, reading = waiting.pop(0)
                 given = reading.result()
-                del reading  # it holds the pixels
+                del reading  # frees the pixels
                 found = count(*given) if given else count_scene(indices[0])  # type: ignore[misc]
                 del given
                 counts = counts.to(found.device) + found
@@ -154,7 +162,7 @@ def score(
 
 
 def without_nan(value: Any) -> Any:
-    """The same dicts, lists and numbers with None instead of NaN, which JSON does not have."""
+    """The value with None instead of NaN, in nested dicts and lists, for strict JSON."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -163,14 +171,16 @@ def without_nan(value: Any) -> Any:
 
 
 def add_training(scores: dict, loss_mask: str, checkpoint: str) -> None:
-    """Add the loss mask and the rule that chose the checkpoint to the scores' protocol, if any."""
+    """Add the loss mask and the rule that chose the checkpoint to the protocol of the scores, if they
+    have one.
+    """
     if "protocol" in scores:
         rule = "last step" if checkpoint == LAST else "lowest training loss"
         scores["protocol"] |= {"loss_mask": loss_mask, "epoch_rule": f"{rule} (no label chose it)"}
 
 
 def as_text(scores: dict, classes: list[str] | None = None) -> str:
-    """The scores as lines of text, with the constant predictor beside the accuracy."""
+    """The scores as lines of text, with the accuracy of the constant predictor."""
     if not scores["num_pixels"]:
         return "no pixel has ground truth: no scores"
     lines = [

@@ -1,5 +1,6 @@
 """The matching of clusters to classes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ METHODS = ("hungarian", "many_to_one")
 class Match:
     """A matching of clusters to classes, and its accuracy.
 
-    mapping: int64 [clusters], the class of each cluster; -1 for none (more clusters than classes).
-    matched: number of positions whose cluster is matched to their class.
-    total: number of counted positions.
+    Attributes:
+        mapping: int64 [clusters], the class of each cluster, -1 for none.
+        matched: number of positions whose cluster is matched to their class.
+        total: number of counted positions.
     """
 
     mapping: np.ndarray
@@ -25,23 +27,30 @@ class Match:
 
     @property
     def accuracy(self) -> float:
-        """matched / total; NaN when nothing was counted."""
+        """matched / total. NaN if nothing was counted."""
         return self.matched / self.total if self.total else float("nan")
 
     def apply(self, labels: np.ndarray, unmatched: int = 255) -> np.ndarray:
-        """Replace cluster labels by classes, uint8; `unmatched` where a cluster has no class."""
-        table: np.ndarray = np.where(self.mapping < 0, unmatched, self.mapping).astype(np.uint8)
-        return table[labels]
+        """Cluster labels as classes, uint8; `unmatched` for a cluster without a class."""
+        return class_of_cluster(self.mapping, unmatched)[labels]
+
+
+def class_of_cluster(mapping: Sequence[int] | np.ndarray, unmatched: int = 255) -> np.ndarray:
+    """The class of each cluster as a table for label maps, uint8 [>= 256]. `unmatched` for a cluster
+    without a class, and for the labels after the last cluster.
+    """
+    table = np.full(max(256, len(mapping)), unmatched, np.uint8)
+    table[: len(mapping)] = np.where(np.asarray(mapping) < 0, unmatched, mapping)
+    return table
 
 
 def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Match:
     """Match clusters to classes so that as many positions as possible agree.
 
     Args:
-        counts: integers [clusters, classes], as `confusion_matrix` returns.
-        method: "hungarian" matches at most one cluster to a class and one class to a cluster.
-            "many_to_one" gives each cluster its most frequent class; it gives higher scores, so
-            report it under this name.
+        counts: integers [clusters, classes], as `confusion_matrix` returns them.
+        method: "hungarian" matches one to one. "many_to_one" gives each cluster its most frequent
+            class. Its scores are higher, so report them under this name.
 
     Raises:
         ValueError: `counts` has another shape or dtype, or `method` is unknown.

@@ -11,7 +11,7 @@ from .matching import check_method, match_clusters
 
 
 def normalized_mutual_information(counts: np.ndarray) -> float:
-    """I(cluster; class) / mean of both entropies, from joint counts; 0 if both entropies are 0."""
+    """I(cluster; class) / mean of both entropies, from joint counts. 0 if both entropies are 0."""
     joint = counts / counts.sum()
 
     def entropy(p: np.ndarray) -> float:
@@ -27,16 +27,19 @@ class ClusterMetrics:
 
     Memory does not depend on the number of images. Counts are int64 sums over all positions.
     Clusters are matched to classes once, over all positions. On a GPU, `update` does not wait for
-    the device: it counts labels out of range separately, and `compute` raises if there were any. A
-    metric may be made, reset and updated under `torch.inference_mode()` and used outside it.
+    the device: it counts labels out of range, and `compute` raises if there were any. A metric may
+    be made, reset and updated under `torch.inference_mode()` and used outside it.
 
     Args:
         num_clusters, num_classes: rows and columns of the counts.
-        ignore_index: target value to leave out; None counts all.
+        ignore_index: target value that does not count. None: all values count.
         method: matching of clusters to classes, see `match_clusters`.
-        bootstrap: number of replicates of a Poisson bootstrap over images, from which `compute`
-            gives a confidence interval of the accuracy (1,000 is usual); 0 disables it.
-        seed: seed of the bootstrap's weights.
+        bootstrap: number of replicates of a Poisson bootstrap over images, for a confidence
+            interval of the accuracy (1,000 is usual). 0 disables it.
+        seed: seed of the bootstrap.
+
+    Raises:
+        TypeError, ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class ClusterMetrics:
             self._bootstrap = PoissonBootstrap(
                 self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
             )
-        # The sums over all processes at the last `sync`; `_parts` are this process's counts since.
+        # The sums over all processes at the last `sync`. `_parts` has this process's counts since.
         self._summed = [torch.zeros_like(part) for part in self._parts()]
 
     def _parts(self) -> list[Tensor]:
@@ -81,11 +84,15 @@ class ClusterMetrics:
 
     @property
     def counts(self) -> Tensor:
-        """All counts, int64 [num_clusters, num_classes] on the CPU; of all processes after `sync`."""
+        """All counts, int64 [num_clusters, num_classes] on the CPU. After `sync`, of all processes."""
         return self._total(0)
 
     def update(self, pred: ArrayLike | Tensor, target: ArrayLike | Tensor) -> None:
-        """Count one label map [H, W] or several [B, H, W] in any form `confusion_matrix` takes."""
+        """Count a label map [H, W] or several [B, H, W], in any form that `confusion_matrix` takes.
+
+        Raises:
+            TypeError, ValueError: as in `confusion_matrix`. `counts` is then unchanged.
+        """
         pred = as_labels(pred, "pred", self.num_clusters, "num_clusters")
         target = as_labels(target, "target", self.num_classes, "num_classes")
         if self._bootstrap is None:
@@ -100,13 +107,16 @@ class ClusterMetrics:
         self.add(counts)
 
     def add(self, counts: ArrayLike | Tensor, outside: Tensor | int | None = None) -> None:
-        """Add counts that were made elsewhere, for example by `segment_and_count`.
+        """Add counts, for example of `segment_and_count`.
 
         Args:
-            counts: int64 [num_clusters, num_classes], or one such matrix for each image, [images,
-                num_clusters, num_classes]. The bootstrap takes one matrix for one image.
+            counts: integers [num_clusters, num_classes], or one such matrix for each image,
+                [images, num_clusters, num_classes]. For the bootstrap a matrix is one image.
             outside: number of pixels out of range that the counts leave out (`segment_and_count`
-                with `return_outside`); `compute` raises if there were any.
+                with `return_outside`). `compute` raises if there were any.
+
+        Raises:
+            ValueError: counts has another shape or dtype.
         """
         if not isinstance(counts, Tensor):
             array = np.asarray(counts)
@@ -140,7 +150,7 @@ class ClusterMetrics:
         """
         if _process()[1] == 1:
             return
-        # NCCL sums on GPUs only; Gloo on the CPU too.
+        # NCCL sums only on GPUs.
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         for part, summed in zip(self._parts(), self._summed, strict=True):
             whole = part.to(device, copy=True)
@@ -149,7 +159,7 @@ class ClusterMetrics:
             part.zero_()
 
     def compute(self) -> dict:
-        """The scores. Where nothing was counted, all ratios are NaN.
+        """The scores. If nothing was counted, all ratios are NaN.
 
         Returns:
             A dict with
@@ -158,7 +168,7 @@ class ClusterMetrics:
             nmi: normalised mutual information (by the arithmetic mean of the entropies).
             majority_accuracy: accuracy of the constant predictor.
             class_shares: share of each class in the target.
-            iou: intersection over union of each class, NaN for one in neither target nor
+            iou: intersection over union of each class. NaN for a class in neither target nor
                 prediction.
             mapping: class of each cluster, -1 for none.
             num_pixels: counted positions.
@@ -167,7 +177,7 @@ class ClusterMetrics:
                 accuracies.
 
         Raises:
-            ValueError: on a GPU, labels were out of range (on the CPU `update` raises).
+            ValueError: labels were out of range on a GPU. (On the CPU `update` raises.)
         """
         outside = int(self._total(1))
         if outside:
@@ -175,7 +185,7 @@ class ClusterMetrics:
                 f"{outside} positions had a prediction outside 0 to {self.num_clusters - 1} or a target outside 0 to "
                 f"{self.num_classes - 1} (confusion_matrix with check=True gives the place)"
             )
-        counts = self.counts.cpu().numpy()
+        counts = self.counts.numpy()
         total = int(counts.sum())
         match = match_clusters(counts, self.method)
         classes = counts.sum(axis=0)
