@@ -91,7 +91,7 @@ class Settings:
         "data", None, "bands of the files in the order of the channels, numbered from 1, as 4,3,2 (default: all)",
         type=numbers, metavar="LIST")
     rgb: tuple[int, ...] | None = setting(
-        "data", None, "channels that the report shows as red, green and blue, numbered from 1 (default: the first three)",
+        "data", None, "channels that the report shows as red, green and blue, from 1 (default: the first three)",
         type=numbers, metavar="LIST")
     nodata: float | None = setting("data", None, "stored value of pixels without data", type=float, metavar="V")
     alpha: str = setting("data", "band", "alpha channel of a file: a band, or a mask of data", choices=("band", "mask"))

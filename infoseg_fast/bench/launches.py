@@ -14,7 +14,7 @@ from ..ops.record import Case
 
 
 def cases_for(*uses: str) -> list[Case]:
-    """The cases of all ops for these uses (`infoseg_fast.ops.record.USES`), use by use."""
+    """The cases of all ops for these uses (`Case.uses`), use by use."""
     return [case for use in uses for op in OPS.values() for case in op.cases_for(use)]
 
 

@@ -1,7 +1,6 @@
 """The public ops, one module each, and `OPS`, their records.
 
-A public op checks its arguments once for every backend. Every module here that defines `OP` is an
-op.
+A public op checks its arguments once for all backends. Every module here with an `OP` is an op.
 """
 
 import importlib
@@ -11,7 +10,7 @@ from .record import Op
 
 
 def _records() -> dict[str, Op]:
-    """The records by name, found in the modules of this folder, in the order of their names."""
+    """The records in the modules of this folder, by name, in alphabetical order."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "cpp"]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     records = [module.OP for module in modules if hasattr(module, "OP")]
@@ -20,7 +19,7 @@ def _records() -> dict[str, Op]:
 
 OPS = _records()
 
-from .assign import assign  # noqa: E402 (a function takes the place of the module of its name)
+from .assign import assign  # noqa: E402 (the function replaces the module of its name)
 from .class_moments import class_moments  # noqa: E402
 from .local_global_similarity import local_global_similarity  # noqa: E402
 from .mutual_information_loss import mutual_information_loss  # noqa: E402

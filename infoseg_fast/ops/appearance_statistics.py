@@ -15,25 +15,24 @@ from .record import Case, Op
 def appearance_statistics(
     appearance: Tensor, mask: Tensor | None = None, smooth: int = 0, *, backend: str = "auto"
 ) -> Tensor:
-    """The products of (1, y), with y scaled to mean 0 and variance 1, whose sums the moments of
-    classes are.
+    """The products of (1, y), with y scaled to mean 0 and variance 1. Their class moments describe
+    the appearance of classes.
 
     Args:
-        appearance: y, [B, d, h, w] float32 or float64; a constant.
-        mask: bool [B, h, w], True where a position counts. None counts all.
-        smooth: radius in positions of the `neighbourhood_mean` that the probabilities would go
-            through. The statistics go through the adjoint of that mean instead, which leaves the
-            sums over all positions the same.
-        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float64
-            too.
+        appearance: y, [B, d, h, w] float32 or float64, without a gradient.
+        mask: bool [B, h, w], the positions that count. None: all.
+        smooth: radius of the `neighbourhood_mean` of the probabilities, positions. Instead of the
+            probabilities the statistics are averaged, by the adjoint of this mean, which gives the
+            same moments.
+        backend: "auto", "reference", "cpp" (only float32) or "triton".
 
     Returns:
         (1, y_1 .. y_d, y_1 y_1, y_1 y_2 .. y_d y_d), each times the position's share of the
-        positions that count, [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y. NaN when no
-        position counts.
+        positions that count, [B, (d + 1) (d + 2) / 2, h, w], in the dtype of y. NaN if no position
+        counts.
 
     Raises:
-        BackendUnavailableError: the backend asked for by name cannot run here.
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     y = appearance.detach()
     backend = dispatch.select("appearance_statistics", backend, y)
@@ -43,7 +42,7 @@ def appearance_statistics(
 
 
 def products_of(channels: int) -> int:
-    """The number of products (1, y) of y with so many channels."""
+    """The number of products of (1, y) for y with this number of channels."""
     return (channels + 1) * (channels + 2) // 2
 
 

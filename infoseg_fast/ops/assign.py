@@ -33,7 +33,7 @@ def assign(
     temperature: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Class probabilities of every position: V = softmax_k(temperature * z), z as in
+    """Class probabilities of every position: V = softmax_k(temperature * z), with z as in
     `local_global_similarity`.
 
     Args:
@@ -44,7 +44,8 @@ def assign(
         V, [B, K, h, w], in the dtype of `features`. Differentiable in all four tensors.
 
     Raises:
-        As `local_global_similarity`; ValueError also for a temperature that is not above 0.
+        TypeError, ValueError, BackendUnavailableError: as in `local_global_similarity`, or the
+            temperature is not above 0 (ValueError).
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)

@@ -1,5 +1,5 @@
-"""What every public op asks of its arguments. Each error names the argument, what it was and what
-is accepted.
+"""Checks of the arguments of public ops. Each error names the argument, its value and the accepted
+values.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ def described(x: object) -> str:
 def local_and_global(
     features: Tensor, global_features: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Check the four tensors against each other; return `weight` as [D, C], and all in autocast's
-    dtype if on.
+    """The four tensors after the checks of `local_global_similarity`: `weight` as [D, C], and all in
+    the dtype of autocast if it is on.
     """
     device: Any = getattr(features, "device", None)
     for name, x in zip(_NAMES, (features, global_features, weight, bias), strict=True):
@@ -78,9 +78,7 @@ def local_and_global(
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """A context in which autocast is off. Where it is off anyway there is nothing to do, which
-    costs less.
-    """
+    """A context without autocast. If autocast is off already, the context does nothing."""
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
@@ -91,7 +89,7 @@ def one_of(name: str, value: str, accepted: Sequence[str]) -> None:
 
 
 def real(name: str, value: float, *, positive: bool) -> float:
-    """`value` as a float; it must be finite, and positive or at least 0."""
+    """`value` as a float. Raises ValueError unless it is finite, and positive or at least 0."""
     if (
         isinstance(value, (int, float, np.integer, np.floating))
         and math.isfinite(value)
@@ -102,7 +100,7 @@ def real(name: str, value: float, *, positive: bool) -> float:
 
 
 def num_negatives(value: int | str, B: int) -> int:
-    """The number of partners of each image: `value`, or B - 1 for "all"."""
+    """The number of negatives of each image: `value`, or B - 1 for "all"."""
     if B < 2:
         raise ValueError(f"features must hold B >= 2 images, since negatives come from other images, not B = {B}")
     if value == "all":
@@ -130,7 +128,7 @@ def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
 
 
 def position_statistics(statistics: Tensor, features: Tensor) -> Tensor:
-    """`statistics` [B, S, h, w] in the dtype that sums over `features` are formed in."""
+    """`statistics` [B, S, h, w] in the accumulation dtype of `features`."""
     B, _, h, w = features.shape
     if (
         not isinstance(statistics, Tensor)
@@ -150,11 +148,11 @@ def position_statistics(statistics: Tensor, features: Tensor) -> Tensor:
 
 
 def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple[int, int]:
-    """`size` as (rows, columns); the size of the features for None."""
+    """`size` as (rows, columns). None: the size of the features."""
     rows, columns = features.shape[2:]
     if size is None:
         return rows, columns
-    # While a graph is recorded, a number of pixels may be symbolic, or a tensor.
+    # A recorded graph has symbolic numbers of pixels, or tensors.
     numbers = (int, np.integer, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, np.integer, torch.SymInt)
     if (
         not isinstance(size, (tuple, list, torch.Size))

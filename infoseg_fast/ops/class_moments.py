@@ -35,17 +35,17 @@ def class_moments(
     temperature: float = 1.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Sums over all positions of each class's probability times each statistic: M[k,s] = sum_{b,p}
-    V[b,k,p] Y[b,s,p].
+    """Sums over all positions of class probability times statistic: M[k,s] = sum_{b,p} V[b,k,p]
+    Y[b,s,p], with V as in `assign`.
 
-    V is that of `assign`. With Y = (1, y, y_i y_j) the sums are the size, the mean and the
-    covariance of y in every class. V is written only where a gradient is wanted, and dV[b,k,p] =
-    sum_s dM[k,s] Y[b,s,p] is never formed as a whole.
+    With Y = (1, y, y_i y_j) the sums give the size, the mean and the covariance of y in each class.
+    V is written only if a gradient is needed. dV[b,k,p] = sum_s dM[k,s] Y[b,s,p] is never formed as
+    a whole.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.
-        statistics: Y, [B, S, h, w] with S >= 1, any strides and floating-point dtype; a constant,
-            which must not require a gradient.
+        statistics: Y, [B, S, h, w] with S >= 1, any strides and floating-point dtype. They must not
+            require a gradient.
         temperature: tau > 0, a factor of z.
 
     Returns:
@@ -53,8 +53,8 @@ def class_moments(
         statistics.
 
     Raises:
-        As `assign`; ValueError also for statistics of another shape or device, or that require a
-        gradient.
+        TypeError, ValueError, BackendUnavailableError: as in `assign`, or statistics have another
+            shape or device or require a gradient (ValueError).
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)

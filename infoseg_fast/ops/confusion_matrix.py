@@ -1,4 +1,4 @@
-"""`confusion_matrix`: joint counts of predicted clusters and target classes."""
+"""`confusion_matrix`: counts of pairs of predicted cluster and target class."""
 
 import contextlib
 import operator
@@ -14,10 +14,9 @@ from ..reference.confusion_matrix import counts_and_outside, raise_out_of_range
 from . import dispatch
 from .record import Case, Op
 
-# The dtypes that the kernels read; the values are their numbers in
-# csrc/confusion_matrix/confusion_matrix.cu.
+# The dtypes that the kernels read, with their numbers in csrc/confusion_matrix/confusion_matrix.cu.
 KERNEL_DTYPES = {torch.uint8: 0, torch.int16: 1, torch.int32: 2, torch.int64: 3}
-# The kernel dtype that holds every value of another dtype (uint64: every value up to 2^63 - 1).
+# The dtype to which the kernels convert another dtype, without loss (uint64: up to 2^63 - 1).
 WIDER = {
     torch.bool: torch.uint8,
     torch.int8: torch.int16,
@@ -28,17 +27,18 @@ WIDER = {
 
 
 def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: str) -> Tensor:
-    """Labels as a tensor of a dtype that the kernels read, without a copy where possible.
+    """Labels as a tensor in a dtype that the kernels read, without a copy if possible.
 
     Args:
-        labels: tensor, numpy array or nested list of any integer or bool dtype; arrays may have any
-            byte order and strides and may be read-only.
-        name: the argument's name in error messages.
-        number: number of label values. number_name: its name in error messages.
+        labels: tensor, numpy array or nested list of any integer or bool dtype. Arrays may have any
+            byte order and strides, and may be read-only.
+        name: name of the argument in errors.
+        number: number of label values.
+        number_name: name of `number` in errors.
 
     Raises:
-        TypeError: the dtype is no integer or bool dtype. ValueError: `number` is not a whole number
-            of at least 1.
+        TypeError: the dtype is no integer or bool dtype.
+        ValueError: `number` is not a whole number of at least 1.
     """
     check_number(number, number_name)
     if not isinstance(labels, Tensor):
@@ -53,18 +53,18 @@ def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: s
         return labels
     if labels.dtype not in WIDER:
         raise TypeError(f"{name} must have an integer or bool dtype, not {str(labels.dtype).removeprefix('torch.')}")
-    # A uint64 value beyond int64 becomes negative: out of range, as it should be.
+    # A uint64 value above int64 becomes negative, which is out of range too.
     return labels.to(WIDER[labels.dtype])
 
 
 def check_number(number: int, name: str, least: int = 1) -> None:
-    """Raise ValueError unless it is a whole number of at least `least`."""
+    """Raise ValueError unless `number` is a whole number of at least `least`."""
     if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {number!r}")
 
 
 def check_ignored(ignore_index: int | None) -> None:
-    """Raise TypeError unless it is None or a whole number of 64 bits."""
+    """Raise TypeError unless `ignore_index` is None or a whole number of 64 bits."""
     with contextlib.suppress(TypeError):
         if ignore_index is None or -(2**63) <= operator.index(ignore_index) < 2**63:
             return
@@ -85,12 +85,11 @@ def confusion_matrix(
     Args:
         pred: clusters 0 .. num_clusters - 1, any shape; tensor, numpy array or nested list of any
             integer or bool dtype.
-        target: classes 0 .. num_classes - 1 of the same shape, in the same forms.
+        target: classes 0 .. num_classes - 1, in the same shape and of the same types.
         num_clusters, num_classes: rows and columns of the result.
-        ignore_index: positions with this target are left out, whatever `pred` is there; None leaves
-            out none.
-        check: on CUDA, raise for a value out of range. That waits for the GPU; without it such
-            positions are left out.
+        ignore_index: positions with this target do not count, whatever `pred` is. None: all count.
+        check: whether to raise for a value out of range on CUDA, which waits for the GPU. Otherwise
+            such positions do not count.
 
     Returns:
         int64 [num_clusters, num_classes]: a tensor on the labels' device if one of them is a
@@ -98,8 +97,8 @@ def confusion_matrix(
 
     Raises:
         TypeError: a dtype is no integer or bool dtype.
-        ValueError: shapes differ, or a value is out of range (the text names the value and its flat
-            index; on CUDA only with `check`).
+        ValueError: shapes or devices differ, or a value is out of range (on CUDA only with
+            `check`). The text names the value and its flat index.
     """
     numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
     check_ignored(ignore_index)
@@ -112,10 +111,11 @@ def confusion_matrix(
 
 
 def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Add the joint counts to `counts`, int64 [num_clusters, num_classes] on the labels' device.
+    """Add the counts of two label maps to `counts`, int64 [num_clusters, num_classes] on their
+    device. If it raises, `counts` is unchanged.
 
-    Returns the number of positions out of range as `count_pairs` does. If it raises, `counts` is
-    unchanged.
+    Returns:
+        The number of positions out of range, as `count_pairs` returns it.
     """
     _check_pair(pred, target)
     if _add_on_cpu(counts, pred, target, ignore_index):
@@ -128,10 +128,10 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
 def count_pairs(
     pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The joint counts of two label maps, and how many positions have a value out of range.
+    """The counts of two label maps, and the number of positions with a value out of range.
 
-    On the CPU such a value raises, and the number is None. Elsewhere, and where PyTorch records or
-    transforms the call, nothing waits for the device.
+    On the CPU such a value raises ValueError, and the number is None. On other devices, and if
+    PyTorch records or transforms the call, nothing waits for the device.
     """
     _check_pair(pred, target)
     direct = dispatch.direct(pred, target)
@@ -155,7 +155,7 @@ def _check_pair(pred: Tensor, target: Tensor) -> None:
 
 
 def _add_on_cpu(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: int | None) -> bool:
-    """Add the joint counts by the C++ kernel; False where it cannot run."""
+    """Add the counts by the C++ kernel. Returns False if it cannot run."""
     if pred.device.type != "cpu" or not dispatch.direct(pred, target):
         return False
     module = extension.compiled()

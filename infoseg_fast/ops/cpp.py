@@ -1,8 +1,8 @@
 """The backend "cpp": C++ kernels for CPUs, from the compiled extension (see
 `infoseg_fast.ops.protocol`).
 
-The extension knows nothing of torch: it takes addresses, sizes and strides by name, and None for a
-tensor that is not given or not wanted. The number of threads is `torch.get_num_threads()`.
+The extension does not use torch: its arguments are addresses, sizes and strides by name, and None
+for a tensor that is not given or not needed. The number of threads is `torch.get_num_threads()`.
 """
 
 import math
@@ -21,12 +21,12 @@ _NEGATIVES = {"same_position": 0, "reassigned": 1}
 
 
 def unavailable() -> str | None:
-    """Why no C++ kernel can run here; None when one can."""
+    """The reason why no C++ kernel can run here. None: kernels can run."""
     return extension.unavailable()
 
 
 def _map(x: Tensor | None) -> tuple[int, ...] | None:
-    """A [B, C, h, w] tensor of any strides as the extension takes it."""
+    """A tensor [B, C, h, w] for the extension: its address, dtype, shape and strides."""
     return None if x is None else (x.data_ptr(), _DTYPES[x.dtype], *x.shape, *x.stride())
 
 
@@ -36,7 +36,7 @@ def _pointer(x: Tensor | None) -> int | None:
 
 class _Kernel:
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
-        """Why features of this kind cannot be taken; None when they can."""
+        """The reason why the kernel cannot take such tensors. None: it can."""
         if device_type != "cpu":
             return f"it runs on the CPU, not on {device_type}"
         return None if dtype in _DTYPES else f"it has no kernel for {dtype}"
@@ -62,15 +62,9 @@ def _scores(features, G, g0, softmax, temperature) -> Tensor:
     B, _, h, w = features.shape
     out = features.new_empty(B, G.shape[1], h, w)
     extension.compiled().similarity_forward(
-        features=_map(features),
-        G=G.data_ptr(),
-        g0=_pointer(g0),
-        K=G.shape[1],
-        softmax=softmax,
-        temperature=temperature,
-        threads=torch.get_num_threads(),
-        out=out.data_ptr(),
-    )
+        features=_map(features), G=G.data_ptr(), g0=_pointer(g0), K=G.shape[1], softmax=softmax,
+        temperature=temperature, threads=torch.get_num_threads(), out=out.data_ptr(),
+    )  # fmt: skip
     return out
 
 
@@ -84,17 +78,10 @@ class _ClassMoments(_Kernel):
         moments = G.new_empty(K, statistics.shape[1])
         saved = self.fake_saved(features, G, g0, statistics, temperature, needs)
         extension.compiled().similarity_forward(
-            features=_map(features),
-            G=G.data_ptr(),
-            g0=_pointer(g0),
-            statistics=_map(statistics),
-            K=K,
-            softmax=True,
-            temperature=temperature,
-            threads=torch.get_num_threads(),
-            out=saved[0].data_ptr() if saved else None,
-            moments=moments.data_ptr(),
-        )
+            features=_map(features), G=G.data_ptr(), g0=_pointer(g0), statistics=_map(statistics), K=K,
+            softmax=True, temperature=temperature, threads=torch.get_num_threads(),
+            out=saved[0].data_ptr() if saved else None, moments=moments.data_ptr(),
+        )  # fmt: skip
         return moments, saved
 
     def backward(self, grad, saved, features, G, g0, statistics, temperature, needs):
@@ -106,26 +93,17 @@ class _ClassMoments(_Kernel):
 def _gradients(
     features, G, needs, *, grad=None, grad_moments=None, statistics=None, probs=None, temperature=1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """df, dG, dg0 from the gradient by the output (`grad`) or by the moments of `statistics`
+    """df, dG and dg0 from the gradient of the output (`grad`) or of the moments of `statistics`
     (`grad_moments`).
     """
     df, dG, dg0 = empty_gradients(features, G, needs)
     extension.compiled().similarity_backward(
-        features=_map(features),
-        G=G.data_ptr(),
-        statistics=_map(statistics),
-        probs=_pointer(probs),
-        grad_dtype=None if grad is None else _DTYPES[grad.dtype],
-        grad=_pointer(grad),
-        moments=_pointer(grad_moments),
-        K=G.shape[1],
-        softmax=probs is not None,
-        temperature=temperature,
-        threads=torch.get_num_threads(),
-        df=_map(df) if needs.features else None,
-        dG=dG.data_ptr() if needs.G else None,
-        dg0=dg0.data_ptr() if needs.g0 else None,
-    )
+        features=_map(features), G=G.data_ptr(), statistics=_map(statistics), probs=_pointer(probs),
+        grad_dtype=None if grad is None else _DTYPES[grad.dtype], grad=_pointer(grad),
+        moments=_pointer(grad_moments), K=G.shape[1], softmax=probs is not None, temperature=temperature,
+        threads=torch.get_num_threads(), df=_map(df) if needs.features else None,
+        dG=dG.data_ptr() if needs.G else None, dg0=dg0.data_ptr() if needs.g0 else None,
+    )  # fmt: skip
     return df, dG, dg0
 
 
@@ -140,7 +118,7 @@ class _SegmentAndCount(_Kernel):
     def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):
         labels = torch.empty_like(target) if labels_wanted else None
         counts = features.new_zeros(G.shape[1], num_classes, dtype=torch.int64)
-        # A byte never holds a value outside 0 .. 255.
+        # No byte has a value outside 0 .. 255.
         ignored = ignore_index if ignore_index is not None and 0 <= ignore_index <= 255 else None
         place = _segment(features, G, g0, temperature, target.shape[1:], interpolate, labels, target, ignored, counts)
         if place >= 0:
@@ -152,33 +130,21 @@ class _SegmentAndCount(_Kernel):
 
 
 def _segment(features, G, g0, temperature, size, interpolate, labels, target=None, ignore_index=None, counts=None):
-    """Write the labels and the counts that are given.
-
-    Returns the flat index of the first target value out of range, or -1.
+    """Write the labels and the counts that are given. Returns the flat index of the first target
+    value out of range, or -1.
     """
     return extension.compiled().segment(
-        features=_map(features),
-        G=G.data_ptr(),
-        g0=_pointer(g0),
-        target=_pointer(target),
-        K=G.shape[1],
-        rows=size[0],
-        columns=size[1],
-        num_classes=None if counts is None else counts.shape[1],
-        temperature=temperature,
-        logits=interpolate == "logits",
-        ignore_index=ignore_index,
-        threads=torch.get_num_threads(),
-        labels=_pointer(labels),
-        counts=_pointer(counts),
-    )
+        features=_map(features), G=G.data_ptr(), g0=_pointer(g0), target=_pointer(target), K=G.shape[1],
+        rows=size[0], columns=size[1], num_classes=None if counts is None else counts.shape[1],
+        temperature=temperature, logits=interpolate == "logits", ignore_index=ignore_index,
+        threads=torch.get_num_threads(), labels=_pointer(labels), counts=_pointer(counts),
+    )  # fmt: skip
 
 
 class _Loss(_Kernel):
-    """The forward pass computes the gradient of the loss too, while the features are in cache.
-
-    The backward pass scales it. In float16 the backward pass computes the gradient from the inputs:
-    without the upstream factor that scales a loss, small gradients would become 0.
+    """The forward pass also computes the gradient of the loss, while the features are in cache. The
+    backward pass scales it. In float16 the backward pass computes the gradient from the inputs,
+    since small gradients would become 0 without the upstream factor of a scaled loss.
     """
 
     def forward(self, features, G, g0, valid, settings, needs):
@@ -210,22 +176,12 @@ class _Loss(_Kernel):
         """The loss. Writes the gradients of `upstream` times the loss."""
         df, dG, dg0 = gradients
         return extension.compiled().mutual_information_loss(
-            features=_map(features),
-            G=G.data_ptr(),
-            g0=_pointer(g0),
-            valid=_pointer(valid),
-            K=G.shape[1],
-            temperature=settings.temperature,
-            estimator=_ESTIMATORS[settings.estimator],
-            negatives=_NEGATIVES[settings.negatives],
-            partners=settings.num_negatives,
-            balance=settings.balance,
-            threads=torch.get_num_threads(),
-            upstream=upstream,
-            df=_map(df) if df.numel() else None,
-            dG=dG.data_ptr(),
-            dg0=dg0.data_ptr(),
-        )
+            features=_map(features), G=G.data_ptr(), g0=_pointer(g0), valid=_pointer(valid), K=G.shape[1],
+            temperature=settings.temperature, estimator=_ESTIMATORS[settings.estimator],
+            negatives=_NEGATIVES[settings.negatives], partners=settings.num_negatives, balance=settings.balance,
+            threads=torch.get_num_threads(), upstream=upstream, df=_map(df) if df.numel() else None,
+            dG=dG.data_ptr(), dg0=dg0.data_ptr(),
+        )  # fmt: skip
 
 
 class _Float32(_Kernel):
@@ -238,14 +194,9 @@ class _LocalAppearance(_Float32):
     def forward(self, images, size):
         out = images.new_empty(len(images), images.shape[1] + 2, *size)
         extension.compiled().local_appearance(
-            images=_map(images),
-            rows=size[0],
-            columns=size[1],
-            dark=DARK,
-            flat=FLAT,
-            threads=torch.get_num_threads(),
-            out=out.data_ptr(),
-        )
+            images=_map(images), rows=size[0], columns=size[1], dark=DARK, flat=FLAT,
+            threads=torch.get_num_threads(), out=out.data_ptr(),
+        )  # fmt: skip
         return out
 
 
@@ -255,16 +206,9 @@ class _AppearanceStatistics(_Float32):
         B, d, h, w = y.shape
         out = y.new_empty(B, (d + 1) * (d + 2) // 2, h, w)
         extension.compiled().appearance_statistics(
-            y=y.data_ptr(),
-            valid=_pointer(valid),
-            B=B,
-            d=d,
-            h=h,
-            w=w,
-            radius=smooth,
-            threads=torch.get_num_threads(),
-            out=out.data_ptr(),
-        )
+            y=y.data_ptr(), valid=_pointer(valid), B=B, d=d, h=h, w=w, radius=smooth,
+            threads=torch.get_num_threads(), out=out.data_ptr(),
+        )  # fmt: skip
         return out
 
 
@@ -281,14 +225,10 @@ class _InformationOfMoments(_Kernel):
         saved = self.fake_saved(moments, total, resolution, needs)
         K, S = moments.shape
         value = extension.compiled().information_of_moments(
-            dtype=_DTYPES[moments.dtype],
-            moments=moments.data_ptr(),
-            total=total.data_ptr(),
-            K=K,
-            n=(math.isqrt(8 * S + 1) - 1) // 2,
-            resolution=resolution,
+            dtype=_DTYPES[moments.dtype], moments=moments.data_ptr(), total=total.data_ptr(), K=K,
+            n=(math.isqrt(8 * S + 1) - 1) // 2, resolution=resolution,
             gradient=saved[0].data_ptr() if saved else None,
-        )
+        )  # fmt: skip
         return moments.new_full((), value), saved
 
     def backward(self, grad, saved, moments, total, resolution, needs):
@@ -303,26 +243,15 @@ class _RefinedLabels(_Float32):
         )
         B, K, h, w = prior.shape
         extension.compiled().refined_labels(
-            prior=prior.data_ptr(),
-            around=around.data_ptr(),
-            colour=colour.data_ptr(),
-            residual=residual.data_ptr(),
-            log_scale=log_scale.data_ptr(),
-            B=B,
-            K=K,
-            c=colour.shape[1],
-            h=h,
-            w=w,
-            rows=colour.shape[2],
-            columns=colour.shape[3],
-            floor=FLOOR,
-            threads=torch.get_num_threads(),
+            prior=prior.data_ptr(), around=around.data_ptr(), colour=colour.data_ptr(),
+            residual=residual.data_ptr(), log_scale=log_scale.data_ptr(), B=B, K=K, c=colour.shape[1], h=h, w=w,
+            rows=colour.shape[2], columns=colour.shape[3], floor=FLOOR, threads=torch.get_num_threads(),
             labels=labels.data_ptr(),
-        )
+        )  # fmt: skip
         return labels
 
 
-# op name -> kernel, as infoseg_fast.ops.protocol describes.
+# The kernels by the name of their op, see infoseg_fast.ops.protocol.
 KERNELS: dict[str, object] = {
     "local_global_similarity": _Similarity(),
     "assign": _Assign(),

@@ -1,7 +1,4 @@
-"""Which backends exist, which can run here, and which one an op takes.
-
-`infoseg_fast.ops.protocol` says what a backend is.
-"""
+"""The backends (see `infoseg_fast.ops.protocol`), and the choice of one for a call."""
 
 import functools
 import importlib
@@ -19,8 +16,8 @@ logger = logging.getLogger("infoseg_fast")
 
 MODULES = {"cpp": "infoseg_fast.ops.cpp", "triton": "infoseg_fast.kernels"}
 NAMES = ("auto", "reference", *MODULES)
-# What "auto" tries, in this order, by the device of the tensors.
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
+# The backends that "auto" tries, in this order, by the device of the tensors.
 PREFERENCE = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
 
 
@@ -33,7 +30,11 @@ def _module(name: str) -> tuple[ModuleType | None, str | None]:
 
 
 def kernel(op: str, backend: str) -> Any:
-    """The kernel of `op` in `backend`; raises BackendUnavailableError where there is none."""
+    """The kernel of `op` in `backend`.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
     module, reason = _module(backend)
     if module is None or op not in module.KERNELS:
         raise BackendUnavailableError(reason or f"{op} has no {backend} kernel")
@@ -41,7 +42,7 @@ def kernel(op: str, backend: str) -> Any:
 
 
 def backends() -> dict[str, str | None]:
-    """The backends by name: None for one that can run here, else the reason why it cannot."""
+    """The backends by name: None if the backend can run here, else the reason why it cannot."""
     return {"reference": None} | {name: _unavailable(name) for name in MODULES}
 
 
@@ -51,7 +52,7 @@ def _unavailable(name: str) -> str | None:
 
 
 def _unsupported(op: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """The reason why `name` cannot run `op` on tensors of this kind; None when it can."""
+    """The reason why the backend `name` cannot run `op` on such tensors. None: it can."""
     if name == "reference":
         return None
     reason = _unavailable(name)
@@ -65,16 +66,20 @@ def _unsupported(op: str, name: str, device_type: str, dtype: torch.dtype) -> st
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Log a warning the first time it is given."""
+    """Log a warning, but only once."""
     logger.warning(message)
 
 
 def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op` on tensors of this device type and dtype.
 
-    "auto" takes the first of `PREFERENCE` that can, and logs once for each reason why an earlier
-    one could not. A backend asked for by name that cannot run raises BackendUnavailableError with
-    the reason of every backend.
+    "auto" takes the first backend of `PREFERENCE` that can run, and logs once why an earlier one
+    cannot.
+
+    Raises:
+        ValueError: there is no backend with this name.
+        BackendUnavailableError: the backend that is named cannot run. The text has the reason of
+            each backend.
     """
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {backend!r}")
@@ -93,18 +98,22 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
     raise AssertionError("the reference runs everywhere")
 
 
-# torch.compile evaluates it once instead of tracing it. torch.compiler.assume_constant_result sets
-# this attribute too, but imports the compiler, and with it Triton.
+# torch.compile evaluates the function once instead of tracing it.
+# torch.compiler.assume_constant_result sets this attribute too, but imports the compiler and Triton.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(op: str, backend: str, tensor: Tensor) -> str:
-    """The backend that runs `op` on tensors like this one, in the state that PyTorch is in.
+    """The backend that runs `op` on tensors like this one, in the current state of PyTorch.
 
-    Kernels run neither under `torch.func` transforms and forward-mode differentiation, nor where
-    `torch.jit.trace` records a graph. There "auto" takes the reference, and a backend asked for by
-    name raises BackendUnavailableError. `torch.export` records the reference for "auto", so that
-    the program runs without this package, and the custom op of a backend asked for by name.
+    Kernels cannot run under `torch.func` transforms, forward-mode differentiation and
+    `torch.jit.trace`. There "auto" takes the reference. `torch.export` records the reference for
+    "auto", so that the program runs without this package, and the custom op for a backend that is
+    named.
+
+    Raises:
+        ValueError, BackendUnavailableError: as in `choose`, or the backend that is named cannot run
+            in this state.
     """
     chosen = choose(op, backend, tensor.device.type, tensor.dtype)
     if chosen == "reference":
@@ -118,7 +127,7 @@ def select(op: str, backend: str, tensor: Tensor) -> str:
 
 
 def fused_count(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """`backend` where its `segment_and_count` takes tensors of this kind, else None."""
+    """`backend` if its `segment_and_count` takes such tensors, else None."""
     fused = backend != "reference" and _unsupported("segment_and_count", backend, device_type, dtype) is None
     return backend if fused else None
 
@@ -127,7 +136,7 @@ fused_count._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _no_kernels_now() -> str | None:
-    """The reason why PyTorch's state rules out every kernel; None when it does not."""
+    """The reason why no kernel can run in the current state of PyTorch. None: kernels can run."""
     if torch._C._are_functorch_transforms_active():
         return "under torch.func transforms (grad, vmap, jvp)"
     if forward_ad._current_level >= 0:
@@ -136,23 +145,21 @@ def _no_kernels_now() -> str | None:
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary tensors outside the compiler, with no mode that looks at
-    operations.
-    """
+    """Whether these are ordinary tensors outside the compiler, without a dispatch mode."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     return _PLAIN.issuperset(map(type, tensors))
 
 
 def direct(*tensors: Tensor | None) -> bool:
-    """Whether compiled code may read these tensors: plain ones in a call that nothing records or
-    transforms.
+    """Whether compiled code may read these tensors: they are plain, and nothing records or
+    transforms the call.
     """
     return plain(*tensors) and _no_kernels_now() is None
 
 
 def first_derivatives_only(op: str) -> str:
-    """The message of an error about what no kernel of `op` can do."""
+    """The message of an error about derivatives that no kernel of `op` has."""
     return (
         f"{op}: kernels have first derivatives only. Second derivatives (create_graph=True), torch.func transforms "
         'and forward mode need backend="reference"'

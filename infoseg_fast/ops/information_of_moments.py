@@ -20,22 +20,20 @@ RESOLUTION = 0.1  # r, in standard deviations of an appearance
 def information_of_moments(
     moments: Tensor, total: Tensor, resolution: float = RESOLUTION, *, backend: str = "auto"
 ) -> Tensor:
-    """The mutual information of class and appearance, in nats, with every class taken as normal.
-
-    `reference.information_of_moments` states the formula.
+    """The mutual information of class and appearance in nats, with the appearance of each class as
+    normal distribution. `reference.information_of_moments` has the formula.
 
     Args:
-        moments: [K, S], the sums over all positions of the probabilities times
-            `appearance_statistics`.
-        total: [S], the sums of the statistics alone; a constant.
-        resolution: r > 0, in standard deviations; smaller differences do not count.
+        moments: [K, S], sums over all positions of probability times `appearance_statistics`.
+        total: [S], sums of the statistics, without a gradient.
+        resolution: r > 0, in standard deviations. Smaller differences do not count.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
-        A scalar in the dtype of the moments, differentiable in them.
+        A scalar in the dtype of the moments. Differentiable in the moments.
 
     Raises:
-        BackendUnavailableError: the backend asked for by name cannot run here.
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     total = total.detach().to(moments.dtype)
     backend = dispatch.select("information_of_moments", backend, moments)
@@ -59,8 +57,8 @@ def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
 
 
 def _floor(case: Case, phase: str) -> int:
-    """Forward: the moments of classes and of all positions, and the gradient, which is formed
-    there.
+    """Bytes moved. The forward pass reads the moments of classes and of all positions, and writes
+    the gradient.
     """
     of_one = products_of(case.C) * case.accumulation_dtype.itemsize
     return (2 * case.K + 1 if phase == "forward" else 2 * case.K) * of_one

@@ -1,6 +1,4 @@
-"""Inputs of the ops of features, for their records: the schema's head, random arguments, usual
-sizes.
-"""
+"""Parts of the records of ops of features: schema, random arguments and usual sizes."""
 
 from typing import Any
 
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from .record import Case
 
-FOLDED = "Tensor features, Tensor G, Tensor? g0"  # what the kernels of these ops take first
+FOLDED = "Tensor features, Tensor G, Tensor? g0"  # first arguments of the kernels of these ops
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (FLOAT, BFLOAT, HALF, DOUBLE)
@@ -18,7 +16,7 @@ CPU: dict[str, Any] = {"uses": ("cpu",), "B": 16, "C": 128, "speedup": 1.8}
 CUDA: dict[str, Any] = {"uses": ("cuda",)}
 AOT: dict[str, Any] = {"uses": ("aot",)}
 AOT_MORE: dict[str, Any] = {"uses": ("aot_more",)}
-# The paper's data sets, at a stride of 4.
+# The data sets of the paper, at a stride of 4.
 COCO: dict[str, Any] = {"K": 15, "h": 32, "w": 32, "size": (128, 128)}
 POTSDAM: dict[str, Any] = {"K": 6, "h": 50, "w": 50, "size": (200, 200)}
 DATA_SETS = {"COCO-Stuff": COCO, "Potsdam": POTSDAM}
@@ -52,8 +50,8 @@ def folded_arguments(case: Case, device: torch.device | str) -> tuple[Tensor, Te
 
 
 def similarity_operations(case: Case, phase: str) -> int:
-    """Operations of the product of features and global features; of the two products of its
-    gradient.
+    """Floating-point operations of the product of features and global features, or of the two
+    products of its gradient.
     """
     product = 2 * case.B * case.h * case.w * case.C * case.K
     return product if phase == "forward" else 2 * product

@@ -1,6 +1,4 @@
-"""`linear_sum_assignment`: optimal one-to-one assignment, one matrix or a batch, on the CPU or a
-GPU.
-"""
+"""`linear_sum_assignment`: optimal one-to-one assignment for a matrix or a batch of matrices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,37 +23,37 @@ CUDA_STATUS = {
     3: "cost matrix{where} holds integers too far apart to be summed exactly in 64 bits; the CPU takes them",
 }
 
-_solve: Any = None  # the extension's solver, set by the first call: to look it up takes longer than a small problem
+_solve: Any = None  # the extension's solver, set by the first call: looking it up takes longer than a small problem
 
 
 def linear_sum_assignment(
     cost_matrix: Tensor | ArrayLike, maximize: bool = False, *, backend: str = "auto", check: bool | None = None
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """Choose entries, at most one per row and column, of least (or greatest) total cost.
+    """Choose entries, at most one per row and column, with the least (or largest) total cost.
 
-    Equivalent to scipy's function of this name. Floating-point costs are summed in float64,
+    It is equivalent to scipy's function of this name. Floating-point costs are summed in float64,
     integers exactly.
 
     Args:
-        cost_matrix: [N, M], or a batch [B, N, M]; numpy array (or what becomes one) or tensor, real
-            dtype. Entries of +inf are forbidden (of -inf when maximising).
-        maximize: choose the greatest total instead.
-        backend: "auto"; "cpp" (the C++ solver, CPU); "cuda" (CUDA tensors, up to 2,048 rows and
-            columns); or "reference" (scipy's, anywhere).
-        check: True raises on CUDA, too, where a problem has no solution. That waits for the GPU;
-            without it nothing does. On the CPU such a problem always raises.
+        cost_matrix: [N, M], or a batch [B, N, M]; tensor, numpy array or nested list of a real
+            dtype. Entries of +inf are forbidden (-inf if maximising).
+        maximize: whether to choose the largest total.
+        backend: "auto", "cpp" (C++ solver on the CPU), "cuda" (CUDA tensors, up to 2,048 rows and
+            columns) or "reference" (scipy).
+        check: whether to raise for a problem without a solution on CUDA, which waits for the GPU.
+            On the CPU such a problem always raises.
 
     Returns:
-        rows, cols: int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row; numpy for
-        numpy, tensors on the cost's device for a tensor. On CUDA the columns of a problem that has
-        no solution are -1.
+        Rows and columns, int64 [min(N, M)] each, or [B, min(N, M)] for a batch, sorted by row:
+        tensors on the device of the cost for a tensor, else numpy arrays. On CUDA the columns of a
+        problem without a solution are -1.
 
     Raises:
-        ValueError: a NaN or an infinity that every assignment would prefer, or a matrix in which no
-            assignment avoids the forbidden entries; the text names the row (on CUDA only with
-            `check`).
-        TypeError: a dtype that is not real.
-        BackendUnavailableError: a backend asked for by name cannot run here.
+        ValueError: the cost has another number of dimensions, or a NaN or an infinity that every
+            assignment would prefer, or no assignment avoids the forbidden entries (these on CUDA
+            only with `check`). The text names the row.
+        TypeError: the dtype is not real.
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
@@ -75,7 +73,7 @@ def _solve_tensor(cost: Tensor, maximize: bool, backend: str, check: bool) -> tu
     return torch.from_numpy(rows), torch.from_numpy(cols)
 
 
-# Where PyTorch compiles, records or transforms the call.
+# The op for calls that PyTorch compiles, records or transforms.
 _solve_recorded = torch.library.custom_op("infoseg_fast::linear_sum_assignment", _solve_tensor, mutates_args=())
 
 
@@ -111,7 +109,7 @@ def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndar
         try:
             return _solve(cost, maximize)
         except TypeError:
-            pass  # a dtype to be converted below
+            pass  # the dtype is converted below
     cost = np.asarray(cost)
     if cost.ndim not in (2, 3):
         raise _wrong_shape(cost.shape)
@@ -139,7 +137,7 @@ def readable(cost: np.ndarray) -> np.ndarray:
     """A copy of the same problem in a dtype that the solver reads: float32, float64 or int64."""
     kind, size = cost.dtype.kind, cost.dtype.itemsize
     if kind == "u" and size == 8:
-        # Subtracting 2**63 from all entries changes no choice, and all of them fit.
+        # Subtracting 2**63 from all entries changes no choice, and all entries then fit.
         return (cost.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
     if kind in "biu":
         return cost.astype(np.int64)
@@ -202,13 +200,13 @@ def _solve_on_cuda(cost: Tensor, maximize: bool, check: bool) -> tuple[Tensor, T
 
 
 def launch(run: Callable[..., object], cost: Tensor, maximize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column indices and [B, 2] status, by `run(function name, device, *arguments)`. Waits
-    for nothing.
+    """Row and column indices and the status int32 [B, 2], by `run(function name, device,
+    *arguments)`. It does not wait for the device.
     """
     batch = cost if cost.ndim == 3 else cost[None]
     number, height, width = batch.shape
     if height > max(width, 32):
-        # The threads of a block go along the longer side: neighbours must be neighbours in memory.
+        # The threads of a block go along the longer side, which must be contiguous in memory.
         batch = batch.mT.contiguous().mT
     indices = torch.empty((2, number, min(height, width)), dtype=torch.int64, device=cost.device)
     status = torch.zeros((number, 2), dtype=torch.int32, device=cost.device)
@@ -221,7 +219,7 @@ def launch(run: Callable[..., object], cost: Tensor, maximize: bool) -> tuple[Te
 
 
 def explain(status: Tensor, cost: Tensor) -> None:
-    """Raise ValueError if a problem was not solved, for the first such one."""
+    """Raise ValueError for the first problem that was not solved."""
     codes = status.cpu().numpy()
     failed = np.flatnonzero(codes[:, 0])
     if not len(failed):

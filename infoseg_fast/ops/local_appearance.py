@@ -13,24 +13,23 @@ from .record import Case, Op
 
 
 def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "auto") -> Tensor:
-    """The colour and the texture at every position of a map of `size` that covers the images.
+    """The colour and the texture of the images at every position of a map.
 
     Args:
         images: float [B, c, H_img, W_img] in [0, 1].
-        size: (h, w); a position covers a cell of H_img / h x W_img / w pixels.
-        backend: "auto", "reference", "cpp" or "triton"; the last two take cells of whole pixels.
+        size: (h, w) of the map. A position covers a cell of H_img / h x W_img / w pixels.
+        backend: "auto", "reference", "cpp" or "triton". The last two need cells of whole pixels.
 
     Returns:
-        y, [B, c + 2, h, w] float32, a constant. The first c channels are the logarithm of each
-        channel's mean over the cell, in which a change of illumination is a shift. The last two
-        come from the structure tensor of the logarithmic brightness over 3 x 3 cells (the mean of
-        the products of its gradient's components): roughness, the logarithm of the trace; and
-        coherence, the difference of the eigenvalues over their sum, which is 0 for grain and 1 for
-        stripes.
+        y, [B, c + 2, h, w] float32, without a gradient. The first c channels are the logarithms of
+        the channels' means over the cell. A change of illumination shifts them. The last two come
+        from the structure tensor of the logarithmic brightness over 3 x 3 cells (means of products
+        of the components of its gradient): roughness, the logarithm of the trace, and coherence,
+        the difference of the eigenvalues divided by their sum: 0 for grain, 1 for stripes.
 
     Raises:
-        ValueError: the backend asked for by name does not take cells of this size.
-        BackendUnavailableError: the backend asked for by name cannot run here.
+        ValueError: the backend that is named does not take cells of this size.
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     images, size = images.detach().float(), (size[0], size[1])
     whole = all(n > 0 and m % n == 0 for n, m in zip(size, images.shape[2:], strict=True))

@@ -31,25 +31,25 @@ def local_global_similarity(
     """Similarity of every position with every global feature of its image: z[b,k,p] = <W f[b,p] +
     b, H[b,k]>.
 
-    The projection is folded into the global features (identity 2 of METHOD), so no D-dimensional
-    map is formed.
+    The projection is folded into the global features (identity 2 of METHOD), so that no
+    D-dimensional map is formed.
 
     Args:
         features: f, [B, C, h, w], any strides; float32, float64, bfloat16 or float16. Without
-            `weight` they are the local features themselves and C = D.
+            `weight` they are the local features, and C = D.
         global_features: H, [B, K, D] with 2 <= K <= 256.
-        weight: W of the local projection, [D, C] or a 1x1 convolution's [D, C, 1, 1].
+        weight: W of the local projection, [D, C], or that of a 1x1 convolution, [D, C, 1, 1].
         bias: b of the local projection, [D].
         backend: "auto" (the fastest that can run), "reference", "cpp" or "triton".
 
     Returns:
-        z, [B, K, h, w], in the dtype of `features`; sums are formed in float32 (float64 for
+        z, [B, K, h, w], in the dtype of `features`. Sums are formed in float32 (float64 for
         float64). Differentiable in all four tensors.
 
     Raises:
-        TypeError, ValueError: an argument is not as above, dtypes are mixed, or devices are (under
-            autocast the inputs are cast to its dtype first).
-        BackendUnavailableError: the backend asked for by name cannot run here.
+        TypeError, ValueError: an argument is not as above, or dtypes or devices differ. (Autocast
+            casts all arguments to its dtype first.)
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     backend = dispatch.select("local_global_similarity", backend, features)
@@ -60,7 +60,7 @@ def local_global_similarity(
 
 
 def scores_like(features: Tensor, G: Tensor, *_: object) -> Tensor:
-    """An uninitialised map of scores of all classes."""
+    """An uninitialised map of the scores of all classes."""
     return features.new_empty(features.shape[0], G.shape[1], *features.shape[2:])
 
 

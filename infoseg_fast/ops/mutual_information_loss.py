@@ -1,4 +1,4 @@
-"""`mutual_information_loss`: the loss of both estimators."""
+"""`mutual_information_loss`: the loss, with both estimators."""
 
 from typing import Any
 
@@ -44,37 +44,37 @@ def mutual_information_loss(
     mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Minus the mutual information, up to a constant, between local features and the global feature
-    of their class.
+    """The negative mutual information, up to a constant, of local features and the global feature of
+    their class.
 
     With V = softmax_k(temperature * z) and T = sum_k V_k z_k = <L, S> (identity 1 of METHOD: the
     assigned global feature S is never formed):
 
-    - "jsd": mean softplus(-T) + mean softplus(T_neg), 2 ln 2 when nothing is learnt; T_neg scores a
-      position against another image of the batch;
-    - "infonce": mean [log sum exp over the (1 + n) K global features of the own and the partner
-      images - T].
+    - "jsd": mean softplus(-T) + mean softplus(T_neg), 2 ln 2 before training. T_neg is the score of
+      a position with another image of the batch.
+    - "infonce": mean [log sum exp over the (1 + n) K global features of the image and its partners
+      - T].
 
-    Image b's partners are the images (b + 1 .. b + n) mod B.
+    The partners of image b are the images (b + 1 .. b + n) mod B.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.
         temperature: tau > 0, a factor of z.
         estimator: "jsd" or "infonce".
-        negatives: for "jsd", "same_position" (the global feature that the partner assigned to the
-            same position) or "reassigned" (the position is assigned anew among the partner's global
-            features); "infonce" does not use it.
+        negatives: for "jsd". "same_position": the global feature that the partner assigned to the
+            same position. "reassigned": the position is assigned among the partner's global
+            features.
         num_negatives: n, from 1 to B - 1, or "all" for B - 1.
         balance: weight >= 0 of the term log K - entropy(mean V), which keeps all classes in use.
-        mask: bool [B, h, w], True where a position counts; the others are left out of every mean.
-            None counts all.
+        mask: bool [B, h, w], the positions that count in all means. None: all.
 
     Returns:
-        The loss in nats, a scalar: float64 for float64 input, else float32. NaN when no position
+        The loss in nats, a scalar: float64 for float64 input, else float32. NaN if no position
         counts. Differentiable in all four tensors.
 
     Raises:
-        As `assign`; ValueError also for B < 2 and num_negatives >= B.
+        TypeError, ValueError, BackendUnavailableError: as in `assign`; ValueError also if B < 2, or
+            a setting or the mask is not as above.
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)
@@ -116,7 +116,9 @@ def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
 
 
 def _operations(case: Case, phase: str) -> int:
-    """Of the products that read the features; three times one product for both phases."""
+    """Floating-point operations of the products that read features: one product in the forward
+    pass, two in the backward pass.
+    """
     how, scores = _settings(case), (1 + case.negatives) * case.K
     if (how.estimator, how.negatives) == ("jsd", "same_position"):
         scores = min(scores, 2 * case.K + case.negatives)  # through the assigned features (METHOD, S')
@@ -130,7 +132,7 @@ VARIANTS = ("same_position", "reassigned", "infonce")
 
 
 def _compiled(variant: str, number: int, name: str, **more: Any) -> Case:
-    """A case of the kernels: infonce, or jsd with these negatives; with balance and mask."""
+    """A case with balance and mask, for infonce or for jsd with these negatives."""
     how = {"estimator": "infonce"} if variant == "infonce" else {"negatives": variant}
     return Case(name, masked=True, settings={"balance": 1.0, "num_negatives": number} | how, **more)
 

@@ -1,5 +1,5 @@
-"""The record of an op. Wiring, benchmarks, checks, ahead-of-time table, cost model and tests read
-it.
+"""The record of an op, for its wiring, benchmarks, checks, ahead-of-time table, cost model and
+tests.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,6 @@ from torch import Tensor
 from ..reference.folding import accumulation_dtype
 from .factory import Wiring
 
-# What a case is for. "aot" is compiled in CI, "aot_more" by the command, "aot_all" with --all.
-USES = ("cpu", "cuda", "aot", "aot_more", "aot_all", "roofline")
-
 
 @dataclass(frozen=True)
 class Case:
@@ -25,24 +22,26 @@ class Case:
     """
 
     name: str
-    uses: tuple[str, ...] = ()  # of USES
+    # "cpu", "cuda": benchmarks. "aot", "aot_more", "aot_all": compiled in CI, by the command, with
+    # --all. "roofline": cost model.
+    uses: tuple[str, ...] = ()
     B: int = 64
-    C: int = 256  # channels: of features, of an appearance y, or of images
+    C: int = 256  # channels of features, of an appearance y, or of images
     D: int = 512
     K: int = 15
     S: int = 21  # statistics of class_moments
     h: int = 32  # positions
     w: int = 32
-    size: tuple[int, int] = (128, 128)  # pixels: of images, of label maps, of targets
+    size: tuple[int, int] = (128, 128)  # pixels of images, label maps and targets
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     bias: bool = True
     masked: bool = False
-    gradient: bool = True  # whether gradients are wanted, of a differentiable op
+    gradient: bool = True  # whether a differentiable op computes gradients
     spread: float = 0.3  # standard deviation of global features; 1 gives confident assignments
     settings: dict[str, Any] = field(default_factory=dict, hash=False)  # keyword arguments of the public function
-    speedup: float = 1.0  # over the best plain PyTorch on a CPU, the least that is expected
-    op: str = ""  # set by the record that holds the case
+    speedup: float = 1.0  # least expected speed-up over the best plain PyTorch on a CPU
+    op: str = ""  # set by the record of the case
 
     @property
     def feature_bytes(self) -> int:
@@ -65,29 +64,30 @@ class Case:
 
     @property
     def negatives(self) -> int:
-        """Number of partners of each image, of the loss."""
+        """Number of negatives of each image in the loss."""
         n = self.settings.get("num_negatives", 1)
         return self.B - 1 if n == "all" else n
 
 
 @dataclass(frozen=True)
 class Op:
-    """An op: its name is that of its module, reference, kernels, custom op and bench.
+    """An op. Its module, reference, kernels, custom op and bench have its name.
 
     Attributes:
-        function: the public function. Takes `arguments`, and `backend=` where `backends` has any.
-        reference: plain PyTorch that takes the same arguments but `backend`.
-        arguments: `(case, device, dtype) -> (tensors, keywords)`, random and the same each time.
-            `function(*tensors, **keywords)` is the call; of a differentiable op, gradients are
-            wanted by all of `tensors`.
-        backends: the backends that have a kernel of it.
-        cases: what it is timed, checked, compiled and costed at.
-        floor: `(case, phase) -> bytes` that must be read or written once; phase is "forward" or
-            "backward". Global features and other tensors that are small beside a map are left out.
+        name: the name.
+        function: the public function of `arguments`, with `backend=` if `backends` has any.
+        reference: plain PyTorch with the same arguments except `backend`.
+        arguments: `(case, device, dtype) -> (tensors, keywords)` for `function(*tensors,
+            **keywords)`: random, the same each time. A differentiable op has gradients of all
+            `tensors`.
+        floor: `(case, phase) -> bytes` that must be read or written once. The phase is "forward" or
+            "backward". Global features and other tensors smaller than a map are left out.
         operations: `(case, phase) -> floating-point operations` of its products.
-        wiring: how PyTorch sees it (schema, fake, gradient); None for ops that it does not see.
-        kernel_arguments: `(case, device) -> arguments` of a kernel's `forward`, uninitialised, all
-            but `needs`; None without wiring.
+        cases: the cases at which it is timed, checked, compiled and costed.
+        backends: the backends with a kernel.
+        wiring: its custom op. None: it has none.
+        kernel_arguments: `(case, device) -> arguments` of a kernel's `forward` without `needs`,
+            uninitialised. None without wiring.
     """
 
     name: str
@@ -109,5 +109,5 @@ class Op:
         return self.wiring is not None and self.wiring.differentiable > 0
 
     def cases_for(self, use: str) -> list[Case]:
-        """The cases whose `uses` hold `use`, in the order of the record."""
+        """The cases for `use`, in the order of the record."""
         return [case for case in self.cases if use in case.uses]

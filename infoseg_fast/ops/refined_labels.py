@@ -16,23 +16,22 @@ from .record import Case, Op
 def refined_labels(
     prior: Tensor, colour: Tensor, around: Tensor, residual: Tensor, log_scale: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    """argmax_k log prior_k + log p(y | s, k) of every pixel.
+    """argmax_k [log prior_k + log p(y | s, k)] of every pixel.
 
     Args:
-        prior: [B, K, h, w], probabilities of the positions; upsampled bilinearly
+        prior: [B, K, h, w], probabilities of the positions. They are upsampled bilinearly
             (align_corners=False).
         colour: y, [B, c, H, W], colours of the pixels.
-        around: s, [B, c, h, w], colours around the positions, upsampled as the prior is.
+        around: s, [B, c, h, w], colours around the positions, upsampled as the prior.
         residual, log_scale: [K, c, 2c + 1] and [K], the density of each class:
             log p(y | s, k) = log_scale - 1/2 |residual (y, s, 1)|^2 + const.
-        backend: "auto", "reference", "cpp", which takes float32, or "triton", which takes float32
-            and float64.
+        backend: "auto", "reference", "cpp" (only float32) or "triton" (float32 and float64).
 
     Returns:
-        [B, H, W] uint8; of equal classes the lowest. A NaN gives some label below K.
+        Labels [B, H, W] uint8. A tie gives the lowest class. A NaN gives some label below K.
 
     Raises:
-        BackendUnavailableError: the backend asked for by name cannot run here.
+        BackendUnavailableError: the backend that is named cannot run here.
     """
     backend = dispatch.select("refined_labels", backend, prior)
     if backend == "reference" or prior.numel() == 0:
@@ -48,18 +47,20 @@ def _shapes(case: Case) -> list[tuple[int, ...]]:
 def refinement_arguments(
     case: Case, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """prior, colour, around, residual, log_scale; C of the case is the number of colours."""
+    """Random prior, colour, around, residual and log_scale. C of the case is the number of colours."""
     prior, *others = normal(case, 6, *_shapes(case))
     return [x.to(device, dtype) for x in (torch.softmax(2 * prior, dim=1), *others)], {}
 
 
 def refinement_kernel_arguments(case: Case, device: torch.device | str) -> tuple[Tensor, ...]:
-    """The same, uninitialised."""
+    """The arguments, uninitialised."""
     return tuple(torch.empty(shape, dtype=case.dtype, device=device) for shape in _shapes(case))
 
 
 def refinement_operations(case: Case, phase: str) -> int:
-    """c residuals of 2c numbers, and their squares, of every pixel and class."""
+    """Floating-point operations of c residuals of 2c numbers, and of their squares, for every pixel
+    and class.
+    """
     return 2 * case.pixels * case.K * case.C * (2 * case.C + 1)
 
 

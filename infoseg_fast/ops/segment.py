@@ -37,22 +37,22 @@ def segment(
     interpolate: str = "probs",
     backend: str = "auto",
 ) -> Tensor:
-    """The class of every pixel: argmax_k of the probabilities (or similarities), upsampled
-    bilinearly to `size`.
+    """The class of every pixel: argmax_k of the bilinearly upsampled probabilities or similarities.
 
     Args:
         features, global_features, weight, bias, backend: as in `local_global_similarity`.
         temperature: tau > 0, a factor of z.
-        size: (rows, columns) of the label maps in pixels; None for h x w.
+        size: (rows, columns) of the label maps, pixels. None: h x w.
         interpolate: "probs" upsamples V = softmax_k(tau z) (align_corners=False), "logits"
             upsamples z. Both differ from upsampling the labels.
 
     Returns:
-        Labels 0 .. K - 1, [B, *size] uint8; of equal classes the lowest. A NaN gives some label
+        Labels 0 .. K - 1, [B, *size] uint8. A tie gives the lowest class. A NaN gives some label
         below K. Not differentiable.
 
     Raises:
-        As `assign`; ValueError also for a size below 1 x 1.
+        TypeError, ValueError, BackendUnavailableError: as in `assign`, or the size is below 1 x 1
+            or `interpolate` is unknown (ValueError).
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)

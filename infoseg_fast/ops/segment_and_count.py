@@ -1,4 +1,4 @@
-"""`segment_and_count`: label maps and their joint counts with ground truth."""
+"""`segment_and_count`: the confusion matrix of label maps and ground truth, in one pass."""
 
 from typing import Any
 
@@ -45,35 +45,35 @@ def segment_and_count(
     check: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """Joint counts of the segmentation at the target's size and the target, which an evaluation
-    sums up.
+    """The confusion matrix of the segmentation at the size of the target, and the target.
 
     Args:
         features, global_features, weight, bias, temperature, interpolate, backend: as in `segment`.
-        target: ground truth, [B, H_img, W_img] uint8 (or another integer dtype).
+        target: ground truth, [B, H_img, W_img] uint8 or another integer dtype.
         num_classes: number of classes of the target.
-        ignore_index: target value that is left out of the counts; None counts all.
-        return_labels: return the label maps too.
-        return_outside: return the number of pixels with a target out of range too, for
+        ignore_index: target value that does not count. None: all values count.
+        return_labels: whether to return the label maps too.
+        return_outside: whether to return the number of pixels with a target out of range too, for
             `ClusterMetrics.add`.
-        check: on CUDA, raise for a target out of range. That waits for the GPU; without it such
-            pixels are left out of the counts.
+        check: whether to raise for a target out of range on CUDA, which waits for the GPU.
+            Otherwise such pixels do not count.
 
     Returns:
-        int64 [K, num_classes], rows = predicted clusters. With `return_labels` or `return_outside`
-        a tuple of it and, in this order, the labels [B, H_img, W_img] uint8 and the number of
-        pixels out of range, int64 [].
+        int64 [K, num_classes], with a row for each cluster. With `return_labels` or
+        `return_outside` a tuple with, in this order, the labels [B, H_img, W_img] uint8 and the
+        number of pixels out of range, int64 [].
 
     Raises:
-        As `segment`; ValueError also for a target value of at least num_classes that is not
-        `ignore_index` (on CUDA only with `check`).
+        TypeError, ValueError, BackendUnavailableError: as in `segment`, or the target has another
+            shape, or a value that is neither a class nor `ignore_index` (on CUDA only with
+            `check`).
     """
     if not isinstance(target, Tensor) or target.dim() != 3 or target.shape[0] != features.shape[0]:
         raise ValueError(
             f"target must be [B, H_img, W_img] with B = {features.shape[0]}, not {checks.described(target)}"
         )
     target = as_labels(target, "target", num_classes, "num_classes")
-    # Targets of bytes are counted row by row while they are segmented, and no label map is formed.
+    # For uint8 targets the rows are counted while they are segmented, without a label map.
     fused = _fused_backend(backend, features, target)
     if fused:
         features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
@@ -114,7 +114,7 @@ def segment_and_count(
 
 
 def _fused_backend(backend: str, features: Tensor, target: Tensor) -> str | None:
-    """The backend of `segment` where it counts while it segments, else None."""
+    """The backend of `segment` if it counts while it segments, else None."""
     if target.dtype != torch.uint8 or target.device != features.device:
         return None
     chosen = dispatch.select("segment", backend, features)

@@ -1,7 +1,7 @@
-"""Plain PyTorch versions of every op: kernels are verified against them, for any dtype and device.
+"""Plain PyTorch versions of all ops, for any dtype and device. Kernels are verified against them.
 
-They follow the equations of the method and are differentiable to any order. Half-precision inputs
-are computed in float32. Symbols: B images, C feature channels, D embedding dimension, K classes,
+They follow the equations of the method and are differentiable to any order. They compute in float32
+for half-precision inputs. Symbols: B images, C feature channels, D embedding dimension, K classes,
 h x w positions (P = h w), n negatives per image.
 """
 

@@ -1,14 +1,13 @@
-"""The statistics whose class moments describe the appearance of classes."""
+"""Statistics whose class moments describe the appearance of classes."""
 
 import torch
 from torch import Tensor
 
 
 def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth: int = 0) -> Tensor:
-    """Products of (1, y), times the share of the position, after the adjoint of
-    `neighbourhood_mean`.
-
-    y is scaled to mean 0 and variance 1. See `infoseg_fast.ops.appearance_statistics`.
+    """Products of (1, y) times the share of the position, after the adjoint of
+    `neighbourhood_mean`, with y scaled to mean 0 and variance 1. See
+    `infoseg_fast.ops.appearance_statistics`.
     """
     y = appearance
     B, d, h, w = y.shape
@@ -16,7 +15,7 @@ def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth
         share = torch.full((1, 1, 1, 1), 1 / max(B * h * w, 1), dtype=y.dtype, device=y.device)
     else:
         share = mask[:, None].to(y.dtype)
-        share = share / share.sum()  # NaN when no position counts
+        share = share / share.sum()  # NaN if no position counts
     y = y - (y * share).sum(dim=(0, 2, 3), keepdim=True)
     variance = (y.square() * share).sum(dim=(0, 2, 3), keepdim=True)
     y = y / variance.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
@@ -29,9 +28,7 @@ def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth
 
 
 def _mean_matrix(n: int, radius: int, like: Tensor) -> Tensor:
-    """`neighbourhood_mean` along one axis of n positions as a matrix [n, n] that multiplies from
-    the left.
-    """
+    """`neighbourhood_mean` along an axis of n positions as a matrix [n, n], a factor from the left."""
     place = torch.arange(n, device=like.device)
     neighbour = (place[:, None] + torch.arange(-radius, radius + 1, device=like.device)).clamp(0, n - 1)
     weights = torch.full_like(neighbour, 1 / (2 * radius + 1), dtype=like.dtype)

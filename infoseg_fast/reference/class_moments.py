@@ -15,13 +15,11 @@ def class_moments(
     statistics: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """sum_{b,p} V[b,k,p] Y[b,s,p]: [K, S] in the accumulation dtype. V = softmax_k(tau z) is not
-    rounded.
-    """
+    """sum_{b,p} V[b,k,p] Y[b,s,p]: [K, S] in the accumulation dtype, as V = softmax_k(tau z)."""
     return moments_of(folded_probs(features, *fold_projection(global_features, weight, bias), temperature), statistics)
 
 
 def moments_of(V: Tensor, statistics: Tensor) -> Tensor:
-    """sum_{b,p} V[b,k,p] Y[b,s,p] of V [B, K, h, w] and Y [B, S, h, w]: [K, S] in the dtype of V."""
+    """sum_{b,p} V[b,k,p] Y[b,s,p] for V [B, K, h, w] and Y [B, S, h, w]: [K, S] in the dtype of V."""
     V, Y = (x.to(V.dtype).transpose(0, 1).flatten(1) for x in (V, statistics))
     return V @ Y.mT

@@ -1,4 +1,4 @@
-"""Joint counts of two label maps."""
+"""Counts of pairs of labels of two maps."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,8 @@ from torch import Tensor
 def confusion_matrix(
     pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None = 255
 ) -> Tensor:
-    """Number of positions with every pair of values: int64 [num_clusters, num_classes].
-
-    Positions with target `ignore_index` are left out, and so are values out of range.
+    """Number of positions with every pair of values, int64 [num_clusters, num_classes]. Positions
+    with target `ignore_index` or a value out of range do not count.
     """
     return counts_and_outside(pred, target, num_clusters, num_classes, ignore_index)[0]
 
@@ -17,10 +16,10 @@ def confusion_matrix(
 def counts_and_outside(
     pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The counts, and the number of positions out of range that are not ignored.
+    """The counts, and the number of positions out of range that are not ignored, int64 [].
 
-    Every position falls into some bin, so no result decides a size and the host never waits for the
-    device (`torch.bincount` would).
+    Every position falls into a bin, so that the host never waits for the device (as with
+    `torch.bincount`).
     """
     pred, target = pred.flatten().long(), target.flatten().long()
     cells = num_clusters * num_classes
@@ -36,7 +35,7 @@ def counts_and_outside(
 def raise_out_of_range(
     pred: Tensor, target: Tensor, num_clusters: int, num_classes: int, ignore_index: int | None
 ) -> None:
-    """Raise the ValueError about the first value out of range, with the text of the extension."""
+    """Raise ValueError for the first value out of range, with the text of the extension."""
     counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     bad_target = counted & ((target < 0) | (target >= num_classes))
     bad = (bad_target | (counted & ((pred < 0) | (pred >= num_clusters)))).flatten()

@@ -8,22 +8,20 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are formed in: float64 for float64, else float32."""
+    """The dtype of sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def fold_projection(
     global_features: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Project the K global features back instead of P local features forward.
-
-    z = <W f + b, H_k> = <f, W^T H_k> + <b, H_k>, so with G = H W and g0 = H b no local feature is
-    formed.
+    """Project the K global features back, instead of P local features forward: z = <W f + b, H_k> =
+    <f, W^T H_k> + <b, H_k> = <f, G_k> + g0_k with G = H W and g0 = H b.
 
     Args:
         global_features: H, [B, K, D].
-        weight: W, [D, C]; None for the identity.
-        bias: b, [D]; None for 0.
+        weight: W, [D, C]. None: the identity.
+        bias: b, [D]. None: 0.
 
     Returns:
         G [B, K, C] and g0 [B, K] (None without a bias), in the accumulation dtype.
@@ -34,8 +32,8 @@ def fold_projection(
 
 
 def _in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> Sequence[Any]:
-    """The tensors in `dtype`. Where they have it already, not even `Tensor.to` is called: on a GPU
-    the time of a small product is that of its Python code.
+    """The tensors in `dtype`. `Tensor.to` is not called if they have it already: on a GPU, Python
+    code takes the time of a small product.
     """
     if all(x is None or x.dtype == dtype for x in tensors):
         return tensors
@@ -50,15 +48,16 @@ def fold_projection_gradient(
     bias: Tensor | None,
     needs: tuple[bool, ...] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients by H, W and b: dH = dG W^T + dg0 b^T, dW = H^T dG, db = H^T dg0.
+    """Gradients of H, W and b: dH = dG W^T + dg0 b^T, dW = H^T dG, db = H^T dg0.
 
     Args:
-        dG, dg0: gradients by G [B, K, C] and g0 [B, K], in the accumulation dtype. dG is read for
-            dH and dW only, dg0 only where there is a bias.
-        needs: which of the three gradients are wanted; the others are None.
+        dG, dg0: gradients of G [B, K, C] and g0 [B, K], in the accumulation dtype. dG is read only
+            for dH and dW, dg0 only with a bias.
+        global_features, weight, bias: as in `fold_projection`.
+        needs: whether each of the three gradients is computed.
 
     Returns:
-        Each gradient in the dtype of its tensor.
+        The gradients in the dtypes of their tensors. None: not computed.
     """
     if not any(needs):
         return None, None, None
@@ -70,7 +69,7 @@ def fold_projection_gradient(
     if needs[0]:
         dH = dG if weight is None else torch.mm(dG, W.mT)
         if dg0 is not None:
-            # No one else holds the product.
+            # In place, since nothing else refers to the product.
             dH = torch.addr(dH, dg0, b) if weight is None else dH.addr_(dg0, b)
         dH = dH.view_as(global_features)
     if needs[1] and weight is not None:
@@ -82,9 +81,8 @@ def fold_projection_gradient(
 
 
 def folded_similarity(features: Tensor, G: Tensor, g0: Tensor | None) -> Tensor:
-    """z[b,k,p] = <f[b,:,p], G[b,k]> + g0[b,k].
-
-    features [B, C, h, w], G [B, K, C] and g0 [B, K] give [B, K, h, w] in the dtype of G.
+    """z[b,k,p] = <f[b,:,p], G[b,k]> + g0[b,k], [B, K, h, w] in the dtype of G, from features [B, C,
+    h, w], G [B, K, C] and g0 [B, K].
     """
     z = G @ features.to(G.dtype).flatten(2)
     if g0 is not None:

@@ -4,11 +4,10 @@ import numpy as np
 
 
 def linear_sum_assignment(cost: np.ndarray, maximize: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column indices of the assignment of least (or greatest) total cost.
-
-    cost [N, M] gives int64 [min(N, M)] each; a batch [B, N, M] gives [B, min(N, M)] each.
+    """Rows and columns of the assignment with the least (or largest) total cost: int64 [min(N, M)]
+    each for a cost [N, M], [B, min(N, M)] each for a batch [B, N, M].
     """
-    import scipy.optimize  # takes a fifth of the package's import time, and is seldom used
+    import scipy.optimize  # a fifth of the package's import time, and seldom used
 
     if cost.ndim == 2:
         rows, cols = scipy.optimize.linear_sum_assignment(cost, maximize)

@@ -6,19 +6,19 @@ from torch import Tensor
 
 from .neighbourhood_mean import neighbourhood_mean
 
-DARK = 0.05  # intensity in [0, 1] that is added before the logarithm: differences in the dark are mostly noise
-FLAT = 1e-3  # squared step of the logarithm that is added to the trace
-FACTORS = 8  # channels whose product is formed before its logarithm: more could underflow
+DARK = 0.05  # intensity in [0, 1], added before the logarithm: differences in the dark are mostly noise
+FLAT = 1e-3  # squared step of the logarithm, added to the trace
+FACTORS = 8  # number of channels in a product before its logarithm: more could underflow
 
 
 def local_appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Logarithms of the channels' means, then the logarithm of the trace and the coherence of the
     structure tensor T.
 
-    T = ((uu, uv), (uv, vv)) holds means over 3 x 3 cells of the products of u and v, the steps of
-    the logarithmic brightness along the diagonals of 2 x 2 pixels. The sum of its eigenvalues is uu
-    + vv, their difference sqrt((uu - vv)^2 + (2 uv)^2); the coherence is the quotient. (Steps to
-    the right and down would share a pixel, and white noise would have a direction.)
+    T = ((uu, uv), (uv, vv)) has means over 3 x 3 cells of the products of u and v, the steps of the
+    logarithmic brightness along the diagonals of 2 x 2 pixels. The sum of its eigenvalues is uu +
+    vv, their difference sqrt((uu - vv)^2 + (2 uv)^2). The coherence is the quotient. (Steps to the
+    right and down would share a pixel, and white noise would have a direction.)
     """
     images = images.float()
     colour = (F.adaptive_avg_pool2d(images, size) + DARK).log()

@@ -27,8 +27,8 @@ def candidate_similarity(features: Tensor, G: Tensor, g0: Tensor | None, num_neg
 
 
 def mean_over_valid(x: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of x [B, ..., P] over dims 0 and -1 where valid [B, P] holds; NaN when nothing is
-    valid.
+    """The mean of x [B, ..., P] over dimensions 0 and -1, where valid [B, P] is True. NaN if it
+    never is.
     """
     if valid is None:
         return x.mean(dim=(0, -1))
@@ -58,10 +58,8 @@ def mutual_information_loss(
     balance: float = 0.0,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The loss, a scalar in the accumulation dtype; see `infoseg_fast.mutual_information_loss` for
-    the arguments.
-
-    `num_negatives` is a number here.
+    """The loss, a scalar in the accumulation dtype. Arguments as in
+    `infoseg_fast.mutual_information_loss`, but `num_negatives` is a number.
     """
     G, g0 = fold_projection(global_features, weight, bias)
     return folded_loss(
@@ -89,8 +87,8 @@ def folded_loss(
     num_negatives: int,
     balance: float,
 ) -> Tensor:
-    """The loss from folded global features. features [B, C, h, w], G [B, K, C], g0 [B, K], valid
-    [B, P] bool.
+    """The loss from features [B, C, h, w], folded global features G [B, K, C] and g0 [B, K], and
+    valid, bool [B, P].
     """
     q = candidate_similarity(features, G, g0, num_negatives)  # [B, 1 + n, K, P]
     z, w = q[:, 0], q[:, 1:]  # own image, partners
@@ -121,11 +119,9 @@ def folded_loss_gradient(
     num_negatives: int,
     balance: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `folded_loss` by features, G and g0, written out (identity 3 of the method: they
-    have rank K).
-
-    What kernels compute, step by step: the coefficient dq of every similarity, then df, dG and dg0
-    as its products.
+    """Gradients of `folded_loss` by features, G and g0, written out (identity 3 of METHOD: they have
+    rank K). As in the kernels, first the coefficient dq of every similarity is formed, then df, dG
+    and dg0 as products with it.
     """
     B, tau = features.shape[0], temperature
     f = features.to(G.dtype).flatten(2)
@@ -134,8 +130,7 @@ def folded_loss_gradient(
     z, w = q[:, 0], q[:, 1:]
     V = torch.softmax(tau * z, dim=1)
     T_pos = (V * z).sum(dim=1)
-    # 1 / M at each of the M valid positions, 0 elsewhere; where nothing is valid there is nothing
-    # to divide.
+    # 1 / M at each of the M valid positions, else 0.
     if valid is None:
         share = torch.full_like(T_pos, 1 / max(T_pos.numel(), 1))
     else:

@@ -21,15 +21,13 @@ def segment(
 ) -> Tensor:
     """argmax_k of V ("probs") or z ("logits"), upsampled bilinearly (align_corners=False): [B,
     *size] uint8.
-
-    The argmax of upsampled probabilities is not the upsampled argmax.
     """
     G, g0 = fold_projection(global_features, weight, bias)
 
     def labels_of(images: slice) -> Tensor:
         folded = features[images], G[images], None if g0 is None else g0[images]
         volume = folded_probs(*folded, temperature) if interpolate == "probs" else folded_similarity(*folded)
-        # A recorded graph must not compare sizes; to interpolate to the same size changes nothing.
+        # A recorded graph cannot compare sizes. Interpolation to the same size changes nothing.
         if size is not None and (recorded() or volume.shape[2:] != tuple(size)):
             volume = F.interpolate(volume, size=tuple(size), mode="bilinear", align_corners=False)
         return volume.argmax(dim=1).to(torch.uint8)

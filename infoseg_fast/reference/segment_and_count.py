@@ -1,4 +1,4 @@
-"""Counts of label maps against ground truth."""
+"""The confusion matrix of label maps and ground truth."""
 
 from torch import Tensor
 
@@ -18,7 +18,9 @@ def segment_and_count(
     interpolate: str = "probs",
     ignore_index: int | None = 255,
 ) -> Tensor:
-    """Counts int64 [K, num_classes] of the label maps at the target's size and the target."""
+    """The confusion matrix int64 [K, num_classes] of label maps at the size of the target, and the
+    target.
+    """
     labels = segment(
         features,
         global_features,

@@ -1,4 +1,6 @@
-"""Loops that a recorded graph must not contain: it would repeat the example's number of images."""
+"""Recorded graphs. They must not contain a loop over images, whose number would be that of the
+example.
+"""
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ def recorded() -> bool:
 
 
 def parts(batch: Tensor) -> list[slice]:
-    """The images of a batch one by one, which bounds the memory; all at once while a graph is
-    recorded.
+    """Slices of a batch: image by image, which bounds the memory, or the whole batch while a graph
+    is recorded.
     """
     return [slice(None)] if recorded() or len(batch) == 0 else [slice(b, b + 1) for b in range(len(batch))]
