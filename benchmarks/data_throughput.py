@@ -4,8 +4,8 @@ raw images.
     python benchmarks/data_throughput.py feed DIR [--images 51804]       # writes 6.6 GB to DIR once
     python benchmarks/data_throughput.py prepare DIR [--images 3000] [--workers 2]
 
-Pixels are synthetic, of COCO's sizes. Both wall-clock and processor times are printed; other
-processes disturb the latter less.
+Pixels are synthetic, in COCO's sizes. Wall-clock and processor times are printed. Other processes
+disturb processor times less.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Host time of the Triton ops: what Python and PyTorch take for a call, without the GPU's work.
+"""Host time of the Triton ops: the time of Python and PyTorch for a call, without the GPU's work.
 
     python benchmarks/host_time.py [--rounds 300] [--docs FILE]
 

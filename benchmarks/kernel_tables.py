@@ -1,7 +1,7 @@
 """Print the tables of docs/cpu_kernels.md from the rows of one run of `infoseg bench --csv
 ROWS.csv`.
 
-python benchmarks/kernel_tables.py ROWS.csv
+    python benchmarks/kernel_tables.py ROWS.csv
 """
 
 import csv

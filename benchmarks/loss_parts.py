@@ -1,5 +1,4 @@
-"""Where the time of a step of the loss goes: the kernel, its memory, the fold of the projection,
-Python.
+"""The parts of the time of a loss step: the kernel, its memory, the fold of the projection, Python.
 
     python benchmarks/loss_parts.py [--rounds 80] [--only TEXT] [CASE ...]
 

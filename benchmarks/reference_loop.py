@@ -7,8 +7,8 @@ a step.
 The plain loop is the paper as written: Pillow decodes in a DataLoader, the local features L and the
 assigned global features S are formed, everything is float32 and eager. Network, crops, augmentation
 and optimiser settings are the same, and so are the losses, which are compared. Steps of both loops
-run in turns, and their processor time is measured, decoding included: with one thread that is the
-time of a core that nothing else uses. Peak memory is that of a process of its own for each loop.
+run in turns, and their processor time is measured, with decoding: with one thread this is the time
+of an idle core. Peak memory is measured in a separate process for each loop.
 """
 
 import argparse

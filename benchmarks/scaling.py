@@ -1,4 +1,4 @@
-"""How the time of an op grows with each of its sizes, beside the best plain PyTorch.
+"""The growth of the time of an op with each of its sizes, and that of the best plain PyTorch.
 
     python benchmarks/scaling.py [--op NAME] [--csv scaling.csv] [--plot scaling.png]
     python benchmarks/scaling.py --plot scaling.png --from scaling.csv     # draws the CSV again

@@ -1,5 +1,5 @@
-"""Print the tables of docs/matching-and-scores.md: the matcher and the scorer against what they
-replace.
+"""Print the tables of docs/matching-and-scores.md: the matcher and the scorer, and the functions
+that they replace.
 
     python benchmarks/scoring_ratios.py [matcher] [structured] [batches] [counts] [fused] [nmi]
         [bootstrap] [rehearsal]

@@ -3,7 +3,7 @@ turns.
 
     python benchmarks/thread_scaling.py [--rounds 60]
 
-For a machine with two idle cores. Other programs slow down the second thread first.
+It needs two idle cores, since other programs slow down the second thread first.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Triton kernels, installed as `infoseg_fast.kernels`: the backend "triton" of
 `infoseg_fast.ops.dispatch`.
 
-A module here is named as the op that owns it; the others hold what several ops share. Importing
-this module needs neither Triton nor a GPU driver: the first access to `KERNELS` imports Triton.
+A module has the name of its op, or is shared by several ops. Importing this module needs neither
+Triton nor a GPU driver: the first access to `KERNELS` imports Triton.
 """
 
 import functools

@@ -128,7 +128,7 @@ def standardisation(partials, row, parts, D: tl.constexpr, TINY: tl.constexpr):
 
 @triton.jit
 def taps(source, to, n, radius):
-    """How often the mean around position `source` of n in a row takes position `to`. Border
+    """How often the mean around position `source` of n in a row contains position `to`. Border
     positions repeat.
     """
     least = tl.where(to == 0, -radius, tl.maximum(to - source, -radius))

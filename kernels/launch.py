@@ -51,12 +51,12 @@ def num_bytes(*tensors: Tensor | None) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a launch moves and computes.
+    """Bytes and operations of a launch.
 
     Attributes:
-        loads, stores: bytes that the instructions ask for, without masked lanes.
-        distinct_loads: bytes of the loads, each address counted once. This is what DRAM must
-            deliver when every repeated load hits the L2 cache.
+        loads, stores: bytes of the instructions, without masked lanes.
+        distinct_loads: bytes of the loads, each address counted once: those that the DRAM delivers
+            if every repeated load hits the L2 cache.
         operations: floating-point operations of the matrix products, padding included
             (`product_operations`).
         atomics: upper bound of the number of additions to global memory.

@@ -1,5 +1,5 @@
-"""Shared by the kernels: addresses of feature tiles, matrix products, and the layout of a map on
-the host.
+"""Functions that the kernels share: addresses of feature tiles, matrix products, and the layout of
+a map on the host.
 
 A feature map [B, C, h, w] is read in tiles [BLOCK_C, BLOCK_P] of channels and flat positions p = y
 * w + x. LAYOUT:

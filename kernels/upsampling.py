@@ -18,7 +18,7 @@ def source(to, scale, LENGTH, dtype: tl.constexpr):
 
 @triton.jit
 def sources(i, columns, h, w, scale_y, scale_x, dtype: tl.constexpr):
-    """What `upsampled` takes for the flat pixels i of an image with `columns` columns, from maps
+    """The arguments of `upsampled` for the flat pixels i of an image with `columns` columns and maps
     [h, w].
 
     These are the four positions around each pixel (upper left, upper right, lower left, lower

@@ -1,4 +1,4 @@
-"""Whether the depth of the files changes the score: a folder of 8-bit images, and the same images
+"""The effect of the bit depth of files on the score: a folder of 8-bit images, and the same images
 as GeoTIFFs of 12-bit values in uint16 with a border of no-data pixels.
 
     python benchmarks/recipe/bit_depth.py DIR --seeds 0 1 2

@@ -1,4 +1,4 @@
-"""What a recipe reaches on sets of images: accuracy, mean IoU and NMI of the last step, over seeds.
+"""Scores of a recipe on sets of images: accuracy, mean IoU and NMI of the last step, over seeds.
 
     python benchmarks/recipe/real.py landcover DIR ... --csv real.csv --baselines
     python benchmarks/recipe/real.py landcover DIR ... --csv real.csv --recipe paper

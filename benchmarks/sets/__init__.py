@@ -1,6 +1,4 @@
-"""Drawn sets with exact labels. They are regression tests of the recipe; real images decide about
-it.
-"""
+"""Drawn sets with exact labels, for regression tests of the recipe. Real images decide about it."""
 
 from .drawing import DrawnSet
 from .landscapes import LANDSCAPES
