@@ -77,22 +77,20 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
     add_settings(train, data)
 
+    # fmt: off
     bench = add("bench", run_bench, "Time the ops beside the best PyTorch of the same algebra.")
     bench.add_argument("ops", nargs="*", metavar="OP", help="name of an op or of one of its cases (default: all ops)")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to time on (default: cpu)")
     bench.add_argument("--csv", type=path, metavar="FILE", help="also write the rows to FILE")
     bench.add_argument("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
     bench.add_argument(
-        "--repeats", type=int, default=30, metavar="N", help="timed calls of each provider (default: 30)"
-    )
+        "--repeats", type=int, default=30, metavar="N", help="timed calls of each provider (default: 30)")
     bench.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too (default: True)"
-    )
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile too (default: True)")
     bench.add_argument(
         "--compare", type=path, metavar="FILE",
         help="compare with the rows of an earlier --csv FILE. Exit status 1 if a case is slower by more than 15 %%, "
-        "by its time and relative to plain PyTorch",
-    )  # fmt: skip
+        "by its time and relative to plain PyTorch")
 
     run = "folder that infoseg train wrote"
     evaluate = add("eval", run_eval, "Score a run against ground truth.")
@@ -100,37 +98,31 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
 
     predict = add(
-        "predict",
-        run_predict,
+        "predict", run_predict,
         "Write a label map for each image, at its size: an 8-bit PNG, or a GeoTIFF where the image has a "
-        "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.",
-    )
+        "georeference. Pixels without data are 255. Maps that an earlier call finished are kept.")
     predict.add_argument("run", type=path, metavar="RUN", help=run)
     predict.add_argument(
-        "sources", type=path, nargs="+", metavar="IMAGE|DIR", help="image files, and folders whose images are all taken"
-    )
-    predict.add_argument("--out", type=path, required=True, metavar="DIR", help="folder the label maps are written to")
+        "sources", type=path, nargs="+", metavar="IMAGE|DIR",
+        help="image files, and folders whose images are all taken")
     predict.add_argument(
-        "--overlay", action="store_true", help="write <stem>.overlay.png too: the labels in colour over the image"
-    )
+        "--out", type=path, required=True, metavar="DIR", help="folder the label maps are written to")
     predict.add_argument(
-        "--match",
-        action="store_true",
-        help="write classes of the ground truth instead of clusters, as the last infoseg eval matched them",
-    )
+        "--overlay", action="store_true", help="write <stem>.overlay.png too: the labels in colour over the image")
+    predict.add_argument(
+        "--match", action="store_true",
+        help="write classes of the ground truth instead of clusters, as the last infoseg eval matched them")
     predict.add_argument(
         "--confidence", action="store_true",
-        help="write <stem>.confidence.png or .tif too: the probability of the label in per cent, 255 without data",
-    )  # fmt: skip
+        help="write <stem>.confidence.png or .tif too: the probability of the label in per cent, 255 without data")
     predict.add_argument("--names", type=path, metavar="FILE", help="names of the clusters, one a line, in UTF-8")
     predict.add_argument(
         "--areas", type=path, metavar="FILE.csv",
-        help="write the pixels and the area (in map units) of each class in each image",
-    )  # fmt: skip
+        help="write the pixels and the area (in map units) of each class in each image")
     predict.add_argument(
         "--polygons", type=path, metavar="FILE.gpkg",
-        help="write the regions of equal labels of georeferenced images (needs the extra [geo])",
-    )  # fmt: skip
+        help="write the regions of equal labels of georeferenced images (needs the extra [geo])")
+
     export = add("export", run_export, "Write a model that maps images to labels and runs without this package.")
     export.add_argument("run", type=path, metavar="RUN", help=run)
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
@@ -140,18 +132,11 @@ def parser() -> argparse.ArgumentParser:
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     baseline.add_argument(
-        "--classes",
-        type=int,
-        metavar="N",
-        help="number of clusters (default: the number of classes of the ground truth)",
-    )
+        "--classes", type=int, metavar="N",
+        help="number of clusters (default: the number of classes of the ground truth)")
     baseline.add_argument(
-        "--samples",
-        type=int,
-        default=500_000,
-        metavar="N",
-        help="number of pixels that the method is fitted to (default: 500000)",
-    )
+        "--samples", type=int, default=500_000, metavar="N",
+        help="number of pixels that the method is fitted to (default: 500000)")
     baseline.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random numbers (default: 0)")
     fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     for name in BACKBONE_OPTIONS:
@@ -160,22 +145,18 @@ def parser() -> argparse.ArgumentParser:
     for command in (evaluate, baseline):
         command.add_argument(
             "--split", default="eval", metavar="SPLIT",
-            help="images to score: eval, train or all; val too, where a prepared benchmark has it (default: eval)",
-        )  # fmt: skip
+            help="images to score: eval, train or all; val too, where a prepared benchmark has it (default: eval)")
         command.add_argument("--json", action="store_true", help="print the scores as JSON and nothing else")
     for command in (predict, export):
         command.add_argument(
             "--classes", type=int, metavar="N",
-            help="number of clusters of the maps, 2 to the over-clusters of the run (default: as in training)",
-        )  # fmt: skip
+            help="number of clusters of the maps, 2 to the over-clusters of the run (default: as in training)")
     for command in (evaluate, predict, export):
         command.add_argument(
-            "--checkpoint", default="last", choices=CHECKPOINTS, help="checkpoint of the run (default: last)"
-        )
+            "--checkpoint", default="last", choices=CHECKPOINTS, help="checkpoint of the run (default: last)")
     for command in (evaluate, predict):
         command.add_argument(
-            "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device that computes (default: auto)"
-        )
+            "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device that computes (default: auto)")
 
     names = (*PROTOCOLS, *NAMES, SHARDS)
     prepare = add("prepare", run_prepare, "Verify a known set and write it as a folder that --data takes.")
@@ -186,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are cores)")
     for name, how in PREPARE_OPTIONS.items():
         prepare.add_argument(option(name), default=argparse.SUPPRESS, **how)
+    # fmt: on
 
     add("env", run_env, "Print versions and backends, and why one is missing.")
     return top
@@ -368,19 +350,11 @@ def run_baseline(arguments: argparse.Namespace) -> None:
     if arguments.method == "kmeans-backbone" and not arguments.backbone:
         raise DataError("kmeans-backbone needs --backbone timm:NAME or --backbone MODULE:FUNCTION")
     scores, classes = baseline(
-        arguments.method,
-        arguments.data,
-        arguments.split,
-        num_clusters=arguments.classes,
-        samples=arguments.samples,
-        seed=arguments.seed,
-        progress=not arguments.json,
-        backbone={
-            "backbone": arguments.backbone,
-            "weights": arguments.backbone_weights,
-            "local_index": arguments.local_index or (-1,),
-        },
-    )
+        arguments.method, arguments.data, arguments.split, num_clusters=arguments.classes, samples=arguments.samples,
+        seed=arguments.seed, progress=not arguments.json,
+        backbone={"backbone": arguments.backbone, "weights": arguments.backbone_weights,
+                  "local_index": arguments.local_index or (-1,)},
+    )  # fmt: skip
     if arguments.json:
         print(json.dumps(scores, allow_nan=False))
     else:

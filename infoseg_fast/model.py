@@ -79,9 +79,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            ConvBlock(channels, channels),
-            Convolution(channels, channels),
-            nn.BatchNorm2d(channels),
+            ConvBlock(channels, channels), Convolution(channels, channels), nn.BatchNorm2d(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,29 +15,14 @@ from .. import ops
 from ..ops import OPS
 from ..ops.record import Case
 from ..scores.metrics import ClusterMetrics
-from .cuda_values import (
-    COCO,
-    FLOORS,
-    POTSDAM,
-    SMALL,
-    Check,
-    distance,
-    label_checks,
-    layout_checks,
-    refinement,
-    segmentation,
-    tf32,
-    triton,
-    triton_ops,
-    value_checks,
-    variants,
-)
+from . import cuda_values
+from .cuda_values import SMALL, Check, distance, triton, variants
 from .providers import arguments, differentiated
 
 
 def calls(device: torch.device, shape: dict, losses: bool = True) -> list[tuple[Case, list[Tensor], dict]]:
     """Arguments of `triton` for every op and, with `losses`, every variant of the loss."""
-    cases = [variants(op, shape)[0] for op in triton_ops()]
+    cases = [variants(op, shape)[0] for op in cuda_values.triton_ops()]
     cases += variants("mutual_information_loss", shape)[1:] if losses else []
     return [(case, *arguments(case, device)) for case in cases]
 
@@ -73,7 +58,7 @@ def autocast(device: torch.device, shape: dict) -> None:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         found = triton(case, x, keywords)
     assert found[0].dtype == torch.bfloat16 and found[1].dtype == torch.float32
-    assert distance(found[0], ops.assign(*x, backend="reference")) < FLOORS[torch.bfloat16]
+    assert distance(found[0], ops.assign(*x, backend="reference")) < cuda_values.FLOORS[torch.bfloat16]
 
 
 def nothing_waits(device: torch.device, shape: dict) -> None:
@@ -129,7 +114,7 @@ def captured(device: torch.device, shape: dict) -> None:
 
 def on_a_side_stream(device: torch.device) -> None:
     """Kernels run on the current stream, after the work that is queued there."""
-    x = [t.detach() for t in arguments(variants("assign", COCO)[0], device)[0]]
+    x = [t.detach() for t in arguments(variants("assign", cuda_values.COCO)[0], device)[0]]
     expected = ops.assign(*x, backend="triton")
     busy = torch.zeros(2**26, device=device)
     late = torch.zeros_like(x[0])
@@ -167,20 +152,21 @@ def checks(device: torch.device, small: dict) -> Iterator[Check]:
     Compiling for each dtype, layout, C and K takes most of the time. So all settings are checked at
     one small shape, and the default settings at the paper's shapes.
     """
-    yield from value_checks(device, small, tuple(FLOORS), True)
-    yield from layout_checks(device, small)
-    yield from label_checks(device, small)
-    yield 'tf32 with the matmul precision "high"', partial(tf32, device, small)
+    yield from cuda_values.value_checks(device, small, tuple(cuda_values.FLOORS), True)
+    yield from cuda_values.layout_checks(device, small)
+    yield from cuda_values.label_checks(device, small)
+    yield 'tf32 with the matmul precision "high"', partial(cuda_values.tf32, device, small)
     yield "reruns give the same bits", partial(reruns, device, small)
     yield "torch.compile(fullgraph=True)", partial(compiled, device, small)
     yield "autocast", partial(autocast, device, small)
     if device.type != "cuda":
         return
-    for shape in (COCO, POTSDAM):
-        yield from value_checks(device, shape, (torch.float32, torch.bfloat16), False)
+    for shape in (cuda_values.COCO, cuda_values.POTSDAM):
+        yield from cuda_values.value_checks(device, shape, (torch.float32, torch.bfloat16), False)
         large = Case("", **shape)
-        yield f"segment to {shape['size']}", partial(segmentation, large, device, "probs")
-        yield f"refined_labels {shape['size']}", partial(refinement, replace(large, op="refined_labels", C=3), device)
+        yield f"segment to {shape['size']}", partial(cuda_values.segmentation, large, device, "probs")
+        refined = replace(large, op="refined_labels", C=3)
+        yield f"refined_labels {shape['size']}", partial(cuda_values.refinement, refined, device)
     yield "nothing waits for the device", partial(nothing_waits, device, small)
     yield "captured in a CUDA graph", partial(captured, device, small)
     yield "on a side stream", partial(on_a_side_stream, device)

@@ -15,12 +15,7 @@ NAMES = tuple(landcover.CLASSES)
 
 
 def open_set(
-    data: str,
-    split: str,
-    *,
-    num_classes: int | None = None,
-    scale: float = 1.0,
-    options: ReadOptions | None = None,
+    data: str, split: str, *, num_classes: int | None = None, scale: float = 1.0, options: ReadOptions | None = None
 ) -> ImageSet:
     """The set of a name, or the images at a path.
 
@@ -64,11 +59,4 @@ def open_set(
     return found
 
 
-__all__ = [
-    "NAMES",
-    "FolderSet",
-    "ImageSet",
-    "ReadOptions",
-    "for_training",
-    "open_set",
-]
+__all__ = ["NAMES", "FolderSet", "ImageSet", "ReadOptions", "for_training", "open_set"]

@@ -90,10 +90,7 @@ def read(protocol: Protocol, options: Options, item: tuple, digest):
             f"label {label} holds {fine[unknown][0]}; COCO-Stuff's values are 0 to {FINE_VALUES - 1} and "
             f"{FINE_UNLABELLED}. The stuffthingmaps have them: {WHERE['stuffthingmaps']}"
         )
-    yield (
-        linear(pixels, protocol.scale).transpose(2, 0, 1),
-        class_table(protocol)[nearest(fine, protocol.scale)],
-    )
+    yield (linear(pixels, protocol.scale).transpose(2, 0, 1), class_table(protocol)[nearest(fine, protocol.scale)])
 
 
 def read_colour(path: Path, part: str, digest) -> np.ndarray:

@@ -13,16 +13,7 @@ import numpy as np
 
 from ..errors import DataError, printable
 from .base import ImageSet, Pixels, nearest, to_channels
-from .images import (
-    IGNORE,
-    band_count,
-    describe,
-    described_with,
-    label_size,
-    page_count,
-    read_label,
-    read_with,
-)
+from .images import IGNORE, band_count, describe, described_with, label_size, page_count, read_label, read_with
 from .reader import Description, ReadOptions
 
 logger = logging.getLogger("infoseg_fast")

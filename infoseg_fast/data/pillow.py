@@ -97,12 +97,7 @@ class PillowReader(WholeReader):
         if image.format == "MPO" and self.pages > 1:  # a camera's JPEG with its previews
             self.pages, note = 1, "further frames of a camera's MPO file are not read"
         self._described = Description(
-            image.height,
-            image.width,
-            bands,
-            np.dtype(dtype),
-            alpha=mode in ("LA", "RGBA"),
-            note=note,
+            image.height, image.width, bands, np.dtype(dtype), alpha=mode in ("LA", "RGBA"), note=note
         )
         self._largest = largest_value(image)
         large = image.height * image.width * bands > LARGE_BYTES

@@ -51,10 +51,7 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
             f"label {root / LABELS / without_image[0]}{LABEL_ENDING} has no image in {root / IMAGES}; "
             f"it is in {WHERE['potsdam']}"
         )
-    for found, number, folder in (
-        (tiles, protocol.tiles, IMAGES),
-        (labels, protocol.labelled_tiles, LABELS),
-    ):
+    for found, number, folder in ((tiles, protocol.tiles, IMAGES), (labels, protocol.labelled_tiles, LABELS)):
         if len(found) != number:
             raise DataError(
                 f"{root / folder} has {len(found)} tiles, the protocol {number}{_missing(found, folder == LABELS)}; "

@@ -122,63 +122,41 @@ POTSDAM = {
     "tiles": 38, "labelled_tiles": 24, "tile_side": 6000, "patch": 200, "held_out": 855,
 }  # fmt: skip
 
+# fmt: off
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "coco-stuff-15",
-            "coco-stuff",
+            "coco-stuff-15", "coco-stuff",
             classes=tuple(name.removesuffix("-stuff") for name in STUFF15),
             values=tuple(COARSE[name] for name in STUFF15),
-            lists=(
-                ImageList(
-                    "train2017",
-                    "Coco164kFull_Stuff_Coarse_7",
-                    49629,
-                    "3b837594a81880a70f177afab906fc45147d8b9c2c4f51132f784e41941812f9",
-                ),
-                ImageList(
-                    "val2017",
-                    "Coco164kFull_Stuff_Coarse_7",
-                    2175,
-                    "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655",
-                ),
-            ),
+            lists=(ImageList("train2017", "Coco164kFull_Stuff_Coarse_7", 49629,
+                             "3b837594a81880a70f177afab906fc45147d8b9c2c4f51132f784e41941812f9"),
+                   ImageList("val2017", "Coco164kFull_Stuff_Coarse_7", 2175,
+                             "7c629734c88f1a74bba6311e01d4d9fe976df84f07cb4fc86452ce5116e51655")),
             **COCO,
         ),
         Protocol(
-            "coco-stuff-3",
-            "coco-stuff",
+            "coco-stuff-3", "coco-stuff",
             classes=tuple(name.removesuffix("-stuff") for name in STUFF3),
             values=tuple(COARSE[name] for name in STUFF3),
             unlabelled_as=0,
-            lists=(
-                ImageList(
-                    "train2017",
-                    "Coco164kFew_Stuff_6",
-                    35228,
-                    "5f78b43a1ad7408f590f0404ea86cdfc55e3a991d748a9cb64e5f86663541a6b",
-                ),
-                ImageList(
-                    "val2017",
-                    "Coco164kFew_Stuff_6",
-                    1432,
-                    "b5b09cbb5258417a40c7a57dfe65f6be455fa64d5a14b6a93bda91642d431fce",
-                ),
-            ),
+            lists=(ImageList("train2017", "Coco164kFew_Stuff_6", 35228,
+                             "5f78b43a1ad7408f590f0404ea86cdfc55e3a991d748a9cb64e5f86663541a6b"),
+                   ImageList("val2017", "Coco164kFew_Stuff_6", 1432,
+                             "b5b09cbb5258417a40c7a57dfe65f6be455fa64d5a14b6a93bda91642d431fce")),
             **COCO,
         ),
         Protocol("potsdam-6", classes=tuple(PALETTE.values()), values=((0,), (1,), (2,), (3,), (4,), (5,)), **POTSDAM),
         Protocol(
-            "potsdam-3",
-            classes=("roads and cars", "buildings and clutter", "vegetation and trees"),
-            values=((0, 4), (1, 5), (2, 3)),
-            **POTSDAM,
+            "potsdam-3", classes=("roads and cars", "buildings and clutter", "vegetation and trees"),
+            values=((0, 4), (1, 5), (2, 3)), **POTSDAM,
         ),
         # The selection of images is this project's (`persons`).
         Protocol("coco-persons", "coco-persons", classes=("background", "person"), **COCO),
     )
 }
+# fmt: on
 
 
 @dataclass(frozen=True)

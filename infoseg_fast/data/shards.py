@@ -200,12 +200,11 @@ def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Descripti
         record = json.loads(beside.read_text())
         if record["bytes"] == shard.stat().st_size:
             places = [(name, offset, size) for name, offset, size in record["members"]]
-            return places, {name: _description(*fields) for name, fields in record["images"].items()}
+            return places, {
+                name: Description(rows, columns, bands, np.dtype(dtype), *others)
+                for name, (rows, columns, bands, dtype, *others) in record["images"].items()
+            }
     return members_in(shard), {}
-
-
-def _description(height: int, width: int, bands: int, dtype: str, *others: object) -> Description:
-    return Description(height, width, bands, np.dtype(dtype), *others)
 
 
 def members_in(shard: Path) -> list[tuple[str, int, int]]:

@@ -3,23 +3,8 @@
 from torch import Tensor
 
 from .. import reference
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    AOT_MORE,
-    BFLOAT,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    DTYPES,
-    FLOAT,
-    FOLDED,
-    POTSDAM,
-    feature_arguments,
-    folded_arguments,
-    similarity_operations,
-)
 from .local_global_similarity import scores_like
 from .record import Case, Op
 
@@ -62,38 +47,38 @@ def _floor(case: Case, phase: str) -> int:
     return 2 * case.feature_bytes + 2 * case.score_bytes
 
 
-WIRING = Wiring("assign", f"{FOLDED}, float temperature", scores_like, differentiable=3, folds=True, saves_output=True)
+WIRING = Wiring(
+    "assign", f"{inputs.FOLDED}, float temperature", scores_like, differentiable=3, folds=True, saves_output=True
+)
 OP = Op(
     name="assign",
     function=assign,
     reference=reference.assign,
-    arguments=lambda case, device, dtype: (feature_arguments(case, device, dtype), dict(case.settings)),
+    arguments=lambda case, device, dtype: (inputs.feature_arguments(case, device, dtype), dict(case.settings)),
     floor=_floor,
-    operations=similarity_operations,
+    operations=inputs.similarity_operations,
     wiring=WIRING,
-    kernel_arguments=lambda case, device: (*folded_arguments(case, device), case.settings.get("temperature", 1.0)),
+    kernel_arguments=lambda case, device: (
+        *inputs.folded_arguments(case, device),
+        case.settings.get("temperature", 1.0),
+    ),
     cases=(
-        Case("assign", **CPU | {"speedup": 1.6}),
-        Case("assign", **CUDA),
-        Case("assign bfloat16", dtype=BFLOAT, **CUDA),
-        *(Case("assign", K=27, dtype=dtype, **AOT) for dtype in DTYPES),
+        Case("assign", **inputs.CPU | {"speedup": 1.6}),
+        Case("assign", **inputs.CUDA),
+        Case("assign bfloat16", dtype=inputs.BFLOAT, **inputs.CUDA),
+        *(Case("assign", K=27, dtype=dtype, **inputs.AOT) for dtype in inputs.DTYPES),
         *(
-            Case(name, dtype=dtype, **AOT_MORE, **more)
+            Case(name, dtype=dtype, **inputs.AOT_MORE, **more)
             for name, more in (
                 ("channels last", {"channels_last": True}),
-                ("Potsdam", POTSDAM),
+                ("Potsdam", inputs.POTSDAM),
                 ("15 classes", {}),
                 ("64 classes", {"K": 64}),
                 ("256 classes", {"K": 256}),
             )
-            for dtype in (FLOAT, BFLOAT)
+            for dtype in inputs.USUAL_DTYPES
         ),
-        Case("ragged channels", C=100, K=27, **AOT_MORE),
-        *(
-            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes)
-            for name, sizes in DATA_SETS.items()
-            for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
-        ),
+        Case("ragged channels", C=100, K=27, **inputs.AOT_MORE),
+        *inputs.roofline_cases(),
     ),
 )

@@ -6,22 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    AOT_MORE,
-    BFLOAT,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    DTYPES,
-    FLOAT,
-    FOLDED,
-    feature_arguments,
-    folded_arguments,
-    similarity_operations,
-)
 from .record import Case, Op
 
 
@@ -77,11 +63,11 @@ def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[li
     shape = case.B, case.S, case.h, case.w
     statistics = torch.randn(shape, generator=generator, dtype=torch.float64).to(case.accumulation_dtype)
     keywords = {"statistics": statistics.to(device, reference.accumulation_dtype(dtype))}
-    return feature_arguments(case, device, dtype), keywords | case.settings
+    return inputs.feature_arguments(case, device, dtype), keywords | case.settings
 
 
 def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
-    features, G, g0 = folded_arguments(case, device)
+    features, G, g0 = inputs.folded_arguments(case, device)
     return features, G, g0, G.new_empty(case.B, case.S, case.h, case.w), case.settings.get("temperature", 1.0)
 
 
@@ -91,10 +77,12 @@ def _floor(case: Case, phase: str) -> int:
 
 
 def _operations(case: Case, phase: str) -> int:
-    return similarity_operations(case, phase) + 2 * case.B * case.h * case.w * case.K * case.S
+    return inputs.similarity_operations(case, phase) + 2 * case.B * case.h * case.w * case.K * case.S
 
 
-WIRING = Wiring("class_moments", f"{FOLDED}, Tensor statistics, float temperature", _fake, differentiable=3, folds=True)
+WIRING = Wiring(
+    "class_moments", f"{inputs.FOLDED}, Tensor statistics, float temperature", _fake, differentiable=3, folds=True
+)
 OP = Op(
     name="class_moments",
     function=class_moments,
@@ -105,18 +93,20 @@ OP = Op(
     wiring=WIRING,
     kernel_arguments=_kernel_arguments,
     cases=(
-        Case("class moments", **CPU),
-        Case("class moments", **CUDA),
-        Case("class moments bfloat16", dtype=BFLOAT, **CUDA),
-        *(Case("class moments", K=27, dtype=dtype, **AOT) for dtype in DTYPES),
-        *(Case(f"{K} classes", K=K, dtype=dtype, **AOT_MORE) for K in (15, 64, 256) for dtype in (FLOAT, BFLOAT)),
-        *(Case("channels last", K=6, dtype=dtype, channels_last=True, **AOT_MORE) for dtype in (FLOAT, BFLOAT)),
-        Case("no gradient", gradient=False, **AOT_MORE),
+        Case("class moments", **inputs.CPU),
+        Case("class moments", **inputs.CUDA),
+        Case("class moments bfloat16", dtype=inputs.BFLOAT, **inputs.CUDA),
+        *(Case("class moments", K=27, dtype=dtype, **inputs.AOT) for dtype in inputs.DTYPES),
         *(
-            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes)
-            for name, sizes in DATA_SETS.items()
-            for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
+            Case(f"{K} classes", K=K, dtype=dtype, **inputs.AOT_MORE)
+            for K in (15, 64, 256)
+            for dtype in inputs.USUAL_DTYPES
         ),
+        *(
+            Case("channels last", K=6, dtype=dtype, channels_last=True, **inputs.AOT_MORE)
+            for dtype in inputs.USUAL_DTYPES
+        ),
+        Case("no gradient", gradient=False, **inputs.AOT_MORE),
+        *inputs.roofline_cases(),
     ),
 )

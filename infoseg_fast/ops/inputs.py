@@ -11,6 +11,7 @@ FOLDED = "Tensor features, Tensor G, Tensor? g0"  # first arguments of the kerne
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (FLOAT, BFLOAT, HALF, DOUBLE)
+USUAL_DTYPES = (FLOAT, BFLOAT)
 
 CPU: dict[str, Any] = {"uses": ("cpu",), "B": 16, "C": 128, "speedup": 1.8}
 CUDA: dict[str, Any] = {"uses": ("cuda",)}
@@ -55,3 +56,13 @@ def similarity_operations(case: Case, phase: str) -> int:
     """
     product = 2 * case.B * case.h * case.w * case.C * case.K
     return product if phase == "forward" else 2 * product
+
+
+def roofline_cases(**more: Any) -> list[Case]:
+    """Cases of the data sets of the paper, each with three numbers of channels and two dtypes."""
+    return [
+        Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes, **more)
+        for name, sizes in DATA_SETS.items()
+        for C in (128, 256, 512)
+        for dtype in USUAL_DTYPES
+    ]

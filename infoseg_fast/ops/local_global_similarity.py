@@ -3,20 +3,8 @@
 from torch import Tensor
 
 from .. import reference
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    BFLOAT,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    FLOAT,
-    FOLDED,
-    feature_arguments,
-    folded_arguments,
-    similarity_operations,
-)
 from .record import Case, Op
 
 
@@ -64,25 +52,20 @@ def scores_like(features: Tensor, G: Tensor, *_: object) -> Tensor:
     return features.new_empty(features.shape[0], G.shape[1], *features.shape[2:])
 
 
-WIRING = Wiring("local_global_similarity", FOLDED, scores_like, differentiable=3, folds=True)
+WIRING = Wiring("local_global_similarity", inputs.FOLDED, scores_like, differentiable=3, folds=True)
 OP = Op(
     name="local_global_similarity",
     function=local_global_similarity,
     reference=reference.local_global_similarity,
-    arguments=lambda case, device, dtype: (feature_arguments(case, device, dtype), {}),
+    arguments=lambda case, device, dtype: (inputs.feature_arguments(case, device, dtype), {}),
     floor=lambda case, phase: case.feature_bytes * (1 if phase == "forward" else 2) + case.score_bytes,
-    operations=similarity_operations,
+    operations=inputs.similarity_operations,
     wiring=WIRING,
-    kernel_arguments=folded_arguments,
+    kernel_arguments=inputs.folded_arguments,
     cases=(
-        Case("similarity", **CPU),
-        Case("similarity", **CUDA),
-        Case("similarity", K=27, **AOT),
-        *(
-            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes)
-            for name, sizes in DATA_SETS.items()
-            for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
-        ),
+        Case("similarity", **inputs.CPU),
+        Case("similarity", **inputs.CUDA),
+        Case("similarity", K=27, **inputs.AOT),
+        *inputs.roofline_cases(),
     ),
 )

@@ -6,23 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    AOT_MORE,
-    BFLOAT,
-    COCO,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    FLOAT,
-    FOLDED,
-    HALF,
-    POTSDAM,
-    feature_arguments,
-    folded_arguments,
-)
 from .protocol import LossSettings
 from .record import Case, Op
 
@@ -101,7 +86,7 @@ def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[li
     if case.masked:
         generator = torch.Generator().manual_seed(2)
         keywords["mask"] = (torch.rand(case.B, case.h, case.w, generator=generator) < 0.8).to(device)
-    return feature_arguments(case, device, dtype), keywords
+    return inputs.feature_arguments(case, device, dtype), keywords
 
 
 def _settings(case: Case) -> LossSettings:
@@ -110,7 +95,7 @@ def _settings(case: Case) -> LossSettings:
 
 
 def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
-    features, G, g0 = folded_arguments(case, device)
+    features, G, g0 = inputs.folded_arguments(case, device)
     valid = torch.empty(case.B, case.h * case.w, dtype=torch.bool, device=device) if case.masked else None
     return features, G, g0, valid, _settings(case)
 
@@ -140,7 +125,8 @@ def _compiled(variant: str, number: int, name: str, **more: Any) -> Case:
 _ALL_AOT: dict[str, Any] = {"uses": ("aot_all",)}
 WIRING = Wiring(
     "mutual_information_loss",
-    f"{FOLDED}, Tensor? valid, float temperature, str estimator, str negatives, SymInt num_negatives, float balance",
+    f"{inputs.FOLDED}, Tensor? valid, float temperature, str estimator, str negatives, SymInt num_negatives, "
+    "float balance",
     lambda features, G, *_: G.new_empty(()),
     differentiable=3,
     folds=True,
@@ -156,67 +142,73 @@ OP = Op(
     wiring=WIRING,
     kernel_arguments=_kernel_arguments,
     cases=(
-        Case("jsd", **CPU | {"speedup": 2.0}),
-        Case("jsd K=3", K=3, **CPU),
-        Case("jsd K=27", K=27, **CPU),
-        Case("jsd C=64", **CPU | {"C": 64}),
-        Case("jsd C=256", **CPU | {"C": 256}),
-        Case("jsd n=3", settings={"num_negatives": 3}, **CPU),
-        Case("jsd reassigned", settings={"negatives": "reassigned"}, **CPU),
-        Case("jsd mask", masked=True, **CPU),
-        Case("jsd confident", spread=1.0, **CPU),
-        Case("jsd bfloat16", dtype=BFLOAT, **CPU),
-        Case("infonce all", h=16, w=16, settings=INFONCE, **CPU | {"B": 32, "speedup": 1.4}),
-        Case("jsd all", h=16, w=16, settings=ALL, **CPU | {"B": 32, "speedup": 1.5}),
-        Case("jsd", **CUDA),
-        Case("jsd bfloat16", dtype=BFLOAT, **CUDA),
-        Case("infonce all, balance", dtype=BFLOAT, settings=INFONCE | {"balance": 2.0}, **CUDA),
-        Case("jsd Potsdam", **CUDA, **POTSDAM),
-        Case("jsd Potsdam bfloat16", dtype=BFLOAT, **CUDA, **POTSDAM),
-        Case("jsd reassigned", settings={"negatives": "reassigned"}, **CUDA),
-        Case("jsd n=3", settings={"num_negatives": 3}, **CUDA),
-        Case("jsd all", dtype=BFLOAT, settings=ALL, **CUDA),
-        Case("infonce all", settings=INFONCE, **CUDA),
-        _compiled("same_position", 1, "one partner, scores kept", **AOT),
-        _compiled("same_position", 1, "one partner, scores formed anew", C=128, dtype=BFLOAT, **AOT),
-        *(_compiled("infonce", 63, "all partners", C=128, dtype=dtype, **AOT) for dtype in (FLOAT, BFLOAT, HALF)),
-        _compiled("same_position", 63, "all partners", **AOT),
-        *(_compiled("same_position", 1, "Potsdam", dtype=dtype, **AOT_MORE, **POTSDAM) for dtype in (FLOAT, BFLOAT)),
-        *(_compiled("reassigned", 1, "reassigned", dtype=dtype, **AOT_MORE) for dtype in (FLOAT, BFLOAT)),
-        _compiled("infonce", 63, "channels last", C=128, dtype=BFLOAT, channels_last=True, **AOT_MORE),
+        Case("jsd", **inputs.CPU | {"speedup": 2.0}),
+        Case("jsd K=3", K=3, **inputs.CPU),
+        Case("jsd K=27", K=27, **inputs.CPU),
+        Case("jsd C=64", **inputs.CPU | {"C": 64}),
+        Case("jsd C=256", **inputs.CPU | {"C": 256}),
+        Case("jsd n=3", settings={"num_negatives": 3}, **inputs.CPU),
+        Case("jsd reassigned", settings={"negatives": "reassigned"}, **inputs.CPU),
+        Case("jsd mask", masked=True, **inputs.CPU),
+        Case("jsd confident", spread=1.0, **inputs.CPU),
+        Case("jsd bfloat16", dtype=inputs.BFLOAT, **inputs.CPU),
+        Case("infonce all", h=16, w=16, settings=INFONCE, **inputs.CPU | {"B": 32, "speedup": 1.4}),
+        Case("jsd all", h=16, w=16, settings=ALL, **inputs.CPU | {"B": 32, "speedup": 1.5}),
+        Case("jsd", **inputs.CUDA),
+        Case("jsd bfloat16", dtype=inputs.BFLOAT, **inputs.CUDA),
+        Case("infonce all, balance", dtype=inputs.BFLOAT, settings=INFONCE | {"balance": 2.0}, **inputs.CUDA),
+        Case("jsd Potsdam", **inputs.CUDA, **inputs.POTSDAM),
+        Case("jsd Potsdam bfloat16", dtype=inputs.BFLOAT, **inputs.CUDA, **inputs.POTSDAM),
+        Case("jsd reassigned", settings={"negatives": "reassigned"}, **inputs.CUDA),
+        Case("jsd n=3", settings={"num_negatives": 3}, **inputs.CUDA),
+        Case("jsd all", dtype=inputs.BFLOAT, settings=ALL, **inputs.CUDA),
+        Case("infonce all", settings=INFONCE, **inputs.CUDA),
+        _compiled("same_position", 1, "one partner, scores kept", **inputs.AOT),
+        _compiled("same_position", 1, "one partner, scores formed anew", C=128, dtype=inputs.BFLOAT, **inputs.AOT),
+        *(
+            _compiled("infonce", 63, "all partners", C=128, dtype=dtype, **inputs.AOT)
+            for dtype in (inputs.FLOAT, inputs.BFLOAT, inputs.HALF)
+        ),
+        _compiled("same_position", 63, "all partners", **inputs.AOT),
+        *(
+            _compiled("same_position", 1, "Potsdam", dtype=dtype, **inputs.AOT_MORE, **inputs.POTSDAM)
+            for dtype in inputs.USUAL_DTYPES
+        ),
+        *(_compiled("reassigned", 1, "reassigned", dtype=dtype, **inputs.AOT_MORE) for dtype in inputs.USUAL_DTYPES),
+        _compiled("infonce", 63, "channels last", C=128, dtype=inputs.BFLOAT, channels_last=True, **inputs.AOT_MORE),
         *(
             _compiled(variant, number, name, C=C, dtype=dtype, **_ALL_AOT, **sizes)
             for variant in VARIANTS
             for number in (1, 63)
-            for dtype in (FLOAT, BFLOAT, HALF)
+            for dtype in (inputs.FLOAT, inputs.BFLOAT, inputs.HALF)
             for name, C, sizes in (
-                ("15 classes, 128 channels", 128, COCO),
-                ("15 classes, 256 channels", 256, COCO),
-                ("27 classes", 256, COCO | {"K": 27}),
-                ("Potsdam", 256, POTSDAM),
+                ("15 classes, 128 channels", 128, inputs.COCO),
+                ("15 classes, 256 channels", 256, inputs.COCO),
+                ("27 classes", 256, inputs.COCO | {"K": 27}),
+                ("Potsdam", 256, inputs.POTSDAM),
             )
         ),
         *(
             _compiled("infonce", 63, "channels last", C=128, dtype=dtype, channels_last=True, **_ALL_AOT)
-            for dtype in (FLOAT, BFLOAT)
+            for dtype in inputs.USUAL_DTYPES
         ),
         *(
             _compiled("infonce", 63, name, C=C, dtype=dtype, **_ALL_AOT)
             for name, C in (("ragged channels", 100), ("512 channels", 512))
-            for dtype in (FLOAT, BFLOAT)
+            for dtype in inputs.USUAL_DTYPES
         ),
         *(
             _compiled(variant, 63, f"{K} classes", K=K, dtype=dtype, **_ALL_AOT)
             for variant in VARIANTS
             for K in (64, 256)
-            for dtype in (FLOAT, BFLOAT)
+            for dtype in inputs.USUAL_DTYPES
         ),
         *(
             _compiled(variant, 1, f"{name}, {variant}", C=C, dtype=dtype, uses=("roofline",), **sizes)
             for variant in VARIANTS
-            for name, sizes in DATA_SETS.items()
+            for name, sizes in inputs.DATA_SETS.items()
             for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
+            for dtype in inputs.USUAL_DTYPES
         ),
     ),
 )

@@ -6,20 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    BFLOAT,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    FLOAT,
-    FOLDED,
-    feature_arguments,
-    folded_arguments,
-    similarity_operations,
-)
 from .record import Case, Op
 
 INTERPOLATIONS = ("probs", "logits")
@@ -74,29 +62,27 @@ def _fake(
 
 
 def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
-    return *folded_arguments(case, device), 1.0, case.size, case.settings.get("interpolate", "probs")
+    return *inputs.folded_arguments(case, device), 1.0, case.size, case.settings.get("interpolate", "probs")
 
 
-WIRING = Wiring("segment", f"{FOLDED}, float temperature, SymInt[] size, str interpolate", _fake, folds=True)
+WIRING = Wiring("segment", f"{inputs.FOLDED}, float temperature, SymInt[] size, str interpolate", _fake, folds=True)
 OP = Op(
     name="segment",
     function=segment,
     reference=reference.segment,
-    arguments=lambda case, device, dtype: (feature_arguments(case, device, dtype), {"size": case.size} | case.settings),
+    arguments=lambda case, device, dtype: (
+        inputs.feature_arguments(case, device, dtype),
+        {"size": case.size} | case.settings,
+    ),
     floor=lambda case, phase: case.feature_bytes + case.pixels,
-    operations=similarity_operations,
+    operations=inputs.similarity_operations,
     wiring=WIRING,
     kernel_arguments=_kernel_arguments,
     cases=(
-        Case("segment to 128x128", **CPU | {"C": 64, "D": 256, "speedup": 8.0}),
-        Case("segment to 128x128", **CUDA),
-        Case("segment bfloat16 to 128x128", dtype=BFLOAT, **CUDA),
-        Case("segment", K=27, size=(32, 32), **AOT),
-        *(
-            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes)
-            for name, sizes in DATA_SETS.items()
-            for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
-        ),
+        Case("segment to 128x128", **inputs.CPU | {"C": 64, "D": 256, "speedup": 8.0}),
+        Case("segment to 128x128", **inputs.CUDA),
+        Case("segment bfloat16 to 128x128", dtype=inputs.BFLOAT, **inputs.CUDA),
+        Case("segment", K=27, size=(32, 32), **inputs.AOT),
+        *inputs.roofline_cases(),
     ),
 )

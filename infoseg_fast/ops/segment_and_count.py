@@ -7,23 +7,9 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.confusion_matrix import raise_out_of_range
-from . import checks, dispatch
+from . import checks, dispatch, inputs
 from .confusion_matrix import as_labels, count_pairs
 from .factory import Wiring
-from .inputs import (
-    AOT,
-    AOT_MORE,
-    BFLOAT,
-    CPU,
-    CUDA,
-    DATA_SETS,
-    DOUBLE,
-    FLOAT,
-    FOLDED,
-    feature_arguments,
-    folded_arguments,
-    similarity_operations,
-)
 from .record import Case, Op
 from .segment import INTERPOLATIONS, segment
 
@@ -55,7 +41,7 @@ def segment_and_count(
         return_labels: whether to return the label maps too.
         return_outside: whether to return the number of pixels with a target out of range too, for
             `ClusterMetrics.add`.
-        check: whether to raise for a target out of range on CUDA, which waits for the GPU.
+        check: whether to raise for a target out of range on inputs.CUDA, which waits for the GPU.
             Otherwise such pixels do not count.
 
     Returns:
@@ -65,7 +51,7 @@ def segment_and_count(
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as in `segment`, or the target has another
-            shape, or a value that is neither a class nor `ignore_index` (on CUDA only with
+            shape, or a value that is neither a class nor `ignore_index` (on inputs.CUDA only with
             `check`).
     """
     if not isinstance(target, Tensor) or target.dim() != 3 or target.shape[0] != features.shape[0]:
@@ -81,30 +67,14 @@ def segment_and_count(
         checks.one_of("interpolate", interpolate, INTERPOLATIONS)
         checks.image_size("target", tuple(target.shape[1:]), features)
         with checks.without_autocast(features.device.type):
-            counts, outside, labels = WIRING(
-                fused,
-                features,
-                global_features,
-                weight,
-                bias,
-                target.contiguous(),
-                temperature,
-                interpolate,
-                num_classes,
-                ignore_index,
-                return_labels,
-            )
+            tensors = features, global_features, weight, bias, target.contiguous()
+            how = temperature, interpolate, num_classes, ignore_index, return_labels
+            counts, outside, labels = WIRING(fused, *tensors, *how)
     else:
         labels = segment(
-            features,
-            global_features,
-            weight,
-            bias,
-            temperature=temperature,
-            size=(target.shape[1], target.shape[2]),
-            interpolate=interpolate,
-            backend=backend,
-        )
+            features, global_features, weight, bias, temperature=temperature,
+            size=(target.shape[1], target.shape[2]), interpolate=interpolate, backend=backend,
+        )  # fmt: skip
         counts, found = count_pairs(labels, target, global_features.shape[1], num_classes, ignore_index)
         outside = counts.new_zeros(()) if found is None else found
     if check and target.is_cuda and outside:
@@ -138,7 +108,7 @@ def _fake(
 
 
 def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
-    features, global_features, weight, bias = feature_arguments(case, device, dtype)
+    features, global_features, weight, bias = inputs.feature_arguments(case, device, dtype)
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(0, case.settings["num_classes"], (case.B, *case.size), generator=generator)
     return [features, global_features, target.to(device, torch.uint8), weight, bias], dict(case.settings)
@@ -149,12 +119,12 @@ def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
     target = torch.empty(case.B, *case.size, dtype=torch.uint8, device=device)
     labels_wanted = how.get("return_labels", False)
     interpolate = how.get("interpolate", "probs")
-    return *folded_arguments(case, device), target, 1.0, interpolate, how["num_classes"], 255, labels_wanted
+    return *inputs.folded_arguments(case, device), target, 1.0, interpolate, how["num_classes"], 255, labels_wanted
 
 
 WIRING = Wiring(
     "segment_and_count",
-    f"{FOLDED}, Tensor target, float temperature, str interpolate, int num_classes, int? ignore_index, "
+    f"{inputs.FOLDED}, Tensor target, float temperature, str interpolate, int num_classes, int? ignore_index, "
     "bool labels_wanted",
     _fake,
     folds=True,
@@ -167,20 +137,15 @@ OP = Op(
     reference=reference.segment_and_count,
     arguments=_arguments,
     floor=lambda case, phase: case.feature_bytes + case.pixels,
-    operations=similarity_operations,
+    operations=inputs.similarity_operations,
     wiring=WIRING,
     kernel_arguments=_kernel_arguments,
     cases=(
-        Case("segment and count 128x128", **CPU | {"C": 64, "D": 256}, **CLASSES),
-        Case("segment and count 128x128", **CUDA, **CLASSES),
-        Case("segment and count", K=27, **AOT, **CLASSES),
-        Case("segment and count, float64", K=27, dtype=DOUBLE, **AOT, **CLASSES),
-        Case("many bins", K=256, settings={"num_classes": 256}, **AOT_MORE),
-        *(
-            Case(name, uses=("roofline",), C=C, dtype=dtype, **sizes, **CLASSES)
-            for name, sizes in DATA_SETS.items()
-            for C in (128, 256, 512)
-            for dtype in (FLOAT, BFLOAT)
-        ),
+        Case("segment and count 128x128", **inputs.CPU | {"C": 64, "D": 256}, **CLASSES),
+        Case("segment and count 128x128", **inputs.CUDA, **CLASSES),
+        Case("segment and count", K=27, **inputs.AOT, **CLASSES),
+        Case("segment and count, float64", K=27, dtype=inputs.DOUBLE, **inputs.AOT, **CLASSES),
+        Case("many bins", K=256, settings={"num_classes": 256}, **inputs.AOT_MORE),
+        *inputs.roofline_cases(**CLASSES),
     ),
 )

@@ -22,12 +22,6 @@ def segment_and_count(
     target.
     """
     labels = segment(
-        features,
-        global_features,
-        weight,
-        bias,
-        temperature=temperature,
-        size=target.shape[1:],
-        interpolate=interpolate,
+        features, global_features, weight, bias, temperature=temperature, size=target.shape[1:], interpolate=interpolate
     )
     return confusion_matrix(labels, target, global_features.shape[1], num_classes, ignore_index)

@@ -105,7 +105,7 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
     Returns:
         A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
     """
-    own: dict[str, PixelMap] = {"kmeans": raw_channels, "kmeans-gabor": Gabor()}
+    own: dict[str, PixelMap] = {"kmeans": lambda pixels: pixels, "kmeans-gabor": Gabor()}
     features = own.get(method, blurred_channels)
     is_mixture = method.startswith("mixture")
     learn = required("sklearn.mixture" if is_mixture else "sklearn.cluster", "scikit-learn")
@@ -186,11 +186,6 @@ def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
     centre = np.array([0.5])
     batch, mask = images.crops(np.array([index]), centre, centre, images.crop_side)
     return batch[0], np.ones(batch.shape[2:], dtype=bool) if mask is None else mask[0]
-
-
-def raw_channels(pixels: Tensor) -> Tensor:
-    """The channels unchanged: [B, c, H, W]."""
-    return pixels
 
 
 def blurred_channels(pixels: Tensor) -> Tensor:
