@@ -37,16 +37,23 @@ def drawn(settings: Settings, step: int, part: Part, device: torch.device) -> Dr
 
 
 def augmented(
-    images: Tensor, mask: Tensor | None, settings: Settings, step: int, part: Part | None = None
+    images: Tensor,
+    mask: Tensor | None,
+    settings: Settings,
+    step: int,
+    part: Part | None = None,
+    position: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """`changed` with the random numbers of the step. `part` is the part of the step that the images
     are. None: the whole step.
     """
     part = part or Part(0, len(images), len(images))
-    return changed(images, mask, settings, drawn(settings, step, part, images.device))
+    return changed(images, mask, settings, drawn(settings, step, part, images.device), position)
 
 
-def changed(images: Tensor, mask: Tensor | None, settings: Settings, draws: Draws) -> tuple[Tensor, Tensor | None]:
+def changed(
+    images: Tensor, mask: Tensor | None, settings: Settings, draws: Draws, position: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Randomly changed crops and their masks.
 
     Args:
@@ -56,10 +63,11 @@ def changed(images: Tensor, mask: Tensor | None, settings: Settings, draws: Draw
             give the 8 symmetries of a square. `jitter` is the largest relative change of
             brightness, contrast and colour.
         draws: the random numbers.
+        position: whether the last channel is the position of the pixels, which `jitter` leaves.
     """
     if draws.moves is not None:
         images, mask = _flipped_and_rotated(images, mask, draws.moves, settings.flip, settings.rotate)
-    return images if draws.colours is None else jittered(images, draws.colours), mask
+    return images if draws.colours is None else jittered(images, draws.colours, position), mask
 
 
 def _flipped_and_rotated(
@@ -81,11 +89,13 @@ def colour_draws(strength: float, generator: torch.Generator, part: Part, device
     return draws.uniform_(-strength, strength, generator=generator)[part.inside]
 
 
-def jittered(images: Tensor, draws: Tensor) -> Tensor:
+def jittered(images: Tensor, draws: Tensor, position: bool = False) -> Tensor:
     """Images with another brightness, contrast and colour of the first three channels, by the
-    relative changes of `colour_draws`. Further channels do not change.
+    relative changes of `colour_draws`. Further channels, and the position of the pixels if the last
+    channel is that, do not change.
     """
-    colour, rest = images[:, :3], images[:, 3:]
+    number = min(3, images.shape[1] - position)
+    colour, rest = images[:, :number], images[:, number:]
     brightness, contrast, gains = draws[:, :1], draws[:, 1:2], draws[:, 2 : 2 + colour.shape[1]]
     centre = colour.mean(dim=(1, 2, 3), keepdim=True)
     colour = (centre + (colour - centre) * (1 + contrast)) * (1 + brightness) * (1 + gains / 2)

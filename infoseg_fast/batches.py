@@ -1,5 +1,6 @@
 """Batches of crops for training, and the description of the images for a recipe."""
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from .data.crops import CropSampler, Part, channel_statistics, crop_loader, step
 from .data.resident import ResidentSet, fits
 from .distributed.world import World
 from .errors import DataError
+from .position import position_is_informative, with_position
 from .recipe import DataInfo
 from .recipe.sample import SAMPLE_CROPS, Sample
 from .recipe.smoothing import noise_share
@@ -29,7 +31,7 @@ def data_info(images: ImageSet, settings: Settings) -> DataInfo:
     mean, std = channel_statistics(images)
     return DataInfo(
         images.channels, settings.classes, images.classes, mean, std, images.scaling, settings.scale,
-        images.raw_scale, noise_share(images), settings.reading,
+        images.raw_scale, noise_share(images), settings.reading, position_is_informative(settings.position, images),
     )  # fmt: skip
 
 
@@ -85,10 +87,14 @@ class Crops:
 
     def decoded(self, *stored: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The crops, float [B, c, crop, crop] in [0, 1], and the pixels that count, bool [B, crop,
-        crop]. None: all count.
+        crop]. None: all count. The position of the pixels is a further channel if the set has it.
         """
-        pixels, valid = self.resident.cut(*stored) if self.resident else stored
-        return self.images.scaling.to_float(pixels), valid
+        if self.resident:
+            (pixels, valid), places = self.resident.cut(*stored), self.resident.rows(*stored)
+        else:
+            pixels, valid, places = stored
+        images = self.images.scaling.to_float(pixels)
+        return with_position(images, places) if self.images.position else images, valid
 
     def _loaded(self) -> Iterator[Stored]:
         named: set[str] = set()
@@ -96,8 +102,8 @@ class Crops:
             if isinstance(batch, DataError):  # from a worker process
                 raise batch
             self._log(batch.damaged, named)
-            valid = None if batch.valid is None else batch.valid.to(self.device, non_blocking=True)
-            yield batch.images.to(self.device, non_blocking=True), valid
+            given = batch.images, batch.valid, batch.places
+            yield tuple(None if x is None else x.to(self.device, non_blocking=True) for x in given)
 
     @staticmethod
     def _log(faults: Iterable[str], named: set[str]) -> None:
@@ -119,7 +125,8 @@ def sample_of(images: ImageSet, settings: Settings, device: torch.device) -> Sam
     """The first batches of the first epoch, with at least SAMPLE_CROPS crops or the whole epoch."""
     steps = min(batches_per_epoch(images, settings), -(-SAMPLE_CROPS // settings.batch_size))
     spread = images.spread()
-    return Sample(lambda: ((pixels, mask) for pixels, mask, _ in crops(spread, settings, device, 0, steps)))
+    read = functools.partial(crops, spread, settings, device, 0, steps)
+    return Sample(lambda: ((pixels, mask) for pixels, mask, _ in read()), images.position)
 
 
 def stems_of_step(images: ImageSet, settings: Settings, step: int) -> list[str]:

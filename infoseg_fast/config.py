@@ -117,6 +117,13 @@ class Settings:
     inputs: str = setting(
         "network", "rgb", "input of the network: the image, its grey, or the image and Sobel gradients", choices=INPUTS)
 
+    position: str | None = setting(
+        "network",
+        None,
+        "give the network the vertical position of the pixels. auto: if the appearance of the images depends on it",
+        choices=("auto", "on", "off"),
+    )
+
     backbone: str | None = setting(
         "network", None,
         "network to build on instead of the package's own: timm:NAME, or a function that returns a module",
@@ -228,6 +235,10 @@ class Settings:
         if not given.get("data"):
             raise DataError("--data is missing: give the name of a set, a folder, an image or a list of images")
         _check_backbone(given)
+        if given.get("backbone") or given.get("inputs", "rgb") != "rgb":
+            if given.get("position") == "on":
+                raise DataError("--position on needs the package's own network and --inputs rgb")
+            given = {**given, "position": "off"}
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
             given = {"flip": False, "rotate": False, "recipe": "features", **given}
         settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})

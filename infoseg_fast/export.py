@@ -17,6 +17,7 @@ from .checkpoint import check_target, write_atomically
 from .defaults import float32_on_cpu
 from .errors import DataError
 from .model import padded
+from .position import with_position
 from .recipe.colours import colour_channels
 from .recipe.labelling import Labelling
 from .recipe.refinement import SURROUNDINGS_RADIUS, log_colours, spread
@@ -38,13 +39,14 @@ class LabelModel(nn.Module):
         if self.refinement is not None:
             self.register_buffer("residual", self.refinement.residual)
             self.register_buffer("log_scale", self.refinement.log_scale)
-        example = torch.zeros(1, labelling.data.channels, EXAMPLE_SIDE, EXAMPLE_SIDE)
+        example = torch.zeros(1, labelling.data.inputs, EXAMPLE_SIDE, EXAMPLE_SIDE)
         with torch.no_grad():
             self.stride = EXAMPLE_SIDE // self.network(example)[0].shape[2]  # pixels of a position
 
     def forward(self, images: Tensor) -> Tensor:
         rows, columns = images.shape[2], images.shape[3]
-        probs = self.labelling.probabilities(images)
+        position = self.labelling.data.position
+        probs = self.labelling.probabilities(with_position(images) if position else images)
         images = padded(images)
         if self.refinement is None:
             size = images.shape[2:]

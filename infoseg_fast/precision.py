@@ -77,7 +77,7 @@ def resolved(settings: Settings, recipe: Recipe, device: torch.device, world: Wo
     if settings.precision != "auto":
         return settings
     crop, share = settings.crop, -(-settings.batch_size // world.size)
-    found = decide(recipe, torch.rand(share, recipe.data.channels, crop, crop).to(device))
+    found = decide(recipe, torch.rand(share, recipe.data.inputs, crop, crop).to(device))
     return dataclasses.replace(settings, precision=world.from_main(lambda: found))
 
 

@@ -14,6 +14,7 @@ from .data.images import IGNORE
 from .encoding import Area, Features, crop, windows_of
 from .model import STRIDE, padded, padded_side
 from .ops import segment
+from .position import with_position
 from .recipe.labelling import Labelling
 from .recipe.refinement import REACH, SURROUNDINGS_RADIUS, Colours, colours_of
 from .tiling import Band, Plan, Tile, make_plan, shrinking, upsampling, weighted
@@ -157,9 +158,17 @@ class TileLabeller:
                 yield self._part(plan, band, tile, window, self.labelling.assign(local, global_features), confidence)
 
     def _window(self, plan: Plan, band: Band, tile: Tile) -> Tensor:
-        """The window of a tile without padding, float [B, c, rows, columns] in [0, 1], resized for
-        the network.
+        """The window of a tile without padding as the network gets it, float [B, inputs, rows,
+        columns] in [0, 1].
         """
+        pixels = self._pixels(plan, band, tile)
+        if not self.labelling.data.position:
+            return pixels
+        rows = plan.inner_window(tile)[0]
+        return with_position(pixels, torch.tensor([[rows.start, plan.inner[0]]], device=pixels.device))
+
+    def _pixels(self, plan: Plan, band: Band, tile: Tile) -> Tensor:
+        """The channels of a tile's window without padding, resized for the network."""
         inner = plan.inner_window(tile)
         if plan.native == plan.inner:
             return band.floats(inner, self._device)
@@ -208,7 +217,7 @@ class TileLabeller:
         rows, columns = (range(STRIDE * r.start, STRIDE * r.stop) for r in here)
         maps, area = TileMaps(probs, here, (rows, columns), None), plan.output(tile)
         if refinement is not None:
-            framed = padded(window)
+            framed = padded(window[:, : self.labelling.data.channels])
             positions = framed.shape[2] // STRIDE, framed.shape[3] // STRIDE
             found = colours_of(framed, positions, refinement.radius, self._mask(plan, band, tile))
             r, c = (range(part.start // STRIDE, part.stop // STRIDE) for part in tile.window)

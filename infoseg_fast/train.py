@@ -89,7 +89,7 @@ def train(
             content["labelling"]["data"] if content else world.from_main(lambda: data_info(train_set, settings).state())
         )
         data = DataInfo.from_state(found)
-        train_set.scaling = data.scaling
+        train_set.scaling, train_set.position = data.scaling, data.position
         recipe = recipe_class(settings.recipe)(settings, data).to(device)
         if settings.sync_batchnorm and world.size > 1:
             recipe = synchronised(recipe, device)
@@ -145,7 +145,7 @@ def run_steps(
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
         for stored, draws, recipe.part in parts:
-            images, mask = changed(*crops.decoded(*stored), settings, draws)
+            images, mask = changed(*crops.decoded(*stored), settings, draws, recipe.data.position)
             with precision.autocast(settings.precision, device):
                 weighted = loss_of(progress.step, images, mask) * recipe.part.share
             weighted.backward()

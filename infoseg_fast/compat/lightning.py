@@ -96,7 +96,7 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         train_set = held_in_memory(train_set)
         with float32_on_cpu():
             info = data_info(train_set, settings)
-            train_set.scaling = info.scaling
+            train_set.scaling, train_set.position = info.scaling, info.position
             recipe = recipe_class(settings.recipe)(settings, info)
         return cls(recipe, None, train_set, eval_set)
 
@@ -139,7 +139,7 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         """The recipe's loss of a batch, augmented as in `infoseg train`."""
         images, mask = batch if isinstance(batch, (tuple, list)) else (batch, None)
         step = self.global_step
-        images, mask = augmented(images, mask, self.settings, step)
+        images, mask = augmented(images, mask, self.settings, step, position=self.recipe.data.position)
         loss = self.recipe.loss(step, images, mask)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss

@@ -37,6 +37,7 @@ class ImageSet:
         in_process: whether crops are cheap to cut, without worker processes.
         windowed: whether `read_window` decodes less than the whole image.
         raw_scale: factor by which the images were resized when the set was made.
+        position: whether training crops come with the position of their pixels (`position`).
         unlabelled_as: class that a published protocol gives to pixels without ground truth, or
             None; see `target`.
     """
@@ -54,6 +55,7 @@ class ImageSet:
     in_process: bool = False
     windowed: bool = False
     raw_scale: float = 1.0
+    position: bool = False
     unlabelled_as: int | None = None
     _scaling: Scaling | None = None
 
@@ -219,6 +221,10 @@ class ImageSet:
         """(row, column) of the crop at the fractions y and x of the image's free rows and columns."""
         rows, columns = self.size(index)
         return int(y * (max(rows - side, 0) + 1)), int(x * (max(columns - side, 0) + 1))
+
+    def place(self, index: int, y: float, x: float, side: int) -> tuple[int, int]:
+        """The row of `corner`, and the number of rows of the image that the crop is cut from."""
+        return self.corner(index, y, x, side)[0], self.size(index)[0]
 
     def crops(
         self, indices: np.ndarray, y: np.ndarray, x: np.ndarray, side: int, labelled: bool = False

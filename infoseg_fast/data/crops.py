@@ -58,11 +58,13 @@ class Batch(NamedTuple):
     Attributes:
         images: [B, c, crop, crop] in the set's dtype.
         valid: bool [B, crop, crop], the pixels that count. None: all count.
+        places: int64 [B, 2], `ImageSet.place` of each crop.
         damaged: errors of the damaged images that were found so far (`data.damaged`).
     """
 
     images: torch.Tensor
     valid: torch.Tensor | None
+    places: torch.Tensor
     damaged: tuple[str, ...] = ()
 
 
@@ -157,7 +159,8 @@ class CropSet(Dataset):
         except DataError as error:  # returned: a worker process would raise it with its traceback as text
             return error
         damaged = tuple(getattr(self.images, "damaged", {}).values())
-        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid), damaged)
+        places = torch.tensor([self.images.place(*crop, self.crop) for crop in crops])
+        return Batch(torch.from_numpy(batch), None if valid is None else torch.from_numpy(valid), places, damaged)
 
     def pinned(self, crops: list[Crop]) -> Batch | DataError:
         """The batch in pinned memory, from which a GPU copies without waiting."""
@@ -165,7 +168,9 @@ class CropSet(Dataset):
         if isinstance(found, DataError):
             return found
         return found._replace(
-            images=found.images.pin_memory(), valid=None if found.valid is None else found.valid.pin_memory()
+            images=found.images.pin_memory(),
+            valid=None if found.valid is None else found.valid.pin_memory(),
+            places=found.places.pin_memory(),
         )
 
 

@@ -50,6 +50,10 @@ class ResidentSet:
         corners = [(crop.index, *self.images.corner(crop.index, crop.y, crop.x, self.crop)) for crop in crops]
         return torch.tensor(corners).T.contiguous()
 
+    def rows(self, places: Tensor) -> Tensor:
+        """`ImageSet.place` of the crops at `places`, int64 [B, 2]."""
+        return torch.stack([places[1], self.begins[1, places[0]]], dim=1)
+
     def cut(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """The crops at `places` on the device, as `ImageSet.crops` cuts them.
 

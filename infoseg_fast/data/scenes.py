@@ -154,6 +154,9 @@ class SceneCrops(ImageSet):
             found.append(min(max(round(middle - side / 2), 0), max(scaled - side, 0)))
         return found[0], found[1]
 
+    def place(self, index: int, y: float, x: float, side: int) -> tuple[int, int]:
+        return self.corner(index, y, x, side)[0], self.source.size(self._points[index][0])[0]
+
     def part(self, index: int, row: int, column: int, side: int, window: Callable[..., Pixels] | None = None) -> Pixels:
         if window is None and self.windowed and not self._spread:
             window = partial(self._from_region, self._region_of[index], side)

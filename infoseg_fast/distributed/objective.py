@@ -21,7 +21,7 @@ from ..draws import generator_on
 from ..ops import checks, class_moments, mutual_information_loss
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.information_of_moments import information_of_moments
-from ..ops.local_appearance import local_appearance
+from ..recipe.colours import described, with_position_noise
 from ..reference.folding import fold_projection
 from ..reference.information_of_moments import symmetric_places
 from ..reference.mutual_information_loss import class_usage_penalty, softplus
@@ -177,6 +177,7 @@ def appearance_over_ranks(
     mask: Tensor | None,
     temperature: float,
     smooth: int,
+    position: Tensor | None = None,
 ) -> Tensor:
     """`recipe.appearance.appearance_term` for the images of all ranks, the same on every rank. It is
     0 if no position of any rank counts.
@@ -187,7 +188,7 @@ def appearance_over_ranks(
     common scale, with A = [[1, 0], [c, diag(a)]].
     """
     valid = Valid.of(mask, features)
-    y = local_appearance(images, features.shape[2:])
+    y = described(images, position, features.shape[2:])
     own = torch.ones_like(y[:, :1]) if valid.mask is None else valid.mask[:, None].to(y.dtype)
     own = own / own.sum()
     mean = (y * own).sum(dim=(0, 2, 3))
@@ -207,4 +208,6 @@ def appearance_over_ranks(
     row, column = torch.triu_indices(len(A), len(A), device=A.device)
     scaled = (A @ both[:, symmetric_places(len(A), A.device)] @ A.mT)[:, row, column]
     scaled = summed(valid.share * scaled).to(moments.dtype)
+    if position is not None:
+        scaled = with_position_noise(scaled, 1)
     return information_of_moments(scaled[:-1], scaled[-1]) * valid.counts.to(scaled.dtype)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COMMON_DEFAULTS: Mapping[str, Any] = {
     "estimator": "jsd", "negatives": "same_position", "num_negatives": 1, "balance": 0.0, "appearance": 0.0,
     "overcluster": 1.0, "width": 64, "depth": 2, "dim": 512, "batch_size": 16, "lr": 1e-3, "average": 0.0,
-    "smooth": 0, "refine": False,
+    "smooth": 0, "refine": False, "position": "off",
 }  # fmt: skip
 BUILT_IN = {
     "default": "infoseg_fast.recipe.default:DefaultRecipe",
@@ -56,6 +56,8 @@ class DataInfo:
             by it too.
         noise_share: result of `smoothing.noise_share`.
         reading: how the image files were read.
+        position: whether the network gets the position of the pixels as a further channel
+            (`position`).
     """
 
     channels: int
@@ -68,6 +70,12 @@ class DataInfo:
     raw_scale: float = 1.0
     noise_share: float = 0.0
     reading: ReadOptions = field(default_factory=ReadOptions)
+    position: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Number of channels that the network gets."""
+        return self.channels + self.position
 
     def __post_init__(self) -> None:
         scaling = self.scaling or eight_bit(self.channels)

@@ -26,9 +26,8 @@ from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
-from ..ops.local_appearance import local_appearance
 from ..reference import accumulation_dtype, moments_of
-from .colours import colour_channels
+from .colours import described, with_colours, with_position_noise
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,14 @@ class AppearanceTerm:
         weight: factor of the information.
         temperature: tau of the assignment.
         smooth: radius over which the assignment is averaged, positions, as in the labelling.
+        position: whether the last channel of the images is the position of the pixels. It is part
+            of the appearance then.
     """
 
     weight: float
     temperature: float = 1.0
     smooth: int = 0
+    position: bool = False
 
     def __call__(
         self,
@@ -59,12 +61,14 @@ class AppearanceTerm:
         padding and may have any number of channels (`colour_channels`).
         """
         term = appearance_over_ranks if ranks() > 1 else appearance_term
+        colours, position = with_colours(padded(images), self.position)
         return self.weight * term(
             features,
             global_features,
             weight,
             bias,
-            images=colour_channels(padded(images)),
+            images=colours,
+            position=position,
             mask=mask,
             temperature=self.temperature,
             smooth=self.smooth,
@@ -78,6 +82,7 @@ def appearance_term(
     bias: Tensor | None = None,
     *,
     images: Tensor,
+    position: Tensor | None = None,
     mask: Tensor | None = None,
     temperature: float = 1.0,
     smooth: int = 0,
@@ -88,16 +93,21 @@ def appearance_term(
     Args:
         features, global_features, weight, bias, temperature: as in `assign`.
         images: float [B, c, H_img, W_img] in [0, 1], which the features cover.
+        position: float [B, 1, H_img, W_img], which is part of the appearance, with noise
+            (`with_position_noise`). None: it is not.
         mask, smooth: as in `appearance_statistics`.
 
     Returns:
         A scalar, float64 for float64 features, else float32. Differentiable in all tensors but the
-        images.
+        images and the position.
     """
-    appearance = local_appearance(images, features.shape[2:])
+    appearance = described(images, position, features.shape[2:])
     statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth)
     moments = class_moments(features, global_features, weight, bias, statistics=statistics, temperature=temperature)
-    return information_of_moments(moments, statistics.sum(dim=(0, 2, 3)))
+    total = statistics.sum(dim=(0, 2, 3))
+    if position is not None:
+        moments, total = with_position_noise(moments, 1), with_position_noise(total, 0)
+    return information_of_moments(moments, total)
 
 
 def appearance_information(

@@ -41,13 +41,18 @@ class DefaultRecipe(Recipe):
         "lr": 3e-3,
         "average": 0.99,
         "smooth": AUTO,
+        "position": AUTO,
         "refine": True,
     }
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__(settings, data)
         self.smooth = smoothing_radius(settings.smooth, data.noise_share)
-        term = AppearanceTerm(settings.appearance, settings.temperature, self.smooth) if settings.appearance else None
+        term = (
+            AppearanceTerm(settings.appearance, settings.temperature, self.smooth, data.position)
+            if settings.appearance
+            else None
+        )
         self.network = TrainedNetwork(settings, data, network_classes(data.num_classes, settings.overcluster), term)
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:

@@ -80,7 +80,7 @@ class IICRecipe(Recipe):
         part, device = self.part or Part(0, len(images), len(images)), images.device
         generator = generator_on(device, self.settings.seed + 1, step)
         mirrored = torch.randint(0, 2, (part.total, 1, 1, 1), generator=generator, device=device).bool()[part.inside]
-        other = jittered(images, colour_draws(JITTER, generator, part, device))
+        other = jittered(images, colour_draws(JITTER, generator, part, device), self.data.position)
         return torch.where(mirrored, other.flip(3), other), mirrored
 
     def labelling(self, sample: Sample) -> Labelling:

@@ -14,6 +14,7 @@ from ..distributed.objective import chosen_positions, loss_over_ranks
 from ..distributed.world import ranks
 from ..model import InfoSegNet, position_mask
 from ..ops import assign
+from ..position import DEVIATION, MEAN
 from .appearance import AppearanceTerm
 from .averaging import average_of, decay_of, update_average
 from .labelling import INFOSEG_NET
@@ -114,12 +115,13 @@ def new_network(
         dim: D. None: that of the settings.
         components: as in `Backbone`.
     """
-    sizes: dict[str, Any] = {"in_channels": data.channels, "num_classes": num_classes, "dim": dim or settings.dim}
+    sizes: dict[str, Any] = {"in_channels": data.inputs, "num_classes": num_classes, "dim": dim or settings.dim}
     torch.manual_seed(settings.seed)
     if settings.backbone is None:
         arguments = {**sizes, "width": settings.width, "inputs": settings.inputs, "depth": settings.depth}
         model = InfoSegNet(**arguments)
-        model.set_normalization(data.mean, data.std)
+        position = data.inputs - data.channels
+        model.set_normalization(data.mean + [MEAN] * position, data.std + [DEVIATION] * position)
         return model, INFOSEG_NET, arguments
     weights = settings.backbone_weights and str(Path(settings.backbone_weights).resolve())
     arguments = {

@@ -48,7 +48,10 @@ class OverClusters(NamedTuple):
         colours = None
         if refine:
             batches = zip(probs, sample.batches, strict=True)
-            colours = sum(colour_moments(p, images, mask, smooth) for p, (images, mask) in batches).cpu()
+            colours = sum(
+                colour_moments(p, images[:, :-1] if sample.position else images, mask, smooth)
+                for p, (images, mask) in batches
+            ).cpu()
         # A network that is not finite gets groups too, without a meaning.
         return cls(Statistics(*map(torch.nan_to_num, sums)), colours)
 
