@@ -58,7 +58,8 @@ class LaneSums {
 
   // Adds a tile's share, of features [C, stride] and coefficients [rows, kTile].
   template <int kStride = kTile>
-  void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch, NextTile& next) {
+  INFOSEG_CALLED void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch,
+                          NextTile& next) {
     A* const sums = sums_of(thread, b);
     if (!met_[thread * B_ + b])
       for (int64_t i = 0; i < count_ * C_ * W; ++i) sums[i] = 0;
@@ -81,7 +82,7 @@ class LaneSums {
 
   // Adds the sums of an image, if it has any, to `to` [rows, to_stride], and clears them.
   template <class To>
-  void move_to(int thread, int64_t b, To* to, int64_t to_stride) {
+  INFOSEG_CALLED void move_to(int thread, int64_t b, To* to, int64_t to_stride) {
     if (!met_[thread * B_ + b]) return;
     met_[thread * B_ + b] = 0;
     alignas(64) A on_side[W * W];

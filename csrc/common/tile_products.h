@@ -46,7 +46,7 @@ class TileProducts {
   // Scores [K, kTile] of a tile of image b by each of its candidates first .. last, each at its
   // place in q [R, kTile]. Candidate 0 is the image itself, candidate j its j-th partner. Leaves
   // the tile in `copy` [C, kTile] for add_gradient().
-  void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
+  INFOSEG_CALLED void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
     if constexpr (kHasPairs<A>)
       if (paired(tile)) {
         pairs_.read(f, b, tile, copy);
@@ -61,7 +61,7 @@ class TileProducts {
   // Writes df of a tile of image b, and adds its share to dG and dg0, from the gradient q [R,
   // kTile] by its scores. `rows` is the tile from score() or FeatureTiles::read(). It is not used
   // where reads_in_place().
-  void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
+  INFOSEG_CALLED void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
     A* transposed = block + kBlockRows * kTile;
     A* sums = sums_.of(t, b, R / K);
@@ -73,7 +73,7 @@ class TileProducts {
         if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
         return;
       }
-    if (wanted_.df.data) write_df(df, b, tile, q, static_cast<const A*>(G_.rows + b * K * C), R, block, next);
+    if (wanted_.df.data) write_df<A>(df, b, tile, q, G_.rows + b * K * C, R, block, next);
     if (!wanted_.dG) return;
     if (f.channel_rows())
       add_channel_rows<A>(f.at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);
