@@ -58,7 +58,7 @@ struct FeatureTiles {
   NextTile none() const { return {static_cast<const char*>(map.data), 0, 0, 0}; }
 
   // The tile as rows: where it lies, or in `copy`, `stride` apart.
-  INFOSEG_CALLED TileRows<A> read(int64_t b, int64_t tile, A* copy, int64_t stride = kTile) const {
+  TileRows<A> read(int64_t b, int64_t tile, A* copy, int64_t stride = kTile) const {
     if (in_place(tile)) return {at(b, tile), map.stride_c};
     const int64_t n = size(tile), padded = vectors_of<A>(n) * Lanes<A>::W;
     by_element<A>(map.dtype, map.data, [&](const auto* data) { copy_tile(data, b, tile, n, copy, stride); });
@@ -79,7 +79,7 @@ struct FeatureTiles {
   }
 
   // Writes rows c0 .. c0+n_c of df from [n_c, kTile] numbers.
-  INFOSEG_CALLED void write(int64_t b, int64_t tile, int64_t c0, int64_t n_c, const A* from) const {
+  void write(int64_t b, int64_t tile, int64_t c0, int64_t n_c, const A* from) const {
     by_element<A>(map.dtype, map.data, [&](auto* data) { write_tile(data + c0 * map.stride_c, b, tile, n_c, from); });
   }
 

@@ -58,8 +58,7 @@ class LaneSums {
 
   // Adds a tile's share, of features [C, stride] and coefficients [rows, kTile].
   template <int kStride = kTile>
-  INFOSEG_CALLED void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch,
-                          NextTile& next) {
+  void add(int thread, int64_t b, TileRows<A> f, int64_t positions, const A* coefficients, A* scratch, NextTile& next) {
     A* const sums = sums_of(thread, b);
     if (!met_[thread * B_ + b])
       for (int64_t i = 0; i < count_ * C_ * W; ++i) sums[i] = 0;
@@ -82,7 +81,7 @@ class LaneSums {
 
   // Adds the sums of an image, if it has any, to `to` [rows, to_stride], and clears them.
   template <class To>
-  INFOSEG_CALLED void move_to(int thread, int64_t b, To* to, int64_t to_stride) {
+  void move_to(int thread, int64_t b, To* to, int64_t to_stride) {
     if (!met_[thread * B_ + b]) return;
     met_[thread * B_ + b] = 0;
     alignas(64) A on_side[W * W];

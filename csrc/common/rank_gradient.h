@@ -24,9 +24,8 @@ static inline void add_channel_rows(const A* f, int64_t stride, int64_t position
 
 // The same for features [C, stride]. `transposed` is scratch of [kTile, kChannels].
 template <class A>
-INFOSEG_CALLED static void add_transposed(TileRows<A> f, int64_t positions, int64_t C, int64_t padded,
-                                          const A* coefficients, int64_t count, A* sums, A* transposed,
-                                          NextTile& next) {
+static inline void add_transposed(TileRows<A> f, int64_t positions, int64_t C, int64_t padded, const A* coefficients,
+                                  int64_t count, A* sums, A* transposed, NextTile& next) {
   for (int64_t c = 0; c < C; c += kChannels) {
     const int64_t n = C - c < kChannels ? C - c : kChannels;
     const int vectors = vectors_of<A>(n);
@@ -105,7 +104,7 @@ struct GlobalGradient {
   A* offsets_of(int thread, int64_t b) { return with_offset ? offset_sums + (thread * images() + b) * K * W : nullptr; }
 
   // Writes dG [B, K, C] and dg0 [B, K]; either may be null.
-  INFOSEG_CALLED void finish(A* dG, A* dg0) {
+  void finish(A* dG, A* dg0) {
     if (lanes.used)
       parallel_for_floats(threads, [&](int t) {
         for (int64_t b = 0; b < B; ++b) lanes.move_to(t, b, sums + (t * images() + b) * K * padded, padded);
@@ -147,8 +146,8 @@ struct GlobalGradient {
 // Writes df of one tile: `start` plus the product of the coefficients [count, kTile] and as many
 // rows of G. `block` is scratch of [kBlockRows, kTile].
 template <class A>
-INFOSEG_CALLED static void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients,
-                                    const A* G, int64_t count, A* block, NextTile& next, Start<A> start = {}) {
+static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
+                            int64_t count, A* block, NextTile& next, Start<A> start = {}) {
   const int vectors = vectors_of<A>(df.size(tile));
   const int64_t C = df.map.C;
   if (df.channel_rows()) {

@@ -15,7 +15,7 @@
 #include "common/feature_map.h"
 
 #define INFOSEG_INLINE static inline __attribute__((always_inline))
-// A long function that is called once a tile: a copy of it at each call would take long to compile.
+// A long function: a copy of it at each call would take long to compile.
 #define INFOSEG_CALLED __attribute__((noinline))
 
 namespace infoseg {

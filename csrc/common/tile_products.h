@@ -46,7 +46,7 @@ class TileProducts {
   // Scores [K, kTile] of a tile of image b by each of its candidates first .. last, each at its
   // place in q [R, kTile]. Candidate 0 is the image itself, candidate j its j-th partner. Leaves
   // the tile in `copy` [C, kTile] for add_gradient().
-  INFOSEG_CALLED void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
+  void score(int64_t b, int64_t tile, int64_t first, int64_t last, A* copy, A* q, NextTile& next) const {
     if constexpr (kHasPairs<A>)
       if (paired(tile)) {
         pairs_.read(f, b, tile, copy);
@@ -61,7 +61,7 @@ class TileProducts {
   // Writes df of a tile of image b, and adds its share to dG and dg0, from the gradient q [R,
   // kTile] by its scores. `rows` is the tile from score() or FeatureTiles::read(). It is not used
   // where reads_in_place().
-  INFOSEG_CALLED void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
+  void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
     A* transposed = block + kBlockRows * kTile;
     A* sums = sums_.of(t, b, R / K);

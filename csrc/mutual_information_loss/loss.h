@@ -90,7 +90,7 @@ struct Loss {
 
   // The positive term of jsd at W positions: adds softplus(-T) to `total`, writes V (K rows of W)
   // and replaces z by the gradient.
-  INFOSEG_CALLED void positive_term(A* z, A* V, V_ valid, V_& total, int64_t V_stride = W) const {
+  void positive_term(A* z, A* V, V_ valid, V_& total, int64_t V_stride = W) const {
     const V_ T = softmax_and_mean<A>(z, kTile, K, tau, V, V_stride);
     const Softplus<A> sp = softplus<A>(T);
     total += select<A>(valid > V_{}, sp.of_minus_x, V_{});
@@ -107,7 +107,7 @@ struct Loss {
 
   // Sums V over all valid positions. The gradient needs their mean, so this is a pass over the
   // features of its own.
-  INFOSEG_CALLED void sum_usage(const GlobalFeatures<A>& G) {
+  void sum_usage(const GlobalFeatures<A>& G) {
     const int64_t scratch_size = C * kTile + (K + 1) * kTile + 2 * K * W;
     const Buffer<A> scratch(threads * scratch_size);
     auto body = [&](int t) {
@@ -163,7 +163,7 @@ struct Loss {
     return tile + 1 < tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
   }
 
-  INFOSEG_CALLED double value(bool infonce) const {
+  double value(bool infonce) const {
     double positive = 0, negative = 0;
     for (int t = 0; t < threads; ++t) {
       positive += sums[t].positive;
