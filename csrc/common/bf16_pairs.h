@@ -73,13 +73,8 @@ struct PairedGlobals {
 
   // As GlobalFeatures::scores, for a tile from read().
   void scores(int64_t c, int64_t images, const float* f, float* out, NextTile& next) const {
-    const RowBlocks blocks = RowBlocks::of(images * G.K);
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
-      product_strip<float, kLeftRows, Out::store, 0, true>(
-          static_cast<int>(n), kTile / 16, steps, for_scores + (c * G.K + r) * steps, steps, f, kTile,
-          G.has_offset ? G.offsets + c * G.K + r : nullptr, out + r * kTile, kTile, next.take(steps));
-    }
+    product<float, Left::rows, true>(images * G.K, kTile / 16, steps, {for_scores + c * G.K * steps, steps}, {f, kTile},
+                                     {G.has_offset ? G.offsets + c * G.K : nullptr, 0}, {out, kTile}, next);
   }
 
   // Writes df of one whole tile. `scratch` is for the coefficients in pairs, [pairs, kTile].
@@ -94,8 +89,8 @@ struct PairedGlobals {
     const RowBlocks blocks = RowBlocks::of(df.map.C);
     for (int64_t i = 0; i < blocks.count; ++i) {
       const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-      product_strip<float, 1, Out::store, 0, true>(static_cast<int>(n), kTile / 16, pairs, for_df + b * pairs * G.C + c,
-                                                   G.C, scratch, kTile, nullptr, block, kTile, next.take(pairs));
+      product<float, Left::columns, true>(n, kTile / 16, pairs, {for_df + b * pairs * G.C + c, G.C}, {scratch, kTile},
+                                          {}, {block, kTile}, next);
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to = static_cast<uint16_t*>(df.map.data) + df.offset(b, tile * kTile) + (c + r) * df.map.stride_c;
         for (int64_t t = 0; t < kTile; t += 32)
@@ -115,7 +110,6 @@ struct PairedGlobals {
         _mm512_storeu_si512(scratch + r * kHalf + t / 2,
                             (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
                                                          _mm512_loadu_ps(coefficients + r * kTile + t)));
-    const RowBlocks blocks = RowBlocks::of(count);
     const float* from =
         reinterpret_cast<const float*>(static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile));
     const int64_t C = f.map.C, stride = f.map.stride_c / 2;
@@ -126,12 +120,8 @@ struct PairedGlobals {
       if (n % 16)
         for (int64_t t = 0; t < kHalf; ++t)
           for (int64_t i = n; i < vectors * 16; ++i) transposed[t * kChannels + i] = 0;
-      for (int64_t i = 0; i < blocks.count; ++i) {
-        const int64_t r = blocks.begin(i), rows_ = blocks.begin(i + 1) - r;
-        product_strip<float, kHalf, Out::add, 0, true>(static_cast<int>(rows_), vectors, kHalf, scratch + r * kHalf, 1,
-                                                       transposed, kChannels, nullptr, sums + r * padded + c, padded,
-                                                       next.take(kHalf));
-      }
+      product<float, Left::rows, true>(count, vectors, kHalf, {scratch, kHalf}, {transposed, kChannels},
+                                       {sums + c, padded}, {sums + c, padded}, next);
     }
   }
 };

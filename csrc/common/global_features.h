@@ -30,36 +30,17 @@ struct GlobalFeatures {
   }
 
   // <f, G_k> of image c, without g0.
-  void inner_products(int64_t c, const A* f, int64_t f_stride, int vectors, A* out, int64_t out_stride) const {
-    const RowBlocks blocks = RowBlocks::of(K);
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
-      product_strip<A, kLeftRows, Out::store>(static_cast<int>(n), vectors, C, rows + (c * K + r) * C, C, f, f_stride,
-                                              nullptr, out + r * out_stride, out_stride, nothing_ahead(f));
-    }
+  void inner_products(int64_t c, TileRows<A> f, int vectors, A* out, int64_t out_stride) const {
+    NextTile none{};
+    product<A, Left::rows>(K, vectors, C, {rows + c * K * C, C}, f, {}, {out, out_stride}, none);
   }
 
   // Scores of one tile by the classes of images c .. c + images - 1: out[k, 0..vectors*W). With
-  // `pack`, the tile is also copied there, its rows kPack apart.
-  template <int kPack = kTile>
+  // `pack`, the tile is also copied there.
   void scores(int64_t c, int64_t images, TileRows<A> f, int vectors, A* out, int64_t out_stride, NextTile& next,
-              A* pack = nullptr) const {
-    const RowBlocks blocks = RowBlocks::of(images * K);
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
-      const A* from = rows + (c * K + r) * C;
-      const A* start = has_offset ? offsets + c * K + r : nullptr;
-      A* to = out + r * out_stride;
-      if (!pack) {
-        product_strip<A, kLeftRows, Out::store>(static_cast<int>(n), vectors, C, from, C, f.data, f.stride, start, to,
-                                                out_stride, next.take(C));
-        continue;
-      }
-      product_strip<A, kLeftRows, Out::store, kPack>(static_cast<int>(n), vectors, C, from, C, f.data, f.stride, start,
-                                                     to, out_stride, next.take(C), pack);
-      f = {pack, kPack};
-      pack = nullptr;
-    }
+              A* pack = nullptr, int64_t pack_stride = kTile) const {
+    product<A, Left::rows>(images * K, vectors, C, {rows + c * K * C, C}, f,
+                           {has_offset ? offsets + c * K : nullptr, 0}, {out, out_stride}, next, {pack, pack_stride});
   }
 
  private:

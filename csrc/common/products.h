@@ -18,6 +18,11 @@ constexpr int kTile = 64;  // positions in a tile: two [.., kTile] operands and 
 constexpr int kBlockVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kBlockRows = kVectorRegisters == 32 ? 6 : 5;
 
+template <int kNumber>
+struct Constant {
+  static constexpr int kValue = kNumber;
+};
+
 // Cache lines to prefetch while a product runs: two neighbours in each step of its inner loop,
 // `stride` bytes apart.
 struct Ahead {
@@ -28,9 +33,9 @@ struct Ahead {
 // The cache lines of the tile that is read next. They are prefetched in pairs, down the rows, while
 // other products run. The rows lie too far apart for the hardware to prefetch them.
 struct NextTile {
-  const char* first;
-  int64_t stride, rows, lines_a_row;  // stride in bytes
-  int64_t asked = 0;                  // pairs of lines that were prefetched
+  const char* first = nullptr;
+  int64_t stride = 0, rows = 0, lines_a_row = 0;  // stride in bytes
+  int64_t asked = 0;                              // pairs of lines that were prefetched
   // The lines to prefetch in a product of `steps` steps.
   Ahead take(int64_t steps) {
     const int64_t pair = rows ? asked / rows : 0, row = asked - pair * rows;
@@ -52,85 +57,64 @@ INFOSEG_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> x, Vec<T> y) {
   return sum + x * y;
 }
 
-// How a product writes its result: it stores it, adds it to the old value, or stores it past the
-// caches.
-enum class Out { store, add, stream };
-
-// A tile as rows of numbers, `stride` apart.
+// Rows of numbers, `stride` apart: a tile, or a factor of a product.
 template <class A>
 struct TileRows {
   const A* data;
   int64_t stride;
 };
 
-template <class Start>
-constexpr bool kIsRows = false;
-template <class A>
-constexpr bool kIsRows<TileRows<A>> = true;
+// The first value of the sums of a product: zero without data, else rows, or with stride 0 a number
+// for each row.
+template <class T>
+struct Start {
+  const T* data = nullptr;
+  int64_t stride = 0;
+  Start at(int64_t row, int64_t column) const {
+    if (!data) return {};
+    return {data + (stride ? row * stride + column : row), stride};
+  }
+};
 
-// The start of the sums of vector v of row m: zero, a number for each row (or null for zero), or
-// rows.
+// Where a product writes: rows `stride` apart, past the caches if wanted.
 template <class T>
-INFOSEG_INLINE Vec<T> first_sum(std::nullptr_t, int, int) {
-  return Vec<T>{};
-}
-template <class T>
-INFOSEG_INLINE Vec<T> first_sum(const T* start, int m, int) {
-  return start ? broadcast<T>(start[m]) : Vec<T>{};
-}
-template <class T>
-INFOSEG_INLINE Vec<T> first_sum(TileRows<T> start, int m, int v) {
-  return load<T>(start.data + m * start.stride + v * Lanes<T>::W);
-}
+struct Out {
+  T* data;
+  int64_t stride;
+  bool past_caches = false;
+};
 
-// The start of a product that begins `columns` or `rows` further on.
-INFOSEG_INLINE std::nullptr_t columns_on(std::nullptr_t, int64_t) { return nullptr; }
-template <class T>
-INFOSEG_INLINE const T* columns_on(const T* start, int64_t) {
-  return start;
-}
-template <class T>
-INFOSEG_INLINE TileRows<T> columns_on(TileRows<T> start, int64_t columns) {
-  return {start.data + columns, start.stride};
-}
-INFOSEG_INLINE std::nullptr_t rows_on(std::nullptr_t, int64_t) { return nullptr; }
-template <class T>
-INFOSEG_INLINE TileRows<T> rows_on(TileRows<T> start, int64_t rows) {
-  return {start.data + rows * start.stride, start.stride};
-}
+// The left factor is left[k, m] = left[m * stride + k] with Left::rows, or left[k * stride + m] with
+// Left::columns. With kPack, the rows of right are also copied to `pack`, for the products that
+// follow.
+enum class Left { rows, columns };
 
-// left[k, m] = left[k * left_stride + m * kLeftM], or with kLeftM = kLeftRows left[k + m *
-// left_stride]; rows of right and of out are contiguous. With kPack, the rows of right are also
-// copied to `pack`, kPack apart, for the products that follow.
-constexpr int kLeftRows = 0;
-
-template <class T, int kRows, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs, class Start>
-static inline void product_block(int64_t n_k, const T* __restrict left, int64_t left_stride, const T* __restrict right,
-                                 int64_t right_k, Start start, T* __restrict out, int64_t out_m, Ahead ahead,
-                                 T* __restrict pack) {
+template <class T, int kRows, int kVectors, Left kLeft, bool kPack, bool kPairs>
+static inline void product_block(int64_t n_k, TileRows<T> left, TileRows<T> right, Start<T> start, Out<T> out,
+                                 Ahead ahead, Out<T> pack) {
   constexpr int W = Lanes<T>::W;
   Vec<T> sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      if (kOut == Out::add)
-        sum[m][v] = load<T>(out + m * out_m + v * W);
-      else
-        sum[m][v] = first_sum<T>(start, m, v);
-    }
+#define INFOSEG_EACH_SUM(statement)                                                                                    \
+  _Pragma("GCC unroll 16") for (int m = 0; m < kRows; ++m) _Pragma("GCC unroll 16") for (int v = 0; v < kVectors; ++v) \
+      statement
+  if (!start.data)
+    INFOSEG_EACH_SUM(sum[m][v] = Vec<T>{};)
+  else if (start.stride)
+    INFOSEG_EACH_SUM(sum[m][v] = load<T>(start.data + m * start.stride + v * W);)
+  else
+    INFOSEG_EACH_SUM(sum[m][v] = broadcast<T>(start.data[m]);)
   for (int64_t k = 0; k < n_k; ++k) {
     Vec<T> row[kVectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) row[v] = load<T>(right + v * W);
+    for (int v = 0; v < kVectors; ++v) row[v] = load<T>(right.data + v * W);
     if (kPack) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) store<T>(pack + v * W, row[v]);
-      pack += kPack;
+      for (int v = 0; v < kVectors; ++v) store<T>(pack.data + v * W, row[v]);
+      pack.data += pack.stride;
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const Vec<T> x = broadcast<T>(left[m * (kLeftM == kLeftRows ? left_stride : kLeftM)]);
+      const Vec<T> x = broadcast<T>(left.data[kLeft == Left::rows ? m * left.stride : m]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) sum[m][v] = multiply_add<kPairs, T>(sum[m][v], x, row[v]);
     }
@@ -138,44 +122,57 @@ static inline void product_block(int64_t n_k, const T* __restrict left, int64_t 
     __builtin_prefetch(ahead.line, 0, 2);
     __builtin_prefetch(ahead.line + 64, 0, 2);
     ahead.line += ahead.stride;
-    left += kLeftM == kLeftRows ? 1 : left_stride;
-    right += right_k;
+    left.data += kLeft == Left::rows ? 1 : left.stride;
+    right.data += right.stride;
   }
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      if (kOut == Out::stream)
-        stream<T>(out + m * out_m + v * W, sum[m][v]);
-      else
-        store<T>(out + m * out_m + v * W, sum[m][v]);
-    }
+  if (out.past_caches)
+    INFOSEG_EACH_SUM(stream<T>(out.data + m * out.stride + v * W, sum[m][v]);)
+  else
+    INFOSEG_EACH_SUM(store<T>(out.data + m * out.stride + v * W, sum[m][v]);)
+#undef INFOSEG_EACH_SUM
 }
 
-template <class T, int kVectors, int kLeftM, Out kOut, int kPack, bool kPairs = false, class Start>
-static inline void product_rows(int rows, int64_t n_k, const T* left, int64_t left_stride, const T* right,
-                                int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack) {
+template <class T, int kVectors, Left kLeft, bool kPack, bool kPairs>
+static inline void product_rows(int64_t rows, int64_t n_k, TileRows<T> left, TileRows<T> right, Start<T> start,
+                                Out<T> out, Ahead ahead, Out<T> pack) {
+#define INFOSEG_ROWS(n) \
+  case n:               \
+    return product_block<T, n, kVectors, kLeft, kPack, kPairs>(n_k, left, right, start, out, ahead, pack)
   switch (rows) {
-    case 1:
-      return product_block<T, 1, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
-                                                                        out, out_m, ahead, pack);
-    case 2:
-      return product_block<T, 2, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
-                                                                        out, out_m, ahead, pack);
-    case 3:
-      return product_block<T, 3, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
-                                                                        out, out_m, ahead, pack);
-    case 4:
-      return product_block<T, 4, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
-                                                                        out, out_m, ahead, pack);
-    case 5:
-      return product_block<T, 5, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start,
-                                                                        out, out_m, ahead, pack);
-    default:
-      if constexpr (kBlockRows >= 6)
-        product_block<T, 6, kVectors, kLeftM, kOut, kPack, kPairs>(n_k, left, left_stride, right, right_k, start, out,
-                                                                   out_m, ahead, pack);
+    INFOSEG_ROWS(1);
+    INFOSEG_ROWS(2);
+    INFOSEG_ROWS(3);
+    INFOSEG_ROWS(4);
+    INFOSEG_ROWS(5);
+#if defined(__AVX512F__)
+    INFOSEG_ROWS(6);
+#endif
   }
+#undef INFOSEG_ROWS
+}
+
+// out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
+template <class T, Left kLeft, bool kPack, bool kPairs>
+static inline void product_strip(int64_t rows, int vectors, int64_t n_k, TileRows<T> left, TileRows<T> right,
+                                 Start<T> start, Out<T> out, Ahead ahead, Out<T> pack) {
+  constexpr int W = Lanes<T>::W;
+  const auto block = [&](auto wide) {
+    product_rows<T, decltype(wide)::kValue, kLeft, kPack, kPairs>(rows, n_k, left, right, start, out, ahead, pack);
+  };
+  for (; vectors >= kBlockVectors; vectors -= kBlockVectors) {
+    constexpr int kColumns = kBlockVectors * W;
+    block(Constant<kBlockVectors>{});
+    ahead = nothing_ahead(right.data);
+    right.data += kColumns;
+    out.data += kColumns;
+    if (start.stride) start.data += kColumns;
+    if (kPack) pack.data += kColumns;
+  }
+  if constexpr (kBlockVectors > 2) {
+    if (vectors == 3) return block(Constant<3>{});
+    if (vectors == 2) return block(Constant<2>{});
+  }
+  if (vectors == 1) block(Constant<1>{});
 }
 
 // Rows divided evenly into blocks of at most kBlockRows: block i is [begin(i), begin(i + 1)).
@@ -185,31 +182,25 @@ struct RowBlocks {
   int64_t begin(int64_t i) const { return rows * i / count; }
 };
 
-// out[m, 0..vectors*W) for one block of rows; the vectors are taken kBlockVectors at a time.
-template <class T, int kLeftM, Out kOut, int kPack = 0, bool kPairs = false, class Start>
-static inline void product_strip(int rows, int vectors, int64_t n_k, const T* left, int64_t left_stride, const T* right,
-                                 int64_t right_k, Start start, T* out, int64_t out_m, Ahead ahead, T* pack = nullptr) {
-  constexpr int W = Lanes<T>::W;
-  int v = 0;
-  for (; v + kBlockVectors <= vectors; v += kBlockVectors) {
-    product_rows<T, kBlockVectors, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
-                                                                columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                                pack + v * W);
-    ahead = nothing_ahead(right);
+// out[m, 0..vectors*W) for all rows m. With `pack`, right is also copied there.
+template <class T, Left kLeft, bool kPairs = false>
+INFOSEG_CALLED static void product(int64_t rows, int vectors, int64_t n_k, TileRows<T> left, TileRows<T> right,
+                                   Start<T> start, Out<T> out, NextTile& next, Out<T> pack = {}) {
+  const RowBlocks blocks = RowBlocks::of(rows);
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    const int64_t r = blocks.begin(i), n = blocks.begin(i + 1) - r;
+    const TileRows<T> left_r{left.data + (kLeft == Left::rows ? r * left.stride : r), left.stride};
+    const Out<T> out_r{out.data + r * out.stride, out.stride, out.past_caches};
+    const Ahead ahead = next.take(n_k);
+    if constexpr (kLeft == Left::rows && !kPairs)
+      if (pack.data) {
+        product_strip<T, kLeft, true, kPairs>(n, vectors, n_k, left_r, right, start.at(r, 0), out_r, ahead, pack);
+        right = {pack.data, pack.stride};
+        pack.data = nullptr;
+        continue;
+      }
+    product_strip<T, kLeft, false, kPairs>(n, vectors, n_k, left_r, right, start.at(r, 0), out_r, ahead, {});
   }
-  if constexpr (kBlockVectors > 3)
-    if (vectors - v == 3)
-      return product_rows<T, 3, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
-                                                             columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                             pack + v * W);
-  if constexpr (kBlockVectors > 2)
-    if (vectors - v == 2)
-      return product_rows<T, 2, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
-                                                             columns_on(start, v * W), out + v * W, out_m, ahead,
-                                                             pack + v * W);
-  if (vectors - v == 1)
-    product_rows<T, 1, kLeftM, kOut, kPack, kPairs>(rows, n_k, left, left_stride, right + v * W, right_k,
-                                                    columns_on(start, v * W), out + v * W, out_m, ahead, pack + v * W);
 }
 
 // ---------------------------------------------------------------- transposes

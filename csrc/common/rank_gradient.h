@@ -18,12 +18,8 @@ constexpr int kChannels = 64;
 template <class A>
 static inline void add_channel_rows(const A* f, int64_t stride, int64_t positions, int64_t n, int64_t padded,
                                     const A* coefficients, int64_t count, A* sums, NextTile& next) {
-  const RowBlocks blocks = RowBlocks::of(count);
-  for (int64_t i = 0; i < blocks.count; ++i) {
-    const int64_t r = blocks.begin(i), rows = blocks.begin(i + 1) - r;
-    product_strip<A, kTile, Out::add>(static_cast<int>(rows), vectors_of<A>(n), positions, coefficients + r * kTile, 1,
-                                      f, stride, nullptr, sums + r * padded, padded, next.take(positions));
-  }
+  product<A, Left::rows>(count, vectors_of<A>(n), positions, {coefficients, kTile}, {f, stride}, {sums, padded},
+                         {sums, padded}, next);
 }
 
 // The same for features [C, stride]. `transposed` is scratch of [kTile, kChannels].
@@ -147,43 +143,36 @@ struct GlobalGradient {
   }
 };
 
-// Writes df of one tile: `start` (TileRows, or nullptr for zero) plus the product of the
-// coefficients [count, kTile] and as many rows of G. `block` is scratch of [kBlockRows, kTile].
-template <class A, class Start = std::nullptr_t>
+// Writes df of one tile: `start` plus the product of the coefficients [count, kTile] and as many
+// rows of G. `block` is scratch of [kBlockRows, kTile].
+template <class A>
 static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
-                            int64_t count, A* block, NextTile& next, Start start = nullptr) {
+                            int64_t count, A* block, NextTile& next, Start<A> start = {}) {
   const int vectors = vectors_of<A>(df.size(tile));
   const int64_t C = df.map.C;
   if (df.channel_rows()) {
-    const int64_t stride = df.map.stride_w;
-    A* place = df.at(b, tile);
-    constexpr Out out = kIsRows<Start> ? Out::add : Out::store;
-    if constexpr (kIsRows<Start>) transpose<A>(place, stride, start.data, start.stride, df.size(tile), C);
-    const RowBlocks positions = RowBlocks::of(df.size(tile));
-    for (int64_t i = 0; i < positions.count; ++i) {
-      const int64_t t = positions.begin(i), n = positions.begin(i + 1) - t;
-      product_strip<A, 1, out>(static_cast<int>(n), vectors_of<A>(C), count, coefficients + t, kTile, G, C, nullptr,
-                               place + t * stride, stride, next.take(count));
+    const Out<A> out{df.at(b, tile), df.map.stride_w};
+    if (start.data) {
+      transpose<A>(out.data, out.stride, start.data, start.stride, df.size(tile), C);
+      start = {out.data, out.stride};
     }
+    product<A, Left::columns>(df.size(tile), vectors_of<A>(C), count, {coefficients, kTile}, {G, C}, start, out, next);
+    return;
+  }
+  if (A* place = df.place(b, tile)) {
+    const bool past_caches = df.streams(place);
+    product<A, Left::columns>(C, vectors, count, {G, C}, {coefficients, kTile}, start,
+                              {place, df.map.stride_c, past_caches}, next);
+    if (past_caches) finish_streams();
     return;
   }
   const RowBlocks blocks = RowBlocks::of(C);
-  A* place = df.place(b, tile);
-  const bool past_caches = place && df.streams(place);
   for (int64_t i = 0; i < blocks.count; ++i) {
     const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
-    if (past_caches) {
-      product_strip<A, 1, Out::stream>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile,
-                                       rows_on(start, c), place + c * df.map.stride_c, df.map.stride_c,
-                                       next.take(count));
-      continue;
-    }
-    A* out = place ? place + c * df.map.stride_c : block;
-    product_strip<A, 1, Out::store>(static_cast<int>(n), vectors, count, G + c, C, coefficients, kTile,
-                                    rows_on(start, c), out, place ? df.map.stride_c : kTile, next.take(count));
-    if (!place) df.write(b, tile, c, n, out);
+    product<A, Left::columns>(n, vectors, count, {G + c, C}, {coefficients, kTile}, start.at(c, 0), {block, kTile},
+                              next);
+    df.write(b, tile, c, n, block);
   }
-  if (past_caches) finish_streams();
 }
 
 // Adds the share of one tile to the sums of dg0, [count, W].

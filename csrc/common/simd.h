@@ -15,6 +15,8 @@
 #include "common/feature_map.h"
 
 #define INFOSEG_INLINE static inline __attribute__((always_inline))
+// A long function: a copy of it at each call would take long to compile.
+#define INFOSEG_CALLED __attribute__((noinline))
 
 namespace infoseg {
 namespace INFOSEG_ISA {

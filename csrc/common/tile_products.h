@@ -73,7 +73,7 @@ class TileProducts {
         if (wanted_.dG) pairs_.add_dG(f, b, tile, sums_.padded, q, R, sums, paired_q, transposed, next);
         return;
       }
-    if (wanted_.df.data) write_df(df, b, tile, q, static_cast<const A*>(G_.rows + b * K * C), R, block, next);
+    if (wanted_.df.data) write_df<A>(df, b, tile, q, G_.rows + b * K * C, R, block, next);
     if (!wanted_.dG) return;
     if (f.channel_rows())
       add_channel_rows<A>(f.at(b, tile), f.map.stride_w, f.size(tile), C, sums_.padded, q, R, sums, next);

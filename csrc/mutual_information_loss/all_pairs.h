@@ -53,9 +53,9 @@ static inline void pair_columns(int64_t columns, int64_t steps, const A* x, int6
 
 // The same for any number of rows and columns.
 template <class A>
-static inline void pair_product(int64_t rows, int64_t columns, int64_t steps, const A* x, int64_t x_row, int64_t x_step,
-                                const A* y, int64_t y_row, int64_t y_step, A* out, int64_t out_row,
-                                int64_t out_column) {
+INFOSEG_CALLED static void pair_product(int64_t rows, int64_t columns, int64_t steps, const A* x, int64_t x_row,
+                                        int64_t x_step, const A* y, int64_t y_row, int64_t y_step, A* out,
+                                        int64_t out_row, int64_t out_column) {
   int64_t i = 0;
   for (; i + kPairRows <= rows; i += kPairRows)
     pair_columns<A, kPairRows>(columns, steps, x + i * x_row, x_row, x_step, y, y_row, y_step, out + i * out_row,
@@ -141,14 +141,9 @@ struct AllPairs {
     for (int64_t b = 0; b < B; ++b)
       for (int64_t c = 0; c < C; ++c)
         store<A>(s.f + (b * C + c) * W, load<A>(copy_of_f + b * copy_stride_b + c * copy_stride_c));
-    const RowBlocks blocks = RowBlocks::of(C);
     for (int64_t c = 0; c < B; ++c) {
       const A* V = s.V + c * K * kTile + g * W;
-      for (int64_t i = 0; i < blocks.count; ++i) {
-        const int64_t first = blocks.begin(i), rows = blocks.begin(i + 1) - first;
-        product_strip<A, 1, Out::store>(static_cast<int>(rows), 1, K, G.rows + c * K * C + first, C, V, kTile, nullptr,
-                                        s.S + (c * C + first) * W, W, nothing_ahead(V));
-      }
+      product<A, Left::columns>(C, 1, K, {G.rows + c * K * C, C}, {V, kTile}, {}, {s.S + c * C * W, W}, none);
       store<A>(s.s0 + c * W, assigned_offset(G, c, V));
     }
     pair_product<A>(B, B, C, s.f, C * W, W, s.S, C * W, W, s.pairs, B * W, W);
@@ -178,7 +173,7 @@ struct AllPairs {
         const A* V = s.V + c * K * kTile + g * W;
         V_ ds0{};
         for (int64_t b = 0; b < B; ++b) ds0 += load<A>(s.pairs + (b * B + c) * W);
-        G.inner_products(c, dS, W, 1, s.dV, W);
+        G.inner_products(c, {dS, W}, 1, s.dV, W);
         A* to = dG.of(t, c, 1);
         through_assignment(G, c, V, s.dV, W, ds0, loss.tau, s.z + c * K * kTile + g * W, dG.offsets_of(t, c));
         if (to) dG.add(t, c, {dS, W}, W, V, s.transposed, none);
@@ -240,14 +235,10 @@ struct AllPairs {
   // Adds to df, which holds the part of the pairs, the K coefficients of each position times G.
   void finish_df(int64_t b, int64_t tile, const A* a, const Scratch& s) const {
     const int vectors = vectors_of<A>(df.size(tile));
-    const RowBlocks blocks = RowBlocks::of(C);
     const int64_t stride = in_place ? df.map.stride_c : kTile;
     A* rows = in_place ? df.place(b, tile) : s.df + b * C * kTile;
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t c = blocks.begin(i), n_c = blocks.begin(i + 1) - c;
-      product_strip<A, 1, Out::add>(static_cast<int>(n_c), vectors, K, G.rows + b * K * C + c, C, a, kTile, nullptr,
-                                    rows + c * stride, stride, nothing_ahead(a));
-    }
+    NextTile none{};
+    product<A, Left::columns>(C, vectors, K, {G.rows + b * K * C, C}, {a, kTile}, {rows, stride}, {rows, stride}, none);
     if (!in_place) df.write(b, tile, 0, C, rows);
   }
 };

@@ -115,19 +115,14 @@ struct AssignedFeatures {
     const int64_t b = c % B;
     const int groups = vectors_of<A>(loss.f.size(w.run.tile));
     const TileRows<A> rows = loss.f.read(b, w.run.tile, image.f, kRow);
-    G.template scores<kRow>(b, 1, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f);
+    G.scores(b, 1, rows, groups, image.dz, kTile, next, rows.data == image.f ? nullptr : image.f, kRow);
     loss.mark_valid(b, w.run.tile, image.ok);
     A* S = w.assigned_to(c);
     for (int g = 0; g < groups; ++g) {
       loss.positive_term(image.dz + g * W, w.V + g * W, load<A>(image.ok + g * W), positive, kTile);
       store<A>(S + C * kRow + g * W, assigned_offset(G, b, w.V + g * W));
     }
-    const RowBlocks blocks = RowBlocks::of(C);
-    for (int64_t i = 0; i < blocks.count; ++i) {
-      const int64_t r = blocks.begin(i), n_r = blocks.begin(i + 1) - r;
-      product_strip<A, 1, Out::store>(static_cast<int>(n_r), groups, K, G.rows + b * K * C + r, C, w.V, kTile, nullptr,
-                                      S + r * kRow, kRow, next.take(K));
-    }
+    product<A, Left::columns>(C, groups, K, {G.rows + b * K * C, C}, {w.V, kTile}, {}, {S, kRow}, next);
   }
 
   // The terms of the pairs of the images first .. end - 1 with image c and, with_dS, dS' of c.
@@ -160,7 +155,7 @@ struct AssignedFeatures {
     const Image image = w.image(c);
     const int64_t b = c % B, positions = loss.f.size(w.run.tile);
     const int groups = vectors_of<A>(positions);
-    G.inner_products(b, w.dS, kRow, groups, w.dV, kTile);
+    G.inner_products(b, {w.dS, kRow}, groups, w.dV, kTile);
     A* to = sums.of(w.t, b, 1);
     A* offsets = sums.offsets_of(w.t, b);
     for (int g = 0; g < groups; ++g) {
@@ -194,8 +189,7 @@ struct AssignedFeatures {
       w.weights[j] = image.g + j * kTile;
     }
     weighted_sum<A>(n, C, groups, w.S, w.weights, 0, loss.a.valid != nullptr, w.dS);
-    write_df(df, b % B, w.run.tile, image.dz, static_cast<const A*>(G.rows + b % B * K * C), K, w.block, next,
-             TileRows<A>{w.dS, kRow});
+    write_df<A>(df, b % B, w.run.tile, image.dz, G.rows + b % B * K * C, K, w.block, next, {w.dS, kRow});
   }
 
   void walk(const Walk& w, const Run& coming) {

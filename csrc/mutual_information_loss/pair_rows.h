@@ -17,11 +17,6 @@ constexpr int kLineVectors = 64 / kVectorBytes;
 constexpr int kTogether = kVectorRegisters == 32 ? 4 : 2;  // tiles whose sums stay in registers
 constexpr int kParts = kVectorRegisters == 32 ? 4 : 1;     // independent sums of each tile, to hide the latency
 
-template <int kNumber>
-struct Constant {
-  static constexpr int kValue = kNumber;
-};
-
 // Calls block(vectors, v) for groups of kBlockVectors vectors and then for single ones; `vectors`
 // is a Constant.
 template <class F>
