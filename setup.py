@@ -41,11 +41,10 @@ AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", 
 INSTRUCTION_SETS = {"avx512": AVX512_FLAGS, "avx2": ["-mavx2", "-mfma", "-mf16c"], "portable": []}
 # The loss alone gains from instructions on pairs of bfloat16.
 MORE_INSTRUCTION_SETS = {"csrc/mutual_information_loss/kernel.cpp": {"avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"]}}
-# The sources that take longest to compile, and no longer to run without -O3, which all others need:
-# loops over tiles are vectors already, and -fvect-cost-model makes the rest vectors as -O3 does.
+# Sources that compile faster and run as fast without -O3: loops over tiles are vectors already, and
+# -fvect-cost-model makes the rest vectors as -O3 does.
 OPTIMISATION = {
     "csrc/bindings.cpp": ["-O1"],
-    "csrc/mutual_information_loss/kernel.cpp": ["-O2", "-fvect-cost-model=dynamic"],
     "csrc/similarity/kernel.cpp": ["-O2", "-fvect-cost-model=dynamic"],
 }
 # Compute capabilities; later GPUs take the PTX of the last one.

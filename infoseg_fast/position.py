@@ -20,7 +20,7 @@ MEAN, DEVIATION = 0.5, 12**-0.5  # of the position
 SAMPLED_IMAGES = 200
 GRID = 16  # positions of an image that are sampled, each way
 FLIPS = 8  # number of draws that the share by chance is a mean of
-MIN_SHARE = 0.01
+MIN_SHARE = 0.05
 
 
 def with_position(images: Tensor, places: Tensor | None = None) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 
 import infoseg_fast as isf
 from infoseg_fast import extension
+from infoseg_fast.ops.local_appearance import local_appearance
 from infoseg_fast.recipe.appearance import (
     AppearanceTerm,
     appearance_statistics,
     appearance_term,
     information_of_moments,
-    local_appearance,
 )
 from infoseg_fast.recipe.colours import colour_channels
 from infoseg_fast.recipe.overclustering import OverClusters

@@ -48,11 +48,9 @@ class DefaultRecipe(Recipe):
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__(settings, data)
         self.smooth = smoothing_radius(settings.smooth, data.noise_share)
-        term = (
-            AppearanceTerm(settings.appearance, settings.temperature, self.smooth, data.position)
-            if settings.appearance
-            else None
-        )
+        term = None
+        if settings.appearance:
+            term = AppearanceTerm(settings.appearance, settings.temperature, self.smooth, data.position)
         self.network = TrainedNetwork(settings, data, network_classes(data.num_classes, settings.overcluster), term)
 
     def loss(self, step: int, images: Tensor, mask: Tensor | None) -> Tensor:
