@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,12 +67,16 @@ def numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"takes numbers as 4,3,2, not {text!r}") from None
 
 
-def number_or_all(text: str) -> int | str:
-    return text if text == "all" else int(text)
+def number_or(word: str) -> Callable[[str], int | str]:
+    """The type of an option that takes a whole number or this word."""
 
+    def read(text: str) -> int | str:
+        try:
+            return text if text == word else int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"takes a whole number or {word}, not {text!r}") from None
 
-def number_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+    return read
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class Settings:
     estimator: str | None = setting("objective", None, "estimator of the mutual information", choices=ESTIMATORS)
     negatives: str | None = setting("objective", None, "negative pairs of the jsd estimator", choices=NEGATIVES)
     num_negatives: int | str | None = setting(
-        "objective", None, "other images that an image is compared with, or all", type=number_or_all, minimum=1)
+        "objective", None, "other images that an image is compared with, or all", type=number_or("all"), minimum=1)
     temperature: float = setting("objective", 1.0, "tau, the factor of the similarities", type=float, above=0)
     balance: float | None = setting("objective", None, "weight of the class-usage term", type=float, minimum=0)
     appearance: float | None = setting(
@@ -181,7 +186,7 @@ class Settings:
     smooth: int | str | None = setting(
         "labels", None,
         "probabilities are averaged over 2 N + 1 positions a side. auto: N = 1 for noisy images, else 0",
-        type=number_or_auto, minimum=0, maximum=MAX_RADIUS)
+        type=number_or(AUTO), minimum=0, maximum=MAX_RADIUS)
     refine: bool | None = setting(
         "labels", None, "refine labels at the pixels by the colours of each class", switch=True)
 

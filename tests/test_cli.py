@@ -104,6 +104,7 @@ def test_help_is_there(command, capsys):
         (["train", "--data", "{tmp}/none", "--out", "{tmp}/r"], "{tmp}/none"),
         (["train", "--data", "landcover"], "--out"),
         (["train", "--data", "landcover", "--out", "{tmp}/r", "--steps", "many"], "--steps"),
+        (["train", "--data", "landcover", "--out", "{tmp}/r", "--smooth", "much"], "a whole number or auto"),
         (["train", "--data", "landcover", "--out", "{tmp}/r", "--recipe", "mine"], "--recipe"),
         (["train", "--data", "landcover", "--out", "{tmp}/r", "--batch-size", "1"], "--batch-size"),
         (["train", "--data", "landcover", "--out", "{tmp}/r", "--device", "cuda"], "--device cuda"),
