@@ -60,10 +60,12 @@ def objectives() -> dict:
             leaves += [whole[key].clone().requires_grad_() for key in ("weight", "bias")]
             mask = own(whole["mask"], part) if masked else None
             if how is None:
-                for smooth in (0, 1):
+                images = own(whole["images"], part)
+                for smooth, position in ((0, None), (1, None), (1, images[:, 1:2])):
                     term = appearance_over_ranks if ranks() > 1 else appearance_term
-                    loss = term(*leaves, images=own(whole["images"], part), mask=mask, temperature=1.0, smooth=smooth)
-                    found[f"{name} {smooth}, {masked}"] = result(loss, leaves, part)
+                    given = {"images": images, "position": position, "mask": mask}
+                    loss = term(*leaves, **given, temperature=1.0, smooth=smooth)
+                    found[f"{name} {smooth} {position is None}, {masked}"] = result(loss, leaves, part)
                 continue
             criterion = isf.InfoSegLoss(**how)
             loss = loss_over_ranks(criterion, *leaves, mask) if ranks() > 1 else criterion(*leaves, mask)
