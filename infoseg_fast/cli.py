@@ -436,3 +436,7 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"{PROGRAM} {arguments.command}: interrupted", file=sys.stderr)
         return 130
     return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
