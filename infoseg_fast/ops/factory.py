@@ -93,19 +93,26 @@ class Wiring:
                 break
         kernel = dispatch.kernel(self.name, backend)
         if not self.differentiable:
-            return kernel.forward(*self._folded(tensors), *settings)
+            return kernel.forward(*self._folded(tensors, kernel), *settings)
         if torch.is_grad_enabled():
             for x in tensors[: self.differentiable + self.folds]:
                 if x is not None and x.requires_grad:
                     return _Function.apply(self, kernel, settings, *tensors)
-        return kernel.forward(*self._folded(tensors), *settings, self._no_gradients)[0]
+        if self._projects(kernel, tensors):
+            return kernel.forward_projected(tensors, settings, self._no_gradients)[0]
+        return kernel.forward(*self._folded(tensors, kernel), *settings, self._no_gradients)[0]
 
-    def _folded(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
-        """The kernel's tensors."""
+    def _projects(self, kernel: Any, tensors: Sequence[Any]) -> bool:
+        """Whether the kernel takes H, W and b themselves."""
+        return self.folds and tensors[2] is not None and hasattr(kernel, "forward_projected")
+
+    def _folded(self, tensors: Sequence[Any], kernel: Any = None) -> tuple[Any, ...]:
+        """The kernel's tensors. `kernel`: folds the projection if it can."""
         if not self.folds:
             return tuple(tensors)
         features, H, weight, bias, *constants = tensors
-        return features, *fold_projection(H, weight, bias), *constants
+        fold = getattr(kernel, "fold", fold_projection)
+        return features, *fold(H, weight, bias), *constants
 
     def _call_custom(self, tensors: Sequence[Any], settings: Sequence[Any], backend: str) -> Any:
         inputs = self._folded(tensors)
@@ -184,14 +191,19 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, wiring: Wiring, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
         wanted = ctx.needs_input_grad[3:]
-        inputs = wiring._folded(tensors)
         needs: Any
         if wiring.folds:
             needs = Needs(wanted[0], wanted[1] or wanted[2], tensors[3] is not None and (wanted[1] or wanted[3]))
         else:
             needs = tuple(wanted[: wiring.differentiable])
-        out, saved = kernel.forward(*inputs, *settings, needs)
         ctx.wiring, ctx.kernel, ctx.settings, ctx.needs = wiring, kernel, settings, needs
+        ctx.projects = wiring._projects(kernel, tensors)
+        if ctx.projects:
+            out, saved, ctx.layout = kernel.forward_projected(tensors, settings, needs)
+            inputs: Sequence[Any] = tensors
+        else:
+            inputs = wiring._folded(tensors, kernel)
+            out, saved = kernel.forward(*inputs, *settings, needs)
         # A gradient that is handed over must have no other holder: it may be scaled in place, and
         # autograd copies what others hold.
         ctx.formed = saved if saved and hasattr(kernel, "hand_over") else None
@@ -199,7 +211,8 @@ class _Function(torch.autograd.Function):
         if wiring.saves_output:
             kept = out, *kept
         ctx.number = len(inputs)
-        ctx.save_for_backward(*inputs, *(tensors[1:4] if wiring.folds else ()), *kept)
+        projection = tensors[1:4] if wiring.folds and not ctx.projects else ()
+        ctx.save_for_backward(*inputs, *projection, *kept)
         return out
 
     @staticmethod
@@ -211,7 +224,7 @@ class _Function(torch.autograd.Function):
         else:  # create_graph=True
             with torch.no_grad():
                 gradients = _gradients(ctx, grad, saved)
-            inputs = saved[: ctx.number + 3 * wiring.folds]
+            inputs = saved[: ctx.number + 3 * (wiring.folds and not ctx.projects)]
             gradients = _FirstDerivative.apply(wiring.name, len(gradients), *gradients, grad, *inputs)
         return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
 
@@ -221,12 +234,17 @@ def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor |
     wiring, kernel, number = ctx.wiring, ctx.kernel, ctx.number
     if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
         wiring._refuse()
+    grad = grad.resolve_neg().contiguous()
+    if ctx.projects:
+        number += wiring.saves_output
+        inputs, kept, wanted = tensors[:number], tensors[number:], ctx.needs_input_grad[3:7]
+        return kernel.backward_projected(grad, ctx.layout, kept, inputs, ctx.settings, ctx.needs, wanted)
     formed, ctx.formed = ctx.formed, None
     if formed:
         found = kernel.hand_over(grad, formed)
     else:
         saved = list(tensors[number + 3 * wiring.folds :])
-        found = kernel.backward(grad.resolve_neg().contiguous(), saved, *tensors[:number], *ctx.settings, ctx.needs)
+        found = kernel.backward(grad, saved, *tensors[:number], *ctx.settings, ctx.needs)
     if not wiring.folds:
         return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
     wanted = ctx.needs_input_grad

@@ -78,9 +78,12 @@ class DifferentiableKernel(Kernel, Protocol):
 
 
 def empty_gradients(features: Tensor, G: Tensor, needs: Needs) -> Gradients:
-    """Uninitialised gradients of the wanted shapes; that of the features has their layout."""
+    """Uninitialised gradients of the wanted shapes; that of the features has their layout. G may
+    have been rounded to 16 bits, its gradient is not.
+    """
+    dtype = torch.float64 if G.dtype == torch.float64 else torch.float32
     return Gradients(
         torch.empty_like(features) if needs.features else features.new_empty(0),
-        torch.empty_like(G) if needs.G else G.new_empty(0),
-        G.new_empty(G.shape[:2]) if needs.g0 else G.new_empty(0),
+        G.new_empty(G.shape if needs.G else 0, dtype=dtype),
+        G.new_empty(G.shape[:2] if needs.g0 else 0, dtype=dtype),
     )
