@@ -142,12 +142,12 @@ TABLE: list[Row] = [
     ),
     *_by_size(
         "projection_fold",
-        (8, ANY, {"BLOCK": 32}, 4, None, "x"),
+        (8, ANY, {"BLOCK": 32}, 4, None, "small products need the programs: blocks of 64 make a quarter as many"),
         stages=4,
     ),
     *_by_size(
         "projection_gradient",
-        (8, ANY, {"BLOCK": 32}, 4, None, "x"),
+        (8, ANY, {"BLOCK": 32}, 4, 255, "as projection_fold; without a limit ptxas spills on sm_80"),
         stages=4,
     ),
     *_by_size(

@@ -7,8 +7,6 @@ program owns a tile of one result and sums over the third axis, so no sum is spl
 the same bits.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -22,7 +20,7 @@ from .tiles import alignment, divided, precision, product
 
 def _cost(started: Launch) -> Cost:
     a, block = started.arguments, started.constexprs["BLOCK"]
-    rows, columns = triton.cdiv(a["M"], block), triton.cdiv(a["C"], block)
+    rows, columns = triton.cdiv(a["M"], block), max(triton.cdiv(a["C"], block), 1)
     each = product_operations(block, block, block, started.constexprs["PRECISION"])
     return Cost(
         loads=columns * (num_bytes(a["H"]) + rows * num_bytes(a["b"])) + rows * num_bytes(a["W"]),
@@ -51,7 +49,7 @@ def projection_fold(
     D = divided(D, ALIGN_D)
     C = divided(C, ALIGN_C)
     dtype: tl.constexpr = tl.float64 if H.dtype.element_ty == tl.float64 else tl.float32
-    columns = tl.cdiv(C, BLOCK)
+    columns = tl.maximum(tl.cdiv(C, BLOCK), 1)  # without channels too there is a bias
     column = tl.program_id(0) % columns
     m = (tl.program_id(0) // columns).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = column * BLOCK + tl.arange(0, BLOCK)
@@ -75,7 +73,7 @@ def projection_fold(
 def _gradient_tiles(a: dict, block: int) -> tuple[int, int]:
     """Programs that own a tile of dH, and of dW or db."""
     rows, columns, depth = (triton.cdiv(a[name], block) for name in "MCD")
-    of_weight = depth * (columns if a["dW"] is not None else 1)
+    of_weight = depth * (max(columns, 1) if a["dW"] is not None else 1)
     wanted = a["dW"] is not None or a["db"] is not None
     return rows * depth if a["dH"] is not None else 0, of_weight if wanted else 0
 
@@ -144,7 +142,7 @@ def projection_gradient(
             to = dH + m[:, None] * D + d[None, :]
             tl.store(to, total.to(dH.dtype.element_ty), mask=(m < M)[:, None] & (d < D)[None, :])
     elif dW is not None or db is not None:
-        columns = tl.cdiv(C, BLOCK) if dW is not None else 1
+        columns = tl.maximum(tl.cdiv(C, BLOCK), 1) if dW is not None else 1
         column = (program - programs_of_H) % columns
         d = (program - programs_of_H) // columns * BLOCK + i
         c = column * BLOCK + i
@@ -183,12 +181,18 @@ class FeatureKernel(OpKernel):
         """The dtype of G: what the kernels multiply the features with, and round to if they do."""
         return accumulation_dtype(features.dtype)
 
-    def fold(self, H, W, b):
-        """G and g0 as `reference.fold_projection`."""
+    def fold(self, H, W, b, dtype=None):
+        """G and g0 as `reference.fold_projection`; G in `dtype` if that is given."""
         if W is None:
             return fold_projection(H, W, b)
-        G, *g0 = _fold(*_contiguous(H, W, b), accumulation_dtype(H.dtype))
+        G, *g0 = _fold(*_contiguous(H, W, b), dtype or accumulation_dtype(H.dtype))
         return G, g0[0] if g0 else None
+
+    def fold_gradient(self, dG, dg0, H, W, b, wanted):
+        """dH, dW and db, None where they are not wanted; none may be wanted of None. dG and dg0 are
+        read where they matter, and contiguous.
+        """
+        return _fold_gradient(dG, dg0, H, W, b, wanted)
 
     def forward_projected(self, tensors, settings, needs):
         """The result, what is kept for `backward_projected`, and a number of the plan.
@@ -223,7 +227,7 @@ class FeatureKernel(OpKernel):
             *constants, out = constants
             saved = [out, *saved]
         df, dG, dg0 = self.backward(grad, saved, features, G, g0, *constants, *settings, needs)
-        found = df, *_fold_gradient(dG, dg0, H, W, b, wanted[1:])
+        found = df, *self.fold_gradient(dG, dg0, H, W, b, wanted[1:])
         return tuple(x for x, need in zip(found, wanted, strict=True) if need)
 
 
@@ -247,7 +251,8 @@ def _fold(H, W, b, dtype):
     def run(config):
         G = H.new_empty(*H.shape[:2], numbers["C"], dtype=dtype)
         g0 = None if b is None else H.new_empty(H.shape[:2], dtype=sums)
-        programs = math.prod(triton.cdiv(numbers[name], config.blocks["BLOCK"]) for name in "MC")
+        rows, columns = (triton.cdiv(numbers[name], config.blocks["BLOCK"]) for name in "MC")
+        programs = rows * max(columns, 1)
         launch(projection_fold, (programs,), {"H": H, "W": W, "b": b, "G": G, "g0": g0} | numbers, constexprs, config)
         return (G,) if g0 is None else (G, g0)
 

@@ -68,6 +68,8 @@ def test_the_launches_of_an_op(op, more, forward, backward):
     it can begin.
     """
     expected = {"forward": forward.split(), "backward": backward.split()}
+    if OPS[op].wiring.folds:
+        expected |= {"fold": ["projection_fold"], "gradient of the fold": ["projection_gradient"] if backward else []}
     names = {phase: [started.kernel.name for started in x] for phase, x in record(Case("", op=op, **more)).items()}
     assert names == {phase: found for phase, found in expected.items() if found}
 
