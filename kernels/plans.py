@@ -310,7 +310,12 @@ class Passes:
         return out, (workspace,), plan.layout
 
     def backward(
-        self, layout: Layout | None, kept: Sequence[Tensor], grad: Tensor, tensors: Sequence[Tensor | None], *how: object
+        self,
+        layout: Layout | None,
+        kept: Sequence[Tensor],
+        grad: Tensor,
+        tensors: Sequence[Tensor | None],
+        *how: object,
     ) -> tuple[Tensor, ...]:
         """The gradients. `tensors` are those of the forward pass; all else is in `how`."""
         if layout is None:

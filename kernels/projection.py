@@ -65,9 +65,8 @@ def projection_fold(
             bias = tl.load(b + d, mask=d < D, other=0).to(dtype)
             by_bias += tl.sum(h.to(dtype) * bias[None, :], axis=1)
     tl.store(G + m[:, None] * C + c[None, :], total.to(G.dtype.element_ty), mask=(m < M)[:, None] & (c < C)[None, :])
-    if b is not None:
-        if column == 0:
-            tl.store(g0 + m, by_bias, mask=m < M)
+    if b is not None and column == 0:
+        tl.store(g0 + m, by_bias, mask=m < M)
 
 
 def _gradient_tiles(a: dict, block: int) -> tuple[int, int]:
@@ -160,9 +159,8 @@ def projection_gradient(
         if dW is not None:
             to = dW + d.to(tl.int64)[:, None] * C + c[None, :]
             tl.store(to, total.to(dW.dtype.element_ty), mask=(d < D)[:, None] & (c < C)[None, :])
-        if db is not None:
-            if column == 0:
-                tl.store(db + d, by_bias.to(db.dtype.element_ty), mask=d < D)
+        if db is not None and column == 0:
+            tl.store(db + d, by_bias.to(db.dtype.element_ty), mask=d < D)
 
 
 class FeatureKernel(OpKernel):
@@ -263,12 +261,11 @@ def _fold_gradient(dG, dg0, H, W, b, wanted):
     """dH, dW and db, None where they are not wanted."""
     numbers, constexprs = _sizes(H, W)
     constexprs["PRECISION"] = precision(accumulation_dtype(H.dtype))
-    of_H, of_W, of_b = wanted
 
     def run(config):
         found = [torch.empty_like(x) if need else None for x, need in zip((H, W, b), wanted, strict=True)]
-        arguments = {"H": H, "W": W, "b": b, "dG": dG if of_H or of_W else None, "dg0": None if b is None else dg0}
-        arguments |= dict(zip(("dH", "dW", "db"), found, strict=True)) | numbers
+        by_G = {"dG": dG if wanted[0] or wanted[1] else None, "dg0": None if b is None else dg0}
+        arguments = {"H": H, "W": W, "b": b, **by_G, **dict(zip(("dH", "dW", "db"), found, strict=True)), **numbers}
         programs = sum(_gradient_tiles(arguments, config.blocks["BLOCK"]))
         launch(projection_gradient, (programs,), arguments, constexprs, config)
         return found

@@ -98,6 +98,11 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def device_type(x: Tensor) -> str:
+    """`x.device.type`, which makes a device and a string at each call."""
+    return "cuda" if x.is_cuda else "cpu" if x.is_cpu else x.device.type
+
+
 def select(op: str, backend: str, tensor: Tensor) -> str:
     """The backend that runs `op` on tensors like this one, in the state that PyTorch is in.
 
@@ -106,7 +111,7 @@ def select(op: str, backend: str, tensor: Tensor) -> str:
     name raises BackendUnavailableError. `torch.export` records the reference for "auto", so that
     the program runs without this package, and the custom op of a backend asked for by name.
     """
-    chosen = choose(op, backend, tensor.device.type, tensor.dtype)
+    chosen = choose(op, backend, device_type(tensor), tensor.dtype)
     if chosen == "reference":
         return chosen
     if torch.compiler.is_compiling():

@@ -183,6 +183,23 @@ class Wiring:
         raise RuntimeError(dispatch.first_derivatives_only(self.name))
 
 
+class Joined(Wiring):
+    """The direct call of a kernel that does the work of several ops. Whatever records, compiles or
+    wraps tensors sees these ops instead.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.differentiable, self.folds, self.saves_output = name, 3, True, False
+        self._no_gradients = self.needs(False)
+
+    def __call__(self, kernel: Any, *arguments: Any) -> Any:
+        """The result for checked tensors, features, H, W and b first, and a tuple of settings."""
+        *tensors, settings = arguments
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors[:4]):
+            return _Function.apply(self, kernel, settings, *tensors)
+        return kernel.forward_projected(tensors, settings, self._no_gradients)[0]
+
+
 class _Function(torch.autograd.Function):
     """The direct call with a gradient. The projection is folded inside, so a step has one node in
     the graph.
@@ -196,29 +213,27 @@ class _Function(torch.autograd.Function):
             needs = Needs(wanted[0], wanted[1] or wanted[2], tensors[3] is not None and (wanted[1] or wanted[3]))
         else:
             needs = tuple(wanted[: wiring.differentiable])
-        ctx.wiring, ctx.kernel, ctx.settings, ctx.needs = wiring, kernel, settings, needs
-        ctx.projects = wiring._projects(kernel, tensors)
-        if ctx.projects:
-            out, saved, ctx.layout = kernel.forward_projected(tensors, settings, needs)
-            inputs: Sequence[Any] = tensors
-        else:
-            inputs = wiring._folded(tensors, kernel)
-            out, saved = kernel.forward(*inputs, *settings, needs)
+        ctx.call = wiring, kernel, settings, needs
+        if wiring._projects(kernel, tensors):
+            out, kept, ctx.layout = kernel.forward_projected(tensors, settings, needs)
+            ctx.formed, ctx.number, ctx.projects = None, len(tensors), True
+            ctx.save_for_backward(*tensors, *((out, *kept) if wiring.saves_output else kept))
+            return out
+        inputs = wiring._folded(tensors)
+        out, saved = kernel.forward(*inputs, *settings, needs)
         # A gradient that is handed over must have no other holder: it may be scaled in place, and
         # autograd copies what others hold.
         ctx.formed = saved if saved and hasattr(kernel, "hand_over") else None
         kept = () if ctx.formed else saved
         if wiring.saves_output:
             kept = out, *kept
-        ctx.number = len(inputs)
-        projection = tensors[1:4] if wiring.folds and not ctx.projects else ()
-        ctx.save_for_backward(*inputs, *projection, *kept)
+        ctx.number, ctx.projects = len(inputs), False
+        ctx.save_for_backward(*inputs, *(tensors[1:4] if wiring.folds else ()), *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        wiring = ctx.wiring
-        saved = ctx.saved_tensors
+        wiring, saved = ctx.call[0], ctx.saved_tensors
         if not torch.is_grad_enabled():
             gradients = _gradients(ctx, grad, saved)
         else:  # create_graph=True
@@ -231,22 +246,22 @@ class _Function(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
     """Gradients by the op's differentiable tensors, None for each that is not wanted."""
-    wiring, kernel, number = ctx.wiring, ctx.kernel, ctx.number
+    (wiring, kernel, settings, needs), number = ctx.call, ctx.number
     if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
         wiring._refuse()
     grad = grad.resolve_neg().contiguous()
     if ctx.projects:
         number += wiring.saves_output
         inputs, kept, wanted = tensors[:number], tensors[number:], ctx.needs_input_grad[3:7]
-        return kernel.backward_projected(grad, ctx.layout, kept, inputs, ctx.settings, ctx.needs, wanted)
+        return kernel.backward_projected(grad, ctx.layout, kept, inputs, settings, needs, wanted)
     formed, ctx.formed = ctx.formed, None
     if formed:
         found = kernel.hand_over(grad, formed)
     else:
         saved = list(tensors[number + 3 * wiring.folds :])
-        found = kernel.backward(grad, saved, *tensors[:number], *ctx.settings, ctx.needs)
+        found = kernel.backward(grad, saved, *tensors[:number], *settings, needs)
     if not wiring.folds:
-        return tuple(x if need else None for x, need in zip(found, ctx.needs, strict=True))
+        return tuple(x if need else None for x, need in zip(found, needs, strict=True))
     wanted = ctx.needs_input_grad
     df, dG, dg0 = found
     global_features, weight, bias = tensors[number : number + 3]

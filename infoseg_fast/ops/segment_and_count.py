@@ -80,7 +80,7 @@ def segment_and_count(
         temperature = checks.real("temperature", temperature, positive=True)
         checks.one_of("interpolate", interpolate, INTERPOLATIONS)
         checks.image_size("target", tuple(target.shape[1:]), features)
-        with checks.without_autocast(features.device.type):
+        with checks.without_autocast(features):
             counts, outside, labels = WIRING(
                 fused,
                 features,

@@ -25,6 +25,7 @@ from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
+from ..ops.joined_appearance import joined_appearance_term
 from ..ops.local_appearance import local_appearance
 from ..reference import accumulation_dtype, moments_of
 from .colours import colour_channels
@@ -96,6 +97,11 @@ def appearance_term(
     Returns:
         A scalar, float64 for float64 features, else float32; differentiable in all but the images.
     """
+    joined = joined_appearance_term(
+        features, global_features, weight, bias, images, mask, smooth, temperature, resolution, backend
+    )
+    if joined is not None:
+        return joined
     appearance = local_appearance(images, features.shape[2:], backend=backend)
     statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
     moments = class_moments(

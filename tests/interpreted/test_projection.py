@@ -63,7 +63,8 @@ def test_values_and_gradients(dtype):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"B": 1, "K": 2, "D": 3, "C": 1}, {"B": 1, "K": 256, "D": 8, "C": 16}, {"B": 3, "K": 11, "D": 33, "C": 64}]
+    "sizes",
+    [{"B": 1, "K": 2, "D": 3, "C": 1}, {"B": 1, "K": 256, "D": 8, "C": 16}, {"B": 3, "K": 11, "D": 33, "C": 64}],
 )
 def test_sizes_and_no_bias(sizes):
     check(*inputs(**sizes, bias=sizes["K"] != 256), 2e-6)
@@ -118,4 +119,3 @@ def test_an_op_with_parts_of_the_projection(without):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
         again = torch.autograd.grad(found, wanted)
         assert all(torch.equal(a, e) for a, e in zip(again, gradients[0], strict=True))
-
