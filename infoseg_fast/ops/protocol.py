@@ -57,13 +57,20 @@ class Kernel(Protocol):
 class DifferentiableKernel(Kernel, Protocol):
     """One backend's kernel of an op with gradients.
 
-    `needs` has one bool for each tensor that a gradient may be wanted by. Two methods are optional:
+    `needs` has one bool for each tensor that a gradient may be wanted by. These methods are
+    optional:
 
     - `fake_saved(*arguments, needs) -> list[Tensor]`: the shapes of what `forward` saves, for
       kernels that save something;
     - `hand_over(grad, saved) -> Sequence[Tensor]`: for kernels that form the gradient in `forward`
       and save it. It may scale the saved tensors in place, and it is called at most once; a second
-      backward pass calls `backward` with nothing saved.
+      backward pass calls `backward` with nothing saved;
+    - `forward_projected(tensors, settings, needs) -> result, kept, layout` and
+      `backward_projected(grad, layout, kept, tensors, settings, needs, wanted) -> gradients`: for
+      kernels of ops of features that fold the projection themselves. `tensors` are features, H, W,
+      b and the constants, with W; the gradients are by the first four.
+
+    A kernel of an op of features without gradients may have `fold(H, W, b) -> G, g0`.
     """
 
     def forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
