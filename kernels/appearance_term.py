@@ -7,11 +7,7 @@ whose calls take the host longer than the launches.
 
 import torch
 
-from .appearance_statistics import _forward as statistics_of
-from .information_of_moments import _gradient as gradient_of_information
-from .information_of_moments import _value as value_of_information
 from .launch import OP_KERNELS
-from .local_appearance import _forward as appearance_of
 from .projection import FeatureKernel
 from .reduction import sum_rows
 
@@ -20,17 +16,17 @@ class AppearanceTermKernel(FeatureKernel):
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def forward(self, features, G, g0, images, mask, smooth, temperature, resolution, needs):
-        (appearance,) = appearance_of(images, tuple(features.shape[2:]))
-        (statistics,) = statistics_of(appearance, mask, smooth)
+        appearance = OP_KERNELS["local_appearance"].forward(images, features.shape[2:])
+        statistics = OP_KERNELS["appearance_statistics"].forward(appearance, mask, smooth)
         moments, saved = OP_KERNELS["class_moments"].forward(features, G, g0, statistics, temperature, needs)
-        total = moments.new_empty(moments.shape[1])  # the probabilities of all classes sum to 1
-        sum_rows(moments, total)
-        (value,) = value_of_information(moments, total, resolution)
+        total = moments.new_empty(moments.shape[1])
+        sum_rows(moments, total)  # the probabilities of all classes sum to 1
+        value, _ = OP_KERNELS["information_of_moments"].forward(moments, total, resolution, (any(needs),))
         return value, [moments, statistics, *saved]
 
     def backward(self, grad, saved, features, G, g0, images, mask, smooth, temperature, resolution, needs):
         moments, statistics, *saved = saved
-        (by_moments,) = gradient_of_information(grad, moments, resolution)
+        (by_moments,) = OP_KERNELS["information_of_moments"].backward(grad, [], moments, None, resolution, (True,))
         return OP_KERNELS["class_moments"].backward(by_moments, saved, features, G, g0, statistics, temperature, needs)
 
 
