@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .launch import Cost, Launch, kernel, launch, num_bytes
 from .local_global_similarity import class_softmax, gradients, scores_cost, tile_scores
 from .plans import planned
+from .projection import FeatureKernel
 from .reduction import sum_rows
 from .tiles import (
     BLOCK_S,
@@ -83,7 +84,7 @@ def class_moments_forward(
         tl.store(part + k[:, None] * S + s[None, :], M, mask=(k < K)[:, None] & (s < S)[None, :])
 
 
-class ClassMomentsKernel(OpKernel, op="class_moments"):
+class ClassMomentsKernel(FeatureKernel, op="class_moments"):
     def fake_saved(self, features, G, g0, statistics, temperature, needs):
         return _saved(features, G) if any(needs) else []
 

@@ -79,16 +79,14 @@ def _by_dtype(kernel: str, *rows: tuple) -> list[Row]:
     ]
 
 
-def _by_size(kernel: str, *rows: tuple) -> list[Row]:
-    """Rows of (maximum bytes of an element, maximum C, blocks, warps, registers, reason). Nothing
-    is pipelined.
-    """
+def _by_size(kernel: str, *rows: tuple, stages: int = 1) -> list[Row]:
+    """Rows of (maximum bytes of an element, maximum C, blocks, warps, registers, reason)."""
 
     def fits(max_itemsize: int, max_C: int) -> Callable[[Key], bool]:
         return lambda key: key.itemsize <= max_itemsize and max_C >= key.C
 
     return [
-        Row(kernel, fits(itemsize, C), Config(blocks, warps, 1, registers), reason)
+        Row(kernel, fits(itemsize, C), Config(blocks, warps, stages, registers), reason)
         for itemsize, C, blocks, warps, registers, reason in rows
     ]
 
@@ -141,6 +139,16 @@ TABLE: list[Row] = [
         ("float16", 32, 64, 64, 4, 2, 255, "as similarity_backward"),
         ("float16", 256, 64, 64, 8, 2, 255, "as similarity_backward"),
         ("float64", 256, 32, 16, 8, 2, None, "as similarity_backward"),
+    ),
+    *_by_size(
+        "projection_fold",
+        (8, ANY, {"BLOCK": 32}, 4, None, "small products need the programs: blocks of 64 make a quarter as many"),
+        stages=4,
+    ),
+    *_by_size(
+        "projection_gradient",
+        (8, ANY, {"BLOCK": 32}, 4, 255, "as projection_fold; without a limit ptxas spills on sm_80"),
+        stages=4,
     ),
     *_by_size(
         "upsampled_labels",

@@ -5,7 +5,7 @@ The matrix Q of a class is one tile in float64. It is swept by each of its pivot
 the pivot p, element q_ij becomes q_ij - q_ip q_pj / d, row and column p become q_ip / d, and the
 pivot itself becomes -1 / d. At the end the tile is -Q^-1, and the product of the pivots is det Q.
 No pivot is small, since Q is a covariance plus r^2. A second launch adds the terms of the classes
-in a fixed order.
+in a fixed order. The backward pass sweeps again, from a few KB, and keeps nothing.
 """
 
 import math
@@ -22,19 +22,21 @@ from .reduction import sum_rows
 
 def _cost(started: Launch) -> Cost:
     a, n = started.arguments, started.constexprs["N"]
-    element = a["K"] * a["moments"].element_size() + a["total"].element_size()
+    upstream = num_bytes(a["upstream"])
+    element = a["K"] * a["moments"].element_size() + (0 if a["total"] is None else a["total"].element_size())
     return Cost(
-        loads=n * n * element,  # both halves of the matrices
+        loads=n * n * element + started.programs * upstream,  # both halves of the matrices
         stores=num_bytes(a["terms"], a["gradient"]),
-        distinct_loads=num_bytes(a["moments"], a["total"]),
+        distinct_loads=num_bytes(a["moments"], a["total"]) + upstream,
     )
 
 
 @kernel(cost=_cost)
 def information_of_moments(
     moments,  # [K, S] with S = N (N + 1) / 2
-    total,  # [S]
-    terms,  # [K + 1] float64: the term of each class, then of all positions
+    total,  # [S], or None where the terms are not wanted
+    terms,  # [K + 1] float64: the term of each class, then of all positions; or None
+    upstream,  # []: factor of the gradient; or None
     gradient,  # [K, S] or None
     K: tl.int32, resolution: tl.float64, N: tl.constexpr, TINY: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +47,9 @@ def information_of_moments(
     inside = (i < N) & (j < N)
     first, second = tl.minimum(i, j), tl.maximum(i, j)
     s = first * N - first * (first - 1) // 2 + second - first
-    if k < K:
+    if total is None:  # noqa: SIM114 (known to the compiler, the next one is not)
+        M = tl.load(moments + k * S + s, mask=inside, other=0).to(tl.float64)
+    elif k < K:
         M = tl.load(moments + k * S + s, mask=inside, other=0).to(tl.float64)
     else:
         M = tl.load(total + s, mask=inside, other=0).to(tl.float64)
@@ -65,43 +69,49 @@ def information_of_moments(
         rest = Q - column * row / pivot
         Q = tl.where(i == p, tl.where(j == p, -1.0, row) / pivot, tl.where(j == p, column / pivot, rest))
     half = log_det / 2
-    tl.store(terms + k, tl.where(k < K, -size * half, half))
+    if terms is not None:
+        tl.store(terms + k, tl.where(k < K, -size * half, half))
     if gradient is not None:
         trace = tl.sum(tl.sum(tl.where((i == j) & (i > 0) & inside, -Q, 0.0), axis=1), axis=0)
         # A moment off the diagonal is two elements of M.
         by_M = tl.where(i == j, Q / 2, Q) + tl.where(corner, (N - floor * trace) / 2 - half, 0.0)
-        at = k * S + s  # of the matrix of all positions beyond the end
-        tl.store(gradient + at, by_M.to(gradient.dtype.element_ty), mask=inside & (i <= j) & (at < K * S))
+        by_M *= tl.load(upstream).to(tl.float64)
+        tl.store(gradient + k * S + s, by_M.to(gradient.dtype.element_ty), mask=inside & (i <= j))
 
 
 class InformationOfMomentsKernel(OpKernel, op="information_of_moments"):
     dtypes = (torch.float32, torch.float64)
 
-    def fake_saved(self, moments, total, resolution, needs):
-        return [torch.empty_like(moments, memory_format=torch.contiguous_format)] if any(needs) else []
-
     def forward(self, moments, total, resolution, needs):
-        value, *saved = _forward(moments.contiguous(), total.contiguous(), resolution, any(needs))
-        return value, saved
+        return _value(moments.contiguous(), total.contiguous(), resolution)[0], []
 
     def backward(self, grad, saved, moments, total, resolution, needs):
-        return (grad * saved[0],)
+        return _gradient(grad, moments.contiguous(), resolution)
 
 
 @planned
-def _forward(moments, total, resolution, gradient):
-    """The information and, if it is wanted, its gradient."""
+def _value(moments, total, resolution):
+    terms, value = moments.new_empty(len(moments) + 1, dtype=torch.float64), moments.new_empty(())
+    _launch(moments, resolution, total=total, terms=terms)
+    sum_rows(terms, value)
+    return (value,)
+
+
+@planned
+def _gradient(upstream, moments, resolution):
+    gradient = moments.new_empty(moments.shape)
+    _launch(moments, resolution, upstream=upstream, gradient=gradient)
+    return (gradient,)
+
+
+def _launch(moments, resolution, total=None, terms=None, upstream=None, gradient=None):
     K, S = moments.shape
     n = (math.isqrt(8 * S + 1) - 1) // 2
-    terms, value = moments.new_empty(K + 1, dtype=torch.float64), moments.new_empty(())
-    saved = [torch.empty_like(moments)] if gradient else []
     launch(
         information_of_moments,
-        (K + 1,),
-        {"moments": moments, "total": total, "terms": terms, "gradient": saved[0] if saved else None}
+        (K if total is None else K + 1,),
+        {"moments": moments, "total": total, "terms": terms, "upstream": upstream, "gradient": gradient}
         | {"K": K, "resolution": resolution},
         {"N": n, "TINY": torch.finfo(moments.dtype).tiny, "BLOCK_N": triton.next_power_of_2(n)},
         configs.rows("information_of_moments", configs.Key(moments.element_size(), n, K))[0],
     )
-    sum_rows(terms, value)
-    return value, *saved

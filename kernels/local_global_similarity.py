@@ -14,8 +14,9 @@ import triton.language as tl
 
 from ..ops.protocol import Gradients, Needs, empty_gradients
 from . import configs
-from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes, product_operations
+from .launch import Cost, Launch, kernel, launch, num_bytes, product_operations
 from .plans import planned
+from .projection import FeatureKernel
 from .reduction import sum_partials
 from .tiles import (
     BLOCK_S,
@@ -289,7 +290,7 @@ def similarity_backward(
             tl.store(dg0 + (row + b) * K + k, sum_g0, mask=k < K)
 
 
-class LocalGlobalSimilarityKernel(OpKernel, op="local_global_similarity"):
+class LocalGlobalSimilarityKernel(FeatureKernel, op="local_global_similarity"):
     def forward(self, features, G, g0, needs):
         return _score_map(features, G, g0, "similarity", 1.0)[0], []
 
@@ -297,7 +298,9 @@ class LocalGlobalSimilarityKernel(OpKernel, op="local_global_similarity"):
         return gradients(grad_z, None, 1.0, features, G, needs)
 
 
-class AssignKernel(OpKernel, op="assign"):
+class AssignKernel(FeatureKernel, op="assign"):
+    saves_output = True
+
     def forward(self, features, G, g0, temperature, needs):
         return _score_map(features, G, g0, "softmax", temperature)[0], []
 

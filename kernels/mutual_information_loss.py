@@ -7,10 +7,11 @@ import triton
 
 from ..ops.protocol import Gradients, empty_gradients
 from . import configs, mutual_information_loss_configs  # noqa: F401 (adds its rows to the table)
-from .launch import OpKernel, launch
+from .launch import launch
 from .mutual_information_loss_backward import loss_image_gradient, loss_partner_gradient
 from .mutual_information_loss_forward import SUMS, loss_forward, loss_value
 from .plans import planned
+from .projection import FeatureKernel
 from .reduction import sum_partials
 from .tiles import block, layout, map_arguments, map_constexprs, no_positions, precision, strides
 
@@ -26,10 +27,13 @@ MAX_KEPT_SHARE = 0.08
 VALUE_CONFIG = configs.Config({"BLOCK": 128}, num_warps=4, num_stages=1)
 
 
-class MutualInformationLossKernel(OpKernel, op="mutual_information_loss"):
+class MutualInformationLossKernel(FeatureKernel, op="mutual_information_loss"):
     """Saves `share` [1 + K] of `loss_value` and, where `_Sizes.keeps` something, one more tensor."""
 
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def operands(self, features):
+        return _operand_dtype(features.dtype)
 
     def unsupported(self, device_type: str, dtype: torch.dtype) -> str | None:
         if dtype == torch.float64:
@@ -52,10 +56,13 @@ class MutualInformationLossKernel(OpKernel, op="mutual_information_loss"):
 
 
 def _operands(features, G):
-    """G in the dtype of the products. Only bfloat16 is multiplied as it is: coefficients may exceed
-    the range of float16.
-    """
-    return G.to(torch.bfloat16) if features.dtype == torch.bfloat16 else G
+    """G in the dtype of the products."""
+    return G.to(_operand_dtype(features.dtype))
+
+
+def _operand_dtype(features: torch.dtype) -> torch.dtype:
+    """Only bfloat16 is multiplied as it is: coefficients may exceed the range of float16."""
+    return torch.bfloat16 if features == torch.bfloat16 else torch.float32
 
 
 @planned
@@ -103,6 +110,9 @@ class _Sizes:
         variant = f"{'float16' if half else self.constexprs['PRECISION']} {mode} {self.loss}"
         self.key = configs.Key(features.element_size(), self.C, block_K, variant)
 
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return self.features.new_empty(shape, dtype=torch.float32)
+
     @property
     def keeps(self) -> str:
         """What the forward pass keeps for the backward pass, besides `share`.
@@ -121,8 +131,8 @@ class _Sizes:
     def saved(self, needs) -> list[torch.Tensor]:
         shapes = {"lse": (self.P,), "V": (self.K, self.P), "scores": (1 + self.n, self.K, self.P)}
         keeps = self.keeps if any(needs) else ""
-        share = self.G.new_empty(1 + self.K)
-        return [share, self.G.new_empty(self.B, *shapes[keeps])] if keeps else [share]
+        share = self._empty(1 + self.K)
+        return [share, self._empty(self.B, *shapes[keeps])] if keeps else [share]
 
     def _kept(self, kept) -> dict[str, torch.Tensor | None]:
         """The kernels' arguments for what is kept."""
@@ -136,7 +146,7 @@ class _Sizes:
         return max(1, min(triton.cdiv(self.P, config.blocks["BLOCK_P"]), triton.cdiv(programs, max(units, 1))))
 
     def forward(self, gradient: bool) -> tuple[torch.Tensor, ...]:
-        loss, saved = self.G.new_empty(()), self.saved([gradient])
+        loss, saved = self._empty(), self.saved([gradient])
         share, kept = saved if len(saved) == 2 else (*saved, None)
 
         def run(config):
@@ -145,9 +155,9 @@ class _Sizes:
             # all images.
             two = self.keeps == "V"
             passes = [(1, False), (0, True)] if two else [(self.own_images, self.more)]
-            state = self.G.new_empty(self.B, self.K, self.P) if two and kept is None else kept
+            state = self._empty(self.B, self.K, self.P) if two and kept is None else kept
             parts = len(passes) * self.B * splits
-            partials = self.G.new_empty(SUMS.value + self.K, parts)
+            partials = self._empty(SUMS.value + self.K, parts)
             for i, (own_images, more) in enumerate(passes):
                 launch(
                     loss_forward,
@@ -198,8 +208,8 @@ class _Sizes:
             units = triton.cdiv(self.B, partner_config.blocks["IMAGES"]) * (partner_chunks if needs.G else 1)
             partner_parts = self._splits(partner_config, units)
         parts = image_parts + partner_parts
-        dG = self.G.new_empty(parts, *self.G.shape) if needs.G else None
-        dg0 = self.G.new_empty(parts, self.B, self.K) if needs.g0 else None
+        dG = self._empty(parts, *self.G.shape) if needs.G else None
+        dg0 = self._empty(parts, self.B, self.K) if needs.g0 else None
 
         def sums(first, number):
             narrow = {"dG": dG, "dg0": dg0}

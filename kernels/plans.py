@@ -12,7 +12,7 @@ given addresses in place of tensors.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -121,13 +121,15 @@ class _Plan:
     workspace: int | None  # bytes; None: every tensor is returned
     starts: list[_Start]
     results: list[int]  # numbers of the tensors that are returned
+    layout: "Layout"  # of what is kept in the workspace
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         device = tensors[0].device
         for size, stride, dtype in self.made:
             tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
         if self.workspace is not None:
-            tensors.append(torch.empty(self.workspace, dtype=torch.uint8, device=device))
+            size = (self.workspace,)
+            tensors.append(torch.empty_strided(size, (1,), dtype=torch.uint8, device=device))
         if INTERPRETED or _hooked():
             for start in self.starts:
                 start.on_tensors(tensors)
@@ -154,8 +156,12 @@ def _hooked() -> bool:
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
-def _find(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, ...]) -> _Plan:
-    """The plan of `function` for arguments of this kind."""
+def _find(
+    function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, ...], whole: int | None = None
+) -> _Plan:
+    """The plan of `function` for arguments of this kind. It returns the first `whole` results; the
+    others are parts of the workspace, which it returns last. None: it returns all results.
+    """
 
     def without_memory(x):
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
@@ -164,10 +170,13 @@ def _find(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, 
     given = [x for x in stand_ins if isinstance(x, Tensor)]
     with torch.no_grad(), recorded() as launches, _Allocations(given) as allocations:
         results = function(*stand_ins)
-    returned = [allocations.place(x) for x in results]
+    returned = [allocations.place(x) for x in results[:whole]]
+    packed = [] if whole is None else [allocations.place(x) for x in results[whole:]]
     number_of_given, all_tensors = len(given), [*given, *allocations.made]
     if any(place.offset or place.size != all_tensors[place.number].shape for place in returned):
         raise AssertionError("a plan returns whole tensors")
+    if any(place.number < number_of_given for place in packed):
+        raise AssertionError("a plan keeps tensors that it allocated")
     kept = sorted({place.number for place in returned if place.number >= number_of_given})
     order = {number: i for i, number in enumerate([*range(number_of_given), *kept])}
 
@@ -188,7 +197,27 @@ def _find(function: Callable[..., tuple[Tensor, ...]], arguments: tuple[object, 
         places = [(i, settled(allocations.place(x))) for i, x in enumerate(values) if isinstance(x, Tensor)]
         starts.append(_Start(started, values, places))
     made = [(x.shape, x.stride(), x.dtype) for x in (allocations.made[number - number_of_given] for number in kept)]
-    return _Plan(made, workspace if offsets else None, starts, [order[place.number] for place in returned])
+    numbers = [order[place.number] for place in returned]
+    if whole is not None:
+        numbers.append(len(order))
+    layout = Layout([settled(place) for place in packed])
+    return _Plan(made, workspace if offsets or whole is not None else None, starts, numbers, layout)
+
+
+class Layout:
+    """Where the tensors lie that a forward pass keeps in its workspace, and the plans of the
+    backward pass that reads them.
+    """
+
+    def __init__(self, places: list[_Place]):
+        self.places = places
+        self.backward: dict[tuple, _Plan] = {}
+
+    def tensors(self, workspace: Tensor) -> list[Tensor]:
+        return [
+            workspace.view(place.dtype).as_strided(place.size, place.stride, place.offset // place.dtype.itemsize)
+            for place in self.places
+        ]
 
 
 _ALL_PLANS: list[dict[tuple, _Plan]] = []
@@ -213,27 +242,91 @@ def planned(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
 
     @functools.wraps(function)
     def call(*arguments):
-        tensors = []
-        key = [torch.get_float32_matmul_precision()]
-        for x in arguments:
-            if type(x) in _PLAIN:
-                tensors.append(x)
-                key += (x.shape, x.stride(), x.dtype)
-            elif isinstance(x, Tensor):
-                return function(*arguments)
-            else:
-                key.append(x)
-        if recording():
+        key, tensors = _kind(arguments)
+        if key is None:
             return function(*arguments)
-        device = tensors[0].device
-        key = (device, *key)
         plan = plans.get(key)
         if plan is None:
-            if configs.autotunes(device):
+            if configs.autotunes(tensors[0].device):
                 return function(*arguments)
-            if len(plans) >= MAX_PLANS:
-                plans.clear()
-            plan = plans[key] = _find(function, arguments)
+            plan = _keep(plans, key, _find(function, arguments))
         return plan(tensors)
 
     return call
+
+
+def _kind(arguments: Sequence[object]) -> tuple[tuple | None, list[Tensor]]:
+    """What a plan for the arguments depends on, or None where there must be none; the tensors."""
+    tensors: list[Tensor] = []
+    key = [torch.get_float32_matmul_precision()]
+    for x in arguments:
+        if type(x) in _PLAIN:
+            tensors.append(x)
+            key += (x.shape, x.stride(), x.dtype)
+        elif isinstance(x, Tensor):
+            return None, tensors
+        else:
+            key.append(x)
+    return (None, tensors) if recording() else ((tensors[0].device, *key), tensors)
+
+
+def _keep(plans: dict[tuple, _Plan], key: tuple, plan: _Plan) -> _Plan:
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    plans[key] = plan
+    return plan
+
+
+class Passes:
+    """Plans of a forward and a backward pass. What the first keeps for the second lies in one
+    tensor, and a plan of the second is found without looking at the tensors again.
+
+    Args:
+        forward: a function as `planned` takes them. It returns the result and what to keep, all of
+            it allocated by the function. The first argument is a tensor.
+        backward: `backward(kept, grad, *arguments)`, such a function too.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., tuple[Tensor, ...]],
+        backward: Callable[..., tuple[Tensor, ...]],
+    ):
+        self._forward, self._backward = forward, backward
+        self._plans: dict[tuple, _Plan] = {}
+        _ALL_PLANS.append(self._plans)
+
+    def forward(self, *arguments: object) -> tuple[Tensor, Sequence[Tensor], Layout | None]:
+        """The result, what is kept, and its layout, None where the forward pass had no plan."""
+        key, tensors = _kind(arguments)
+        plan = self._plans.get(key) if key is not None else None
+        if plan is None:
+            empty = not arguments[0].numel()  # there may be values that no kernel writes
+            if key is None or empty or configs.autotunes(tensors[0].device):
+                out, *kept = self._forward(*arguments)
+                return out, kept, None
+            plan = _keep(self._plans, key, _find(self._forward, arguments, whole=1))
+        out, workspace = plan(tensors)
+        return out, (workspace,), plan.layout
+
+    def backward(
+        self,
+        layout: Layout | None,
+        kept: Sequence[Tensor],
+        grad: Tensor,
+        tensors: Sequence[Tensor | None],
+        *how: object,
+    ) -> tuple[Tensor, ...]:
+        """The gradients. `tensors` are those of the forward pass; all else is in `how`."""
+        if layout is None:
+            return self._backward(kept, grad, tensors, *how)
+        key = torch.get_float32_matmul_precision(), grad.dtype, *how
+        plan = layout.backward.get(key)
+        if plan is None:
+            number = len(tensors)
+
+            def function(workspace, grad, *arguments):
+                return self._backward(layout.tensors(workspace), grad, arguments[:number], *arguments[number:])
+
+            plan = layout.backward[key] = _find(function, (*kept, grad, *tensors, *how))
+        return plan([*kept, grad, *[x for x in tensors if x is not None]])

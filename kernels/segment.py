@@ -21,9 +21,10 @@ import triton.language as tl
 
 from ..reference.confusion_matrix import raise_out_of_range
 from . import configs
-from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes
+from .launch import Cost, Launch, kernel, launch, num_bytes
 from .local_global_similarity import scores
 from .plans import planned
+from .projection import FeatureKernel
 from .tiles import alignment, divided
 from .upsampling import sources, upsampled
 
@@ -123,7 +124,7 @@ def upsample(volume, labels, target, counts, outside, size: tuple[int, int], ign
     )
 
 
-class SegmentKernel(OpKernel, op="segment"):
+class SegmentKernel(FeatureKernel, op="segment"):
     def forward(self, features, G, g0, temperature, size, interpolate):
         return _labels(features, G, g0, temperature, tuple(size), interpolate)[0]
 
@@ -137,7 +138,7 @@ def _labels(features, G, g0, temperature, size, interpolate):
     return (labels,)
 
 
-class SegmentAndCountKernel(OpKernel, op="segment_and_count"):
+class SegmentAndCountKernel(FeatureKernel, op="segment_and_count"):
     """Targets out of range are counted in `outside`, because raising would wait for the GPU."""
 
     def forward(self, features, G, g0, target, temperature, interpolate, num_classes, ignore_index, labels_wanted):

@@ -59,7 +59,7 @@ def test_an_op_stays_on_the_device_of_its_features_and_never_waits_for_it(op):
         ("segment", {"size": (9, 9)}, "similarity_forward upsampled_labels", ""),
         ("local_appearance", {"C": 3}, "local_appearance_cells local_appearance_texture", ""),
         ("appearance_statistics", {"C": 5}, "appearance_statistics_sums appearance_statistics_products", ""),
-        ("information_of_moments", {"C": 5}, "information_of_moments sum_rows_kernel", ""),
+        ("information_of_moments", {"C": 5}, "information_of_moments sum_rows_kernel", "information_of_moments"),
         ("refined_labels", {"C": 3, "size": (99, 99)}, "refined_labels", ""),
     ],
 )
@@ -68,6 +68,8 @@ def test_the_launches_of_an_op(op, more, forward, backward):
     it can begin.
     """
     expected = {"forward": forward.split(), "backward": backward.split()}
+    if OPS[op].wiring.folds:
+        expected |= {"fold": ["projection_fold"], "gradient of the fold": ["projection_gradient"] if backward else []}
     names = {phase: [started.kernel.name for started in x] for phase, x in record(Case("", op=op, **more)).items()}
     assert names == {phase: found for phase, found in expected.items() if found}
 

@@ -54,9 +54,10 @@ class Row:
 
 def most_programs(started: Launch) -> int:
     """The number of programs if each had one tile of positions."""
-    splits = started.arguments.get("splits", 1)
+    if "splits" not in started.arguments:
+        return started.programs
     tiles = -(-int(started.arguments["P"]) // int(started.constexprs["BLOCK_P"]))
-    return started.programs // splits * tiles if "splits" in started.arguments else started.programs
+    return started.programs // started.arguments["splits"] * tiles
 
 
 def cases(ops: tuple[str, ...] = IN_DOCS, every: bool = False) -> list[Case]:
@@ -64,21 +65,23 @@ def cases(ops: tuple[str, ...] = IN_DOCS, every: bool = False) -> list[Case]:
 
     def wanted(case: Case) -> bool:
         usual = case.settings.get("negatives", "same_position") == "same_position" and "estimator" not in case.settings
-        wide = case.C == 256 or "Potsdam" not in case.name
-        return case.op in ops and case.dtype in (torch.float32, torch.bfloat16) and (every or (usual and wide))
+        return case.op in ops and case.dtype in (torch.float32, torch.bfloat16) and (every or usual)
 
     return [case for case in cases_for("roofline") if wanted(case)]
 
 
 def launches(chosen: list[Case]) -> list[tuple[Case, Launch]]:
-    """The launches of the cases that read features."""
-    return [
-        (case, started)
-        for case in chosen
-        for phase in record(case).values()
-        for started in phase
-        if started.kernel.feature_loop is not None
-    ]
+    """The launches of the cases that read features, and those of the projection, which are the same
+    for all ops.
+    """
+    found = {}
+    for case in chosen:
+        for phase in record(case).values():
+            for started in phase:
+                if started.kernel.feature_loop is not None:
+                    op = "" if started.kernel.name.startswith("projection") else case.op + case.name
+                    found.setdefault((op, described(case, started)), (case, started))
+    return list(found.values())
 
 
 def rows(chosen: list[Case], capabilities: list[int], jobs: int) -> list[Row]:
@@ -168,7 +171,7 @@ def compared(chosen: list[Case], capability: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infoseg_fast.bench.latency", description=__doc__.splitlines()[0])
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into FILE (docs/gpu_kernels.md)")
-    parser.add_argument("--all", action="store_true", help="every width of Potsdam's features and every kind of loss")
+    parser.add_argument("--all", action="store_true", help="every kind of loss")
     parser.add_argument(
         "--capability", type=int, nargs="+", default=list(CAPABILITIES), choices=sorted(MULTIPROCESSORS)
     )

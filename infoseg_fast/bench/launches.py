@@ -19,7 +19,8 @@ def cases_for(*uses: str) -> list[Case]:
 
 
 def record(case: Case, device: str = "cuda:0", fake: bool = True) -> dict[str, list[Launch]]:
-    """The launches of the phases "forward" and "backward". A phase without launches is left out.
+    """The launches of the phases "fold", "forward", "backward" and "gradient of the fold", in this
+    order. A phase without launches is left out.
 
     Args:
         fake: use fake tensors on `device`. Otherwise the tensors are real, uninitialised and on the
@@ -28,6 +29,11 @@ def record(case: Case, device: str = "cuda:0", fake: bool = True) -> dict[str, l
     op, kernel, launches = OPS[case.op], KERNELS[case.op], {}
     with FakeTensorMode() if fake else contextlib.nullcontext(), torch.no_grad():
         arguments = op.kernel_arguments(case, torch.device(device if fake else "cpu"))
+        if op.wiring.folds:
+            features, G, g0 = arguments[:3]
+            projection = _projection(case, features)
+            with recorded() as launches["fold"]:
+                kernel.fold(*projection, kernel.operands(features))
         needs = (op.wiring.needs(case.gradient),) if op.differentiable else ()
         with recorded() as launches["forward"]:
             found = kernel.forward(*arguments, *needs)
@@ -36,4 +42,14 @@ def record(case: Case, device: str = "cuda:0", fake: bool = True) -> dict[str, l
             saved = [out, *saved] if op.wiring.saves_output else saved
             with recorded() as launches["backward"]:
                 kernel.backward(torch.empty_like(out), saved, *arguments, *needs)
+            if op.wiring.folds:
+                wanted = True, True, case.bias
+                with recorded() as launches["gradient of the fold"]:
+                    kernel.fold_gradient(G, g0, *projection, wanted)
     return {phase: started for phase, started in launches.items() if started}
+
+
+def _projection(case: Case, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """global_features, weight and bias, uninitialised."""
+    H, W = features.new_empty(case.B, case.K, case.D), features.new_empty(case.D, case.C)
+    return H, W, features.new_empty(case.D) if case.bias else None

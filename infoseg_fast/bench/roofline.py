@@ -11,12 +11,12 @@ hit the L2 cache. Times are lower bounds from datasheet rates.
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..kernels.launch import Launch
+from ..kernels.launch import Launch, num_bytes
 from ..ops import OPS
 from ..ops.record import Case
 from . import tables
@@ -44,6 +44,7 @@ CHIPS = (
     _chip("H100 SXM", 3.35, 494.5, 989.5, 67),
     _chip("B200", 8.0, 1100, 2250, 37),
 )
+FOLD = "projection"  # the rows of the fold, which no op has in its own
 MAX_RATIO = 1.15  # largest ratio of the bytes that the loss moves to its floor
 
 
@@ -87,14 +88,33 @@ def row(case: Case, phase: str, launches: list[Launch]) -> Row:
         launches=len(launches),
         moved=moved,
         requested=sum(c.loads + c.stores for c in costs),
-        floor=OPS[case.op].floor(case, phase),
+        floor=floor(case, phase, launches),
         operations=operations,
         bounds_ms={chip.name: round(bound_ms(chip, case.dtype, moved, operations), 4) for chip in CHIPS},
     )
 
 
+def floor(case: Case, phase: str, launches: list[Launch]) -> int:
+    """Bytes that any method must move. A fold has no floor in the record of the op: it is all that
+    it is given and gives.
+    """
+    if phase in ("forward", "backward"):
+        return OPS[case.op].floor(case, phase)
+    (started,) = launches
+    return num_bytes(*(x for x in started.arguments.values() if isinstance(x, torch.Tensor)))
+
+
 def rows(cases: list[Case]) -> list[Row]:
-    return [row(case, phase, launches) for case in cases for phase, launches in record(case).items()]
+    """The phases of the cases. Those of the projection, which many cases share, come once, last."""
+    found, folds = [], {}
+    for case in cases:
+        for phase, launches in record(case).items():
+            if phase in ("forward", "backward"):
+                found.append(row(case, phase, launches))
+            else:
+                name = case.name.split(",")[0]
+                folds[name, case.C, case.dtype, phase] = replace(row(case, phase, launches), op=FOLD, case=name)
+    return [*found, *folds.values()]
 
 
 def above_floor(found: list[Row]) -> list[str]:

@@ -92,7 +92,7 @@ def loss_over_ranks(
         at = features.flatten(2)[:, :, None, chosen]
         valid = Valid.of(None if mask is None else mask.flatten(1)[:, None, chosen], at)
     if across and ranks() > 1 and across_ranks(criterion.estimator, criterion.negatives):
-        with checks.without_autocast(features.device.type):
+        with checks.without_autocast(features):
             G, g0 = fold_projection(global_features, weight, bias)
             G, g0 = gathered(G, sizes), None if g0 is None else gathered(g0, sizes)
             information = _mean_over_positions(criterion, at, G, g0, valid.mask, sum(sizes[: rank()]))

@@ -35,7 +35,7 @@ def assign(
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)
     backend = dispatch.select("assign", backend, features)
-    with checks.without_autocast(features.device.type):
+    with checks.without_autocast(features):
         if backend == "reference":
             return reference.assign(features, global_features, weight, bias, temperature=temperature)
         return WIRING(backend, features, global_features, weight, bias, temperature)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ..reference.folding import accumulation_dtype
+from . import dispatch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CLASSES = 256
+_STRIDED = torch.strided
+_NOTHING = contextlib.nullcontext()
 _NAMES = ("features", "global_features", "weight", "bias")
 
 
@@ -31,7 +34,53 @@ def local_and_global(
     the dtype of autocast if it is on.
     """
     device: Any = getattr(features, "device", None)
-    for name, x in zip(_NAMES, (features, global_features, weight, bias), strict=True):
+    dtype: Any = getattr(features, "dtype", None)
+    alike = dtype in DTYPES and global_features is not None  # the usual case, of which no more need be asked
+    for x in (features, global_features, weight, bias):
+        if x is not None:
+            alike = alike and isinstance(x, Tensor) and x.dtype is dtype and x.layout is _STRIDED and x.device == device
+    if not alike:
+        _each_by_itself(device, features, global_features, weight, bias)
+    sizes, shape = features.shape, global_features.shape
+    if len(sizes) != 4:
+        raise ValueError(f"features must be [B, C, h, w], not {described(features)}")
+    if len(shape) != 3 or shape[0] != sizes[0]:
+        raise ValueError(
+            f"global_features must be [B, K, D] with B = {sizes[0]} as in features, not {described(global_features)}"
+        )
+    C, (_, K, D) = sizes[1], shape
+    if not 2 <= K <= MAX_CLASSES:
+        raise ValueError(
+            f"global_features must have K from 2 to {MAX_CLASSES} in dim 1, not {described(global_features)}"
+        )
+    if weight is not None:
+        shape = weight.shape
+        if shape == (D, C, 1, 1):
+            weight = weight.view(D, C)
+        elif shape != (D, C):
+            raise ValueError(f"weight must be [D, C] = [{D}, {C}] or [{D}, {C}, 1, 1], not {described(weight)}")
+    elif C != D:
+        raise ValueError(
+            f"features must have C = D = {D} channels, as global_features have, when no weight projects them, "
+            f"not {described(features)}"
+        )
+    if bias is not None and bias.shape != (D,):
+        raise ValueError(f"bias must be [D] = [{D}], not {described(bias)}")
+
+    device_type = dispatch.device_type(features)
+    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        features, global_features = features.to(dtype), global_features.to(dtype)
+        weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
+    for name, x in zip(_NAMES, () if alike else (features, global_features, weight, bias), strict=False):
+        if x is not None and x.dtype != features.dtype:
+            raise TypeError(f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}")
+    return features, global_features, weight, bias
+
+
+def _each_by_itself(device: Any, *tensors: Tensor | None) -> None:
+    """Kind, dtype, layout and device of each of the four tensors."""
+    for name, x in zip(_NAMES, tensors, strict=True):
         if x is None and name in ("weight", "bias"):
             continue
         if not isinstance(x, Tensor):
@@ -42,45 +91,13 @@ def local_and_global(
             raise TypeError(f"{name} must be a dense tensor, not of layout {x.layout}")
         if x.device != device:
             raise ValueError(f"{name} must be on {device} as features are, not {described(x)}")
-    if features.dim() != 4:
-        raise ValueError(f"features must be [B, C, h, w], not {described(features)}")
-    if global_features.dim() != 3 or global_features.shape[0] != features.shape[0]:
-        raise ValueError(
-            f"global_features must be [B, K, D] with B = {features.shape[0]} as in features, "
-            f"not {described(global_features)}"
-        )
-    C, (K, D) = features.shape[1], global_features.shape[1:]
-    if not 2 <= K <= MAX_CLASSES:
-        raise ValueError(
-            f"global_features must have K from 2 to {MAX_CLASSES} in dim 1, not {described(global_features)}"
-        )
-    if weight is not None:
-        if weight.shape not in ((D, C), (D, C, 1, 1)):
-            raise ValueError(f"weight must be [D, C] = [{D}, {C}] or [{D}, {C}, 1, 1], not {described(weight)}")
-        weight = weight.view(D, C) if weight.dim() == 4 else weight
-    elif C != D:
-        raise ValueError(
-            f"features must have C = D = {D} channels, as global_features have, when no weight projects them, "
-            f"not {described(features)}"
-        )
-    if bias is not None and bias.shape != (D,):
-        raise ValueError(f"bias must be [D] = [{D}], not {described(bias)}")
-
-    device_type = device.type
-    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-        features, global_features = features.to(dtype), global_features.to(dtype)
-        weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
-    for name, x in (("global_features", global_features), ("weight", weight), ("bias", bias)):
-        if x is not None and x.dtype != features.dtype:
-            raise TypeError(f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}")
-    return features, global_features, weight, bias
 
 
-def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+def without_autocast(features: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context without autocast. If autocast is off already, the context does nothing."""
+    device_type = dispatch.device_type(features)
     on = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False) if on else _NOTHING
 
 
 def one_of(name: str, value: str, accepted: Sequence[str]) -> None:

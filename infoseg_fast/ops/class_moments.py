@@ -46,7 +46,7 @@ def class_moments(
     temperature = checks.real("temperature", temperature, positive=True)
     statistics = checks.position_statistics(statistics, features)
     backend = dispatch.select("class_moments", backend, features)
-    with checks.without_autocast(features.device.type):
+    with checks.without_autocast(features):
         if backend == "reference":
             return reference.class_moments(
                 features, global_features, weight, bias, statistics=statistics, temperature=temperature

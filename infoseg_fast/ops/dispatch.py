@@ -103,6 +103,11 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def device_type(x: Tensor) -> str:
+    """`x.device.type`, which makes a device and a string at each call."""
+    return "cuda" if x.is_cuda else "cpu" if x.is_cpu else x.device.type
+
+
 def select(op: str, backend: str, tensor: Tensor) -> str:
     """The backend that runs `op` on tensors like this one, in the current state of PyTorch.
 
@@ -115,7 +120,7 @@ def select(op: str, backend: str, tensor: Tensor) -> str:
         ValueError, BackendUnavailableError: as in `choose`, or the backend that is named cannot run
             in this state.
     """
-    chosen = choose(op, backend, tensor.device.type, tensor.dtype)
+    chosen = choose(op, backend, device_type(tensor), tensor.dtype)
     if chosen == "reference":
         return chosen
     if torch.compiler.is_compiling():

@@ -57,11 +57,11 @@ def _kernel_arguments(case: Case, device: torch.device) -> tuple[Any, ...]:
 
 
 def _floor(case: Case, phase: str) -> int:
-    """Bytes moved. The forward pass reads the moments of classes and of all positions, and writes
-    the gradient.
+    """Bytes moved: the moments of all classes; forward also those of all positions, backward the
+    gradient.
     """
     of_one = products_of(case.C) * case.accumulation_dtype.itemsize
-    return (2 * case.K + 1 if phase == "forward" else 2 * case.K) * of_one
+    return (case.K + 1 if phase == "forward" else 2 * case.K) * of_one
 
 
 WIRING = Wiring(
@@ -78,7 +78,7 @@ OP = Op(
     ),
     arguments=_arguments,
     floor=_floor,
-    operations=lambda case, phase: 2 * (case.K + 1) * (case.C + 1) ** 3 if phase == "forward" else 0,
+    operations=lambda case, phase: 2 * (case.K + (phase == "forward")) * (case.C + 1) ** 3,
     wiring=WIRING,
     kernel_arguments=_kernel_arguments,
     cases=(

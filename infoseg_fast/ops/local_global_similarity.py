@@ -41,7 +41,7 @@ def local_global_similarity(
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     backend = dispatch.select("local_global_similarity", backend, features)
-    with checks.without_autocast(features.device.type):
+    with checks.without_autocast(features):
         if backend == "reference":
             return reference.local_global_similarity(features, global_features, weight, bias)
         return WIRING(backend, features, global_features, weight, bias)

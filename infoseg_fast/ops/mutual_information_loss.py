@@ -74,7 +74,7 @@ def mutual_information_loss(
     )
     valid = checks.validity_mask(mask, features)
     backend = dispatch.select("mutual_information_loss", backend, features)
-    with checks.without_autocast(features.device.type):
+    with checks.without_autocast(features):
         if backend == "reference":
             G, g0 = reference.fold_projection(global_features, weight, bias)
             return reference.folded_loss(features, G, g0, valid, **settings._asdict())

@@ -57,13 +57,20 @@ class Kernel(Protocol):
 class DifferentiableKernel(Kernel, Protocol):
     """One backend's kernel of an op with gradients.
 
-    `needs` has one bool for each tensor that a gradient may be wanted by. Two methods are optional:
+    `needs` has one bool for each tensor that a gradient may be wanted by. These methods are
+    optional:
 
     - `fake_saved(*arguments, needs) -> list[Tensor]`: the shapes of what `forward` saves, for
       kernels that save something;
     - `hand_over(grad, saved) -> Sequence[Tensor]`: for kernels that form the gradient in `forward`
       and save it. It may scale the saved tensors in place, and it is called at most once; a second
-      backward pass calls `backward` with nothing saved.
+      backward pass calls `backward` with nothing saved;
+    - `forward_projected(tensors, settings, needs) -> result, kept, layout` and
+      `backward_projected(grad, layout, kept, tensors, settings, needs, wanted) -> gradients`: for
+      kernels of ops of features that fold the projection themselves. `tensors` are features, H, W,
+      b and the constants, with W; the gradients are by the first four.
+
+    A kernel of an op of features without gradients may have `fold(H, W, b) -> G, g0`.
     """
 
     def forward(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
@@ -78,9 +85,12 @@ class DifferentiableKernel(Kernel, Protocol):
 
 
 def empty_gradients(features: Tensor, G: Tensor, needs: Needs) -> Gradients:
-    """Uninitialised gradients of the wanted shapes; that of the features has their layout."""
+    """Uninitialised gradients of the wanted shapes; that of the features has their layout. G may
+    have been rounded to 16 bits, its gradient is not.
+    """
+    dtype = torch.float64 if G.dtype == torch.float64 else torch.float32
     return Gradients(
         torch.empty_like(features) if needs.features else features.new_empty(0),
-        torch.empty_like(G) if needs.G else G.new_empty(0),
-        G.new_empty(G.shape[:2]) if needs.g0 else G.new_empty(0),
+        G.new_empty(G.shape if needs.G else 0, dtype=dtype),
+        G.new_empty(G.shape[:2] if needs.g0 else 0, dtype=dtype),
     )

@@ -47,7 +47,7 @@ def segment(
     checks.one_of("interpolate", interpolate, INTERPOLATIONS)
     pixels = checks.image_size("size", size, features)
     backend = dispatch.select("segment", backend, features)
-    with checks.without_autocast(features.device.type):
+    with checks.without_autocast(features):
         if backend == "reference":
             return reference.segment(
                 features, global_features, weight, bias, temperature=temperature, size=size, interpolate=interpolate

@@ -26,6 +26,7 @@ from ..model import padded
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
+from ..ops.joined_appearance import joined_appearance_term
 from ..reference import accumulation_dtype, moments_of
 from .colours import described, with_colours, with_position_noise
 
@@ -86,6 +87,7 @@ def appearance_term(
     mask: Tensor | None = None,
     temperature: float = 1.0,
     smooth: int = 0,
+    backend: str = "auto",
 ) -> Tensor:
     """`appearance_information` of the smoothed assignment and `local_appearance`. The assignment is
     not formed.
@@ -96,18 +98,27 @@ def appearance_term(
         position: float [B, 1, H_img, W_img], which is part of the appearance, with noise
             (`with_position_noise`). None: it is not.
         mask, smooth: as in `appearance_statistics`.
+        backend: "auto", "reference", "cpp" or "triton", of each op.
 
     Returns:
         A scalar, float64 for float64 features, else float32. Differentiable in all tensors but the
         images and the position.
     """
-    appearance = described(images, position, features.shape[2:])
-    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth)
-    moments = class_moments(features, global_features, weight, bias, statistics=statistics, temperature=temperature)
+    if position is None:
+        joined = joined_appearance_term(
+            features, global_features, weight, bias, images, mask, smooth, temperature, backend
+        )
+        if joined is not None:
+            return joined
+    appearance = described(images, position, features.shape[2:], backend)
+    statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
+    moments = class_moments(
+        features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend
+    )
     total = statistics.sum(dim=(0, 2, 3))
     if position is not None:
         moments, total = with_position_noise(moments, 1), with_position_noise(total, 0)
-    return information_of_moments(moments, total)
+    return information_of_moments(moments, total, backend=backend)
 
 
 def appearance_information(

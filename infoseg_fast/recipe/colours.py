@@ -36,11 +36,11 @@ def with_colours(images: Tensor, position: bool) -> tuple[Tensor, Tensor | None]
     return colour_channels(images[:, :-1]), images[:, -1:]
 
 
-def described(images: Tensor, position: Tensor | None, size: tuple[int, int]) -> Tensor:
+def described(images: Tensor, position: Tensor | None, size: tuple[int, int], backend: str = "auto") -> Tensor:
     """`local_appearance` of the images, [B, d, h, w], with the mean position as a further channel,
     if it is given.
     """
-    appearance = local_appearance(images, size)
+    appearance = local_appearance(images, size, backend=backend)
     return appearance if position is None else torch.cat([appearance, F.adaptive_avg_pool2d(position, size)], dim=1)
 
 

@@ -11,7 +11,9 @@ from infoseg_fast.kernels import appearance_statistics as statistics_kernels
 from infoseg_fast.kernels.plans import forget_plans
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.ops.information_of_moments import information_of_moments
+from infoseg_fast.ops.joined_appearance import joined_appearance_term
 from infoseg_fast.ops.local_appearance import local_appearance
+from infoseg_fast.recipe import appearance
 
 from .test_local_global_similarity import distance
 
@@ -143,6 +145,39 @@ def test_the_whole_term_is_that_of_the_reference():
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     for a, b in zip(torch.autograd.grad(found, x), torch.autograd.grad(expected, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "masked", "bias"), [(torch.float32, True, True), (torch.bfloat16, False, False)])
+def test_the_term_in_one_plan_is_that_of_its_ops(dtype, masked, bias, monkeypatch):
+    x = [t.to(dtype).requires_grad_() for t in inputs(B=2, C=6, K=3, size=(4, 5))]
+    x = x if bias else x[:3]
+    how = {"images": torch.rand(2, 3, 16, 20), "smooth": 1, "temperature": 1.5, "resolution": 0.125}
+    how["mask"] = torch.rand(2, 4, 5) < 0.8 if masked else None
+    upstream = torch.tensor(0.7)
+    found = appearance.appearance_term(*x, **how, backend="triton")
+    gradients = [torch.autograd.grad(found, x, upstream, retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    with torch.no_grad():
+        assert torch.equal(appearance.appearance_term(*x, **how, backend="triton"), found)
+
+    monkeypatch.setattr(appearance, "joined_appearance_term", lambda *_: None)
+    expected = appearance.appearance_term(*x, **how, backend="triton")
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert type(found.grad_fn) is type(expected.grad_fn) and found.grad_fn.call[0] is not expected.grad_fn.call[0]
+    for a, b in zip(gradients[0], torch.autograd.grad(expected, x, upstream), strict=True):
+        assert a.dtype == dtype and distance(a, b.double()) < 1e-5 + rounding
+
+
+@pytest.mark.parametrize("how", ["float64", "broken cells", "no weight"])
+def test_what_the_plan_cannot_take_goes_to_the_ops(how):
+    x = inputs(B=2, C=6, D=6, K=3, size=(4, 5), dtype=torch.float64 if how == "float64" else torch.float32)
+    x = x[:2] if how == "no weight" else x
+    images = torch.rand(2, 3, 16, 21 if how == "broken cells" else 20)
+    assert joined_appearance_term(*x, *[None] * (4 - len(x)), images, None, 1, 1.0, "triton") is None
+    if how != "broken cells":
+        found = appearance.appearance_term(*x, images=images, smooth=1, backend="triton")
+        assert found.dtype == (x[0].dtype if how == "float64" else torch.float32) and found.isfinite()
 
 
 def test_empty_inputs():

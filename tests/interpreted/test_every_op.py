@@ -37,13 +37,13 @@ def test_every_check_that_needs_no_driver_passes(monkeypatch):
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
-    right = type(KERNELS["assign"]).forward
+    right = type(KERNELS["assign"]).forward_projected
 
     def wrong(self, *arguments):
-        out, saved = right(self, *arguments)
-        return out * 1.01, saved
+        out, *kept = right(self, *arguments)
+        return out * 1.01, *kept
 
-    monkeypatch.setattr(type(KERNELS["assign"]), "forward", wrong)
+    monkeypatch.setattr(type(KERNELS["assign"]), "forward_projected", wrong)
     case = cuda_values.variants("assign", cuda_values.SMALL)[0]
     with pytest.raises(AssertionError, match="value: error 1.0"):
         cuda_values.close(case, CPU, 1e-6)
