@@ -65,7 +65,8 @@ def objectives() -> dict:
                     term = appearance_over_ranks if ranks() > 1 else appearance_term
                     given = {"images": images, "position": position, "mask": mask}
                     loss = term(*leaves, **given, temperature=1.0, smooth=smooth)
-                    found[f"{name} {smooth} {position is None}, {masked}"] = result(loss, leaves, part)
+                    kind = f"{name} {smooth}" if position is None else f"{name} {smooth} position"
+                    found[f"{kind}, {masked}"] = result(loss, leaves, part)
                 continue
             criterion = isf.InfoSegLoss(**how)
             loss = loss_over_ranks(criterion, *leaves, mask) if ranks() > 1 else criterion(*leaves, mask)

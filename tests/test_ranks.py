@@ -93,7 +93,7 @@ def test_the_steps_equal_those_of_one_process(together, alone, which):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", [*OBJECTIVES, "appearance 0", "appearance 1"])
+@pytest.mark.parametrize("name", [*OBJECTIVES, "appearance 0", "appearance 1", "appearance 1 position"])
 def test_an_objective_and_its_gradients_equal_those_of_one_process(together, name, masked):
     number, out = together
     expected = rank_jobs.objectives()[f"{name}, {masked}"]
