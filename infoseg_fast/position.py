@@ -40,7 +40,7 @@ def with_position(images: Tensor, places: Tensor | None = None) -> Tensor:
     else:
         first, rows = places.split(1, dim=1)
         position = (torch.minimum(first + row, rows - 1) + 0.5) / rows
-    shape = (len(images), 1, number, images.shape[3])
+    shape = (images.shape[0], 1, number, images.shape[3])  # `len` would fix the batch of an exported graph
     return torch.cat([images, position[:, None, :, None].to(images.dtype).expand(shape)], dim=1)
 
 

@@ -10,18 +10,22 @@ import infoseg_fast as isf
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.export import export
+from infoseg_fast.position import with_position
 from infoseg_fast.recipe import DataInfo, recipe_class
 from infoseg_fast.recipe.sample import Sample
 
 SIZES = ((1, 3, 40, 52), (2, 3, 33, 64), (3, 3, 20, 97))
-SETTINGS = ({"overcluster": 1.0}, {"refine": False, "smooth": 1}, {"recipe": "paper"})
+SETTINGS = ({"overcluster": 1.0, "position": "on"}, {"refine": False, "smooth": 1}, {"recipe": "paper"})
 
 
 def segmenter(scale: float = 1.0, **given) -> isf.Segmenter:
     sizes = {"data": "any", "classes": 3, "width": 8, "dim": 16, "crop": 32}
     settings, images = Settings.create(sizes | given), torch.rand(8, 3, 32, 32)
-    recipe = recipe_class(settings.recipe)(settings, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, scale=scale))
-    return isf.Segmenter(recipe.labelling(Sample(lambda: iter([(images, None)]))))
+    position = settings.position == "on"
+    data = DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, scale=scale, position=position)
+    images = with_position(images) if position else images
+    recipe = recipe_class(settings.recipe)(settings, data)
+    return isf.Segmenter(recipe.labelling(Sample(lambda: iter([(images, None)]), position)))
 
 
 @pytest.mark.parametrize("given", SETTINGS)

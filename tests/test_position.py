@@ -16,7 +16,6 @@ from infoseg_fast.data import for_training, open_set
 from infoseg_fast.data.crops import Part, held_in_memory
 from infoseg_fast.data.resident import ResidentSet
 from infoseg_fast.errors import DataError
-from infoseg_fast.export import LabelModel
 from infoseg_fast.ops.information_of_moments import information_of_moments
 from infoseg_fast.position import position_share, with_position
 from infoseg_fast.recipe.appearance import appearance_information
@@ -129,7 +128,7 @@ def test_noise_bounds_what_the_position_tells():
     assert found == pytest.approx(expected, abs=0.01)
 
 
-def test_tiles_and_exported_models_give_the_labels_of_the_whole_image(photographs, tmp_path, monkeypatch):
+def test_tiles_give_the_labels_of_the_whole_image(photographs, tmp_path, monkeypatch):
     train(photographs, tmp_path / "run", **SMALL | {"steps": 60})
     segmenter = isf.load(tmp_path / "run")
     assert segmenter.labelling.data.position
@@ -137,11 +136,6 @@ def test_tiles_and_exported_models_give_the_labels_of_the_whole_image(photograph
     images = torch.linspace(0.9, 0.2, 150)[:, None] + 0.1 * torch.randn(2, 3, 150, 118)
     whole = segmenter.segment(images)
     assert len(whole.unique()) > 1
-    model = LabelModel(segmenter.labelling)
-    with torch.no_grad():
-        assert (model(images) == whole).float().mean() > 0.9999
-        traced = torch.jit.trace(model, torch.rand(2, 3, 64, 96), check_trace=False)
-        assert (traced(images) == whole).float().mean() > 0.9999
     monkeypatch.setattr(tile_labels, "TILE", 32)
     assert torch.equal(isf.load(tmp_path / "run").segment(images), whole)
     # What is segmented depends on the position.

@@ -42,7 +42,7 @@ def labellings(source: str, folder: Path) -> Iterator[tuple[str, Labelling]]:
     settings, content = Settings(**run.read_config()["config"]), run.load()
     data = DataInfo.from_state(content["labelling"]["data"])
     train_set = for_training(open_set(source, "train"))
-    train_set.scaling = data.scaling
+    train_set.scaling, train_set.position = data.scaling, data.position
     sample = sample_of(train_set, settings, torch.device("cpu"))
     recipe = DefaultRecipe(settings, data)
     recipe.load_state_dict(content["recipe"])

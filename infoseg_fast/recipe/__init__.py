@@ -127,7 +127,7 @@ class Recipe(nn.Module):
         Args:
             step: number of the step, from 0.
             images: augmented crops, float [B, c, crop, crop] in [0, 1], on the device of the
-                parameters.
+                parameters. The last channel is the position of the pixels if `data.position`.
             mask: bool [B, crop, crop], True for pixels that count. None: all count.
 
         Returns:
