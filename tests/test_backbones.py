@@ -17,7 +17,7 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import backbones, report, segmenter
+from infoseg_fast import backbones, report, tile_labels
 from infoseg_fast.backbones import Backbone, build
 from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
@@ -242,7 +242,7 @@ def segmenter_of(backbone, **how):
 def test_tiles_give_the_maps_of_the_whole_image(local_index, size, monkeypatch):
     made, images = segmenter_of(PYRAMID, local_index=local_index), torch.rand(1, 3, *size)
     labels = made.segment(images)
-    monkeypatch.setattr(segmenter, "TILE", 96)
+    monkeypatch.setattr(tile_labels, "TILE", 96)
     assert len(made.plan(size).strips) > 1 or len(made.plan(size).strips[0]) > 1
     # The mean of the global map is summed in another order, so that ties may fall to the other
     # side.
@@ -278,7 +278,7 @@ def test_a_backbone_that_sees_the_whole_image_is_not_tiled(monkeypatch):
     made, images = segmenter_of("tiny_backbones:attentive"), torch.rand(1, 3, 200, 130)
     assert made.labelling.network.backbone.receptive_radius() is None
     labels = made.segment(images)
-    monkeypatch.setattr(segmenter, "TILE", 96)
+    monkeypatch.setattr(tile_labels, "TILE", 96)
     assert len(made.plan((200, 130)).strips) == 1
     assert torch.equal(made.segment(images), labels)
 
@@ -384,7 +384,7 @@ def test_the_recipe_of_a_frozen_backbone(folder, tmp_path, monkeypatch):
     assert (torch.jit.load(tmp_path / "model.pt")(images) == made.segment(images)).float().mean() > 0.999
     large = torch.rand(1, 3, 200, 130)
     labels = made.segment(large)
-    monkeypatch.setattr(segmenter, "TILE", 96)
+    monkeypatch.setattr(tile_labels, "TILE", 96)
     assert (made.segment(large) != labels).float().mean() < 1e-3
 
 

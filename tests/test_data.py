@@ -424,11 +424,13 @@ def test_crops_are_windows_of_their_image_and_padding_is_marked(tmp_path):
     save(tmp_path / "images/small.png", small.transpose(1, 2, 0))
     crops = CropSet(FolderSet(tmp_path), 12)
     (whole,) = list(CropSampler(2, 2, 2, 0, 0, 1))
-    images, valid, _ = crops.__getitems__(whole)
-    for image, crop, ok in zip(images, whole, valid, strict=True):
+    images, valid, places, _ = crops.__getitems__(whole)
+    for image, crop, ok, place in zip(images, whole, valid, places, strict=True):
         source = (large, small)[crop.index]
-        rows = min(12, source.shape[1])
-        windows = np.lib.stride_tricks.sliding_window_view(source, (3, rows, 12)).reshape(-1, 3, rows, 12)
+        first, rows = place.tolist()
+        assert rows == source.shape[1]
+        rows = min(12, rows)
+        windows = np.lib.stride_tricks.sliding_window_view(source[:, first:], (3, rows, 12))[0, 0]
         assert (windows == image[:, :rows].numpy()).all((1, 2, 3)).any()
         assert ok[:rows].all() and not ok[rows:].any()
     only_large = crops.__getitems__([crop._replace(index=0) for crop in whole])

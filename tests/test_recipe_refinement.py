@@ -116,6 +116,7 @@ def test_no_image_has_no_label():
 def test_run_keeps_its_refinement_and_trains_the_same_without(tmp_path):
     data = str(write_folder(tmp_path / "data", number=10, side=40))
     settings = {"data": data, "steps": 4, "crop": 32, "batch_size": 4, "width": 8, "eval_every": 0, "overcluster": 1.0}
+    settings["position"] = "off"
     images, labels = torch.rand(2, 3, 48, 40), {}
     for name, refine in (("with", True), ("without", False)):
         train(out=tmp_path / name, **settings | {"refine": refine})
