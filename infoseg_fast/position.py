@@ -15,7 +15,6 @@ from .data.scenes import SceneCrops
 from .ops.local_appearance import local_appearance
 from .recipe.colours import colour_channels
 
-SETTINGS = ("auto", "on", "off")
 MEAN, DEVIATION = 0.5, 12**-0.5  # of the position
 SAMPLED_IMAGES = 200
 GRID = 16  # positions of an image that are sampled, each way

@@ -19,7 +19,7 @@ from infoseg_fast.errors import DataError
 from infoseg_fast.ops.information_of_moments import information_of_moments
 from infoseg_fast.position import position_share, with_position
 from infoseg_fast.recipe.appearance import appearance_information
-from infoseg_fast.recipe.colours import POSITION_NOISE, described, with_position_noise
+from infoseg_fast.recipe.description import POSITION_NOISE, description, with_position_noise
 from infoseg_fast.reference import appearance_statistics
 from infoseg_fast.reference.class_moments import moments_of
 from infoseg_fast.train import train
@@ -113,7 +113,7 @@ def test_jitter_leaves_the_position():
 
 def test_noise_bounds_what_the_position_tells():
     """Of classes that are strips of the image, and against noise that is really added."""
-    y = described(torch.full((1, 3, 64, 64), 0.5), with_position(torch.zeros(1, 0, 64, 64)), (16, 16)).double()
+    y = description(torch.full((1, 3, 64, 64), 0.5), with_position(torch.zeros(1, 0, 64, 64)), (16, 16)).double()
     strips = torch.nn.functional.one_hot(torch.arange(16) // 4).double().T[None, :, :, None].expand(1, 4, 16, 16)
     statistics = appearance_statistics(y)
     moments, total = moments_of(strips, statistics), statistics.sum(dim=(0, 2, 3))

@@ -21,7 +21,7 @@ from ..draws import generator_on
 from ..ops import checks, class_moments, mutual_information_loss
 from ..ops.appearance_statistics import appearance_statistics
 from ..ops.information_of_moments import information_of_moments
-from ..recipe.colours import described, with_position_noise
+from ..recipe.description import description, with_position_noise
 from ..reference.folding import fold_projection
 from ..reference.information_of_moments import symmetric_places
 from ..reference.mutual_information_loss import class_usage_penalty, softplus
@@ -188,7 +188,7 @@ def appearance_over_ranks(
     common scale, with A = [[1, 0], [c, diag(a)]].
     """
     valid = Valid.of(mask, features)
-    y = described(images, position, features.shape[2:])
+    y = description(images, position, features.shape[2:])
     own = torch.ones_like(y[:, :1]) if valid.mask is None else valid.mask[:, None].to(y.dtype)
     own = own / own.sum()
     mean = (y * own).sum(dim=(0, 2, 3))

@@ -28,7 +28,7 @@ from ..ops.class_moments import class_moments
 from ..ops.information_of_moments import RESOLUTION, information_of_moments
 from ..ops.joined_appearance import joined_appearance_term
 from ..reference import accumulation_dtype, moments_of
-from .colours import described, with_colours, with_position_noise
+from .description import colours_and_position, description, with_position_noise
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AppearanceTerm:
         padding and may have any number of channels (`colour_channels`).
         """
         term = appearance_over_ranks if ranks() > 1 else appearance_term
-        colours, position = with_colours(padded(images), self.position)
+        colours, position = colours_and_position(padded(images), self.position)
         return self.weight * term(
             features,
             global_features,
@@ -110,7 +110,7 @@ def appearance_term(
         )
         if joined is not None:
             return joined
-    appearance = described(images, position, features.shape[2:], backend)
+    appearance = description(images, position, features.shape[2:], backend)
     statistics = appearance_statistics(appearance.to(accumulation_dtype(features.dtype)), mask, smooth, backend=backend)
     moments = class_moments(
         features, global_features, weight, bias, statistics=statistics, temperature=temperature, backend=backend

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..model import padded, position_mask, position_size
 from ..ops.appearance_statistics import appearance_statistics
-from .colours import described, with_colours, with_position_noise
+from .description import colours_and_position, description, with_position_noise
 
 SAMPLE_CROPS = 256  # rounded up to whole batches
 
@@ -43,9 +43,10 @@ class Sample:
     def statistics(self, smooth: int) -> list[Tensor]:
         """`appearance_statistics` of each batch, scaled over the whole sample. Computed once."""
         if smooth not in self._statistics:
-            seen = [
-                described(*with_colours(images, self.position), position_size(images)) for images, _ in self.batches
-            ]
+            seen = []
+            for images, _ in self.batches:
+                colours, position = colours_and_position(images, self.position)
+                seen.append(description(colours, position, position_size(images)))
             masks = [mask for _, mask in self.batches]
             whole = None
             if any(mask is not None for mask in masks):
