@@ -4,6 +4,7 @@ from pathlib import Path
 
 import rank_jobs
 import torch
+from processes import each_rank
 
 
 def _enter(rank: int, number: int, folder: str, jobs: list) -> None:
@@ -18,7 +19,7 @@ def _enter(rank: int, number: int, folder: str, jobs: list) -> None:
 
 def run_ranks(number: int, folder: Path, jobs: list[tuple]) -> None:
     """Call the functions in turn in each of `number` processes. What a function returns is in
-    folder/NAME.RANK.pt. The processes are forks: they need not import torch again.
+    folder/NAME.RANK.pt.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.multiprocessing.start_processes(_enter, (number, str(folder), jobs), nprocs=number, start_method="fork")
+    each_rank(_enter, number, str(folder), jobs)

@@ -1,11 +1,11 @@
 """`ClusterMetrics` over streams: exact counts, several processes, the bootstrap interval."""
 
 import math
-import queue as queues
 
 import numpy as np
 import pytest
 import torch
+from processes import each_rank
 
 import infoseg_fast as isf
 from infoseg_fast.reference.confusion_matrix import counts_and_outside
@@ -154,7 +154,7 @@ def test_counts_of_another_shape_are_refused():
             metrics.add(torch.zeros(shape, dtype=torch.int64))
 
 
-def _synced(rank, world, file, queue):
+def _synced(rank, world, file):
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
     try:
         pred, target = images(10)
@@ -164,24 +164,13 @@ def _synced(rank, world, file, queue):
         metrics.sync()  # nothing is counted twice
         metrics.update(pred[6 + rank :: world], target[6 + rank :: world])
         metrics.sync()
-        queue.put(metrics.compute())
+        return metrics.compute()
     finally:
         torch.distributed.destroy_process_group()
 
 
 def test_processes_that_sync_repeatedly_have_what_one_would(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_synced, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    try:
-        first, second = (queue.get(timeout=120) for _ in workers)
-    except queues.Empty:
-        pytest.fail("the processes did not finish")
-    finally:
-        for worker in workers:
-            worker.join()
+    first, second = each_rank(_synced, 2, tmp_path / "store")
     assert first == second
     low, high = first.pop("accuracy_interval")
     alone = isf.ClusterMetrics(4, 3)

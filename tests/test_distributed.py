@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import each_rank
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,24 +27,17 @@ def images_of(rank):
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
 
 
-def _train(rank, world, file, queue):
+def _train(rank, world, file):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
     wrapped = DistributedDataParallel(Objective())
     wrapped(images_of(rank)).backward()
-    queue.put([p.grad.numpy() for p in wrapped.parameters()])
     torch.distributed.destroy_process_group()
+    return [p.grad.numpy() for p in wrapped.parameters()]
 
 
 def test_gradients_are_the_mean_over_the_processes(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_train, args=(rank, 2, tmp_path / "store", queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [queue.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
+    found = each_rank(_train, 2, tmp_path / "store")
     alone = Objective()
     (alone(images_of(0)) / 2 + alone(images_of(1)) / 2).backward()
     for first, second, parameter in zip(*found, alone.parameters(), strict=True):

@@ -3,7 +3,6 @@ finite. Each test injects the fault.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_folder
+from processes import CONTEXT
 from test_train import SMALL, checkpoint_file, losses, rows, same_weights, weights
 
 from infoseg_fast import checkpoint, cli
@@ -291,10 +291,9 @@ def test_ten_kills_at_random_moments_leave_the_same_bits(data, tmp_path):
     train(out=tmp_path / "whole", **how)
     lasted = time.monotonic() - begun
     command = [*arguments(how, tmp_path / "killed"), "--resume"]
-    fork = multiprocessing.get_context("fork")  # it need not import torch again
     draw, kills = random.Random(0), 0
     while kills < 10:
-        process = fork.Process(target=cli.main, args=(command,))
+        process = CONTEXT.Process(target=cli.main, args=(command,))
         process.start()
         process.join(timeout=draw.uniform(0, lasted / 4))
         if not process.is_alive():
