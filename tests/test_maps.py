@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import each_rank
 
 import infoseg_fast as isf
 from infoseg_fast import tile_labels, tiling
@@ -515,16 +516,18 @@ def segmented(run, pixels):
     return isf.load(run).segment(pixels).numpy()
 
 
+def _segmented_twice(rank, number, run, pixels, method):
+    """The labels here, with threads, and then in a process that `method` starts."""
+    torch.set_num_threads(2)
+    here = segmented(run, pixels)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return here, pool.apply_async(segmented, (run, pixels)).get(timeout=120)
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_load_works_in_another_process(run, method):
-    pixels = torch.rand(1, 3, 200, 200)
-    torch.set_num_threads(2)
-    try:
-        expected = segmented(run, pixels)  # the parent has used its threads
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert np.array_equal(pool.apply_async(segmented, (run, pixels)).get(timeout=120), expected)
-    finally:
-        torch.set_num_threads(1)
+    ((here, there),) = each_rank(_segmented_twice, 1, run, torch.rand(1, 3, 200, 200), method)
+    assert np.array_equal(here, there)
 
 
 def test_arrays_are_segmented_in_the_runs_own_scale():
