@@ -9,6 +9,8 @@ from infoseg_fast.data import open_set
 from infoseg_fast.recipe.smoothing import noise_share, smoothing_radius
 from infoseg_fast.train import train
 
+FREQUENCY = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96)))
+BAND = (FREQUENCY > 0.03) & (FREQUENCY < 0.06)  # cycles a pixel
 SMALL = {"steps": 2, "crop": 32, "width": 8, "dim": 16, "batch_size": 2, "eval_every": 0, "classes": 2}
 
 
@@ -44,9 +46,27 @@ def test_noise_has_share_1_and_smooth_images_and_small_objects_have_none(tmp_pat
     assert noise_share(open_set(folder(tmp_path / "objects", objects, 20), "train")) < 0.02
 
     def noisy(rng):
-        return (objects(rng) + 0.3 * (noise(rng).astype(float) - 128)).astype(np.uint8)
+        """Noise over two halves."""
+        image = np.full((64, 64, 3), 90, np.uint8)
+        image[:, rng.integers(16, 48) :] = 200
+        return with_noise(image, rng)
 
     assert 0.05 < noise_share(open_set(folder(tmp_path / "noisy", noisy, 20), "train")) < 0.5
+
+
+def with_noise(image, rng):
+    return (image + 0.3 * (noise(rng).astype(float) - 128)).astype(np.uint8)
+
+
+def lines(rng):
+    """Dark lines a few pixels wide, such as membranes: level lines of a random surface."""
+    waves = np.fft.ifft2(np.fft.fft2(rng.standard_normal((96, 96))) * BAND).real
+    return np.where(abs(waves / waves.std()) < 0.3, 60, 190).astype(np.uint8)
+
+
+def test_positions_with_lines_are_not_averaged(tmp_path):
+    """Averages over 3 x 3 positions would remove the lines."""
+    assert noise_share(open_set(folder(tmp_path / "data", lines, 20), "train")) == 0
 
 
 def test_the_shape_and_the_size_of_images_do_not_matter(tmp_path):
