@@ -7,8 +7,7 @@ defined as its name; every other csrc/**/*.cpp is compiled once. Ninja runs the 
 stay in build/ of the checkout, so that a second build compiles only what has changed: a source, a
 header that it includes, the compiler, a flag or the Python version. CXX names the compiler, and
 CXXFLAGS adds flags. INFOSEG_BUILD_ISA=native compiles for the best instruction set of this CPU
-alone, in a third of the time; another CPU that lacks it cannot load the extension. The default, all,
-compiles for all, so after a native build it adds the others.
+alone; a CPU that lacks it cannot load the extension. The default, all, adds the others.
 
 nvcc compiles every csrc/**/*.cu into a library with a C interface. The library holds the CUDA
 runtime and is loaded when first used. INFOSEG_BUILD_CUDA=auto (the default) builds it where there
