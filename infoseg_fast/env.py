@@ -68,6 +68,14 @@ def environment() -> dict:
     }
 
 
+def _build() -> str:
+    """The compiler of the C++ extension, its instruction sets and the one in use."""
+    record = extension.build_record().get("cpp", {})
+    sets = ", ".join(record.get("instruction_sets", ())) or "unknown instruction sets"
+    used = extension.compiled().instruction_set()
+    return f"built by {record.get('compiler', 'an unknown compiler')} for {sets}; runs {used}"
+
+
 def as_text() -> str:
     """The environment as lines of text, with the reason for each part that cannot run."""
     found = environment()
@@ -78,9 +86,7 @@ def as_text() -> str:
         f"{'processor':<14} {found['processor']}, {found['cores']} cores, {found['threads']} threads",
         f"{'GPUs':<14} {', '.join(found['gpus']) or 'none'}",
     ]
-    build = extension.build_record().get("cpp", {})
-    missing = extension.unavailable()
-    lines.append(f"{'C++ extension':<14} {missing or 'built by ' + build.get('compiler', 'an unknown compiler')}")
+    lines.append(f"{'C++ extension':<14} {extension.unavailable() or _build()}")
     lines += [f"backend {name:<10} {reason or 'usable'}" for name, reason in found["backends"].items()]
     lines.append(f"{'CUDA library':<18} {found['cuda_library'] or 'usable'}")
     lines += [f"op {name:<24} reference, {', '.join(backends)}" for name, backends in found["ops"].items()]

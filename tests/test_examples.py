@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TINY = {"width": 4, "dim": 8, "depth": 1, "batch_size": 4}
@@ -79,7 +78,6 @@ def test_the_notebook_runs_and_holds_no_outputs(capsys):
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])
     names: dict = {}
-    pyplot.close("all")  # of other tests
     for cell in cells:
         cell = cell.replace("STEPS = 150", "STEPS = 3").replace("range(24)", "range(6)").replace("width=16", "width=4")
         exec(compile(cell, "pictures.ipynb", "exec"), names)

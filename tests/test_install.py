@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -171,31 +172,88 @@ def test_without_a_compiler_the_install_succeeds_and_says_what_is_missing(source
     assert "no C++ compiler was found" in run_with(wheel, tmp_path / "installed", USE)
 
 
+def build_in(checkout: Path, compiler: Path | str, **environment) -> list[str]:
+    """Build in a checkout. Returns the instruction sets of the kernels, as the build recorded them."""
+    environment = os.environ | {"CXX": str(compiler), "INFOSEG_BUILD_CUDA": "0"} | environment
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=checkout, env=environment, capture_output=True, check=True)
+    record = json.loads((checkout / "infoseg_fast/_build.json").read_text())["cpp"]
+    assert record["built"], record["reason"]
+    return record["instruction_sets"]
+
+
+X86 = platform.machine() == "x86_64"
+# What a compiler answers, asked for the macros of a CPU.
+MACROS = {
+    "avx2": "__x86_64__ __AVX2__ __FMA__ __F16C__",
+    "avx512": "__x86_64__ __AVX2__ __FMA__ __F16C__ __AVX512F__ __AVX512BW__ __AVX512DQ__ __AVX512VL__",
+}
+
+
 def test_a_second_build_compiles_only_what_changed(source, tmp_path):
     checkout, log, compiler = tmp_path / "checkout", tmp_path / "log", tmp_path / "compiler"
     shutil.copytree(source, checkout)
 
-    def compiled(version: str = "1.0", flags: str = "") -> list[str]:
+    def compiled(version: str = "1.0", flags: str = "", sets: str = "all") -> list[str]:
         """The objects that a build compiles, with a compiler that only logs its outputs."""
         log.write_text("")
         compiler.write_text(
-            f'#!/bin/sh\nif [ "$1" = --version ]; then echo {version}; exit; fi\n'
+            f'#!/bin/sh\ncase "$*" in --version) echo {version}; exit;; *-dM*) echo {MACROS["avx2"]}; exit;; esac\n'
             f'while [ "$1" != -o ]; do shift; done\necho "$2" >> {log}; touch "$2"\n'
         )
         compiler.chmod(0o755)
-        environment = os.environ | {"CXX": str(compiler), "CXXFLAGS": flags, "INFOSEG_BUILD_CUDA": "0"}
-        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        subprocess.run(command, cwd=checkout, env=environment, capture_output=True, check=True)
+        built = build_in(checkout, compiler, CXXFLAGS=flags, INFOSEG_BUILD_ISA=sets)
+        every = ["avx512bf16", "avx512", "avx2", "portable"]
+        assert built == ((["avx2"] if sets == "native" else every) if X86 else ["portable"])
         return sorted(name for name in log.read_text().split() if name.endswith(".o"))
 
-    everything = compiled()
-    assert len(everything) > 10
-    assert compiled() == []
+    # The instruction set of this CPU first: a later build for all adds the others and no more.
+    native = compiled(sets="native")
+    assert not any(name.endswith(("512.o", "bf16.o")) for name in native)
+    others = compiled()
+    assert len(native) > 10 and (len(others) > 10 or not X86) and not {*native} & {*others}
+    assert compiled(sets="native") == compiled() == []
+    everything = sorted(native + others)
     kernel = checkout / "csrc/segment/kernel.cpp"
     kernel.write_text(kernel.read_text() + "\n")
     assert compiled() == [name for name in everything if "segment-kernel" in name]
     assert compiled(flags="-DNEW") == everything
     assert compiled(flags="-DNEW", version="1.1") == everything
+
+
+@pytest.mark.skipif(not X86 or shutil.which("c++") is None, reason="one instruction set, or no C++ compiler")
+def test_an_extension_for_one_cpu_names_what_it_lacks(source, tmp_path):
+    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
+    shutil.copytree(source, checkout)
+    kept = compilers(tools)["CXX"]
+
+    def tried(call: str) -> str:
+        """What a call of the module raises."""
+        code = f"""
+from importlib import machinery, util
+loader = machinery.ExtensionFileLoader("_C", {str(next(checkout.glob("infoseg_fast/_C*.so")))!r})
+try:
+    module = util.module_from_spec(util.spec_from_loader("_C", loader))
+    loader.exec_module(module)
+    {call}
+except (ImportError, RuntimeError) as error:
+    print(type(error).__name__, error)
+"""
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    (sets,) = {*build_in(checkout, kept, CXXFLAGS="-O0", INFOSEG_BUILD_ISA="native")} - {"avx512bf16"}
+    other = "avx2" if sets == "avx512" else "avx512"
+    assert tried(f"module.set_instruction_set({other!r})") == (
+        f"RuntimeError {other} was not compiled into this extension (INFOSEG_BUILD_ISA=all compiles it)\n"
+    )
+    assert tried(f"module.set_instruction_set({sets!r})") == ""
+    if sets == "avx512":
+        return
+    newer = tools / "newer"  # as if it were built on a newer CPU
+    newer.write_text(f'#!/bin/sh\ncase "$*" in *-dM*) echo {MACROS["avx512"]};; *) exec {kept} "$@";; esac\n')
+    newer.chmod(0o755)
+    assert build_in(checkout, newer, CXXFLAGS="-O0", INFOSEG_BUILD_ISA="native") == ["avx512"]
+    assert tried("") == "ImportError its kernels were compiled for avx512 alone, which this CPU cannot run\n"
 
 
 @pytest.mark.long

@@ -16,6 +16,8 @@ namespace infoseg {
 static void choose_isa(const std::string& name) {
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (name != isa_name(isa)) continue;
+    if (!is_compiled(isa))
+      throw std::runtime_error(name + " was not compiled into this extension (INFOSEG_BUILD_ISA=all compiles it)");
     if (!set_isa(isa)) throw std::runtime_error("this CPU cannot run " + name);
     return;
   }
@@ -27,7 +29,10 @@ static void choose_pool(const std::string& name) {
   set_pool(name == "own" ? Pool::own : Pool::automatic);
 }
 
+// Throws, so that the module cannot be imported, when this CPU has none of the compiled instruction
+// sets.
 static void bind_cpu(py::module_& module) {
+  best_isa();
   module.def("instruction_set", [] { return isa_name(current_isa()); });
   module.def("best_instruction_set", [] { return isa_name(best_isa()); });
   module.def("set_instruction_set", &choose_isa, py::arg("name"));

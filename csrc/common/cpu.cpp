@@ -1,22 +1,29 @@
 #include "common/cpu.h"
 
 #include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "mutual_information_loss/mutual_information_loss.h"
 
 namespace infoseg {
 
-Isa best_isa() {
+namespace {
+
+constexpr Isa kBestFirst[] = {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
+
+bool cpu_has(Isa isa) {
 #if INFOSEG_X86
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512) return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
-  if (avx2) return Isa::avx2;
+  if (isa == Isa::avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (isa == Isa::avx512) return avx512;
+  if (isa == Isa::avx2) return avx2;
 #endif
-  return Isa::portable;
+  return isa == Isa::portable;
 }
-
-namespace {
 
 Isa fastest_isa() {
   const Isa best = best_isa();
@@ -33,6 +40,34 @@ std::atomic<int> current{-1};
 
 }  // namespace
 
+bool is_compiled(Isa isa) {
+#if INFOSEG_X86
+  // The kernel that every instruction set has.
+  switch (isa) {
+    case Isa::avx512bf16:
+      return avx512bf16::mutual_information_loss_kernel != nullptr;
+    case Isa::avx512:
+      return avx512::mutual_information_loss_kernel != nullptr;
+    case Isa::avx2:
+      return avx2::mutual_information_loss_kernel != nullptr;
+    default:
+      return portable::mutual_information_loss_kernel != nullptr;
+  }
+#else
+  return isa == Isa::portable;
+#endif
+}
+
+Isa best_isa() {
+  std::string compiled;
+  for (Isa isa : kBestFirst) {
+    if (!is_compiled(isa)) continue;
+    if (cpu_has(isa)) return isa;
+    compiled += (compiled.empty() ? "" : ", ") + std::string(isa_name(isa));
+  }
+  throw std::runtime_error("its kernels were compiled for " + compiled + " alone, which this CPU cannot run");
+}
+
 Isa current_isa() {
   int isa = current.load(std::memory_order_relaxed);
   if (isa < 0) {
@@ -43,7 +78,7 @@ Isa current_isa() {
 }
 
 bool set_isa(Isa isa) {
-  if (isa > best_isa()) return false;
+  if (!is_compiled(isa) || !cpu_has(isa)) return false;
   current.store(static_cast<int>(isa), std::memory_order_relaxed);
   return true;
 }

@@ -4,25 +4,32 @@
 // (setup.py). Its code lies in the namespace of that name. Functions in headers are static: an
 // inline function compiled for AVX-512 in one source must not become the copy that the linker keeps
 // for all sources. For the same reason a kernel.cpp calls no inline function of the standard
-// library.
+// library. A build may leave out instruction sets: their kernels are weak symbols without an
+// address.
 #pragma once
 
 // The sanitizers' build compiles one instruction set alone, under the name "portable".
 #if defined(__x86_64__) && !defined(INFOSEG_ONE_ISA)
 #define INFOSEG_X86 1
+#define INFOSEG_WEAK __attribute__((weak))
 #else
 #define INFOSEG_X86 0
+#define INFOSEG_WEAK
 #endif
 
 namespace infoseg {
 
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
-// The best instruction set that this CPU has.
+// Whether this build has the kernels of an instruction set.
+bool is_compiled(Isa isa);
+// The best compiled instruction set that this CPU has. Throws std::runtime_error when there is
+// none.
 Isa best_isa();
 // The instruction set in use: the fastest on this CPU, or the one that set_isa() chose.
 Isa current_isa();
-// Chooses an instruction set. Returns false, and changes nothing, when this CPU lacks it.
+// Chooses an instruction set. Returns false, and changes nothing, when this CPU lacks it or it was
+// not compiled.
 bool set_isa(Isa isa);
 const char* isa_name(Isa isa);
 
@@ -40,12 +47,12 @@ const char* isa_name(Isa isa);
 // Also defines infoseg::name, which calls the kernel for the instruction set in use.
 #define INFOSEG_KERNEL(Result, name, Arguments) \
   namespace portable {                          \
-  Result name(const Arguments& a);              \
+  INFOSEG_WEAK Result name(const Arguments& a); \
   }                                             \
   namespace avx2 {                              \
-  Result name(const Arguments& a);              \
+  INFOSEG_WEAK Result name(const Arguments& a); \
   }                                             \
   namespace avx512 {                            \
-  Result name(const Arguments& a);              \
+  INFOSEG_WEAK Result name(const Arguments& a); \
   }                                             \
   static inline Result name(const Arguments& a) { return INFOSEG_COMPILED(name)(a); }

@@ -143,8 +143,11 @@ struct GlobalGradient {
   }
 };
 
+// Rows of df that are computed before they are written in another type or layout.
+constexpr int kScratchRows = 4 * kBlockRows;
+
 // Writes df of one tile: `start` plus the product of the coefficients [count, kTile] and as many
-// rows of G. `block` is scratch of [kBlockRows, kTile].
+// rows of G. `block` is scratch of [kScratchRows, kTile].
 template <class A>
 static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, const A* coefficients, const A* G,
                             int64_t count, A* block, NextTile& next, Start<A> start = {}) {
@@ -166,9 +169,8 @@ static inline void write_df(const FeatureTiles<A>& df, int64_t b, int64_t tile, 
     if (past_caches) finish_streams();
     return;
   }
-  const RowBlocks blocks = RowBlocks::of(C);
-  for (int64_t i = 0; i < blocks.count; ++i) {
-    const int64_t c = blocks.begin(i), n = blocks.begin(i + 1) - c;
+  for (int64_t c = 0; c < C; c += kScratchRows) {
+    const int64_t n = C - c < kScratchRows ? C - c : kScratchRows;
     product<A, Left::columns>(n, vectors, count, {G + c, C}, {coefficients, kTile}, start.at(c, 0), {block, kTile},
                               next);
     df.write(b, tile, c, n, block);

@@ -38,7 +38,7 @@ class TileProducts {
         pairs_(G_, R, wanted.scores, wanted.df.data != nullptr),
         sums_(B, K, C, partners, threads, wanted.dG != nullptr, wanted.dg0 != nullptr,
               !f.channel_rows() && !kHasPairs<A>),
-        scratch_size_(kBlockRows * kTile + kGradientScratch<A> + pair_scratch<A>(R)),
+        scratch_size_(kScratchRows * kTile + kGradientScratch<A> + pair_scratch<A>(R)),
         scratch_(gradient_wanted ? threads * scratch_size_ : 0) {}
 
   const GlobalFeatures<A>& globals() const { return G_; }
@@ -63,7 +63,7 @@ class TileProducts {
   // where reads_in_place().
   void add_gradient(int t, int64_t b, int64_t tile, TileRows<A> rows, const A* q, NextTile& next) {
     A* block = scratch_ + t * scratch_size_;
-    A* transposed = block + kBlockRows * kTile;
+    A* transposed = block + kScratchRows * kTile;
     A* sums = sums_.of(t, b, R / K);
     if (wanted_.dg0) add_dg0(q, R, vectors_of<A>(f.size(tile)), sums_.offsets_of(t, b));
     if constexpr (kHasPairs<A>)

@@ -46,7 +46,7 @@ struct AssignedFeatures {
         image_size(C * kRow + (K + n + 1) * kTile),
         assigned_size(C * kRow + kTile),
         scratch_size((n + 1) * image_size + (2 * n + 1) * assigned_size + 2 * K * kTile + C * kRow +
-                     kBlockRows * kTile + kGradientScratch<A>),
+                     kScratchRows * kTile + kGradientScratch<A>),
         scratch(loss.threads * scratch_size),
         pointers(loss.threads * 4 * n) {}
 
@@ -76,7 +76,7 @@ struct AssignedFeatures {
       dV = V + s.K * kTile;
       dS = dV + s.K * kTile;
       block = dS + s.C * kRow;
-      transposed = block + kBlockRows * kTile;
+      transposed = block + kScratchRows * kTile;
       f = s.pointers + t * 4 * s.n;
       g = f + s.n;
       S = g + s.n;

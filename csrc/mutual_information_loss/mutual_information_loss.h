@@ -32,7 +32,7 @@ struct LossArguments {
 };
 
 namespace avx512bf16 {
-double mutual_information_loss_kernel(const LossArguments& a);
+INFOSEG_WEAK double mutual_information_loss_kernel(const LossArguments& a);
 }
 INFOSEG_KERNEL(double, mutual_information_loss_kernel, LossArguments)
 

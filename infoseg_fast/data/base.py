@@ -193,7 +193,7 @@ class ImageSet:
         if not self.windowed:
             return cut(self.scaled(index), slice(row, row + height), slice(column, column + width))
         window = window or self.read_window
-        if self.scale == 1:
+        if self.scale == 1:  # the files need not be decoded again
             return window(index, row, column, height, width)
         pixels, valid = window(index, *self.native_part(index, row, column, height, width))
         resized = resize(pixels, (height, width))
@@ -284,6 +284,8 @@ class InMemory(ImageSet):
         self._images, self.windowed = images, False
         for method in ("read", "label", "digests", "fingerprint", "check_labels", "may_lack_data"):
             setattr(self, method, getattr(source, method))
+        if self.scale == 1:  # the files need not be decoded again
+            self.read = self.scaled
 
     def scaled(self, index: int) -> Pixels:
         return self._images[index]
