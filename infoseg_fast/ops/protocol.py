@@ -25,6 +25,12 @@ class Needs(NamedTuple):
     G: bool
     g0: bool
 
+    @staticmethod
+    def of(wanted: Sequence[bool], bias: Tensor | None) -> "Needs":
+        """From the gradients that are wanted of features, H, W and b."""
+        features, H, weight, b = wanted
+        return Needs(features, H or weight, bias is not None and (H or b))
+
 
 class Gradients(NamedTuple):
     """Gradients by features, G and g0. A gradient that is not wanted has no elements."""
