@@ -296,19 +296,18 @@ class Passes:
         self._plans: dict[tuple, _Plan] = {}
         _ALL_PLANS.append(self._plans)
 
-    def forward(
-        self, tensors: Sequence[Tensor | None], *how: object
-    ) -> tuple[Tensor, Sequence[Tensor], Layout | None]:
+    def forward(self, tensors: Sequence[Tensor | None], *how: object) -> tuple[Tensor, Sequence[Tensor], Layout | None]:
         """The result, what is kept, and its layout, None where the forward pass had no plan."""
-        kind, given = _kind(tensors)
-        plan = None if kind is None else self._plans.get((kind, how))
-        if plan is None:
+        kinds = [None if x is None else (x.shape, x.stride(), x.dtype) for x in tensors]
+        key = tensors[0].device, torch.get_float32_matmul_precision(), *kinds, *how
+        plan = self._plans.get(key)
+        if plan is None or recording():
             empty = not tensors[0].numel()  # there may be values that no kernel writes
-            if kind is None or empty or configs.autotunes(tensors[0].device):
+            if empty or recording() or configs.autotunes(tensors[0].device):
                 out, *kept = self._forward(*tensors, *how)
                 return out, kept, None
-            plan = _keep(self._plans, (kind, how), _find(self._forward, (*tensors, *how), whole=1))
-        out, workspace = plan(given)
+            plan = _keep(self._plans, key, _find(self._forward, (*tensors, *how), whole=1))
+        out, workspace = plan([x for x in tensors if x is not None])
         return out, (workspace,), plan.layout
 
     def backward(

@@ -109,18 +109,18 @@ def without_autocast(features: Tensor) -> contextlib.AbstractContextManager[obje
 
 
 def remembered(function: Callable[..., Settings]) -> Callable[..., Settings]:
-    """Decorator of checks of settings, which are hashable: equal settings of equal types are checked
-    once.
+    """Decorator of checks of settings: settings of equal values and types are checked once. While a
+    graph is recorded, sizes may be symbols or tensors, and nothing is remembered.
     """
     cached = functools.lru_cache(MAX_REMEMBERED, typed=True)(function)
 
     @functools.wraps(function)
     def checked(*settings: Any) -> Settings:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return function(*settings)
         try:
             return cached(*settings)
-        except TypeError:  # not hashable, which the checks say in their words
+        except TypeError:  # a setting that has no hash: the checks raise the error that names it
             return function(*settings)
 
     return checked

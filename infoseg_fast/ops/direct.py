@@ -1,8 +1,7 @@
 """The direct call of a kernel: a plain call, or one `torch.autograd.Function`.
 
-It costs less host time than a custom op. Tensors are ordinary ones, outside the compiler
-(`dispatch.plain`), and checked. The projection is folded within the call, so a step has one node in
-the graph.
+Tensors are checked, ordinary and outside the compiler (`dispatch.plain`). The projection is folded
+within the call, so the graph of a step has one node for an op.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ _C = torch._C._functorch
 
 
 def folded(tensors: Sequence[Any], kernel: Any = None) -> tuple[Any, ...]:
-    """The tensors of a kernel of features, with G and g0 in place of H, W and b. `kernel` folds the
-    projection if it can.
+    """The tensors of a kernel from those of the op, features, H, W, b and the constants: G and g0
+    replace H, W and b. `kernel` folds the projection if it can.
     """
     features, H, weight, bias, *constants = tensors
     fold = getattr(kernel, "fold", fold_projection)
@@ -28,8 +27,11 @@ def folded(tensors: Sequence[Any], kernel: Any = None) -> tuple[Any, ...]:
 
 
 def projected(name: str, kernel: Any, tensors: Sequence[Any], settings: Sequence[Any]) -> Tensor:
-    """The result of a kernel that folds the projection itself: `tensors` are features, H, W, b and
-    the constants. `name` is that of the op, for errors.
+    """The result of a kernel that folds the projection itself.
+
+    Args:
+        name: the name of the op, for errors.
+        tensors: features, H, W, b (or None) and the constants.
     """
     features, H, weight, bias, *constants = tensors
     H, weight, bias = H.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
@@ -63,7 +65,7 @@ class _Projected(torch.autograd.Function):
 
 
 class Function(torch.autograd.Function):
-    """Any other kernel, with a gradient."""
+    """The call of any other kernel with a gradient. `wiring` is that of the op."""
 
     @staticmethod
     def forward(ctx: Any, wiring: Any, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
@@ -93,7 +95,7 @@ class Function(torch.autograd.Function):
         wiring, kernel, settings, needs = ctx.call
         inputs, kept = tensors[: wiring.tensors], tensors[wiring.tensors :]
         if wiring.folds:
-            projection, kept = kept[:3], kept[3:]
+            (H, weight, bias), kept = kept[:3], kept[3:]
         formed, ctx.formed = ctx.formed, None
         if formed:
             found = kernel.hand_over(grad, formed)
@@ -103,13 +105,15 @@ class Function(torch.autograd.Function):
             return tuple(x if need else None for x, need in zip(found, needs, strict=True))
         df, dG, dg0 = found
         wanted = ctx.needs_input_grad
-        return df if wanted[3] else None, *fold_projection_gradient(dG, dg0, *projection, wanted[4:7])
+        return df if wanted[3] else None, *fold_projection_gradient(dG, dg0, H, weight, bias, wanted[4:7])
 
 
 def _derivatives(
     ctx: Any, name: str, grad: Tensor, gradients: Callable[..., tuple[Tensor | None, ...]]
 ) -> tuple[Tensor | None, ...]:
-    """`gradients(ctx, grad, saved tensors)`: by each tensor, None where it is not wanted."""
+    """The result of `gradients(ctx, grad, saved tensors)`: a gradient, or None, for each tensor of
+    the op. A derivative of these gradients raises an error.
+    """
     if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
         raise RuntimeError(dispatch.first_derivatives_only(name))
     grad, saved = grad.resolve_neg().contiguous(), ctx.saved_tensors
@@ -121,10 +125,9 @@ def _derivatives(
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in
-    silence.
-
-    The inputs of the op are arguments so that the graph leads from the gradients to them.
+    """Returns the gradients. Its own derivative raises an error, so that a gradient penalty is not
+    lost in silence. The inputs of the op are arguments, so that the graph leads from the gradients
+    to them.
     """
 
     @staticmethod

@@ -1,15 +1,13 @@
-"""How PyTorch sees the kernels of an op: custom op, fake, gradient, and the direct call outside of
-the compiler.
+"""The custom op of a kernel, with its fake and its gradient, and the choice between the custom op
+and the direct call.
 
-Two ways lead into a kernel. Ordinary tensors outside the compiler take the direct one, a plain call
-or an `autograd.Function`, which costs a few tenths of a millisecond less per training step than a
-custom op; there a gradient that was formed in the forward pass is handed over without a copy.
-Everything that records, compiles or wraps tensors takes the custom ops `infoseg_fast::NAME` and
-`infoseg_fast::NAME_backward`.
+Ordinary tensors outside the compiler take the direct call (`infoseg_fast.ops.direct`), which costs
+less host time. Whatever records, compiles or wraps tensors takes the custom ops
+`infoseg_fast::NAME` and `infoseg_fast::NAME_backward`.
 
-Kernels have first derivatives only. What they cannot do raises an error that names
-`backend="reference"`: second derivatives, `torch.func` transforms, forward mode. `dispatch.select`
-makes `backend="auto"` take the reference there.
+Kernels have first derivatives only. Second derivatives raise an error that names
+`backend="reference"`. So do `torch.func` transforms and forward mode, unless the backend is "auto":
+then `dispatch.select` takes the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,19 +23,21 @@ NAMESPACE = "infoseg_fast"
 
 
 class Wiring:
-    """The custom op of a kernel and the direct call around it.
+    """The custom op and the direct call of an op. A call takes the one that fits its tensors.
 
     Args:
-        name: of the op and of its kernels.
-        schema: the arguments of the kernel in torch.library's notation. Tensors come first.
-        fake: takes these arguments; returns the result with right shapes, dtypes and device.
-        differentiable: number of leading tensors that a gradient may be wanted by. With 0, kernels
-            return the result alone, and its type is `result`.
-        folds: whether the op takes features, H, W and b, whose projection is folded into the
-            kernel's features, G and g0.
-        saves_output: whether `backward` reads the result.
-        settings: a NamedTuple that the kernel takes in place of its fields, which end the schema.
-        result: the type of what an op without gradients returns.
+        name: the name of the op and of its kernels.
+        schema: the arguments of a kernel in the notation of torch.library. Tensors come first.
+        fake: `fake(*arguments)` with the arguments of a kernel returns an uninitialised result of
+            the right shape, dtype and device.
+        differentiable: the number of tensors, the first ones, that may have a gradient. If 0,
+            kernels return the result alone.
+        folds: whether the op is one of features: it takes features, H, W and b, and its kernels
+            take features, G and g0.
+        saves_output: whether the backward pass of a kernel reads the result.
+        settings: a NamedTuple whose fields end the schema. Kernels take it in their place. None:
+            kernels take the settings one by one.
+        result: the type of the result in the schema of an op without gradients.
     """
 
     def __init__(
@@ -72,36 +72,39 @@ class Wiring:
             self.custom.register_fake(lambda *arguments: fake(*self._packed(arguments[:-1])))
 
     def needs(self, wanted: Sequence[bool] | bool) -> tuple[bool, ...]:
-        """The kernel's `needs`: `wanted` for each tensor, or the same for all."""
+        """The argument `needs` of a kernel. A single bool holds for every gradient."""
         each = [wanted] * self.differentiable if isinstance(wanted, bool) else wanted
         return Needs(*each) if self.folds else tuple(each)
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
-        """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it
-        folds.
+        """The result for checked arguments: those of a kernel, with H, W and b in place of G and g0
+        if the op folds.
         """
         number = self.tensors + self.folds
         tensors, settings = arguments[:number], arguments[number:]
         if not dispatch.plain(*tensors):
             return self._call_custom(tensors, settings, backend)
         for x in tensors:
-            if x is not None and x.is_neg():  # a view as of torch.imag(x.conj()): kernels read the memory
+            if x is not None and x.is_neg():  # a negated view, as of torch.imag(x.conj()): kernels read the memory
                 tensors = tuple(x if x is None else x.resolve_neg() for x in tensors)
                 break
         kernel = dispatch.kernel(self.name, backend)
-        if self.differentiable and self.folds and tensors[2] is not None and hasattr(kernel, "forward_projected"):
+        if not self.differentiable:
+            return kernel.forward(*self._inputs(tensors, kernel), *settings)
+        if self.folds and tensors[2] is not None and hasattr(kernel, "forward_projected"):
             return direct.projected(self.name, kernel, tensors, settings)
-        if self.differentiable and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             for x in tensors[: self.differentiable + self.folds]:
                 if x is not None and x.requires_grad:
                     return direct.Function.apply(self, kernel, settings, *tensors)
-        inputs = direct.folded(tensors, kernel) if self.folds else tensors
-        if not self.differentiable:
-            return kernel.forward(*inputs, *settings)
-        return kernel.forward(*inputs, *settings, self.needs(False))[0]
+        return kernel.forward(*self._inputs(tensors, kernel), *settings, self.needs(False))[0]
+
+    def _inputs(self, tensors: Sequence[Any], kernel: Any = None) -> Sequence[Any]:
+        """The tensors of a kernel. `kernel` folds the projection if it can."""
+        return direct.folded(tensors, kernel) if self.folds else tensors
 
     def _call_custom(self, tensors: Sequence[Any], settings: Sequence[Any], backend: str) -> Any:
-        inputs = direct.folded(tensors) if self.folds else tensors
+        inputs = self._inputs(tensors)
         if self.settings is not None:
             settings = tuple(settings[0])
         if not self.differentiable:
@@ -118,7 +121,7 @@ class Wiring:
         return op
 
     def _packed(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """The kernel's arguments from those of the custom op."""
+        """The arguments of the kernel from those of the custom op."""
         if self.settings is None:
             return tuple(arguments)
         number = len(self.settings._fields)
