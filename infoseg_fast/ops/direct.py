@@ -38,11 +38,11 @@ def projected(name: str, kernel: Any, tensors: Sequence[Any], settings: Sequence
     if torch.is_grad_enabled() and (
         features.requires_grad or H.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        return _Projected.apply((name, kernel, settings), features, H, weight, bias, *constants)
+        return _ProjectedCall.apply((name, kernel, settings), features, H, weight, bias, *constants)
     return kernel.forward_projected((features, H, weight, bias, *constants), settings, (False,) * 4)[0]
 
 
-class _Projected(torch.autograd.Function):
+class _ProjectedCall(torch.autograd.Function):
     """`projected` with a gradient."""
 
     @staticmethod
@@ -54,7 +54,7 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return None, *_derivatives(ctx, ctx.call[0], grad, _Projected._gradients)
+        return None, *_derivatives(ctx, ctx.call[0], grad, _ProjectedCall._gradients)
 
     @staticmethod
     def _gradients(ctx: Any, grad: Tensor, saved: Sequence[Any]) -> tuple[Tensor | None, ...]:
@@ -64,7 +64,7 @@ class _Projected(torch.autograd.Function):
         return *found, *(None,) * (number - 4)
 
 
-class Function(torch.autograd.Function):
+class DirectCall(torch.autograd.Function):
     """The call of any other kernel with a gradient. `wiring` is that of the op."""
 
     @staticmethod
@@ -87,7 +87,7 @@ class Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        gradients = _derivatives(ctx, ctx.call[0].name, grad, Function._gradients)
+        gradients = _derivatives(ctx, ctx.call[0].name, grad, DirectCall._gradients)
         return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
 
     @staticmethod

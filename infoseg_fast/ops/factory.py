@@ -96,7 +96,7 @@ class Wiring:
         if torch.is_grad_enabled():
             for x in tensors[: self.differentiable + self.folds]:
                 if x is not None and x.requires_grad:
-                    return direct.Function.apply(self, kernel, settings, *tensors)
+                    return direct.DirectCall.apply(self, kernel, settings, *tensors)
         return kernel.forward(*self._inputs(tensors, kernel), *settings, self.needs(False))[0]
 
     def _inputs(self, tensors: Sequence[Any], kernel: Any = None) -> Sequence[Any]:
