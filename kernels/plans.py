@@ -120,15 +120,21 @@ class _Start:
 
 @dataclass
 class _Plan:
-    made: list[tuple]  # size, stride and dtype of the tensors that are allocated
+    # Of the tensors that are allocated: the number of a given tensor of the same form (None: there
+    # is none), size, stride and dtype. torch.empty_like takes less time than torch.empty_strided.
+    made: list[tuple]
     starts: list[_Start]
     results: list[int]  # numbers of the tensors that are returned; those that are given come first
     layout: "Layout"  # of what is kept in the workspace
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         device = tensors[0].device
-        for size, stride, dtype in self.made:
-            tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
+        for like, size, stride, dtype in self.made:
+            tensors.append(
+                torch.empty_strided(size, stride, dtype=dtype, device=device)
+                if like is None
+                else torch.empty_like(tensors[like])
+            )
         if INTERPRETED or _hooked():
             for start in self.starts:
                 start.on_tensors(tensors)
@@ -147,6 +153,10 @@ class _Plan:
         addresses = [x.data_ptr() for x in tensors]
         for start in self.starts:
             start(tensors, addresses, stream)
+
+
+def _form(x: Tensor) -> tuple:
+    return x.shape, x.stride(), x.dtype
 
 
 def _hooked() -> bool:
@@ -195,10 +205,11 @@ def _find(
         values = [started.constexprs.get(name, started.arguments.get(name)) for name in started.kernel.parameters]
         places = [(i, settled(allocations.place(x))) for i, x in enumerate(values) if isinstance(x, Tensor)]
         starts.append(_Start(started, values, places))
-    made = [(x.shape, x.stride(), x.dtype) for x in (allocations.made[number - number_of_given] for number in kept)]
+    alike = {_form(torch.empty_like(x)): i for i, x in enumerate(given)}
+    made = [(alike.get(_form(x)), *_form(x)) for x in (allocations.made[number - number_of_given] for number in kept)]
     numbers = [order[place.number] for place in returned]
     if offsets or whole is not None:
-        made.append(((workspace,), (1,), torch.uint8))
+        made.append((None, (workspace,), (1,), torch.uint8))
     if whole is not None:
         numbers.append(len(order))
     return _Plan(made, starts, numbers, Layout([settled(place) for place in packed]))
