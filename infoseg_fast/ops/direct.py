@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reference.folding import fold_projection, fold_projection_gradient
-from . import dispatch
+from . import checks, dispatch
 from .protocol import Needs
 
 _C = torch._C._functorch
@@ -23,7 +23,9 @@ def folded(tensors: Sequence[Any], kernel: Any = None) -> tuple[Any, ...]:
     """
     features, H, weight, bias, *constants = tensors
     fold = getattr(kernel, "fold", fold_projection)
-    return features, *fold(H, weight, bias), *constants
+    with checks.without_autocast(features):  # G and g0 have the accumulation dtype
+        G, g0 = fold(H, weight, bias)
+    return features, G, g0, *constants
 
 
 def projected(name: str, kernel: Any, tensors: Sequence[Any], settings: Sequence[Any]) -> Tensor:

@@ -65,11 +65,11 @@ def mutual_information_loss(
     settings = _checked(temperature, estimator, negatives, num_negatives, balance, features.shape[0])
     valid = checks.validity_mask(mask, features)
     backend = dispatch.select("mutual_information_loss", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             G, g0 = reference.fold_projection(global_features, weight, bias)
             return reference.folded_loss(features, G, g0, valid, **settings._asdict())
-        return WIRING(backend, features, global_features, weight, bias, valid, settings)
+    return WIRING(backend, features, global_features, weight, bias, valid, settings)
 
 
 @checks.remembered
