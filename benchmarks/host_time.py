@@ -6,9 +6,9 @@ Triton's driver is replaced by one that launches nothing (`infoseg_fast.bench.mo
 tensors are small and lie on the CPU. Processor time of one thread, since other processes may run;
 the variants run in turns.
 Printed: the least time of forward and backward together, its ratio to that of an autograd.Function
-that does nothing, launches of Triton, and allocations by `torch.empty` and `torch.empty_strided`.
-Then the launches of Triton and the operations of PyTorch in the loss of a recipe with its gradient,
-networks included.
+that does nothing, launches of Triton, and allocations by `torch.empty`, `torch.empty_like` and
+`torch.empty_strided`. Then the launches of Triton and the operations of PyTorch in the loss of a
+recipe with its gradient, networks included.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def calls() -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def allocations(call: Callable[[], object]) -> int:
-    """How often `call` allocates by torch.empty or torch.empty_strided."""
+    """How often `call` allocates by torch.empty, torch.empty_like or torch.empty_strided."""
     number = 0
 
     def counted(function):
@@ -113,6 +113,7 @@ def allocations(call: Callable[[], object]) -> int:
 
     with (
         patch.object(torch, "empty", counted(torch.empty)),
+        patch.object(torch, "empty_like", counted(torch.empty_like)),
         patch.object(torch, "empty_strided", counted(torch.empty_strided)),
     ):
         call()

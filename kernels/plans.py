@@ -14,6 +14,7 @@ given addresses in place of tensors.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,15 +87,15 @@ class _Start:
     launch: Launch
     values: list[object]
     places: list[tuple[int, _Place]]  # with the position of the parameter
-    # Triton's compiled kernels by which addresses are aligned; () if all are.
-    compiled: dict[tuple[bool, ...], object] = field(default_factory=dict)
+    # Triton's compiled kernel and what its launcher needs, by which addresses are aligned; () if all.
+    compiled: dict[tuple[bool, ...], tuple[Any, ...]] = field(default_factory=dict)
     pointers: list[tuple[int, int, int]] = field(init=False)  # position, number, offset
 
     def __post_init__(self):
         self.pointers = [(i, place.number, place.offset) for i, place in self.places]
         self.grid = (*self.launch.grid, 1, 1)[:3]
 
-    def on_tensors(self, tensors: list[Tensor]) -> object:
+    def on_tensors(self, tensors: list[Tensor]) -> Any:
         """Launch as Triton does, compiling the kernel at need; returns what `Launch.run` does."""
         names = list(self.launch.kernel.parameters)
         given = {names[i]: place.tensor(tensors) for i, place in self.places}
@@ -110,44 +111,52 @@ class _Start:
             aligned = tuple([values[i] % POINTER_ALIGNMENT == 0 for i, *_ in self.pointers])
         compiled = self.compiled.get(aligned)
         if compiled is None:
-            self.compiled[aligned] = self.on_tensors(tensors)
+            made = self.on_tensors(tensors)
+            self.compiled[aligned] = made, made.run, made.function, made.packed_metadata
         else:
-            compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
+            _, run, function, metadata = compiled
+            run(*self.grid, stream, function, metadata, None, None, None, *values)
 
 
 @dataclass
 class _Plan:
-    made: list[tuple]  # size, stride and dtype of the tensors that are allocated, but for the workspace
-    workspace: int | None  # bytes; None: every tensor is returned
+    # Of the tensors that are allocated: the number of a given tensor of the same form (None: there
+    # is none), size, stride and dtype. torch.empty_like takes less time than torch.empty_strided.
+    made: list[tuple]
     starts: list[_Start]
-    results: list[int]  # numbers of the tensors that are returned
+    results: list[int]  # numbers of the tensors that are returned; those that are given come first
     layout: "Layout"  # of what is kept in the workspace
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         device = tensors[0].device
-        for size, stride, dtype in self.made:
-            tensors.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
-        if self.workspace is not None:
-            size = (self.workspace,)
-            tensors.append(torch.empty_strided(size, (1,), dtype=torch.uint8, device=device))
+        for like, size, stride, dtype in self.made:
+            tensors.append(
+                torch.empty_strided(size, stride, dtype=dtype, device=device)
+                if like is None
+                else torch.empty_like(tensors[like])
+            )
         if INTERPRETED or _hooked():
             for start in self.starts:
                 start.on_tensors(tensors)
         elif self.starts:
             # Triton launches on the current device, which need not be that of the tensors.
-            current = driver.active.get_current_device()
+            active = driver.active
+            current = active.get_current_device()
             if device.type == "cuda" and device.index != current:
                 with torch.cuda.device(device):
-                    self._launch(tensors, device.index)
+                    self._launch(tensors, active.get_current_stream(device.index))
             else:
-                self._launch(tensors, current)
+                self._launch(tensors, active.get_current_stream(current))
         return tuple([tensors[number] for number in self.results])
 
-    def _launch(self, tensors: list[Tensor], device: int) -> None:
-        stream = driver.active.get_current_stream(device)
+    def _launch(self, tensors: list[Tensor], stream: int) -> None:
         addresses = [x.data_ptr() for x in tensors]
         for start in self.starts:
             start(tensors, addresses, stream)
+
+
+def _form(x: Tensor) -> tuple:
+    return x.shape, x.stride(), x.dtype
 
 
 def _hooked() -> bool:
@@ -196,12 +205,14 @@ def _find(
         values = [started.constexprs.get(name, started.arguments.get(name)) for name in started.kernel.parameters]
         places = [(i, settled(allocations.place(x))) for i, x in enumerate(values) if isinstance(x, Tensor)]
         starts.append(_Start(started, values, places))
-    made = [(x.shape, x.stride(), x.dtype) for x in (allocations.made[number - number_of_given] for number in kept)]
+    alike = {_form(torch.empty_like(x)): i for i, x in enumerate(given)}
+    made = [(alike.get(_form(x)), *_form(x)) for x in (allocations.made[number - number_of_given] for number in kept)]
     numbers = [order[place.number] for place in returned]
+    if offsets or whole is not None:
+        made.append((None, (workspace,), (1,), torch.uint8))
     if whole is not None:
         numbers.append(len(order))
-    layout = Layout([settled(place) for place in packed])
-    return _Plan(made, workspace if offsets or whole is not None else None, starts, numbers, layout)
+    return _Plan(made, starts, numbers, Layout([settled(place) for place in packed]))
 
 
 class Layout:
@@ -296,17 +307,18 @@ class Passes:
         self._plans: dict[tuple, _Plan] = {}
         _ALL_PLANS.append(self._plans)
 
-    def forward(self, *arguments: object) -> tuple[Tensor, Sequence[Tensor], Layout | None]:
+    def forward(self, tensors: Sequence[Tensor | None], *how: object) -> tuple[Tensor, Sequence[Tensor], Layout | None]:
         """The result, what is kept, and its layout, None where the forward pass had no plan."""
-        key, tensors = _kind(arguments)
-        plan = self._plans.get(key) if key is not None else None
-        if plan is None:
-            empty = not arguments[0].numel()  # there may be values that no kernel writes
-            if key is None or empty or configs.autotunes(tensors[0].device):
-                out, *kept = self._forward(*arguments)
+        kinds = [None if x is None else (x.shape, x.stride(), x.dtype) for x in tensors]
+        key = tensors[0].device, torch.get_float32_matmul_precision(), *kinds, *how
+        plan = self._plans.get(key)
+        if plan is None or recording():
+            empty = not tensors[0].numel()  # there may be values that no kernel writes
+            if empty or recording() or configs.autotunes(tensors[0].device):
+                out, *kept = self._forward(*tensors, *how)
                 return out, kept, None
-            plan = _keep(self._plans, key, _find(self._forward, arguments, whole=1))
-        out, workspace = plan(tensors)
+            plan = _keep(self._plans, key, _find(self._forward, (*tensors, *how), whole=1))
+        out, workspace = plan([x for x in tensors if x is not None])
         return out, (workspace,), plan.layout
 
     def backward(
@@ -317,16 +329,18 @@ class Passes:
         tensors: Sequence[Tensor | None],
         *how: object,
     ) -> tuple[Tensor, ...]:
-        """The gradients. `tensors` are those of the forward pass; all else is in `how`."""
+        """The gradients. `tensors` are those of the forward pass, and those that it returned;
+        `how` is that of the forward pass.
+        """
         if layout is None:
             return self._backward(kept, grad, tensors, *how)
-        key = torch.get_float32_matmul_precision(), grad.dtype, *how
-        plan = layout.backward.get(key)
+        kind = torch.get_float32_matmul_precision(), grad.dtype
+        plan = layout.backward.get(kind)
         if plan is None:
             number = len(tensors)
 
             def function(workspace, grad, *arguments):
                 return self._backward(layout.tensors(workspace), grad, arguments[:number], *arguments[number:])
 
-            plan = layout.backward[key] = _find(function, (*kept, grad, *tensors, *how))
+            plan = layout.backward[kind] = _find(function, (*kept, grad, *tensors, *how))
         return plan([*kept, grad, *[x for x in tensors if x is not None]])

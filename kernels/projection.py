@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..ops.protocol import Needs
 from ..reference.folding import accumulation_dtype, fold_projection
 from . import configs
 from .launch import Cost, Launch, OpKernel, kernel, launch, num_bytes, product_operations
@@ -183,7 +184,8 @@ class FeatureKernel(OpKernel):
         """G and g0 as `reference.fold_projection`; G in `dtype` if that is given."""
         if W is None:
             return fold_projection(H, W, b)
-        G, *g0 = _fold(*_contiguous(H, W, b), dtype or accumulation_dtype(H.dtype))
+        b = None if b is None else b.contiguous()
+        G, *g0 = _fold(H.contiguous(), W.contiguous(), b, dtype or accumulation_dtype(H.dtype))
         return G, g0[0] if g0 else None
 
     def fold_gradient(self, dG, dg0, H, W, b, wanted):
@@ -192,45 +194,40 @@ class FeatureKernel(OpKernel):
         """
         return _fold_gradient(dG, dg0, H, W, b, wanted)
 
-    def forward_projected(self, tensors, settings, needs):
-        """The result, what is kept for `backward_projected`, and a number of the plan.
+    def forward_projected(self, tensors, settings, wanted):
+        """The result, what is kept for `backward_projected`, and a layout that it needs too.
 
-        tensors: features, H, W, b and the op's constants.
+        tensors: features, H, W, b and the op's constants; H, W and b are contiguous.
+        wanted: whether a gradient is wanted by each of the first four.
         """
-        features, *projection = tensors[:4]
-        return self._passes.forward(features, *_contiguous(*projection), *tensors[4:], settings, needs)
+        out, kept, layout = self._passes.forward(tensors, settings, wanted)
+        return out, (out, *kept) if self.saves_output else kept, layout
 
-    def backward_projected(self, grad, layout, kept, tensors, settings, needs, wanted):
-        """Gradients by features, H, W and b that are `wanted`; None for the others.
-
-        tensors: those of `forward_projected` and, if the kernel reads it, the result.
-        """
-        features, *projection = tensors[:4]
-        tensors = features, *_contiguous(*projection), *tensors[4:]
-        found = iter(self._passes.backward(layout, kept, grad, tensors, settings, needs, wanted))
+    def backward_projected(self, grad, layout, kept, tensors, settings, wanted):
+        """Gradients by features, H, W and b that are `wanted`; None for the others."""
+        if self.saves_output:
+            out, *kept = kept
+            tensors = *tensors, out
+        found = iter(self._passes.backward(layout, kept, grad, tensors, settings, wanted))
         return tuple([next(found) if need else None for need in wanted])
 
     def _forward(self, features, H, W, b, *rest):
-        *constants, settings, needs = rest
+        *constants, settings, wanted = rest
         folded = _fold(H, W, b, self.operands(features))
         G, g0 = folded if len(folded) == 2 else (*folded, None)
-        out, saved = self.forward(features, G, g0, *constants, *settings, needs)
+        out, saved = self.forward(features, G, g0, *constants, *settings, Needs.of(wanted, b))
         return out, *folded, *saved
 
-    def _backward(self, kept, grad, tensors, settings, needs, wanted):
+    def _backward(self, kept, grad, tensors, settings, wanted):
         features, H, W, b, *constants = tensors
         G, *saved = kept
         g0 = None if b is None else saved.pop(0)
         if self.saves_output:
             *constants, out = constants
             saved = [out, *saved]
-        df, dG, dg0 = self.backward(grad, saved, features, G, g0, *constants, *settings, needs)
+        df, dG, dg0 = self.backward(grad, saved, features, G, g0, *constants, *settings, Needs.of(wanted, b))
         found = df, *self.fold_gradient(dG, dg0, H, W, b, wanted[1:])
         return tuple(x for x, need in zip(found, wanted, strict=True) if need)
-
-
-def _contiguous(*tensors):
-    return [x if x is None else x.contiguous() for x in tensors]
 
 
 def _sizes(H, W):

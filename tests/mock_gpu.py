@@ -3,7 +3,8 @@
 SECONDS is the limit of a stage. Triton's driver and what the stages call of torch.cuda have
 stand-ins, sizes are tiny, and processes are forks of this one. One stage crashes and one hangs.
 Among the checks one ends its process, one hangs, and one leaves the device unusable. No kernel
-writes anything: with MALLOC_PERTURB_=255 new memory is 0, and two runs have the same bits.
+writes anything: with MALLOC_PERTURB_=255 new memory is 0, and two runs have the same bits. The PATH
+has a stand-in of compute-sanitizer, which hangs once.
 """
 
 import contextlib
@@ -156,6 +157,14 @@ first_hour_training.SETTINGS |= {"width": 4, "dim": 4, "overcluster": 1.0, "refi
 names = "default, without graph", "default", "default, resumed at half"
 first_hour_training.RUNS = {"wrong": {"jitter": -1.0}, **{name: {} for name in names}}
 first_hour_stages.FUNCTIONS |= {"hangs": lambda table: time.sleep(60), "crashes": lambda table: os.abort()}
+
+
+def sanitizer_hangs(table):
+    os.environ["SANITIZER"] = "hangs"
+    first_hour_stages.sanitizer(table)
+
+
+first_hour_stages.FUNCTIONS["sanitizer_hangs"] = sanitizer_hangs
 # The library of a machine without a GPU does not run: assignments and counts are those of the host.
 cuda_library.unavailable = lambda: None
 cuda_library.LIBRARY = Path(__file__)
@@ -182,6 +191,7 @@ def main():
     seconds = float(sys.argv[2])
     stages = [stage._replace(seconds=seconds) for stage in STAGES]
     stages[2:2] = [Stage("crashes", seconds, "a stage that crashes"), Stage("hangs", 1, "a stage that hangs")]
+    stages.append(Stage("sanitizer_hangs", 1, "a compute-sanitizer that hangs"))
     with mocked(compiles=False, keep=False):
         sys.exit(1 if first_hour.run_stages(Path(sys.argv[1]), stages, ("python",)) else 0)
 

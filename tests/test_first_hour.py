@@ -56,6 +56,50 @@ def test_all_stages_together_take_less_than_eight_minutes():
     assert min(stage.seconds for stage in STAGES if stage.name in ("compilation", "checks")) > first_hour.TASK_SECONDS
 
 
+# Stands for compute-sanitizer. It answers in place of the program that it is given, as $SANITIZER says.
+SANITIZER = """#!/bin/sh
+echo "========= COMPUTE-SANITIZER"
+case "$SANITIZER" in
+  hangs) echo $$ > "$0.pid"; exec sleep 60;;
+  broken) echo "========= Error: No attachable process found" >&2; exit 1;;
+esac
+while read number; do echo 'answer {"rows": []}'; done
+if [ "$SANITIZER" = finds ]; then
+  echo "========= Invalid __global__ write of size 4 bytes"; echo "=========     at loss_forward"; exit 9
+fi
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+
+
+def install_sanitizer(folder: Path) -> str:
+    """Write the stand-in into `folder`. Returns the PATH that has it."""
+    tool = folder / "compute-sanitizer"
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("passes", [("0", PASSED, ""), ("2", PASSED, "")]),
+        ("finds", [("9", FAILED, "Invalid __global__ write of size 4 bytes"), ("2", PASSED, "")]),
+        ("broken", [("1", FAILED, "Error: No attachable process found"), ("0", FAILED, "")]),
+    ],
+)
+def test_the_table_says_what_compute_sanitizer_found(how, expected, tmp_path, monkeypatch):
+    from infoseg_fast.bench import first_hour_stages
+
+    names = ["assign", f"{first_hour_stages.LOSS} one", f"{first_hour_stages.LOSS} two"]
+    monkeypatch.setattr(first_hour_stages, "check_tasks", lambda: [(name, None) for name in names])
+    monkeypatch.setenv("PATH", install_sanitizer(tmp_path))
+    monkeypatch.setenv("SANITIZER", how)
+    first_hour_stages.sanitizer(Table(tmp_path, "sanitizer"))
+    rows = Table(tmp_path, "").rows(stage="sanitizer")
+    assert [row["name"] for row in rows] == ["memcheck", "checks under memcheck"]
+    assert [(row["value"], row["status"], row["detail"]) for row in rows] == expected
+
+
 @pytest.mark.long
 def test_every_stage_runs_with_a_mocked_driver_whatever_the_others_meet(tmp_path):
     program = Path(__file__).with_name("mock_gpu.py")
@@ -64,13 +108,20 @@ def test_every_stage_runs_with_a_mocked_driver_whatever_the_others_meet(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "255"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "255", "PATH": install_sanitizer(tmp_path)},
     )
-    assert done.returncode == 1, done.stdout + done.stderr  # as some checks fail, and two stages
+    assert done.returncode == 1, done.stdout + done.stderr  # as some checks fail, and three stages
     rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
     stages = {row["name"]: row["status"] for row in rows if row["stage"] == "stages"}
-    assert list(stages) == [*[s.name for s in STAGES[:2]], "crashes", "hangs", *[s.name for s in STAGES[2:]]]
-    assert [name for name, status in stages.items() if status != PASSED] == ["crashes", "hangs"]
+    assert list(stages) == [
+        *[s.name for s in STAGES[:2]],
+        "crashes",
+        "hangs",
+        *[s.name for s in STAGES[2:]],
+        "sanitizer_hangs",
+    ]
+    failed = {name: status for name, status in stages.items() if status != PASSED}
+    assert failed == {"crashes": FAILED, "hangs": ENDED, "sanitizer_hangs": ENDED}
     by_stage = {name: [row for row in rows if row["stage"] == name] for name in stages}
 
     checks = {row["name"]: (row["status"], row["detail"]) for row in by_stage["checks"]}
@@ -95,5 +146,8 @@ def test_every_stage_runs_with_a_mocked_driver_whatever_the_others_meet(tmp_path
     assert len(pairs) == 3 and all(row["value"] == "0" and row["status"] == PASSED for row in pairs)
     assert training["wrong", ""]["status"] == FAILED and "--jitter" in training["wrong", ""]["detail"]
     assert (tmp_path / "gpu_trace.json.gz").stat().st_size > 1000
+    assert [row["status"] for row in by_stage["sanitizer"]] == [PASSED, PASSED]
+    hung = Path("/proc", (tmp_path / "compute-sanitizer.pid").read_text().strip(), "stat")
+    assert not hung.exists() or hung.read_text().split()[2] == "Z"  # nothing runs on
     log = (tmp_path / "gpu.log").read_text()
     assert "training default" in log and "checks a check that passes" in log

@@ -35,10 +35,10 @@ def assign(
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     temperature = checks.real("temperature", temperature, positive=True)
     backend = dispatch.select("assign", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             return reference.assign(features, global_features, weight, bias, temperature=temperature)
-        return WIRING(backend, features, global_features, weight, bias, temperature)
+    return WIRING(backend, features, global_features, weight, bias, temperature)
 
 
 def _floor(case: Case, phase: str) -> int:

@@ -3,9 +3,10 @@ values.
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from . import dispatch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_CLASSES = 256
+MAX_REMEMBERED = 64  # settings of an op
+Settings = TypeVar("Settings")
 _STRIDED = torch.strided
 _NOTHING = contextlib.nullcontext()
 _NAMES = ("features", "global_features", "weight", "bias")
@@ -35,10 +38,12 @@ def local_and_global(
     """
     device: Any = getattr(features, "device", None)
     dtype: Any = getattr(features, "dtype", None)
-    alike = dtype in DTYPES and global_features is not None  # the usual case, of which no more need be asked
+    alike = dtype in DTYPES and global_features is not None
     for x in (features, global_features, weight, bias):
-        if x is not None:
-            alike = alike and isinstance(x, Tensor) and x.dtype is dtype and x.layout is _STRIDED and x.device == device
+        if x is not None and not (
+            isinstance(x, Tensor) and x.dtype is dtype and x.layout is _STRIDED and x.device == device
+        ):
+            alike = False
     if not alike:
         _each_by_itself(device, features, global_features, weight, bias)
     sizes, shape = features.shape, global_features.shape
@@ -72,9 +77,12 @@ def local_and_global(
         dtype = torch.get_autocast_dtype(device_type)
         features, global_features = features.to(dtype), global_features.to(dtype)
         weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
-    for name, x in zip(_NAMES, () if alike else (features, global_features, weight, bias), strict=False):
-        if x is not None and x.dtype != features.dtype:
-            raise TypeError(f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}")
+    if not alike:
+        for name, x in zip(_NAMES, (features, global_features, weight, bias), strict=True):
+            if x is not None and x.dtype != features.dtype:
+                raise TypeError(
+                    f"{name} must be {features.dtype} as features are (one dtype for all), not {described(x)}"
+                )
     return features, global_features, weight, bias
 
 
@@ -98,6 +106,24 @@ def without_autocast(features: Tensor) -> contextlib.AbstractContextManager[obje
     device_type = dispatch.device_type(features)
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else _NOTHING
+
+
+def remembered(function: Callable[..., Settings]) -> Callable[..., Settings]:
+    """Decorator of checks of settings: settings of equal values and types are checked once. While a
+    graph is recorded, sizes may be symbols or tensors, and nothing is remembered.
+    """
+    cached = functools.lru_cache(MAX_REMEMBERED, typed=True)(function)
+
+    @functools.wraps(function)
+    def checked(*settings: Any) -> Settings:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return function(*settings)
+        try:
+            return cached(*settings)
+        except TypeError:  # a setting that has no hash: the checks raise the error that names it
+            return function(*settings)
+
+    return checked
 
 
 def one_of(name: str, value: str, accepted: Sequence[str]) -> None:

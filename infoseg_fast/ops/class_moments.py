@@ -46,12 +46,12 @@ def class_moments(
     temperature = checks.real("temperature", temperature, positive=True)
     statistics = checks.position_statistics(statistics, features)
     backend = dispatch.select("class_moments", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             return reference.class_moments(
                 features, global_features, weight, bias, statistics=statistics, temperature=temperature
             )
-        return WIRING(backend, features, global_features, weight, bias, statistics, temperature)
+    return WIRING(backend, features, global_features, weight, bias, statistics, temperature)
 
 
 def _fake(features: Tensor, G: Tensor, g0: Tensor | None, statistics: Tensor, temperature: float) -> Tensor:

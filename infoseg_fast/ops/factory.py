@@ -1,15 +1,13 @@
-"""How PyTorch sees the kernels of an op: custom op, fake, gradient, and the direct call outside of
-the compiler.
+"""The custom op of a kernel, with its fake and its gradient, and the choice between the custom op
+and the direct call.
 
-Two ways lead into a kernel. Ordinary tensors outside the compiler take the direct one, a plain call
-or an `autograd.Function`, which costs a few tenths of a millisecond less per training step than a
-custom op; there a gradient that was formed in the forward pass is handed over without a copy.
-Everything that records, compiles or wraps tensors takes the custom ops `infoseg_fast::NAME` and
-`infoseg_fast::NAME_backward`.
+Ordinary tensors outside the compiler take the direct call (`infoseg_fast.ops.direct`), which costs
+less host time. Whatever records, compiles or wraps tensors takes the custom ops
+`infoseg_fast::NAME` and `infoseg_fast::NAME_backward`.
 
-Kernels have first derivatives only. What they cannot do raises an error that names
-`backend="reference"`: second derivatives, `torch.func` transforms, forward mode. `dispatch.select`
-makes `backend="auto"` take the reference there.
+Kernels have first derivatives only. Second derivatives raise an error that names
+`backend="reference"`. So do `torch.func` transforms and forward mode, unless the backend is "auto":
+then `dispatch.select` takes the reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,28 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.folding import fold_projection, fold_projection_gradient
-from . import dispatch
+from . import direct, dispatch
 from .protocol import Needs
 
 NAMESPACE = "infoseg_fast"
-_C = torch._C._functorch
 
 
 class Wiring:
-    """The custom op of a kernel and the direct call around it.
+    """The custom op and the direct call of an op. A call takes the one that fits its tensors.
 
     Args:
-        name: of the op and of its kernels.
-        schema: the arguments of the kernel in torch.library's notation. Tensors come first.
-        fake: takes these arguments; returns the result with right shapes, dtypes and device.
-        differentiable: number of leading tensors that a gradient may be wanted by. With 0, kernels
-            return the result alone, and its type is `result`.
-        folds: whether the op takes features, H, W and b, whose projection is folded into the
-            kernel's features, G and g0.
-        saves_output: whether `backward` reads the result.
-        settings: a NamedTuple that the kernel takes in place of its fields, which end the schema.
-        result: the type of what an op without gradients returns.
+        name: the name of the op and of its kernels.
+        schema: the arguments of a kernel in the notation of torch.library. Tensors come first.
+        fake: `fake(*arguments)` with the arguments of a kernel returns an uninitialised result of
+            the right shape, dtype and device.
+        differentiable: the number of tensors, the first ones, that may have a gradient. If 0,
+            kernels return the result alone.
+        folds: whether the op is one of features: it takes features, H, W and b, and its kernels
+            take features, G and g0.
+        saves_output: whether the backward pass of a kernel reads the result.
+        settings: a NamedTuple whose fields end the schema. Kernels take it in their place. None:
+            kernels take the settings one by one.
+        result: the type of the result in the schema of an op without gradients.
     """
 
     def __init__(
@@ -57,7 +55,6 @@ class Wiring:
         self.name, self.schema, self.fake = name, schema, fake
         self.differentiable, self.folds, self.saves_output = differentiable, folds, saves_output
         self.settings = settings
-        self._no_gradients = self.needs(False) if differentiable else ()
         kinds = [argument.split()[0] for argument in schema.split(", ")]
         self.tensors = sum(kind.startswith("Tensor") for kind in kinds)  # among the kernel's arguments
         if differentiable:
@@ -75,47 +72,39 @@ class Wiring:
             self.custom.register_fake(lambda *arguments: fake(*self._packed(arguments[:-1])))
 
     def needs(self, wanted: Sequence[bool] | bool) -> tuple[bool, ...]:
-        """The kernel's `needs`: `wanted` for each tensor, or the same for all."""
+        """The argument `needs` of a kernel. A single bool holds for every gradient."""
         each = [wanted] * self.differentiable if isinstance(wanted, bool) else wanted
         return Needs(*each) if self.folds else tuple(each)
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
-        """The op on checked arguments: the kernel's own, with H, W and b in place of G and g0 if it
-        folds.
+        """The result for checked arguments: those of a kernel, with H, W and b in place of G and g0
+        if the op folds.
         """
         number = self.tensors + self.folds
         tensors, settings = arguments[:number], arguments[number:]
         if not dispatch.plain(*tensors):
             return self._call_custom(tensors, settings, backend)
         for x in tensors:
-            if x is not None and x.is_neg():  # a view as of torch.imag(x.conj()): kernels read the memory
+            if x is not None and x.is_neg():  # a negated view, as of torch.imag(x.conj()): kernels read the memory
                 tensors = tuple(x if x is None else x.resolve_neg() for x in tensors)
                 break
         kernel = dispatch.kernel(self.name, backend)
         if not self.differentiable:
-            return kernel.forward(*self._folded(tensors, kernel), *settings)
+            return kernel.forward(*self._inputs(tensors, kernel), *settings)
+        if self.folds and tensors[2] is not None and hasattr(kernel, "forward_projected"):
+            return direct.projected(self.name, kernel, tensors, settings)
         if torch.is_grad_enabled():
             for x in tensors[: self.differentiable + self.folds]:
                 if x is not None and x.requires_grad:
-                    return _Function.apply(self, kernel, settings, *tensors)
-        if self._projects(kernel, tensors):
-            return kernel.forward_projected(tensors, settings, self._no_gradients)[0]
-        return kernel.forward(*self._folded(tensors, kernel), *settings, self._no_gradients)[0]
+                    return direct.DirectCall.apply(self, kernel, settings, *tensors)
+        return kernel.forward(*self._inputs(tensors, kernel), *settings, self.needs(False))[0]
 
-    def _projects(self, kernel: Any, tensors: Sequence[Any]) -> bool:
-        """Whether the kernel takes H, W and b themselves."""
-        return self.folds and tensors[2] is not None and hasattr(kernel, "forward_projected")
-
-    def _folded(self, tensors: Sequence[Any], kernel: Any = None) -> tuple[Any, ...]:
-        """The kernel's tensors. `kernel`: folds the projection if it can."""
-        if not self.folds:
-            return tuple(tensors)
-        features, H, weight, bias, *constants = tensors
-        fold = getattr(kernel, "fold", fold_projection)
-        return features, *fold(H, weight, bias), *constants
+    def _inputs(self, tensors: Sequence[Any], kernel: Any = None) -> Sequence[Any]:
+        """The tensors of a kernel. `kernel` folds the projection if it can."""
+        return direct.folded(tensors, kernel) if self.folds else tensors
 
     def _call_custom(self, tensors: Sequence[Any], settings: Sequence[Any], backend: str) -> Any:
-        inputs = self._folded(tensors)
+        inputs = self._inputs(tensors)
         if self.settings is not None:
             settings = tuple(settings[0])
         if not self.differentiable:
@@ -132,7 +121,7 @@ class Wiring:
         return op
 
     def _packed(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """The kernel's arguments from those of the custom op."""
+        """The arguments of the kernel from those of the custom op."""
         if self.settings is None:
             return tuple(arguments)
         number = len(self.settings._fields)
@@ -181,106 +170,3 @@ class Wiring:
 
     def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
         raise RuntimeError(dispatch.first_derivatives_only(self.name))
-
-
-class Joined(Wiring):
-    """The direct call of a kernel that does the work of several ops. Whatever records, compiles or
-    wraps tensors sees these ops instead.
-    """
-
-    def __init__(self, name: str):
-        self.name, self.differentiable, self.folds, self.saves_output = name, 3, True, False
-        self._no_gradients = self.needs(False)
-
-    def __call__(self, kernel: Any, *arguments: Any) -> Any:
-        """The result for checked tensors, features, H, W and b first, and a tuple of settings."""
-        *tensors, settings = arguments
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors[:4]):
-            return _Function.apply(self, kernel, settings, *tensors)
-        return kernel.forward_projected(tensors, settings, self._no_gradients)[0]
-
-
-class _Function(torch.autograd.Function):
-    """The direct call with a gradient. The projection is folded inside, so a step has one node in
-    the graph.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, wiring: Wiring, kernel: Any, settings: Sequence[Any], *tensors: Any) -> Tensor:
-        wanted = ctx.needs_input_grad[3:]
-        needs: Any
-        if wiring.folds:
-            needs = Needs(wanted[0], wanted[1] or wanted[2], tensors[3] is not None and (wanted[1] or wanted[3]))
-        else:
-            needs = tuple(wanted[: wiring.differentiable])
-        ctx.call = wiring, kernel, settings, needs
-        if wiring._projects(kernel, tensors):
-            out, kept, ctx.layout = kernel.forward_projected(tensors, settings, needs)
-            ctx.formed, ctx.number, ctx.projects = None, len(tensors), True
-            ctx.save_for_backward(*tensors, *((out, *kept) if wiring.saves_output else kept))
-            return out
-        inputs = wiring._folded(tensors)
-        out, saved = kernel.forward(*inputs, *settings, needs)
-        # A gradient that is handed over must have no other holder: it may be scaled in place, and
-        # autograd copies what others hold.
-        ctx.formed = saved if saved and hasattr(kernel, "hand_over") else None
-        kept = () if ctx.formed else saved
-        if wiring.saves_output:
-            kept = out, *kept
-        ctx.number, ctx.projects = len(inputs), False
-        ctx.save_for_backward(*inputs, *(tensors[1:4] if wiring.folds else ()), *kept)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        wiring, saved = ctx.call[0], ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            gradients = _gradients(ctx, grad, saved)
-        else:  # create_graph=True
-            with torch.no_grad():
-                gradients = _gradients(ctx, grad, saved)
-            inputs = saved[: ctx.number + 3 * (wiring.folds and not ctx.projects)]
-            gradients = _FirstDerivative.apply(wiring.name, len(gradients), *gradients, grad, *inputs)
-        return None, None, None, *gradients, *(None,) * (len(ctx.needs_input_grad) - 3 - len(gradients))
-
-
-def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any]) -> tuple[Tensor | None, ...]:
-    """Gradients by the op's differentiable tensors, None for each that is not wanted."""
-    (wiring, kernel, settings, needs), number = ctx.call, ctx.number
-    if _C.is_batchedtensor(grad) or _C.is_legacy_batchedtensor(grad):
-        wiring._refuse()
-    grad = grad.resolve_neg().contiguous()
-    if ctx.projects:
-        number += wiring.saves_output
-        inputs, kept, wanted = tensors[:number], tensors[number:], ctx.needs_input_grad[3:7]
-        return kernel.backward_projected(grad, ctx.layout, kept, inputs, settings, needs, wanted)
-    formed, ctx.formed = ctx.formed, None
-    if formed:
-        found = kernel.hand_over(grad, formed)
-    else:
-        saved = list(tensors[number + 3 * wiring.folds :])
-        found = kernel.backward(grad, saved, *tensors[:number], *settings, needs)
-    if not wiring.folds:
-        return tuple(x if need else None for x, need in zip(found, needs, strict=True))
-    wanted = ctx.needs_input_grad
-    df, dG, dg0 = found
-    global_features, weight, bias = tensors[number : number + 3]
-    projected = fold_projection_gradient(dG, dg0, global_features, weight, bias, wanted[4:7])
-    return df if wanted[3] else None, *projected
-
-
-class _FirstDerivative(torch.autograd.Function):
-    """Gradients, unchanged, whose own derivative raises: a gradient penalty must not be lost in
-    silence.
-
-    The inputs of the op are arguments so that the graph leads from the gradients to them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, name: str, number: int, *gradients_and_inputs: Any) -> tuple[Tensor | None, ...]:
-        ctx.name = name
-        return tuple(None if x is None else x.view_as(x) for x in gradients_and_inputs[:number])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(dispatch.first_derivatives_only(ctx.name))

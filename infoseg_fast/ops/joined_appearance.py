@@ -4,11 +4,8 @@ import torch
 from torch import Tensor
 
 from ..reference import accumulation_dtype
-from . import checks, dispatch
-from .factory import Joined
+from . import checks, direct, dispatch
 from .information_of_moments import RESOLUTION
-
-WIRING = Joined("appearance_term")
 
 
 def joined_appearance_term(
@@ -38,7 +35,7 @@ def joined_appearance_term(
         return None
     from ..kernels.appearance_term import KERNEL
 
-    return WIRING(KERNEL, *tensors, (smooth, temperature, RESOLUTION))
+    return direct.projected("appearance_term", KERNEL, tensors, (smooth, temperature, RESOLUTION))
 
 
 def _match(features: Tensor, images: Tensor, mask: Tensor | None) -> bool:

@@ -41,10 +41,10 @@ def local_global_similarity(
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
     backend = dispatch.select("local_global_similarity", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             return reference.local_global_similarity(features, global_features, weight, bias)
-        return WIRING(backend, features, global_features, weight, bias)
+    return WIRING(backend, features, global_features, weight, bias)
 
 
 def scores_like(features: Tensor, G: Tensor, *_: object) -> Tensor:

@@ -62,23 +62,29 @@ def mutual_information_loss(
             a setting or the mask is not as above.
     """
     features, global_features, weight, bias = checks.local_and_global(features, global_features, weight, bias)
-    temperature = checks.real("temperature", temperature, positive=True)
-    checks.one_of("estimator", estimator, ESTIMATORS)
-    checks.one_of("negatives", negatives, NEGATIVES)
-    settings = LossSettings(
-        temperature=temperature,
-        estimator=estimator,
-        negatives=negatives,
-        num_negatives=checks.num_negatives(num_negatives, features.shape[0]),
-        balance=checks.real("balance", balance, positive=False),
-    )
+    settings = _checked(temperature, estimator, negatives, num_negatives, balance, features.shape[0])
     valid = checks.validity_mask(mask, features)
     backend = dispatch.select("mutual_information_loss", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             G, g0 = reference.fold_projection(global_features, weight, bias)
             return reference.folded_loss(features, G, g0, valid, **settings._asdict())
-        return WIRING(backend, features, global_features, weight, bias, valid, settings)
+    return WIRING(backend, features, global_features, weight, bias, valid, settings)
+
+
+@checks.remembered
+def _checked(
+    temperature: float, estimator: str, negatives: str, num_negatives: int | str, balance: float, B: int
+) -> LossSettings:
+    checks.one_of("estimator", estimator, ESTIMATORS)
+    checks.one_of("negatives", negatives, NEGATIVES)
+    return LossSettings(
+        temperature=checks.real("temperature", temperature, positive=True),
+        estimator=estimator,
+        negatives=negatives,
+        num_negatives=checks.num_negatives(num_negatives, B),
+        balance=checks.real("balance", balance, positive=False),
+    )
 
 
 def _arguments(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:

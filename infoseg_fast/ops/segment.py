@@ -47,12 +47,12 @@ def segment(
     checks.one_of("interpolate", interpolate, INTERPOLATIONS)
     pixels = checks.image_size("size", size, features)
     backend = dispatch.select("segment", backend, features)
-    with checks.without_autocast(features):
-        if backend == "reference":
+    if backend == "reference":
+        with checks.without_autocast(features):
             return reference.segment(
                 features, global_features, weight, bias, temperature=temperature, size=size, interpolate=interpolate
             )
-        return WIRING(backend, features, global_features, weight, bias, temperature, pixels, interpolate)
+    return WIRING(backend, features, global_features, weight, bias, temperature, pixels, interpolate)
 
 
 def _fake(

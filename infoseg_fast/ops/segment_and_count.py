@@ -66,10 +66,9 @@ def segment_and_count(
         temperature = checks.real("temperature", temperature, positive=True)
         checks.one_of("interpolate", interpolate, INTERPOLATIONS)
         checks.image_size("target", tuple(target.shape[1:]), features)
-        with checks.without_autocast(features):
-            tensors = features, global_features, weight, bias, target.contiguous()
-            how = temperature, interpolate, num_classes, ignore_index, return_labels
-            counts, outside, labels = WIRING(fused, *tensors, *how)
+        tensors = features, global_features, weight, bias, target.contiguous()
+        how = temperature, interpolate, num_classes, ignore_index, return_labels
+        counts, outside, labels = WIRING(fused, *tensors, *how)
     else:
         labels = segment(
             features, global_features, weight, bias, temperature=temperature,
