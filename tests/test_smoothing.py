@@ -69,6 +69,12 @@ def test_positions_with_lines_are_not_averaged(tmp_path):
     assert noise_share(open_set(folder(tmp_path / "data", lines, 20), "train")) == 0
 
 
+def test_positions_within_a_coarse_texture_are_averaged(tmp_path):
+    """Small objects everywhere in noise: their texture changes more slowly than their colour."""
+    data = folder(tmp_path / "data", lambda rng: with_noise(objects(rng), rng), 20)
+    assert noise_share(open_set(data, "train")) > 0.05
+
+
 def test_the_shape_and_the_size_of_images_do_not_matter(tmp_path):
     whole = noise_share(open_set(folder(tmp_path / "whole", noise), "train"))
     cut = noise_share(open_set(folder(tmp_path / "cut", lambda rng: noise(rng)[:62, :39]), "train"))

@@ -193,7 +193,7 @@ class ImageSet:
         if not self.windowed:
             return cut(self.scaled(index), slice(row, row + height), slice(column, column + width))
         window = window or self.read_window
-        if self.scale == 1:  # the files need not be decoded again
+        if self.scale == 1:
             return window(index, row, column, height, width)
         pixels, valid = window(index, *self.native_part(index, row, column, height, width))
         resized = resize(pixels, (height, width))
