@@ -39,14 +39,16 @@ CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csr
 
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
-# The best first. avx512bf16 is avx512 with instructions on pairs of bfloat16, from which the loss
-# alone gains: it has no other kernels.
+# The best first. avx512bf16 and amx are avx512 with instructions that multiply bfloat16, in pairs
+# and in tile registers. The loss alone gains from them: they have no other kernels.
 INSTRUCTION_SETS = {
+    "amx": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
     "avx512": AVX512_FLAGS,
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "portable": [],
 }
+LOSS_ALONE = ("amx", "avx512bf16")
 LOSS = "csrc/mutual_information_loss/kernel.cpp"
 # Sources that compile faster and run as fast without -O3: loops over tiles are vectors already, and
 # -fvect-cost-model makes the rest vectors as -O3 does.
@@ -91,16 +93,19 @@ def chosen_sets(compiler: list[str]) -> list[str]:
         raise BuildError(f"INFOSEG_BUILD_ISA is {wanted!r}; all and native are accepted")
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["portable"]
-    every = list(INSTRUCTION_SETS)
-    if wanted == "all":
+
+    def preprocessed(*flags: str) -> subprocess.CompletedProcess:
+        command = [*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    # An old compiler does not know the newest sets.
+    every = [name for name, flags in INSTRUCTION_SETS.items() if not preprocessed(*flags).returncode]
+    native = preprocessed("-march=native")
+    if wanted == "all" or native.returncode:
         return every
-    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return every
-    macros = set(done.stdout.split())  # -mavx2 defines __AVX2__
+    macros = set(native.stdout.split())  # -mavx2 defines __AVX2__
     best = next(s for s, flags in INSTRUCTION_SETS.items() if {f"__{f[2:].upper()}__" for f in flags} <= macros)
-    return every[: every.index("avx512") + 1] if best == "avx512bf16" else [best]
+    return [best, "avx512"] if best in LOSS_ALONE else [best]
 
 
 def compilations(sets: list[str]) -> list[tuple[str, str, list[str]]]:
@@ -112,7 +117,7 @@ def compilations(sets: list[str]) -> list[tuple[str, str, list[str]]]:
             found.append((source, f"{name}.o", []))
             continue
         for isa in sets:
-            if isa != "avx512bf16" or source == LOSS:
+            if isa not in LOSS_ALONE or source == LOSS:
                 found.append((source, f"{name}-{isa}.o", [*INSTRUCTION_SETS[isa], f"-DINFOSEG_ISA={isa}"]))
     return sorted(found, key=lambda one: (one[0] != LOSS, one[0] not in OPTIMISATION))
 

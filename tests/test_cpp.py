@@ -16,7 +16,7 @@ from infoseg_fast.bench import providers
 from infoseg_fast.ops import OPS, cpp
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
-NAMES = ("portable", "avx2", "avx512", "avx512bf16")
+NAMES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 BEST = extension.compiled().best_instruction_set() if extension.compiled() else "portable"
 ISAS = NAMES[: NAMES.index(BEST) + 1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -56,6 +56,7 @@ SHAPES = [
     (5, 21, 33, 3, 9, 11, "contiguous", False),
     (5, 21, 33, 7, 9, 11, "channels_last", True),
     (5, 64, 0, 15, 8, 16, "contiguous", True),
+    (5, 70, 32, 18, 8, 16, "channels_last", True),
     (5, 70, 32, 27, 13, 10, "strided", False),
     (5, 13, 8, 6, 1, 2, "contiguous", False),
 ]

@@ -203,13 +203,13 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
         )
         compiler.chmod(0o755)
         built = build_in(checkout, compiler, CXXFLAGS=flags, INFOSEG_BUILD_ISA=sets)
-        every = ["avx512bf16", "avx512", "avx2", "portable"]
+        every = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
         assert built == ((["avx2"] if sets == "native" else every) if X86 else ["portable"])
         return sorted(name for name in log.read_text().split() if name.endswith(".o"))
 
     # The instruction set of this CPU first: a later build for all adds the others and no more.
     native = compiled(sets="native")
-    assert not any(name.endswith(("512.o", "bf16.o")) for name in native)
+    assert not any(name.endswith(("512.o", "bf16.o", "amx.o")) for name in native)
     others = compiled()
     assert len(native) > 10 and (len(others) > 10 or not X86) and not {*native} & {*others}
     assert compiled(sets="native") == compiled() == []
@@ -219,6 +219,18 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
     assert compiled() == [name for name in everything if "segment-kernel" in name]
     assert compiled(flags="-DNEW") == everything
     assert compiled(flags="-DNEW", version="1.1") == everything
+
+
+@pytest.mark.skipif(not X86, reason="one instruction set")
+def test_an_old_compiler_compiles_the_instruction_sets_that_it_knows(source, tmp_path):
+    checkout, compiler = tmp_path / "checkout", tmp_path / "compiler"
+    shutil.copytree(source, checkout)
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in --version) echo 9.4; exit;; *bf16*-dM*) exit 1;; *-dM*) exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+    )
+    compiler.chmod(0o755)
+    assert build_in(checkout, compiler, INFOSEG_BUILD_ISA="all") == ["avx512", "avx2", "portable"]
 
 
 @pytest.mark.skipif(not X86 or shutil.which("c++") is None, reason="one instruction set, or no C++ compiler")
@@ -241,7 +253,7 @@ except (ImportError, RuntimeError) as error:
 """
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    (sets,) = {*build_in(checkout, kept, CXXFLAGS="-O0", INFOSEG_BUILD_ISA="native")} - {"avx512bf16"}
+    (sets,) = {*build_in(checkout, kept, CXXFLAGS="-O0", INFOSEG_BUILD_ISA="native")} - {"amx", "avx512bf16"}
     other = "avx2" if sets == "avx512" else "avx512"
     assert tried(f"module.set_instruction_set({other!r})") == (
         f"RuntimeError {other} was not compiled into this extension (INFOSEG_BUILD_ISA=all compiles it)\n"

@@ -8,13 +8,7 @@
 namespace infoseg {
 namespace INFOSEG_ISA {
 
-// Whether this source is compiled for the bfloat16 loss, whose accumulation type is float.
-template <class A>
-constexpr bool kHasPairs = false;
 #if defined(__AVX512BF16__)
-template <>
-constexpr bool kHasPairs<float> = true;
-
 // A pair is stored as a float; only multiply_add uses its two numbers.
 INFOSEG_INLINE float pair_of(float low, float high) {
   return float_of(narrow<bfloat16>(low).bits | static_cast<uint32_t>(narrow<bfloat16>(high).bits) << 16);
@@ -54,6 +48,15 @@ struct PairedGlobals {
         }
   }
 
+  // Whether a tile can be multiplied as it lies in memory.
+  static bool take(const FeatureTiles<float>& f, int64_t tile) {
+    return f.map.dtype == DType::bf16 && f.flat && f.map.stride_w == 1 && f.map.stride_c % 2 == 0 &&
+           f.size(tile) == kTile;
+  }
+
+  // Numbers of scratch for the coefficients of a tile.
+  static int64_t scratch_size(int64_t candidates) { return (candidates + 1) / 2 * kTile; }
+
   // The features of a tile in pairs of channels: [steps, kTile].
   void read(const FeatureTiles<float>& f, int64_t b, int64_t tile, float* to) const {
     const uint16_t* from = static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile);
@@ -77,7 +80,7 @@ struct PairedGlobals {
                                      {G.has_offset ? G.offsets + c * G.K : nullptr, 0}, {out, kTile}, next);
   }
 
-  // Writes df of one whole tile. `scratch` is for the coefficients in pairs, [pairs, kTile].
+  // Writes df of one tile. `scratch` is for the coefficients in pairs, [pairs, kTile].
   void write_df(const FeatureTiles<float>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count,
                 float* scratch, float* block, NextTile& next) const {
     for (int64_t i = 0; i < pairs; ++i)
@@ -100,7 +103,7 @@ struct PairedGlobals {
     }
   }
 
-  // Adds the share of one whole tile to dG, in pairs of positions, which is how a row of bfloat16
+  // Adds the share of one tile to dG, in pairs of positions, which is how a row of bfloat16
   // lies in memory.
   void add_dG(const FeatureTiles<float>& f, int64_t b, int64_t tile, int64_t padded, const float* coefficients,
               int64_t count, float* sums, float* scratch, float* transposed, NextTile& next) const {
@@ -126,31 +129,6 @@ struct PairedGlobals {
   }
 };
 #endif
-
-// Whether the products of a whole tile can work on pairs as they lie in memory.
-template <class A>
-static inline bool pairs_in(const FeatureTiles<A>& f, int64_t tile) {
-  return f.map.dtype == DType::bf16 && f.flat && f.map.stride_w == 1 && f.map.stride_c % 2 == 0 &&
-         f.size(tile) == kTile;
-}
-
-// PairedGlobals where the instruction set has pairs, else nothing.
-template <class A>
-struct PairsOf {
-  PairsOf(const GlobalFeatures<A>&, int64_t, bool, bool) {}
-};
-#if defined(__AVX512BF16__)
-template <>
-struct PairsOf<float> : PairedGlobals {
-  using PairedGlobals::PairedGlobals;
-};
-#endif
-
-// Numbers of scratch for the coefficients of one tile in pairs.
-template <class A>
-static inline int64_t pair_scratch(int64_t count) {
-  return kHasPairs<A> ? (count + 1) / 2 * kTile : 0;
-}
 
 }  // namespace INFOSEG_ISA
 }  // namespace infoseg

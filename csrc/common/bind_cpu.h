@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace infoseg {
 
 static void choose_isa(const std::string& name) {
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
     if (name != isa_name(isa)) continue;
     if (!is_compiled(isa))
       throw std::runtime_error(name + " was not compiled into this extension (INFOSEG_BUILD_ISA=all compiles it)");

@@ -4,13 +4,35 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "mutual_information_loss/mutual_information_loss.h"
 
 namespace infoseg {
 
 namespace {
 
-constexpr Isa kBestFirst[] = {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
+constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
+
+#if INFOSEG_X86
+// Whether this CPU multiplies bfloat16 in tile registers, and Linux lets this process use them. It
+// must be asked, because a process that uses them has a larger state to save.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // bits of edx
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTiles)) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool cpu_has(Isa isa) {
 #if INFOSEG_X86
@@ -18,6 +40,8 @@ bool cpu_has(Isa isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  static const bool amx = avx512 && __builtin_cpu_supports("avx512bf16") && has_amx();
+  if (isa == Isa::amx) return amx;
   if (isa == Isa::avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx2) return avx2;
@@ -44,6 +68,8 @@ bool is_compiled(Isa isa) {
 #if INFOSEG_X86
   // The kernel that every instruction set has.
   switch (isa) {
+    case Isa::amx:
+      return amx::mutual_information_loss_kernel != nullptr;
     case Isa::avx512bf16:
       return avx512bf16::mutual_information_loss_kernel != nullptr;
     case Isa::avx512:
@@ -84,7 +110,7 @@ bool set_isa(Isa isa) {
 }
 
 const char* isa_name(Isa isa) {
-  static const char* const names[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  static const char* const names[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
   return names[static_cast<int>(isa)];
 }
 

@@ -19,7 +19,7 @@
 
 namespace infoseg {
 
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3, amx = 4 };
 
 // Whether this build has the kernels of an instruction set.
 bool is_compiled(Isa isa);

@@ -84,6 +84,9 @@ struct FeatureTiles {
   }
 
  private:
+  // Positions of half types are rows of pairs of channels.
+  bool channel_pairs() const { return flat && map.stride_c == 1 && map.stride_w % 2 == 0 && map.C % 2 == 0; }
+
   template <class E>
   void copy_tile(const E* data, int64_t b, int64_t tile, int64_t n, A* copy, int64_t stride) const {
     const E* from = data + offset(b, tile * kTile);
@@ -93,6 +96,18 @@ struct FeatureTiles {
     }
     if constexpr (sizeof(E) == sizeof(A))
       if (flat && map.stride_c == 1) return transpose<A>(copy, stride, from, map.stride_w, map.C, n);
+    if constexpr (sizeof(E) == 2)
+      if (channel_pairs()) {
+        // Pairs of channels move as one number. They are divided from the last pair on, where they lie.
+        transpose<float>(copy, stride, reinterpret_cast<const float*>(from), map.stride_w / 2, map.C / 2, n);
+        for (int64_t i = map.C / 2 - 1; i >= 0; --i)
+          for (int64_t t = 0; t < n; ++t) {
+            const uint32_t pair = bits_of(copy[i * stride + t]);
+            copy[2 * i * stride + t] = widen<A>(E{static_cast<uint16_t>(pair)});
+            copy[(2 * i + 1) * stride + t] = widen<A>(E{static_cast<uint16_t>(pair >> 16)});
+          }
+        return;
+      }
     for (int64_t t = 0; t < n; ++t) {
       from = data + offset(b, tile * kTile + t);
       for (int64_t c = 0; c < map.C; ++c) copy[c * stride + t] = widen<A>(from[c * map.stride_c]);
@@ -109,6 +124,22 @@ struct FeatureTiles {
     }
     if constexpr (sizeof(E) == sizeof(A))
       if (flat && map.stride_c == 1) return transpose<A>(to, map.stride_w, from, kTile, n, n_c);
+    if constexpr (sizeof(E) == 2)
+      if (channel_pairs() && n_c % 2 == 0) {
+        constexpr int64_t kPairs = 16;
+        float pairs[kPairs * kTile];
+        for (int64_t first = 0; first < n_c / 2; first += kPairs) {
+          const int64_t count = n_c / 2 - first < kPairs ? n_c / 2 - first : kPairs;
+          for (int64_t i = 0; i < count; ++i) {
+            const A *low = from + 2 * (first + i) * kTile, *high = low + kTile;
+            for (int64_t t = 0; t < n; ++t)
+              pairs[i * kTile + t] =
+                  float_of(narrow<E>(low[t]).bits | static_cast<uint32_t>(narrow<E>(high[t]).bits) << 16);
+          }
+          transpose<float>(reinterpret_cast<float*>(to) + first, map.stride_w / 2, pairs, kTile, n, count);
+        }
+        return;
+      }
     for (int64_t t = 0; t < n; ++t) {
       to = data + offset(b, tile * kTile + t);
       for (int64_t c = 0; c < n_c; ++c) to[c * map.stride_c] = narrow<E>(from[c * kTile + t]);

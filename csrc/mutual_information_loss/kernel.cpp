@@ -17,7 +17,8 @@ static double loss_with(const LossArguments& a) {
   // takes 8. From 28 partners on, the images that wait outgrow a core's cache.
   const int64_t n = loss.n;
   if (n > 8 && (12 * n > 8 * loss.B || n > 28)) return AllPairs<A>(loss).forward();
-  if (3 * (1 + n) * loss.K > 6 * loss.K + 12 * n + 6) return AssignedFeatures<A>(loss).forward();
+  if (!kHasBf16Products<A> && 3 * (1 + n) * loss.K > 6 * loss.K + 12 * n + 6)
+    return AssignedFeatures<A>(loss).forward();
   return SamePosition<A>(loss).forward();
 }
 

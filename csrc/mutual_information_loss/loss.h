@@ -107,7 +107,20 @@ struct Loss {
 
   // Sums V over all valid positions. The gradient needs their mean, so this is a pass over the
   // features of its own.
+  void sum_usage(const TileProducts<A>& products) {
+    sum_usage_by(
+        [&](int64_t b, int64_t tile, A* copy, A* z, NextTile& next) { products.score(b, tile, 0, 0, copy, z, next); });
+  }
   void sum_usage(const GlobalFeatures<A>& G) {
+    sum_usage_by([&](int64_t b, int64_t tile, A* copy, A* z, NextTile& next) {
+      const TileRows<A> rows = f.read(b, tile, copy);
+      G.scores(b, 1, rows, vectors_of<A>(f.size(tile)), z, kTile, next, rows.data == copy ? nullptr : copy);
+    });
+  }
+
+  // `score` writes the scores z [K, kTile] of a tile, with scratch `copy` [C, kTile].
+  template <class F>
+  void sum_usage_by(const F& score) {
     const int64_t scratch_size = C * kTile + (K + 1) * kTile + 2 * K * W;
     const Buffer<A> scratch(threads * scratch_size);
     auto body = [&](int t) {
@@ -121,8 +134,7 @@ struct Loss {
         const int64_t b = u / tiles, tile = u % tiles;
         const int groups = vectors_of<A>(f.size(tile));
         NextTile next = after_tile(b, tile);
-        const TileRows<A> rows = f.read(b, tile, copy);
-        G.scores(b, 1, rows, groups, z, kTile, next, rows.data == copy ? nullptr : copy);
+        score(b, tile, copy, z, next);
         mark_valid(b, tile, ok);
         for (int64_t i = 0; i < K * W; ++i) sum[i] = 0;
         for (int g = 0; g < groups; ++g) {

@@ -73,7 +73,7 @@ struct OwnPosition {
 
   double forward() {
     const bool is_infonce = loss.a.estimator == Estimator::infonce;
-    if (loss.balance) loss.sum_usage(products.globals());
+    if (loss.balance) loss.sum_usage(products);
     // All tiles of an image before the next image: its global features and their sums stay in
     // cache.
     auto body = [&](int t) {

@@ -140,7 +140,7 @@ struct SamePosition {
   }
 
   double forward() {
-    if (loss.balance) loss.sum_usage(products.globals());
+    if (loss.balance) loss.sum_usage(products);
     for_each_run(loss, [&](int t, const Run& run, const Run& coming) { walk({*this, t, run}, coming); });
     products.finish();
     return loss.value(false);

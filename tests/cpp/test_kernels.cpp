@@ -553,7 +553,7 @@ int main(int argc, char** argv) {
       {4, 5, 3, 3, 5, 0, true, false},    {3, 17, 7, 8, 8, 0, true, true},   {5, 33, 15, 9, 15, 1, true, true},
       {4, 66, 9, 5, 13, 2, true, false},  {3, 16, 2, 1, 1, 1, true, false},  {4, 12, 27, 8, 16, 0, true, true},
       {6, 20, 11, 4, 16, 0, true, false}, {2, 7, 5, 16, 9, 0, false, false}, {10, 18, 3, 5, 13, 1, true, true}};
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
     if (!set_isa(isa)) continue;
     for (const Problem& p : problems) {
       if (only_threads && p.C > 12) continue;
