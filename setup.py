@@ -40,7 +40,7 @@ CUDA_SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csr
 CXX_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # The best first. avx512bf16 and amx are avx512 with instructions that multiply bfloat16, in pairs
-# and in tile registers. The loss alone gains from them: they have no other kernels.
+# and in tile registers (BF16_KERNELS).
 INSTRUCTION_SETS = {
     "amx": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
@@ -48,8 +48,9 @@ INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "portable": [],
 }
-LOSS_ALONE = ("amx", "avx512bf16")
 LOSS = "csrc/mutual_information_loss/kernel.cpp"
+# The kernels that gain from instructions on bfloat16.
+BF16_KERNELS = {"amx": [LOSS, "csrc/similarity/kernel.cpp"], "avx512bf16": [LOSS]}
 # Sources that compile faster and run as fast without -O3: loops over tiles are vectors already, and
 # -fvect-cost-model makes the rest vectors as -O3 does.
 OPTIMISATION = {
@@ -105,7 +106,7 @@ def chosen_sets(compiler: list[str]) -> list[str]:
         return every
     macros = set(native.stdout.split())  # -mavx2 defines __AVX2__
     best = next(s for s, flags in INSTRUCTION_SETS.items() if {f"__{f[2:].upper()}__" for f in flags} <= macros)
-    return [best, "avx512"] if best in LOSS_ALONE else [best]
+    return [best, "avx512"] if best in BF16_KERNELS else [best]
 
 
 def compilations(sets: list[str]) -> list[tuple[str, str, list[str]]]:
@@ -117,7 +118,7 @@ def compilations(sets: list[str]) -> list[tuple[str, str, list[str]]]:
             found.append((source, f"{name}.o", []))
             continue
         for isa in sets:
-            if isa not in LOSS_ALONE or source == LOSS:
+            if isa not in BF16_KERNELS or source in BF16_KERNELS[isa]:
                 found.append((source, f"{name}-{isa}.o", [*INSTRUCTION_SETS[isa], f"-DINFOSEG_ISA={isa}"]))
     return sorted(found, key=lambda one: (one[0] != LOSS, one[0] not in OPTIMISATION))
 

@@ -69,15 +69,15 @@ bool is_compiled(Isa isa) {
   // The kernel that every instruction set has.
   switch (isa) {
     case Isa::amx:
-      return amx::mutual_information_loss_kernel != nullptr;
+      return amx::mutual_information_loss != nullptr;
     case Isa::avx512bf16:
-      return avx512bf16::mutual_information_loss_kernel != nullptr;
+      return avx512bf16::mutual_information_loss != nullptr;
     case Isa::avx512:
-      return avx512::mutual_information_loss_kernel != nullptr;
+      return avx512::mutual_information_loss != nullptr;
     case Isa::avx2:
-      return avx2::mutual_information_loss_kernel != nullptr;
+      return avx2::mutual_information_loss != nullptr;
     default:
-      return portable::mutual_information_loss_kernel != nullptr;
+      return portable::mutual_information_loss != nullptr;
   }
 #else
   return isa == Isa::portable;

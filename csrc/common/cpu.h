@@ -43,16 +43,41 @@ const char* isa_name(Isa isa);
 #define INFOSEG_COMPILED(name) portable::name
 #endif
 
+#define INFOSEG_DECLARED(Result, name, Arguments) \
+  namespace portable {                            \
+  INFOSEG_WEAK Result name(const Arguments& a);   \
+  }                                               \
+  namespace avx2 {                                \
+  INFOSEG_WEAK Result name(const Arguments& a);   \
+  }                                               \
+  namespace avx512 {                              \
+  INFOSEG_WEAK Result name(const Arguments& a);   \
+  }
+
 // Declares a kernel, a function of one struct, for each instruction set; kernel.cpp defines it.
 // Also defines infoseg::name, which calls the kernel for the instruction set in use.
 #define INFOSEG_KERNEL(Result, name, Arguments) \
-  namespace portable {                          \
-  INFOSEG_WEAK Result name(const Arguments& a); \
-  }                                             \
-  namespace avx2 {                              \
-  INFOSEG_WEAK Result name(const Arguments& a); \
-  }                                             \
-  namespace avx512 {                            \
-  INFOSEG_WEAK Result name(const Arguments& a); \
-  }                                             \
+  INFOSEG_DECLARED(Result, name, Arguments)     \
   static inline Result name(const Arguments& a) { return INFOSEG_COMPILED(name)(a); }
+
+// The same for a kernel that setup.py may also compile with instructions that multiply bfloat16.
+// Those kernels take bfloat16 features alone.
+#if INFOSEG_X86
+#define INFOSEG_BF16_KERNEL(Result, name, Arguments)                                        \
+  INFOSEG_DECLARED(Result, name, Arguments)                                                 \
+  namespace avx512bf16 {                                                                    \
+  INFOSEG_WEAK Result name(const Arguments& a);                                             \
+  }                                                                                         \
+  namespace amx {                                                                           \
+  INFOSEG_WEAK Result name(const Arguments& a);                                             \
+  }                                                                                         \
+  static inline Result name(const Arguments& a) {                                           \
+    if (a.features.dtype == DType::bf16) {                                                  \
+      if (current_isa() == Isa::amx && amx::name) return amx::name(a);                      \
+      if (current_isa() == Isa::avx512bf16 && avx512bf16::name) return avx512bf16::name(a); \
+    }                                                                                       \
+    return INFOSEG_COMPILED(name)(a);                                                       \
+  }
+#else
+#define INFOSEG_BF16_KERNEL(Result, name, Arguments) INFOSEG_KERNEL(Result, name, Arguments)
+#endif

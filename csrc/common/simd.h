@@ -257,7 +257,12 @@ inline void narrow_row<bfloat16, float>(bfloat16* __restrict to, const float* __
 // numbers are read and written.
 template <class F>
 static inline auto by_accumulation(DType type, const F& f) {
+#if defined(__AVX512BF16__)
+  (void)type;  // compiled for bfloat16 features alone
+  return f(float{});
+#else
   return type == DType::f64 ? f(double{}) : f(float{});
+#endif
 }
 
 // Calls f with `data` as a pointer to its elements, of a type that is accumulated in A.

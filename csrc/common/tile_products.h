@@ -109,8 +109,8 @@ class TileProducts {
       sums_.add(t, b, rows, f.size(tile), q, transposed, next);
   }
 
-  // Whether add_gradient() reads the features from the map.
-  bool reads_in_place() const { return f.channel_rows(); }
+  // Whether add_gradient() reads the features of a tile from the map.
+  bool reads_in_place(int64_t tile) const { return f.channel_rows() || in_bf16(tile); }
 
   // Writes dG and dg0, after the last tile.
   void finish() {

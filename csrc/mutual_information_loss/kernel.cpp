@@ -22,12 +22,8 @@ static double loss_with(const LossArguments& a) {
   return SamePosition<A>(loss).forward();
 }
 
-double mutual_information_loss_kernel(const LossArguments& a) {
-#if defined(__AVX512BF16__)
-  return loss_with<float>(a);  // called for bfloat16 alone
-#else
+double mutual_information_loss(const LossArguments& a) {
   return by_accumulation(a.features.dtype, [&](auto zero) { return loss_with<decltype(zero)>(a); });
-#endif
 }
 
 }  // namespace INFOSEG_ISA

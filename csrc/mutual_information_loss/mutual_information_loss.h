@@ -31,24 +31,7 @@ struct LossArguments {
   void* dg0 = nullptr;
 };
 
-namespace avx512bf16 {
-INFOSEG_WEAK double mutual_information_loss_kernel(const LossArguments& a);
-}
-namespace amx {
-INFOSEG_WEAK double mutual_information_loss_kernel(const LossArguments& a);
-}
-INFOSEG_KERNEL(double, mutual_information_loss_kernel, LossArguments)
-
-// Returns the loss and writes the wanted gradients. Only bfloat16 features gain from instructions
-// that multiply bfloat16.
-static inline double mutual_information_loss(const LossArguments& a) {
-#if INFOSEG_X86
-  if (a.features.dtype == DType::bf16) {
-    if (current_isa() == Isa::amx) return amx::mutual_information_loss_kernel(a);
-    if (current_isa() == Isa::avx512bf16) return avx512bf16::mutual_information_loss_kernel(a);
-  }
-#endif
-  return mutual_information_loss_kernel(a);
-}
+// Returns the loss and writes the wanted gradients.
+INFOSEG_BF16_KERNEL(double, mutual_information_loss, LossArguments)
 
 }  // namespace infoseg

@@ -156,7 +156,7 @@ static void backward(const SimilarityArguments& a) {
         }
       }
       NextTile next = tile + 1 < f.tiles ? f.lines(b, tile + 1) : f.lines(b + 1, 0);
-      const TileRows<A> rows = products.reads_in_place() ? TileRows<A>{copy, kTile} : f.read(b, tile, copy);
+      const TileRows<A> rows = products.reads_in_place(tile) ? TileRows<A>{copy, kTile} : f.read(b, tile, copy);
       products.add_gradient(t, b, tile, rows, q, next);
     }
   };

@@ -34,7 +34,7 @@ struct SimilarityArguments {
   void* dg0 = nullptr;
 };
 
-INFOSEG_KERNEL(void, similarity_forward, SimilarityArguments)
-INFOSEG_KERNEL(void, similarity_backward, SimilarityArguments)
+INFOSEG_BF16_KERNEL(void, similarity_forward, SimilarityArguments)
+INFOSEG_BF16_KERNEL(void, similarity_backward, SimilarityArguments)
 
 }  // namespace infoseg
