@@ -1,6 +1,7 @@
 #include "common/cpu.h"
 
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -18,20 +19,19 @@ namespace {
 
 constexpr Isa kBestFirst[] = {Isa::amx, Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
 
-#if INFOSEG_X86
-// Whether this CPU multiplies bfloat16 in tile registers, and Linux lets this process use them. It
-// must be asked, because a process that uses them has a larger state to save.
+#if INFOSEG_X86 && defined(__linux__)
+constexpr long kSupportedStates = 0x1021, kRequestState = 0x1023, kTileData = 18;  // of arch_prctl
+
+// Whether this CPU multiplies bfloat16 in tile registers, and Linux can let a process use them.
 bool has_amx() {
-#if defined(__linux__)
   constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // bits of edx
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTiles)) return false;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
+  uint64_t states = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTiles) &&
+         syscall(SYS_arch_prctl, kSupportedStates, &states) == 0 && (states >> kTileData & 1);
 }
+#else
+bool has_amx() { return false; }
 #endif
 
 bool cpu_has(Isa isa) {
@@ -107,6 +107,15 @@ bool set_isa(Isa isa) {
   if (!is_compiled(isa) || !cpu_has(isa)) return false;
   current.store(static_cast<int>(isa), std::memory_order_relaxed);
   return true;
+}
+
+bool may_use_amx() {
+#if INFOSEG_X86 && defined(__linux__)
+  static const bool granted = syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
 }
 
 const char* isa_name(Isa isa) {

@@ -31,6 +31,9 @@ Isa current_isa();
 // Chooses an instruction set. Returns false, and changes nothing, when this CPU lacks it or it was
 // not compiled.
 bool set_isa(Isa isa);
+// Asks Linux once for the tile registers of AMX. A process that has them needs larger stacks for
+// signals, so it is asked when they are first used. Returns false where it is refused.
+bool may_use_amx();
 const char* isa_name(Isa isa);
 
 }  // namespace infoseg
@@ -73,7 +76,7 @@ const char* isa_name(Isa isa);
   }                                                                                         \
   static inline Result name(const Arguments& a) {                                           \
     if (a.features.dtype == DType::bf16) {                                                  \
-      if (current_isa() == Isa::amx && amx::name) return amx::name(a);                      \
+      if (current_isa() == Isa::amx && amx::name && may_use_amx()) return amx::name(a);     \
       if (current_isa() == Isa::avx512bf16 && avx512bf16::name) return avx512bf16::name(a); \
     }                                                                                       \
     return INFOSEG_COMPILED(name)(a);                                                       \
