@@ -1,14 +1,18 @@
 """The drawn sets and the scripts of benchmarks/."""
 
 import importlib
+import json
 import subprocess
 import sys
+from argparse import Namespace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import infoseg_fast as isf
 from infoseg_fast.data import open_set
 
 SETS = [
@@ -71,6 +75,29 @@ class Few:
 
     def write(self, root: Path) -> Path:
         return self.drawn.write(root, train=33, evaluation=2, side=32)
+
+
+@pytest.mark.parametrize("given", [{"recipe": "paper"}, {}, {"precision": "bfloat16"}], ids=str)
+def test_the_profiled_steps_are_those_of_train(given, script, tmp_path):
+    loop, laps, data = script("reference_loop"), [], tmp_path / "data"
+    loop.write_images(data, 8, 64)
+    given = {"recipe": "default", "precision": "float32", "classes": 3} | given
+    steps = loop.own_steps(data, loop.settings_of(Namespace(**given, images=4, side=32), data), laps.append)
+    losses = [next(steps) for _ in range(3)]
+    isf.train(str(data), tmp_path / "run", **given, batch_size=4, crop=32, warmup=0, steps=3, log_every=1)
+    assert losses == [json.loads(row)["loss"] for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    terms = ["loss"] if given["recipe"] == "paper" else ["loss", "appearance term", "loss"]  # forward, backward
+    step = ["data", "augmentation", "backbone", *terms, "backbone", "optimiser", "averaged weights"]
+    assert [part for part, _ in groupby(laps)] == 3 * step
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+def test_the_parts_of_a_profile_add_up(recipe, script, tmp_path, capsys):
+    loop = script("reference_loop")
+    loop.write_images(tmp_path, 8, 64)
+    loop.profile(Namespace(recipe=recipe, precision="float32", classes=3, images=4, side=32, rounds=1), tmp_path)
+    *parts, whole = (float(line.split("|")[2]) for line in capsys.readouterr().out.splitlines()[2:-1])
+    assert len(parts) == 6 + (recipe == "default") and sum(parts) == pytest.approx(whole, abs=0.01 * len(parts))
 
 
 @pytest.mark.parametrize("name", ["data_throughput", "loss_parts", "scoring_ratios", "thread_scaling", "train_step"])
