@@ -209,14 +209,14 @@ def profile(args: argparse.Namespace, folder: Path) -> None:
     for _ in zip(range(args.rounds + 1), own_steps(folder, settings_of(args, folder), lap), strict=False):
         rounds.append(taken.copy())
         taken.clear()
-    steps = [sum(parts.values()) for parts in rounds[1:]]  # the first one warms up
-    whole = statistics.median(steps)
+    del rounds[0]  # warms up
+    steps = [sum(parts.values()) for parts in rounds]
     print("| part of a step | ms | share |\n|---|---|---|")
     for part in rounds[0]:
-        seconds = statistics.median(parts[part] for parts in rounds[1:])
-        print(f"| {part} | {1e3 * seconds:.2f} | {100 * seconds / whole:.1f} % |")
-    outside = statistics.median(1 - parts["backbone"] / step for parts, step in zip(rounds[1:], steps, strict=True))
-    print(f"| whole step | {1e3 * whole:.2f} | |\noutside of the backbone: {100 * outside:.1f} %")
+        seconds = statistics.median(parts[part] for parts in rounds)
+        share = statistics.median(parts[part] / step for parts, step in zip(rounds, steps, strict=True))
+        print(f"| {part} | {1e3 * seconds:.2f} | {100 * share:.1f} % |")
+    print(f"| whole step | {1e3 * statistics.median(steps):.2f} | |")
 
 
 def main() -> None:
