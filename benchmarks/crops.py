@@ -1,6 +1,6 @@
 """The speed of cutting a raster into training crops, and the memory of training on a large raster.
 
-    python benchmarks/crops.py speed [--compression none deflate lzw zstd]
+    python benchmarks/crops.py speed [--side 6144] [--compression none deflate lzw zstd]
     python benchmarks/crops.py memory [--side 20000] [--bands 8]
 
 `speed` writes tiled GeoTIFFs of 4 bands of uint16 with smooth noise. It prints the crops of 128 x
@@ -29,7 +29,7 @@ from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.data import for_training, open_set
 from infoseg_fast.data.crops import CropSampler, crop_loader
 
-SIDE, CROP, BATCH = 6144, 128, 32
+CROP, BATCH = 128, 32
 TILE = 256
 TRAIN = """
 import resource, sys
@@ -66,12 +66,12 @@ def write(path: Path, side: int, bands: int, compression: str, distinct: int) ->
             file.write(part, window=Window(column * TILE, row * TILE, width, height))
 
 
-def speed(compressions: list[str], batches: int, workers: int) -> None:
+def speed(side: int, compressions: list[str], batches: int, workers: int) -> None:
     keep_freed_memory()  # as infoseg train does
     with tempfile.TemporaryDirectory() as folder:
         for compression in compressions:
             path = Path(folder) / f"{compression}.tif"
-            write(path, SIDE, 4, compression, 64)
+            write(path, side, 4, compression, 64)
             images = for_training(open_set(str(path), "train"))
             loader = crop_loader(images, CROP, CropSampler(len(images), BATCH, 2, 0, 0, batches), workers)
             crops, began, used = 0, time.perf_counter(), time.process_time()
@@ -125,10 +125,10 @@ if __name__ == "__main__":
     parser.add_argument("--compression", nargs="+", default=["none", "deflate", "lzw", "zstd"])
     parser.add_argument("--batches", type=int, default=288)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--side", type=int, help="pixels (default: 6144 for speed, 20000 for memory)")
     parser.add_argument("--bands", type=int, default=8)
     args = parser.parse_args()
     if args.what == "speed":
-        speed(args.compression, args.batches, args.workers)
+        speed(args.side or 6144, args.compression, args.batches, args.workers)
     else:
-        memory(args.side, args.bands)
+        memory(args.side or 20_000, args.bands)

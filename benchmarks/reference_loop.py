@@ -3,20 +3,25 @@ a step.
 
     python benchmarks/reference_loop.py [--images 32] [--side 128] [--rounds 9] [--threads 1]
     python benchmarks/reference_loop.py --profile [--recipe default] [--classes 6] [--side 64]
+        [--precision bfloat16]
 
 The plain loop is the paper as written: Pillow decodes in a DataLoader, the local features L and the
 assigned global features S are formed, everything is float32 and eager. Network, crops, augmentation
-and optimiser settings are the same, and so are the losses, which are compared. Steps of both loops
-run in turns, and their processor time is measured, with decoding: with one thread this is the time
-of an idle core. Peak memory is measured in a separate process for each loop.
+and optimiser settings are the same, and so are the losses of float32, which are compared. A
+processor that multiplies bfloat16 matrices runs the package's loop in bfloat16 too. Steps of the
+loops run in turns, and their processor time is measured, with decoding: with one thread this is the
+time of an idle core. Peak memory is measured in a separate process for each loop.
+
+`--profile` prints medians of the parts of the package's step.
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +29,28 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 
+from infoseg_fast import precision
 from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.augment import augmented
 from infoseg_fast.batches import crops, data_info
 from infoseg_fast.config import Settings
+from infoseg_fast.cuda_graph import optimizer_for
 from infoseg_fast.data.crops import CropSampler, held_in_memory
 from infoseg_fast.recipe import recipe_class
+from infoseg_fast.recipe.network import TrainedNetwork
 
+CPU = torch.device("cpu")
 STEPS = 10_000  # more than are run
+
+Lap = Callable[[str], None]  # called with the name of the part of a step that ends
 
 
 def settings_of(args: argparse.Namespace, data: Path) -> Settings:
     given = {"data": str(data), "classes": args.classes, "recipe": args.recipe, "steps": STEPS}
-    settings = Settings.create(given | {"batch_size": args.images, "crop": args.side, "warmup": 0})
+    given |= {"batch_size": args.images, "crop": args.side, "warmup": 0, "precision": args.precision}
+    settings = Settings.create(given)
     return settings.resolve(settings.open("train"), settings.open("eval"))
 
 
@@ -91,31 +104,65 @@ def plain_steps(folder: Path, settings: Settings) -> Iterator[float]:
         yield loss.item()
 
 
-def own_steps(folder: Path, settings: Settings) -> Iterator[float]:
+def own_steps(folder: Path, settings: Settings, lap: Lap = lambda part: None) -> Iterator[float]:
     """The steps of `infoseg_fast.train`, without its log and its checkpoints."""
     images = held_in_memory(settings.open("train"))
-    recipe = recipe_class(settings.recipe)(settings, data_info(images, settings)).train()
-    optimizer = torch.optim.AdamW(
-        [x for x in recipe.parameters() if x.requires_grad], lr=settings.lr, weight_decay=settings.weight_decay,
-        fused=True,
-    )  # fmt: skip
-    for step, (batch, mask, _) in enumerate(crops(images, settings, torch.device("cpu"), 0, STEPS)):
-        batch, mask = augmented(batch, mask, settings, step)
-        loss = recipe.loss(step, batch, mask)
+    data = data_info(images, settings)
+    images.scaling, images.position = data.scaling, data.position
+    recipe = recipe_class(settings.recipe)(settings, data).train()
+    optimizer = optimizer_for(recipe, settings, CPU)
+    last_term = watch(recipe.network, lap)
+    for step, (batch, mask, _) in enumerate(crops(images, settings, CPU, 0, STEPS)):
+        lap("data")
+        batch, mask = augmented(batch, mask, settings, step, position=data.position)
+        lap("augmentation")
         optimizer.zero_grad(set_to_none=True)
+        with precision.autocast(settings.precision, CPU):
+            loss = recipe.loss(step, batch, mask)
+        lap(last_term)
         loss.backward()
+        lap("backbone")
         optimizer.step()
+        lap("optimiser")
         recipe.after_step(step)
+        lap("averaged weights")
         yield loss.item()
 
 
-LOOPS = {"as written": plain_steps, "infoseg-fast": own_steps}
+def watch(network: TrainedNetwork, lap: Lap) -> str:
+    """Call `lap` within the loss of a network and its gradient. Returns the term that ends the loss.
+
+    The backward pass takes the terms in reverse order: a hook on the result of a term runs when the
+    gradients of the later ones are done.
+    """
+    last_term = "loss" if network.appearance is None else "appearance term"
+
+    def after_backbone(_module: object, _given: object, features: tuple[Tensor, Tensor]) -> None:
+        lap("backbone")
+        register_multi_grad_hook(features, lambda _gradient: lap("loss"), mode="any")
+
+    def after_loss(_module: object, _given: object, loss: Tensor) -> None:
+        lap("loss")
+        loss.register_hook(lambda _gradient: lap(last_term))
+
+    network.model.register_forward_hook(after_backbone)
+    network.criterion.register_forward_hook(after_loss)
+    return last_term
+
+
+def loops_of(args: argparse.Namespace, folder: Path) -> dict[str, Iterator[float]]:
+    """The steps of each loop, by its name."""
+    settings = settings_of(args, folder)
+    loops = {"as written": plain_steps(folder, settings), "infoseg-fast": own_steps(folder, settings)}
+    if precision.has_bfloat16(CPU):
+        loops["infoseg-fast, bfloat16"] = own_steps(folder, dataclasses.replace(settings, precision="bfloat16"))
+    return loops
 
 
 def peak_memory(name: str, args: argparse.Namespace, folder: Path, sent) -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    steps = LOOPS[name](folder, settings_of(args, folder))
+    steps = loops_of(args, folder)[name]
     for _ in range(2):
         next(steps)
     # Not ru_maxrss, which a process inherits from the one that started it.
@@ -124,8 +171,7 @@ def peak_memory(name: str, args: argparse.Namespace, folder: Path, sent) -> None
 
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
-    settings = settings_of(args, folder)
-    loops = {name: steps(folder, settings) for name, steps in LOOPS.items()}
+    loops = loops_of(args, folder)
     times, losses = {name: [] for name in loops}, {name: [] for name in loops}
     for turn in range(args.rounds + 1):
         for name, steps in loops.items():
@@ -133,14 +179,14 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             losses[name].append(next(steps))
             if turn:
                 times[name].append(time.process_time() - start)
-    print("| loop | images per second of processor time |\n|---|---|")
+    written, own = "as written", "infoseg-fast"
+    print("| loop | images per second of processor time | median ratio to as written |\n|---|---|---|")
     for name, taken in times.items():
-        print(f"| {name} | {args.images / statistics.median(taken):.1f} |")
-    ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
-    first, last = (max(abs(a / b - 1) for a, b in zip(*(x[part] for x in losses.values()), strict=True))
-                   for part in (slice(0, 1), slice(None)))  # fmt: skip
-    print(f"median ratio of the times of a step {ratio:.2f}; losses differ by {first:.1e} in the first step and by at "
-          f"most {last:.1e} in {args.rounds + 1} steps", flush=True)  # fmt: skip
+        ratio = statistics.median(a / b for a, b in zip(times[written], taken, strict=True))
+        print(f"| {name} | {args.images / statistics.median(taken):.1f} | {ratio:.2f} |")
+    errors = [abs(a / b - 1) for a, b in zip(losses[written], losses[own], strict=True)]
+    print(f"losses of float32 differ by {errors[0]:.1e} in the first step and by at most {max(errors):.1e} in "
+          f"{len(errors)} steps", flush=True)  # fmt: skip
     context = multiprocessing.get_context("spawn")
     for name in loops:
         sent = context.Queue()
@@ -151,68 +197,41 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def profile(args: argparse.Namespace, folder: Path) -> None:
-    """Medians of the parts of a step, each timed by itself in turns."""
-    settings = settings_of(args, folder)
-    images = held_in_memory(settings.open("train"))
-    recipe = recipe_class(settings.recipe)(settings, data_info(images, settings)).train()
-    networks = [x for x in (recipe.network, recipe.over_network) if x is not None]
-    optimizer = torch.optim.AdamW([x for x in recipe.parameters() if x.requires_grad], fused=True)
-    batches, parts = crops(images, settings, torch.device("cpu"), 0, STEPS), {}
-    for turn in range(args.rounds + 1):
-        taken, start = {}, time.process_time()
+    taken: dict[str, float] = {}
+    now = time.process_time()
 
-        def lap(name: str) -> None:
-            nonlocal start
-            now = time.process_time()
-            if turn:  # noqa: B023
-                taken[name] = taken.get(name, 0.0) + now - start  # noqa: B023
-            start = now
+    def lap(part: str) -> None:
+        nonlocal now
+        before, now = now, time.process_time()
+        taken[part] = taken.get(part, 0.0) + now - before
 
-        batch, mask, _ = next(batches)
-        lap("data")
-        batch, mask = augmented(batch, mask, settings, turn)
-        lap("augmentation")
-        optimizer.zero_grad(set_to_none=True)
-        for network in networks:
-            features, H = network.model(batch.contiguous(memory_format=torch.channels_last))
-            lap("backbone")
-            leaves = [x.detach().requires_grad_() for x in (features, H)]
-            projection = network.model.local_projection
-            given = *leaves, projection.weight, projection.bias
-            loss = network.criterion(*given, mask=None)
-            loss.backward()
-            lap("loss")
-            if network.appearance is not None:
-                (-network.appearance(*given, images=batch, mask=None)).backward()
-                lap("appearance term")
-            torch.autograd.backward([features, H], [x.grad for x in leaves])
-            lap("backbone")
-        optimizer.step()
-        lap("optimiser")
-        recipe.after_step(turn)
-        lap("averaged weights")
-        for name, seconds in taken.items():
-            parts.setdefault(name, []).append(seconds)
-    medians = {name: 1e3 * statistics.median(x) for name, x in parts.items()}
-    whole = sum(medians.values())
+    rounds = []
+    for _ in zip(range(args.rounds + 1), own_steps(folder, settings_of(args, folder), lap), strict=False):
+        rounds.append(taken.copy())
+        taken.clear()
+    del rounds[0]  # warms up
+    steps = [sum(parts.values()) for parts in rounds]
     print("| part of a step | ms | share |\n|---|---|---|")
-    for name, milliseconds in medians.items():
-        print(f"| {name} | {milliseconds:.2f} | {100 * milliseconds / whole:.1f} % |")
-    print(f"outside of the backbone: {100 - 100 * medians['backbone'] / whole:.1f} %")
+    for part in rounds[0]:
+        seconds = statistics.median(parts[part] for parts in rounds)
+        share = statistics.median(parts[part] / step for parts, step in zip(rounds, steps, strict=True))
+        print(f"| {part} | {1e3 * seconds:.2f} | {100 * share:.1f} % |")
+    print(f"| whole step | {1e3 * statistics.median(steps):.2f} | |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", action="store_true", help="the shares of a step instead")
     parser.add_argument("--recipe", default="paper", choices=("paper", "default"), help="of --profile")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of --profile")
     parser.add_argument("--classes", type=int, default=15)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    if not args.profile and args.recipe != "paper":
-        parser.error("--recipe is for --profile: the plain loop is the paper's")
+    if not args.profile and (args.recipe, args.precision) != ("paper", "float32"):
+        parser.error("--recipe and --precision are for --profile: the plain loop is the paper's, in float32")
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
