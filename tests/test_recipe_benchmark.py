@@ -115,7 +115,6 @@ RUNS = {
     "kernel_tables.py {benchmarks}/timings/ops.csv": "| mutual_information_loss | jsd all |",
     "loss_parts.py --rounds 1": "| a step of tiny tensors, eager PyTorch |",
     "op_errors.py --op assign": "| float16 |",
-    "predict.py {run} {folder}/maps --rows 64 --columns 64 --kind png --folder 2": "peak resident memory",
     "recipe_step.py --rounds 1 --side 16 --classes 3": "a labelling, from 256 crops",
     "recipe/bit_depth.py {set} --seeds 0 --threads 1 --steps 1": "mean accuracy",
     "recipe/parts.py --csv {folder}/parts.csv {set}={run}": "averaging: pixel_accuracy",
@@ -126,7 +125,7 @@ RUNS = {
 }
 # Scripts that other tests run, a module that needs two more packages, and the cases of `make bench`.
 OTHERS = {
-    "backbones.py", "gpu.py", "host_time.py", "ratio_plot.py", "recipe/real.py", "scaling.py",
+    "backbones.py", "gpu.py", "host_time.py", "predict.py", "ratio_plot.py", "recipe/real.py", "scaling.py",
     "test_bench_scoring.py", "test_ops.py", "test_train_step.py",
 }  # fmt: skip
 
@@ -146,7 +145,7 @@ def run(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("command", RUNS)
 def test_a_script_runs(command, run, tmp_path):
-    if command.startswith(("crops.py", "predict.py", "recipe/bit_depth.py")):
+    if command.startswith(("crops.py", "recipe/bit_depth.py")):
         pytest.importorskip("rasterio")
     given = command.format(folder=tmp_path, benchmarks=BENCHMARKS, run=run, set=run.parent / "set").split()
     # In a process of its own, since a script sets how the process keeps memory.
