@@ -51,8 +51,8 @@ def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monk
     assert recorded(tmp_path / "run") == "float32"
 
 
-@pytest.mark.parametrize("faster", ["bfloat16", "float32"])
-def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_path, monkeypatch, caplog, faster):
+@pytest.mark.parametrize(("gain", "best"), [(2, "bfloat16"), (1.4, "float32"), (0.5, "float32")])
+def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_path, monkeypatch, caplog, gain, best):
     caplog.set_level(logging.WARNING)
     now, running = [0.0], ["float32"]
     autocast = precision.autocast
@@ -62,7 +62,7 @@ def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_p
         return autocast(name, device)
 
     def clock():
-        now[0] += 1.0 if running[0] == faster else 2.0
+        now[0] += 1.0 if running[0] == "bfloat16" else gain
         return now[0]
 
     with monkeypatch.context() as patch:
@@ -70,14 +70,14 @@ def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_p
         patch.setattr(precision, "autocast", chosen)
         patch.setattr(precision.time, "perf_counter", clock)
         train(out=tmp_path / "run", **how)
-    assert recorded(tmp_path / "run") == faster
-    assert [r for r in caplog.records if f"--precision auto: {faster} (a step takes" in r.getMessage()]
+    assert recorded(tmp_path / "run") == best
+    assert [r for r in caplog.records if f"--precision auto: {best} (a step takes" in r.getMessage()]
     train(None, tmp_path / "run", resume=True, steps=6, precision="auto")
-    assert recorded(tmp_path / "run") == faster
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[faster]
-    with pytest.raises(DataError, match=f"started with --precision {faster}, not {other}"):
+    assert recorded(tmp_path / "run") == best
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[best]
+    with pytest.raises(DataError, match=f"started with --precision {best}, not {other}"):
         train(None, tmp_path / "run", resume=True, steps=8, precision=other)
-    train(out=tmp_path / "given", **how | {"precision": faster, "steps": 6})  # the measurement changed nothing
+    train(out=tmp_path / "given", **how | {"precision": best, "steps": 6})  # the measurement changed nothing
     assert losses(tmp_path / "given") == losses(tmp_path / "run")
 
 
