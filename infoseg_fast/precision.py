@@ -19,8 +19,8 @@ from .recipe import Recipe
 logger = logging.getLogger("infoseg_fast")
 
 ROUNDS = 5  # timed steps of each precision
-# Least ratio of the times of float32 and bfloat16 for "auto" to take bfloat16. A small gain is not
-# worth features of 8 bits, and would hang on what else the machine does during the measurement.
+# Least ratio of the times of float32 and bfloat16 for "auto" to take bfloat16. With a
+# smaller one the choice would hang on what else the machine does during the measurement.
 MIN_GAIN = 1.5
 
 
