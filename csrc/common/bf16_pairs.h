@@ -3,6 +3,7 @@
 // global features are rounded to bfloat16.
 #pragma once
 
+#include "common/bf16_vectors.h"
 #include "common/rank_gradient.h"
 
 namespace infoseg {
@@ -12,13 +13,6 @@ namespace INFOSEG_ISA {
 // A pair is stored as a float; only multiply_add uses its two numbers.
 INFOSEG_INLINE float pair_of(float low, float high) {
   return float_of(narrow<bfloat16>(low).bits | static_cast<uint32_t>(narrow<bfloat16>(high).bits) << 16);
-}
-
-// 16 pairs of low[i] and high[i].
-INFOSEG_INLINE void store_pairs(float* to, __m512 low, __m512 high) {
-  const __m512i a = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
-  const __m512i b = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high)), 16);
-  _mm512_storeu_si512(to, _mm512_or_si512(a, b));
 }
 
 // Global features in pairs: of channels for the scores, of an image's candidates for df.
@@ -60,17 +54,12 @@ struct PairedGlobals {
   // The features of a tile in pairs of channels: [steps, kTile].
   void read(const FeatureTiles<float>& f, int64_t b, int64_t tile, float* to) const {
     const uint16_t* from = static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile);
-    alignas(64) uint16_t order[32];
-    for (int i = 0; i < 16; ++i)
-      order[2 * i] = static_cast<uint16_t>(i), order[2 * i + 1] = static_cast<uint16_t>(32 + i);
-    const __m512i first = _mm512_load_si512(order), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     for (int64_t s = 0; s < steps; ++s)
       for (int half = 0; half < 2; ++half) {
         const __m512i low = _mm512_loadu_si512(from + 2 * s * f.map.stride_c + 32 * half);
         const __m512i high = 2 * s + 1 < f.map.C ? _mm512_loadu_si512(from + (2 * s + 1) * f.map.stride_c + 32 * half)
                                                  : _mm512_setzero_si512();
-        _mm512_storeu_si512(to + s * kTile + 32 * half, _mm512_permutex2var_epi16(low, first, high));
-        _mm512_storeu_si512(to + s * kTile + 32 * half + 16, _mm512_permutex2var_epi16(low, second, high));
+        interleave(to + s * kTile + 32 * half, low, high);
       }
   }
 
@@ -80,7 +69,8 @@ struct PairedGlobals {
                                      {G.has_offset ? G.offsets + c * G.K : nullptr, 0}, {out, kTile}, next);
   }
 
-  // Writes df of one tile. `scratch` is for the coefficients in pairs, [pairs, kTile].
+  // Writes df of one tile. `scratch` is for the coefficients in pairs, [pairs, kTile]. `block` holds
+  // kBlockRows rows of kTile numbers.
   void write_df(const FeatureTiles<float>& df, int64_t b, int64_t tile, const float* coefficients, int64_t count,
                 float* scratch, float* block, NextTile& next) const {
     for (int64_t i = 0; i < pairs; ++i)
@@ -96,9 +86,7 @@ struct PairedGlobals {
                                           {}, {block, kTile}, next);
       for (int64_t r = 0; r < n; ++r) {
         uint16_t* to = static_cast<uint16_t*>(df.map.data) + df.offset(b, tile * kTile) + (c + r) * df.map.stride_c;
-        for (int64_t t = 0; t < kTile; t += 32)
-          _mm512_storeu_si512(to + t, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(block + r * kTile + t + 16),
-                                                                   _mm512_loadu_ps(block + r * kTile + t)));
+        for (int64_t t = 0; t < kTile; t += 32) _mm512_storeu_si512(to + t, halves_of(block + r * kTile + t));
       }
     }
   }
@@ -110,9 +98,7 @@ struct PairedGlobals {
     constexpr int kHalf = kTile / 2;
     for (int64_t r = 0; r < count; ++r)
       for (int64_t t = 0; t < kTile; t += 32)
-        _mm512_storeu_si512(scratch + r * kHalf + t / 2,
-                            (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(coefficients + r * kTile + t + 16),
-                                                         _mm512_loadu_ps(coefficients + r * kTile + t)));
+        _mm512_storeu_si512(scratch + r * kHalf + t / 2, halves_of(coefficients + r * kTile + t));
     const float* from =
         reinterpret_cast<const float*>(static_cast<const uint16_t*>(f.map.data) + f.offset(b, tile * kTile));
     const int64_t C = f.map.C, stride = f.map.stride_c / 2;
