@@ -45,6 +45,14 @@ def test_bfloat16_computes_the_convolutions_and_the_loss_stays_float32(how, tmp_
     assert one == pytest.approx(other, rel=0.05) and one != other
 
 
+@pytest.mark.parametrize("recipe", ["default", "iic"])
+def test_the_other_recipes_train_in_bfloat16(how, tmp_path, recipe):
+    for name in ("bfloat16", "float32"):
+        train(out=tmp_path / name, **how | {"recipe": recipe, "precision": name})
+    (_, one), (_, other) = losses(tmp_path / "bfloat16")[0], losses(tmp_path / "float32")[0]
+    assert one == pytest.approx(other, rel=0.05) and one != other
+
+
 def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     train(out=tmp_path / "run", **how)
