@@ -34,11 +34,24 @@ struct OwnPosition {
   // Both functions compute the terms of W positions and replace the scores q [R, kTile] by the
   // gradient.
 
+  // The largest of R scores, by independent chains, since a comparison waits for the one before.
+  V_ greatest(const A* q) const {
+    V_ a = load<A>(q), b = a, c = a, d = a;
+    int64_t r = 0;
+    for (; r + 4 <= R; r += 4) {
+      a = greater_of<A>(a, load<A>(q + r * kTile));
+      b = greater_of<A>(b, load<A>(q + (r + 1) * kTile));
+      c = greater_of<A>(c, load<A>(q + (r + 2) * kTile));
+      d = greater_of<A>(d, load<A>(q + (r + 3) * kTile));
+    }
+    for (; r < R; ++r) a = greater_of<A>(a, load<A>(q + r * kTile));
+    return greater_of<A>(greater_of<A>(a, b), greater_of<A>(c, d));
+  }
+
   void infonce(A* q, V_ valid, A* V, V_& total) const {
     A* own = V + K * W;  // exponentials of the own scores, which are used twice
     const V_ T = softmax_and_mean<A>(q, kTile, K, tau, V);
-    V_ top = load<A>(q);
-    for (int64_t r = 1; r < R; ++r) top = greater_of<A>(top, load<A>(q + r * kTile));
+    const V_ top = greatest(q);
     V_ sum{};
     for (int64_t r = 0; r < R; ++r) {
       const V_ e = exp_nonpositive<A>(load<A>(q + r * kTile) - top);
