@@ -22,8 +22,8 @@ struct TileConfig {
 static_assert(sizeof(TileConfig) == 64, "the operand of ldtilecfg");
 
 // The registers of a product: 0 to 3 hold C, of two blocks of rows by two of columns. 4 and 5 hold A
-// of the two blocks of rows, 6 and 7 hold B of the two blocks of columns. GCC 12 has intrinsics,
-// without telling the compiler that they read and write memory.
+// of the two blocks of rows, 6 and 7 hold B of the two blocks of columns. The instructions are in
+// assembly, since the intrinsics of GCC 12 do not tell the compiler that they read and write memory.
 INFOSEG_INLINE void configure_tiles(int64_t first_rows, int64_t second_rows) {
   TileConfig config;
   for (int i = 0; i < 8; ++i) {
