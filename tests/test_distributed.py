@@ -32,8 +32,12 @@ def _train(rank, world, file):
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=world)
     wrapped = DistributedDataParallel(Objective())
     wrapped(images_of(rank)).backward()
+    found = [p.grad.numpy() for p in wrapped.parameters()]
+    # Before the group: as its last owner, DistributedDataParallel ends it while Python's lock is
+    # held, and a thread of gloo may wait for the lock.
+    del wrapped
     torch.distributed.destroy_process_group()
-    return [p.grad.numpy() for p in wrapped.parameters()]
+    return found
 
 
 def test_gradients_are_the_mean_over_the_processes(tmp_path):
@@ -55,5 +59,6 @@ def test_both_settings_of_unused_parameters_work_around_the_network_and_its_loss
         alone(images_of(0)).backward()
         for found, expected in zip(wrapped.parameters(), alone.parameters(), strict=True):
             assert torch.equal(found.grad, expected.grad)
+        del wrapped  # as above
     finally:
         torch.distributed.destroy_process_group()

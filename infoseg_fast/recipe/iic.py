@@ -162,7 +162,7 @@ class OffsetProducts(torch.autograd.Function):
     def forward(ctx: Any, first: Tensor, second: Tensor, offsets: list[int]) -> Tensor:
         ctx.save_for_backward(first, second)
         ctx.offsets = offsets
-        with torch.autocast(first.device.type, enabled=False):  # sums over all positions, in float32
+        with torch.autocast("cuda" if first.is_cuda else "cpu", enabled=False):  # sums over all positions, in float32
             return torch.stack([a @ b.T for a, b in (shifted(first, second, offset) for offset in offsets)])
 
     @staticmethod
