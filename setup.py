@@ -104,8 +104,8 @@ def chosen_sets(compiler: list[str]) -> list[str]:
     native = preprocessed("-march=native")
     if wanted == "all" or native.returncode:
         return every
-    macros = set(native.stdout.split())  # -mavx2 defines __AVX2__
-    best = next(s for s, flags in INSTRUCTION_SETS.items() if {f"__{f[2:].upper()}__" for f in flags} <= macros)
+    macros = set(native.stdout.split())  # -mavx2 defines __AVX2__, -mamx-tile defines __AMX_TILE__
+    best = next(s for s in every if {f"__{f[2:].upper().replace('-', '_')}__" for f in INSTRUCTION_SETS[s]} <= macros)
     return [best, "avx512"] if best in BF16_KERNELS else [best]
 
 

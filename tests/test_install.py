@@ -188,6 +188,8 @@ MACROS = {
     "avx2": "__x86_64__ __AVX2__ __FMA__ __F16C__",
     "avx512": "__x86_64__ __AVX2__ __FMA__ __F16C__ __AVX512F__ __AVX512BW__ __AVX512DQ__ __AVX512VL__",
 }
+MACROS["avx512bf16"] = MACROS["avx512"] + " __AVX512BF16__"
+MACROS["amx"] = MACROS["avx512bf16"] + " __AMX_TILE__ __AMX_BF16__ __AMX_INT8__"
 
 
 def test_a_second_build_compiles_only_what_changed(source, tmp_path):
@@ -219,6 +221,20 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
     assert compiled() == [name for name in everything if "segment-kernel" in name]
     assert compiled(flags="-DNEW") == everything
     assert compiled(flags="-DNEW", version="1.1") == everything
+
+
+@pytest.mark.skipif(not X86, reason="one instruction set")
+@pytest.mark.parametrize("best", MACROS)
+def test_a_native_build_takes_the_best_instruction_set_of_the_cpu(source, tmp_path, best):
+    checkout, compiler = tmp_path / "checkout", tmp_path / "compiler"
+    shutil.copytree(source, checkout)
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in --version) echo 14.1; exit;; *-dM*) echo {MACROS[best]}; exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+    )
+    compiler.chmod(0o755)
+    with_avx512 = [best, "avx512"] if best in ("amx", "avx512bf16") else [best]
+    assert build_in(checkout, compiler, INFOSEG_BUILD_ISA="native") == with_avx512
 
 
 @pytest.mark.skipif(not X86, reason="one instruction set")
