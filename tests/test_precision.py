@@ -22,7 +22,7 @@ def without_curves(monkeypatch):
 @pytest.fixture
 def how(tmp_path) -> dict:
     data = str(write_folder(tmp_path / "data", number=8))
-    return SMALL | {"data": data, "recipe": "paper", "width": 4, "dim": 8, "steps": 4}
+    return SMALL | {"data": data, "recipe": "paper", "width": 4, "dim": 8, "steps": 4, "precision": "auto"}
 
 
 def recorded(run) -> str:

@@ -145,7 +145,7 @@ def test_batch_statistics_are_those_of_all_images(together):
 
 
 SHORT = TINY | {"recipe": "paper", "steps": 12, "log_every": 2, "checkpoint_every": 5, "eval_every": 0}
-SHORT |= {"rank_timeout": 15}
+SHORT |= {"rank_timeout": 15, "precision": "float32"}  # "auto" may choose otherwise in another start
 
 
 def torchrun(how: dict, out: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen:

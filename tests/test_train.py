@@ -26,6 +26,7 @@ from infoseg_fast.run_folder import LAYOUT, RunFolder
 from infoseg_fast.train import train
 
 SMALL = {"crop": 32, "width": 8, "dim": 16, "batch_size": 4, "log_every": 2, "checkpoint_every": 4, "eval_every": 0}
+SMALL |= {"precision": "float32"}  # "auto" may choose otherwise in another run
 
 
 def rows(run: Path) -> list[dict]:
