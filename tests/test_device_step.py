@@ -123,7 +123,7 @@ def on_meta(monkeypatch, tmp_path, kernels_on_meta):
         data = write_folder(tmp_path / f"data{len(list(tmp_path.iterdir()))}", number=10, side=40)
         given = SMALL | {"data": str(data), "steps": 50, "log_every": 50, "checkpoint_every": 50, "jitter": 0.2} | how
         with launch.recorded() as launches, pytest.raises(LoopEndError):
-            train(out=tmp_path / f"run{len(list(tmp_path.iterdir()))}", precision="float32", **given)
+            train(out=tmp_path / f"run{len(list(tmp_path.iterdir()))}", **given)
         return np.diff(bar.kernels)[-1], launches
 
     return begin
