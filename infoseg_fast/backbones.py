@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ PROBE_SIDE = 224  # pixels: a multiple of all usual strides, also of 14
 EPSILON = 1e-12  # least variance of a component
 MIN_PROBABILITY = 1e-6
 MAX_RECEPTIVE_RADIUS = 512  # pixels; images of a backbone that sees more are not cut into tiles
-STRIP_SIDE = 64  # pixels, least short side of the images that the radius is measured with
+STRIP_SIDE = 64  # pixels, least short side of other images that a module is probed with
 
 
 class Frozen:
@@ -228,22 +228,13 @@ class Backbone(nn.Module):
 
 
 def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
-    """The channels and the strides of the maps that a module returns.
+    """The channels and the strides of the maps that a module returns. Two sizes of images are tried.
 
     Raises:
         DataError: the module does not return such maps.
     """
-    training = net.training
-    try:
-        with torch.no_grad():
-            maps = list(net.eval()(torch.zeros(1, channels, PROBE_SIDE, PROBE_SIDE)))
-    except Exception as error:  # the module is the user's: it may raise anything
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise DataError(
-            f"--backbone: the module cannot take images of {channels} channels and {PROBE_SIDE} x {PROBE_SIDE} px: "
-            f"{reason[0]}"
-        ) from error
-    net.train(training)
+    sizes = (PROBE_SIDE, PROBE_SIDE)
+    maps = maps_of_size(net, channels, sizes)
     for i, x in enumerate(maps):
         if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] != x.shape[3] or PROBE_SIDE % x.shape[2]:
             found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -251,7 +242,37 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
                 "--backbone: the module must return a list of maps [B, channels, h, w] whose strides divide "
                 f"{PROBE_SIDE}; map {i} of an image of {PROBE_SIDE} x {PROBE_SIDE} px is {found}"
             )
-    return [x.shape[1] for x in maps], [PROBE_SIDE // x.shape[2] for x in maps]
+    strides = [PROBE_SIDE // x.shape[2] for x in maps]
+    multiple = math.lcm(STRIDE, *strides)
+    height = -(-STRIP_SIDE // multiple) * multiple
+    sizes = (height, height + multiple)
+    for i, (x, stride) in enumerate(zip(maps_of_size(net, channels, sizes), strides, strict=True)):
+        if x.shape[2:] != tuple(n // stride for n in sizes):
+            raise DataError(
+                f"--backbone: map {i} of an image of {PROBE_SIDE} x {PROBE_SIDE} px has stride {stride}, and of one "
+                f"of {sizes[0]} x {sizes[1]} px it is {list(x.shape)}"
+            )
+    return [x.shape[1] for x in maps], strides
+
+
+def maps_of_size(net: nn.Module, channels: int, sizes: tuple[int, int]) -> list[Tensor]:
+    """The maps of an image of zeros with these sizes.
+
+    Raises:
+        DataError: the module cannot take it.
+    """
+    training = net.training
+    try:
+        with torch.no_grad():
+            maps = list(net.eval()(torch.zeros(1, channels, *sizes)))
+    except Exception as error:  # the module is the user's: it may raise anything
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"--backbone: the module cannot take images of {channels} channels and {sizes[0]} x {sizes[1]} px: "
+            f"{reason[0]}"
+        ) from error
+    net.train(training)
+    return maps
 
 
 def resampled(maps: Tensor, stride: int, wanted: int) -> Tensor:
@@ -345,11 +366,40 @@ def timm_module(
         load_strictly(whole, {k: v for k, v in state.items() if k in whole.state_dict()}, f"{TIMM}{name}", file)
         how["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
     try:
-        return timm.create_model(name, **how)
+        return channels_first(any_size(timm.create_model, name, how))
     except (RuntimeError, OSError, ValueError, AttributeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines() or [type(error).__name__]
         hint = "" if state is not None else "; --backbone-weights FILE takes weights from a file"
         raise DataError(f"--backbone timm:{name} cannot be made: {reason[0]}{hint}") from error
+
+
+def any_size(create: Callable[..., nn.Module], name: str, how: dict[str, Any]) -> nn.Module:
+    """timm's network, which takes images of any size. Most transformers do so only when asked, by one
+    of two arguments that other networks refuse.
+    """
+    for argument, value in (("dynamic_img_size", True), ("strict_img_size", False)):
+        try:
+            return create(name, **how, **{argument: value})
+        except TypeError as error:
+            if argument not in str(error):
+                raise
+    return create(name, **how)
+
+
+class ChannelsFirst(nn.Module):
+    """A network of timm with maps [B, h, w, channels], as one with maps [B, channels, h, w]."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.pretrained_cfg = net, net.pretrained_cfg
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [maps.movedim(-1, 1) for maps in self.net(x)]
+
+
+def channels_first(net: nn.Module) -> nn.Module:
+    """timm's network, with maps [B, channels, h, w]."""
+    return ChannelsFirst(net) if getattr(net, "output_fmt", None) == "NHWC" else net
 
 
 def read_weights(file: str) -> dict[str, Tensor]:

@@ -93,6 +93,7 @@ def test_the_normalisation_is_the_backbones_own():
         ({"backbone": "tiny_backbones:nothing"}, "must return a torch.nn.Module, not NoneType"),
         ({"backbone": "tiny_backbones:one_map"}, r"map 0 of an image of 224 x 224 px is \[12544\]"),
         ({"backbone": "tiny_backbones:four_channels"}, "cannot take images of 3 channels"),
+        ({"backbone": "tiny_backbones:one_size"}, r"has stride 32, and of one of 64 x 96 px it is \[1, 3, 7, 7\]"),
         ({"local_index": (4,)}, "--local-index must be from 0 to 3, or from -4 to -1, not 4"),
         ({"global_index": -5}, "--global-index must be from 0 to 3"),
         ({"weights": "no_such_file"}, "--backbone-weights no_such_file is no file"),
@@ -455,3 +456,28 @@ def test_networks_of_timm(timm, tmp_path):
     assert network(f"timm:{name}", frozen=False, in_channels=5).eval()(torch.rand(1, 5, 32, 32))[0].isfinite().all()
     with pytest.raises(DataError, match="timm has no such model"):
         network("timm:no_such_model_at_all")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_transformers_of_timm_have_their_own_maps_at_any_size(timm, tmp_path, name):
+    whole, file = timm.create_model(name, num_classes=0).eval(), str(tmp_path / "weights.pt")
+    torch.save(whole.state_dict(), file)
+    net = network(f"timm:{name}", weights=file, local_index=(-1,)).eval().backbone.net
+    x = torch.rand(1, 3, 224, 224)
+    expected = whole.forward_intermediates(x, indices=1, output_fmt="NCHW", intermediates_only=True)
+    torch.testing.assert_close(net(x)[-1], expected[-1])
+    narrow = net(x[..., :96])[-1]
+    assert narrow.isfinite().all() and narrow.shape[2] > narrow.shape[3]
+
+
+def test_transformers_of_timm_with_other_patches(timm):
+    model = network("timm:vit_small_patch14_dinov2", frozen=False, local_index=(-1,)).eval()
+    assert model.backbone.strides == [14] * 3
+    assert model(torch.rand(1, 3, 100, 132))[0].shape[2:] == (25, 33)
+
+
+def test_a_network_of_timm_with_one_size_is_refused(timm):
+    with pytest.raises(
+        DataError, match=r"cannot take images of 3 channels and 64 x 80 px: .*doesn't match model \(224\)"
+    ):
+        network("timm:beit_base_patch16_224", frozen=False)

@@ -56,5 +56,16 @@ def one_map() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.Flatten())
 
 
+class OneSize(nn.Module):
+    """A map of 7 x 7 positions, whatever the size of the images."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [nn.functional.adaptive_avg_pool2d(x, 7)]
+
+
+def one_size() -> nn.Module:
+    return OneSize()
+
+
 def nothing() -> None:
     return None
