@@ -411,6 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str] | None) -> int:
     """The exit status of a command. Its errors are printed in one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("infoseg_fast").setLevel(logging.INFO)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the package reports a damaged file itself
     arguments = parser().parse_args(argv)
     from PIL import Image

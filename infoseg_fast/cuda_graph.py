@@ -108,7 +108,7 @@ class GraphedStep:
             self.capture = None
             return False
         if not self._graphs:
-            logger.warning("--cuda-graph: steps are replayed as a CUDA graph")
+            logger.info("--cuda-graph: steps are replayed as a CUDA graph")
         self._graphs[kind] = Graph(replay, static, self.recipe.last)
         return True
 

@@ -36,7 +36,7 @@ def policy(cuda: bool) -> Iterator[None]:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if cuda:
         torch.set_float32_matmul_precision("high")
-        logger.warning("float32 products are TensorFloat32 on this GPU (10 bits): convolutions, projections, the loss")
+        logger.info("float32 products are TensorFloat32 on this GPU (10 bits): convolutions, projections, the loss")
     try:
         with (
             float32_on_cpu(), torch.inference_mode(False), torch.enable_grad(),
@@ -105,7 +105,7 @@ def decide(recipe: Recipe, images: Tensor) -> str:
                 taken.append(time.perf_counter() - start)
     float32, bfloat16 = (1e3 * min(taken) for taken in times.values())  # other work only adds time
     chosen = "bfloat16" if float32 > MIN_GAIN * bfloat16 else "float32"
-    logger.warning("--precision auto: %s (a step takes %.1f ms, with bfloat16 %.1f ms)", chosen, float32, bfloat16)
+    logger.info("--precision auto: %s (a step takes %.1f ms, with bfloat16 %.1f ms)", chosen, float32, bfloat16)
     return chosen
 
 

@@ -61,7 +61,7 @@ def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monk
 
 @pytest.mark.parametrize(("gain", "best"), [(2, "bfloat16"), (1.4, "float32"), (0.5, "float32")])
 def test_auto_is_decided_once_by_a_measurement_said_recorded_and_kept(how, tmp_path, monkeypatch, caplog, gain, best):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO, "infoseg_fast")
     now, running = [0.0], ["float32"]
     autocast = precision.autocast
 

@@ -92,7 +92,9 @@ def training(table: Table) -> None:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("infoseg_fast").addHandler(handler)
+    logger = logging.getLogger("infoseg_fast")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         data = painted(Path(folder) / "data")
         runs: dict[str, Run] = {}
