@@ -157,6 +157,8 @@ def test_faults_are_named(shards, tmp_path):
     (tmp_path / "no.tar").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match=r"no\.tar cannot be read"):
         open_set(str(tmp_path / "no.tar"), "train")
+    with pytest.raises(DataError, match="compressed shards cannot be read at random; decompress them to .tar"):
+        open_set("a-{0..3}.tar.gz", "train")
 
 
 def test_ranges_count_with_the_digits_of_their_first_number(tmp_path):

@@ -124,8 +124,15 @@ class ShardSet(FileSet):
 
 
 def is_shards(data: str) -> bool:
-    """Whether `data` is a pattern of shards."""
-    return data.lower().endswith(".tar")
+    """Whether `data` is a pattern of shards.
+
+    Raises:
+        DataError: the shards are compressed.
+    """
+    name = data.lower()
+    if name.endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise DataError(f"--data {data}: compressed shards cannot be read at random; decompress them to .tar")
+    return name.endswith(".tar")
 
 
 def expanded(pattern: str) -> list[Path]:
