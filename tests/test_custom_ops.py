@@ -251,7 +251,7 @@ def test_an_exported_program_gives_the_eager_numbers_at_any_size(name):
     program = torch.export.export(module, example, dynamic_shapes=dynamic(name, example))
     assert not any("infoseg_fast" in str(node.target) for node in nodes(program.graph_module))
     for x, truth in zip((example, others), expected, strict=True):
-        assert_same(program.module()(*x), truth)
+        assert_same(program.module(check_guards=False)(*x), truth)  # PyTorch 2.9 cannot check those of *x
 
 
 def nodes(module):
@@ -266,7 +266,7 @@ def test_an_exported_program_keeps_a_kernel_asked_for_by_name(name):
     program = torch.export.export(module, example, dynamic_shapes=dynamic(name, example))
     assert any(f"infoseg_fast.{name}" in str(node.target) for node in nodes(program.graph_module))
     for x, truth in zip((example, others), expected, strict=True):
-        assert_same(program.module()(*x), truth)
+        assert_same(program.module(check_guards=False)(*x), truth)  # PyTorch 2.9 cannot check those of *x
 
 
 def compiled_ops(function, *x):

@@ -275,6 +275,8 @@ except (ImportError, RuntimeError) as error:
         f"RuntimeError {other} was not compiled into this extension (INFOSEG_BUILD_ISA=all compiles it)\n"
     )
     assert tried(f"module.set_instruction_set({sets!r})") == ""
+    # Sums that take 128 bits: the solver for them is that of this instruction set too.
+    assert tried(f"import numpy; module.linear_sum_assignment(numpy.array({[[2**63 - 1, -(2**63)], [0, 1]]}), 0)") == ""
     if sets == "avx512":
         return
     newer = tools / "newer"  # as if it were built on a newer CPU

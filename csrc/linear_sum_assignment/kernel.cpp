@@ -553,10 +553,7 @@ IntegerRange range_of_costs(const AssignmentProblem& p) {
 AssignmentResult solve_problem(const AssignmentProblem& p) {
   if (p.type == CostType::kFloat32) return solve<float, double>(p);
   if (p.type == CostType::kFloat64) return solve<double, double>(p);
-  // Integers of 128 bits have no vectors, so one instruction set is enough.
-  if constexpr (Isa::INFOSEG_ISA == Isa::portable)
-    if (p.wide) return solve<int64_t, __int128>(p);
-  return solve<int64_t, int64_t>(p);
+  return p.wide ? solve<int64_t, __int128>(p) : solve<int64_t, int64_t>(p);
 }
 
 }  // namespace INFOSEG_ISA

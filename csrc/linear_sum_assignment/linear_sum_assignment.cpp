@@ -95,7 +95,7 @@ AssignmentResult solve_one(const CostBatch& costs, std::int64_t index, Workspace
     }
   }
   p.workspace = workspace.of(assignment_workspace(p.rows, p.cols, p.wide ? 16 : 8, p.in_place));
-  return p.wide ? portable::solve_problem(p) : solve_problem(p);
+  return solve_problem(p);
 }
 
 void write_indices(const CostBatch& costs, const std::int32_t* columns, std::int64_t* row_indices,

@@ -13,7 +13,7 @@ namespace infoseg {
 struct AssignmentProblem {
   const void* data;
   CostType type;
-  bool wide;  // integers whose sums would overflow 64 bits: portable::solve_problem takes 128 bits
+  bool wide;  // integers whose sums would overflow 64 bits: 128 bits are taken
   std::int64_t row_stride, col_stride;
   std::int32_t rows, cols;
   bool maximize;

@@ -103,6 +103,15 @@ def choose(op: str, backend: str, device_type: str, dtype: torch.dtype) -> str:
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def exporting() -> bool:
+    """Whether `torch.export` runs."""
+    return torch.compiler.is_exporting()
+
+
+# The compiler of PyTorch 2.9 takes `is_exporting()` for True, whatever it compiles for.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def device_type(x: Tensor) -> str:
     """`x.device.type`, which makes a device and a string at each call."""
     return "cuda" if x.is_cuda else "cpu" if x.is_cpu else x.device.type
@@ -124,7 +133,7 @@ def select(op: str, backend: str, tensor: Tensor) -> str:
     if chosen == "reference":
         return chosen
     if torch.compiler.is_compiling():
-        return "reference" if backend == "auto" and torch.compiler.is_exporting() else chosen
+        return "reference" if backend == "auto" and exporting() else chosen
     reason = _no_kernels_now()
     if reason is not None and backend != "auto":
         raise BackendUnavailableError(f'backend {backend!r} cannot run {op} {reason}; backend="reference" can')
