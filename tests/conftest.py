@@ -1,5 +1,6 @@
 """Shared fixtures: folders of images, and inputs of the ops."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from infoseg_fast import extension
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The tensors are small: a second thread slows the tests down. Tests of threads set their number.
@@ -30,6 +33,30 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def usable_sets() -> list[str]:
+    """The instruction sets that the extension was compiled for and that this CPU has."""
+    module = extension.compiled()
+    if module is None:
+        return []
+    before, found = module.instruction_set(), []
+    for name in ("portable", "avx2", "avx512", "avx512bf16", "amx"):
+        with contextlib.suppress(RuntimeError):
+            module.set_instruction_set(name)
+            found.append(name)
+    module.set_instruction_set(before)
+    return found
+
+
+@pytest.fixture(params=usable_sets())
+def instruction_set(request):
+    """Each instruction set in turn."""
+    module = extension.compiled()
+    before = module.instruction_set()
+    module.set_instruction_set(request.param)
+    yield request.param
+    module.set_instruction_set(before)
 
 
 def inputs(B=4, C=5, D=7, K=3, size=(3, 4), dtype=torch.float64, requires_grad=False, scale=1.0):

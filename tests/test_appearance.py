@@ -38,18 +38,6 @@ def stated(V: np.ndarray, y: np.ndarray, r: float) -> float:
     return found
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    module = extension.compiled()
-    before = module.instruction_set()
-    try:
-        module.set_instruction_set(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield
-    module.set_instruction_set(before)
-
-
 def problem(B=3, K=4, d=3, size=(5, 6), dtype=torch.float64):
     V = torch.softmax(2 * torch.randn(B, K, *size, dtype=torch.float64), dim=1)
     y = torch.randn(B, d, *size, dtype=torch.float64) * torch.tensor([1.0, 20.0, 0.1])[:d, None, None] + 3
@@ -143,7 +131,7 @@ def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(
     ("shape", "size"),
     [((3, 3, 64, 64), (16, 16)), ((2, 1, 32, 40), (8, 10)), ((2, 4, 33, 20), (11, 4)), ((1, 3, 5, 3), (5, 1))],
 )
-def test_the_kernels_give_the_references_appearance_and_statistics(isa, shape, size, layout):
+def test_the_kernels_give_the_references_appearance_and_statistics(instruction_set, shape, size, layout):
     images = torch.rand(*shape[:3], 2 * shape[3])[..., ::2]
     if layout == "transposed":
         images = images.mT.contiguous().mT

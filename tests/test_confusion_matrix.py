@@ -14,23 +14,7 @@ from infoseg_fast import extension
 from infoseg_fast.ops import confusion_matrix as confusion
 
 DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64]
-INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
 needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Each instruction set that this CPU has."""
-    module = extension.compiled()
-    if module is None:
-        pytest.skip("the C++ extension is not built")
-    before = module.instruction_set()
-    try:
-        module.set_instruction_set(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    module.set_instruction_set(before)
 
 
 def by_definition(pred, target, num_clusters, num_classes, ignore_index):

@@ -16,21 +16,10 @@ from infoseg_fast.bench import providers
 from infoseg_fast.ops import OPS, cpp
 
 pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
-NAMES = ("portable", "avx2", "avx512", "avx512bf16", "amx")
-BEST = extension.compiled().best_instruction_set() if extension.compiled() else "portable"
-ISAS = NAMES[: NAMES.index(BEST) + 1]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation
 # dtype.
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = extension.compiled().instruction_set()
-    extension.compiled().set_instruction_set(request.param)
-    yield request.param
-    extension.compiled().set_instruction_set(before)
 
 
 @pytest.fixture
@@ -85,7 +74,7 @@ def arguments(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_loss_and_its_gradients_are_true(isa, shape, dtype):
+def test_the_loss_and_its_gradients_are_true(instruction_set, shape, dtype):
     for how in LOSSES:
         x, exact, mask = arguments(shape, dtype)
         stated = statement.loss(*exact, mask=mask, **how)
@@ -119,7 +108,7 @@ PARTNERS = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("partners", PARTNERS)
-def test_any_number_of_partners_on_any_number_of_threads(isa, partners, dtype):
+def test_any_number_of_partners_on_any_number_of_threads(instruction_set, partners, dtype):
     B, n, C, K, h, w, layout, masked = partners
     how = {"num_negatives": n, "temperature": 1.3, "balance": 0.3}
     x, exact, mask = arguments((B, C, 0, K, h, w, layout, masked), dtype)
@@ -156,7 +145,7 @@ def test_what_lies_where_no_image_is_valid_reaches_neither_the_loss_nor_the_othe
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_similarity_and_assignment_are_true(isa, shape, dtype):
+def test_similarity_and_assignment_are_true(instruction_set, shape, dtype):
     for softmax in (False, True):
         x, exact, _ = arguments(shape, dtype)
         if softmax:
@@ -176,7 +165,7 @@ def test_similarity_and_assignment_are_true(isa, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_moments_and_their_gradients_are_true(isa, shape, dtype):
+def test_moments_and_their_gradients_are_true(instruction_set, shape, dtype):
     for S, layout in ((1, "contiguous"), (21, "strided"), (70, "channels_last")):
         x, exact, _ = arguments(shape, dtype)
         B, h, w = len(x[0]), *x[0].shape[2:]
@@ -197,7 +186,7 @@ def test_moments_and_their_gradients_are_true(isa, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_labels_are_the_argmax_of_what_is_upsampled(isa, dtype):
+def test_labels_are_the_argmax_of_what_is_upsampled(instruction_set, dtype):
     for shape in SHAPES:
         x, exact, _ = arguments(shape, dtype)
         h, w = x[0].shape[2:]
@@ -436,7 +425,7 @@ def test_nothing_of_the_results_is_left_unwritten(how, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
-def test_extreme_similarities_and_identical_features_stay_finite(isa, temperature, dtype):
+def test_extreme_similarities_and_identical_features_stay_finite(instruction_set, temperature, dtype):
     f, H, _, _ = inputs(B=5, C=16, K=5, D=16, dtype=dtype, size=(4, 5), scale=30.0)
     for features in (f, f[:1, :, :1, :1].expand_as(f)):
         for how in LOSSES:
@@ -447,7 +436,7 @@ def test_extreme_similarities_and_identical_features_stay_finite(isa, temperatur
             assert loss.isfinite() and all(t.grad.isfinite().all() for t in x)
 
 
-def test_many_classes_and_few_positions(isa):
+def test_many_classes_and_few_positions(instruction_set):
     x, exact, _ = arguments((3, 5, 6, 256, 1, 3, "contiguous", False), torch.float32)
     for how in ({}, {"num_negatives": 2}, {"estimator": "infonce", "num_negatives": 2}):
         found = isf.mutual_information_loss(*x, backend="cpp", **how)

@@ -52,7 +52,7 @@ sys.path.insert(0, {str(where)!r})
 sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
 """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", first + code],
+        [sys.executable, "-c", first + code],
         cwd=where,
         capture_output=True,
         text=True,
@@ -89,7 +89,7 @@ def in_a_bare_environment(wheel: Path, where: Path, code: str) -> str:
     call(where / "bin" / "infoseg", "train", "--data", data, "--out", where / "run", *tiny)
     call(where / "bin" / "infoseg", "predict", where / "run", data / "images", "--out", where / "maps")
     assert len(list((where / "maps").rglob("*.png"))) == 4
-    return call(python, "-P", "-c", f"import sys\nsys.path.insert(0, {str(packages)!r})\n{code}")
+    return call(python, "-c", f"import sys\nsys.path.insert(0, {str(packages)!r})\n{code}")
 
 
 USE = """

@@ -20,22 +20,6 @@ from infoseg_fast.ops import dispatch
 from infoseg_fast.ops import linear_sum_assignment as assignment
 
 needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
-INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Every instruction set of this CPU, one after the other."""
-    module = extension.compiled()
-    if module is None:
-        pytest.skip("the C++ extension is not built")
-    before = module.instruction_set()
-    try:
-        module.set_instruction_set(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    module.set_instruction_set(before)
 
 
 def solve_both(cost, maximize):
