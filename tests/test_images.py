@@ -456,7 +456,7 @@ def test_subdatasets_are_named(tmp_path, rasterio):
             file.createDimension(name, 5)
         for name in ("red", "near"):
             file.createVariable(name, "f4", ("rows", "columns"))[:] = 1
-    refused(lambda: read_image(tmp_path / "x.nc"), "2 subdatasets", "x.nc:red, ", "x.nc:near")
+    refused(lambda: read_image(tmp_path / "x.nc"), "2 subdatasets", "x.nc", ":red, ", ":near")
 
 
 def test_without_rasterio_a_raster_names_the_extra(tmp_path, rasterio, monkeypatch):
