@@ -23,7 +23,7 @@ from infoseg_fast.run_folder import RunFolder
 
 TINY = {
     "crop": 32, "width": 4, "dim": 8, "batch_size": 8, "steps": 30, "log_every": 1, "checkpoint_every": 15,
-    "eval_every": 15, "jitter": 0.1,
+    "eval_every": 15, "jitter": 0.1, "precision": "float32",
 }  # fmt: skip
 RECIPES = {
     "default": {},
