@@ -30,7 +30,7 @@ PROBE_SIDE = 224  # pixels: a multiple of all usual strides, also of 14
 EPSILON = 1e-12  # least variance of a component
 MIN_PROBABILITY = 1e-6
 MAX_RECEPTIVE_RADIUS = 512  # pixels; images of a backbone that sees more are not cut into tiles
-STRIP_SIDE = 64  # pixels, least short side of other images that a module is probed with
+LEAST_SIDE = 64  # pixels, least short side of the other images that a module is probed with
 
 
 class Frozen:
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
         training = net.training
         net.eval()
         reach = -(-MAX_RECEPTIVE_RADIUS // self.multiple) * self.multiple + self.multiple
-        images = torch.zeros(1, self.in_channels, -(-STRIP_SIDE // self.multiple) * self.multiple, 2 * reach)
+        images = torch.zeros(1, self.in_channels, -(-LEAST_SIDE // self.multiple) * self.multiple, 2 * reach)
         images[..., reach : reach + self.multiple] = torch.nan  # all phases of the strides
         maps = self(images.to(like) if dim == 3 else images.mT.contiguous().to(like))
         net.train(training)
@@ -244,7 +244,7 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
             )
     strides = [PROBE_SIDE // x.shape[2] for x in maps]
     multiple = math.lcm(STRIDE, *strides)
-    height = -(-STRIP_SIDE // multiple) * multiple
+    height = -(-LEAST_SIDE // multiple) * multiple
     sizes = (height, height + multiple)
     for i, (x, stride) in enumerate(zip(maps_of_size(net, channels, sizes), strides, strict=True)):
         if x.shape[2:] != tuple(n // stride for n in sizes):
@@ -374,8 +374,8 @@ def timm_module(
 
 
 def any_size(create: Callable[..., nn.Module], name: str, how: dict[str, Any]) -> nn.Module:
-    """timm's network, which takes images of any size. Most transformers do so only when asked, by one
-    of two arguments that other networks refuse.
+    """timm's network, for images of any size if it can take them. Transformers need one of two
+    arguments for this, which other networks refuse.
     """
     for argument, value in (("dynamic_img_size", True), ("strict_img_size", False)):
         try:

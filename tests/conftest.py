@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infoseg_fast import extension
+from infoseg_fast import extension, precision
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The tensors are small: a second thread slows the tests down. Tests of threads set their number.
@@ -33,6 +33,16 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_of_auto():
+    """--precision auto is float32 in this process: its measurement may choose otherwise in another
+    run, and tests compare the bits of runs. Settings of runs in other processes name the precision.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "has_bfloat16", lambda device: False)
+        yield
 
 
 def usable_sets() -> list[str]:

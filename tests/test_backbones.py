@@ -200,11 +200,10 @@ def test_features_are_computed_once(folder, tmp_path, monkeypatch):
     seen = []
     forward = tiny_backbones.Pyramid.forward
     monkeypatch.setattr(tiny_backbones.Pyramid, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
-    same = {"freeze_backbone": True, "steps": 12, "precision": "float32"}  # "auto" may measure steps of both
-    train(out=tmp_path / "first", **how(folder, **same))
+    train(out=tmp_path / "first", **how(folder, freeze_backbone=True, steps=12))
     computed = len(seen)
     seen.clear()
-    train(out=tmp_path / "second", **how(folder, **same, seed=1))
+    train(out=tmp_path / "second", **how(folder, freeze_backbone=True, steps=12, seed=1))
     # The probe and the initialisation alone: the crops of another seed are the same.
     assert len(seen) < 6 < computed
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_train import SMALL, losses
 
 from infoseg_fast import precision
 from infoseg_fast.errors import DataError
+from infoseg_fast.precision import has_bfloat16
 from infoseg_fast.recipe.default import DefaultRecipe
 from infoseg_fast.train import train
 
@@ -51,6 +53,13 @@ def test_the_other_recipes_train_in_bfloat16(how, tmp_path, recipe):
         train(out=tmp_path / name, **how | {"recipe": recipe, "precision": name})
     (_, one), (_, other) = losses(tmp_path / "bfloat16")[0], losses(tmp_path / "float32")[0]
     assert one == pytest.approx(other, rel=0.05) and one != other
+
+
+def test_the_processor_is_asked_in_every_version_of_pytorch(monkeypatch):
+    answer = has_bfloat16(torch.device("cpu"))
+    names = "_is_amx_tile_supported", "_is_avx512_bf16_supported"
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(**{name: getattr(torch.cpu, name) for name in names}))
+    assert has_bfloat16(torch.device("cpu")) is answer  # without get_capabilities, as in PyTorch 2.9
 
 
 def test_auto_is_float32_where_the_processor_has_no_bfloat16(how, tmp_path, monkeypatch):

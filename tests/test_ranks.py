@@ -23,7 +23,7 @@ from infoseg_fast.run_folder import RunFolder
 
 TINY = {
     "crop": 32, "width": 4, "dim": 8, "batch_size": 8, "steps": 30, "log_every": 1, "checkpoint_every": 15,
-    "eval_every": 15, "jitter": 0.1, "precision": "float32",
+    "eval_every": 15, "jitter": 0.1, "precision": "float32",  # "auto" may choose otherwise in another start
 }  # fmt: skip
 RECIPES = {
     "default": {},
@@ -145,7 +145,7 @@ def test_batch_statistics_are_those_of_all_images(together):
 
 
 SHORT = TINY | {"recipe": "paper", "steps": 12, "log_every": 2, "checkpoint_every": 5, "eval_every": 0}
-SHORT |= {"rank_timeout": 15, "precision": "float32"}  # "auto" may choose otherwise in another start
+SHORT |= {"rank_timeout": 15}
 
 
 def torchrun(how: dict, out: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen:

@@ -35,6 +35,7 @@ from .images import accepted, band_count, described_with, image_endings, label_s
 from .reader import Description, ReadOptions
 
 LABEL = ".label.png"  # ending of a label map
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # endings of shards that are refused
 OPEN_SHARDS = 64  # number of shards that are kept open
 INDEX = ".index.json"  # appended to the name of a shard
 _unique = itertools.count(1)
@@ -124,23 +125,18 @@ class ShardSet(FileSet):
 
 
 def is_shards(data: str) -> bool:
-    """Whether `data` is a pattern of shards.
-
-    Raises:
-        DataError: the shards are compressed.
-    """
-    name = data.lower()
-    if name.endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise DataError(f"--data {data}: compressed shards cannot be read at random; decompress them to .tar")
-    return name.endswith(".tar")
+    """Whether `data` is a pattern of shards, which may be compressed."""
+    return data.lower().endswith((".tar", *COMPRESSED))
 
 
 def expanded(pattern: str) -> list[Path]:
     """The shards of a pattern: {0000..0099} stands for numbers with the digits of the first one.
 
     Raises:
-        DataError: a shard does not exist, or the numbers do not increase.
+        DataError: a shard does not exist or is compressed, or the numbers do not increase.
     """
+    if pattern.lower().endswith(COMPRESSED):
+        raise DataError(f"--data {pattern}: compressed shards cannot be read at random; decompress them to .tar")
     found = [pattern]
     while match := re.search(r"\{(\d+)\.\.(\d+)\}", found[0]):
         first, last = match.groups()
