@@ -3,8 +3,8 @@
 SECONDS is the limit of a stage. Triton's driver and what the stages call of torch.cuda have
 stand-ins, sizes are tiny, and processes are forks of this one. One stage crashes and one hangs.
 Among the checks one ends its process, one hangs, and one leaves the device unusable. No kernel
-writes anything: with MALLOC_PERTURB_=255 new memory is 0, and two runs have the same bits. The PATH
-has a stand-in of compute-sanitizer, which hangs once.
+writes anything: two runs have the same bits where new memory is 0 (test_first_hour.py says how).
+The PATH has a stand-in of compute-sanitizer, which hangs once.
 """
 
 import contextlib
