@@ -17,7 +17,8 @@ from conftest import write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import backbones, report, tile_labels
+from infoseg_fast import report, tile_labels
+from infoseg_fast.backbone_modules import MEAN, STD, normalization
 from infoseg_fast.backbones import Backbone, build
 from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
@@ -79,11 +80,11 @@ def test_the_normalisation_is_the_backbones_own():
     assert model.mean.tolist() == pytest.approx([0.4, 0.5, 0.6]) and model.std.tolist() == pytest.approx(
         [0.2, 0.2, 0.3]
     )
-    assert backbones.normalization(torch.nn.Identity(), 3) == (list(backbones.MEAN), list(backbones.STD))
-    assert backbones.normalization(torch.nn.Identity(), 4) == (None, None), "then that of the images is used"
+    assert normalization(torch.nn.Identity(), 3) == (list(MEAN), list(STD))
+    assert normalization(torch.nn.Identity(), 4) == (None, None), "then that of the images is used"
     timm_like = torch.nn.Identity()
     timm_like.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    assert backbones.normalization(timm_like, 3) == ([0.5] * 3, [0.25] * 3)
+    assert normalization(timm_like, 3) == ([0.5] * 3, [0.25] * 3)
 
 
 @pytest.mark.parametrize(

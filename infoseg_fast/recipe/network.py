@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backbones
+from ..backbone_modules import normalization
 from ..distributed.objective import chosen_positions, loss_over_ranks
 from ..distributed.world import ranks
 from ..model import InfoSegNet, position_mask
@@ -134,7 +135,7 @@ def new_network(
         "components": components,
     }
     model = backbones.build(**arguments, pretrained=weights is None)
-    if backbones.normalization(model.backbone.net, data.channels) == (None, None):
+    if normalization(model.backbone.net, data.channels) == (None, None):
         model.set_normalization(data.mean, data.std)
     # Random changes of the crops would make every image a new one.
     if not (settings.flip or settings.rotate or settings.jitter):
