@@ -4,6 +4,7 @@ finite. Each test injects the fault.
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from processes import CONTEXT
 from test_train import SMALL, checkpoint_file, losses, rows, same_weights, weights
 
 from infoseg_fast import checkpoint, cli
-from infoseg_fast.data import crops
+from infoseg_fast.data import crops, open_set
+from infoseg_fast.data.damaged import skip_damaged
 from infoseg_fast.errors import DataError
 from infoseg_fast.recipe.default import DefaultRecipe
 from infoseg_fast.train import train
@@ -198,6 +200,34 @@ def test_an_image_that_goes_in_mid_epoch_stops_the_run_or_is_skipped(
     named = [r.getMessage() for r in caplog.records if "im3.png" in r.getMessage()]
     assert len([text for text in named if text.startswith("skipped: ")]) == 1
     assert losses(tmp_path / "skipped")[-1][0] == 24
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_set_that_skips_damaged_images_is_pickled(data, scored):
+    """Worker processes that are not forked get the set so."""
+    images = skip_damaged(open_set(data, "train", num_classes=2), scored)
+    images.damaged[1] = "its error"
+    copied = pickle.loads(pickle.dumps(images))
+    assert vars(copied)["damaged"] == {1: "its error"} and type(copied) is type(images)
+    assert np.array_equal(copied.read(2)[0], images.read(2)[0])
+
+
+SCRIPT = """
+import multiprocessing, sys
+multiprocessing.set_start_method("forkserver")  # the default of Python 3.14
+import infoseg_fast as isf
+from infoseg_fast.data import crops
+crops.IN_MEMORY_BYTES = 0
+how = {"classes": 2, "steps": 2, "width": 4, "dim": 4, "batch_size": 4, "crop": 32, "workers": 2}
+isf.train(sys.argv[1], sys.argv[2], recipe="paper", **how)
+"""
+
+
+def test_a_script_trains_with_worker_processes_whatever_their_default_start_is(data, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)  # calls train without `if __name__ == "__main__"`
+    done = subprocess.run([sys.executable, script, data, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -2,6 +2,7 @@
 any step.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -205,6 +206,9 @@ def crop_loader(
         num_workers=workers,
         worker_init_fn=ignore_in_worker,
         pin_memory=torch.cuda.is_available(),
+        # Forked processes share the images of this one, and do not import the user's script again.
+        # From Python 3.14 on they are not the default.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 

@@ -1,5 +1,6 @@
 """`--skip-damaged`: sets that replace or leave out an image that cannot be read."""
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -88,7 +89,24 @@ def skip_damaged(images: ImageSet, scored: bool = False) -> ImageSet:
             In training the next readable image replaces it, so that batches keep their size and
             steps their random numbers.
     """
-    mixin = _Unscored if scored else _Skipping
     vars(images)["damaged"] = {}
-    images.__class__ = type(type(images).__name__, (mixin, type(images)), {})
+    images.__class__ = _mixed(_Unscored if scored else _Skipping, type(images))
     return images
+
+
+@functools.cache
+def _mixed(mixin: type, kind: type) -> type:
+    """The class of sets of `kind` that tolerate such images. Worker processes that are not forked
+    make it again.
+    """
+
+    def reduced(self):
+        state = getattr(self, "__getstate__", None)  # every object has one from Python 3.11 on
+        return _empty, (mixin, kind), state() if state else vars(self)
+
+    return type(kind.__name__, (mixin, kind), {"__reduce__": reduced})
+
+
+def _empty(mixin: type, kind: type) -> ImageSet:
+    """A set without attributes, as `pickle` needs it."""
+    return object.__new__(_mixed(mixin, kind))
