@@ -212,3 +212,11 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_a_restart_goes_on(data, tm
     assert said.count("another rank ended, or did not answer within 15 s") == 2
     found, expected = final(tmp_path / "run"), final(undisturbed)
     assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+@pytest.mark.long
+def test_ranks_that_compile_their_steps_have_the_losses_of_one_process(data, tmp_path):
+    how = TINY | {"data": data, "recipe": "paper", "steps": 3, "eval_every": 0, "checkpoint_every": 3}
+    run_ranks(2, tmp_path / "two", [("train_in", {"run": how | {"compile": True}}, str(tmp_path / "two"))])
+    rank_jobs.train_in({"run": how}, str(tmp_path / "one"))
+    assert losses(tmp_path / "two/run") == pytest.approx(losses(tmp_path / "one/run"), rel=1e-4)

@@ -26,6 +26,7 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
 class RankBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with statistics over all ranks in training."""
 
+    @torch.compiler.disable  # a compiled graph ends at a collective in any case
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or ranks() == 1:
             return super().forward(input)

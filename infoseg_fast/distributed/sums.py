@@ -1,16 +1,30 @@
 """Differentiable sums and gathers over the ranks."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from .world import rank, ranks
 
 
+@torch.compiler.disable  # a compiled graph ends at a collective in any case
 def summed(x: Tensor) -> Tensor:
     """The sum over the ranks. Its gradient is the sum of the ranks' gradients."""
-    return x if ranks() == 1 else all_reduce(x)
+    return x if ranks() == 1 else _Sum.apply(x)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
 
 
 def sizes_of_ranks(number: int) -> list[int]:
