@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import torch_threads
 
 import infoseg_fast as isf
 from infoseg_fast import extension
@@ -154,11 +155,8 @@ def test_the_kernels_give_the_references_appearance_and_statistics(instruction_s
 def test_threads_give_the_bits_of_one(threads):
     images, y = torch.rand(5, 3, 32, 32), torch.randn(5, 4, 8, 8)
     one = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         many = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
-    finally:
-        torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_folder
+from conftest import call, write_folder
 from PIL import Image
 
 from infoseg_fast.cli import main
@@ -22,14 +22,6 @@ def trained(tmp_path_factory):
     data = write_folder(root / "data", number=8, side=40)
     assert main(["train", "--data", str(data), "--out", str(root / "run"), *TRAIN]) == 0
     return root
-
-
-def call(*arguments) -> int:
-    """The exit status, whether by return or by argparse's exit."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def test_eval_prints_json_alone(trained, capfd):

@@ -6,7 +6,7 @@ import pytest
 import statement
 import torch
 import torch.nn.functional as F
-from conftest import inputs
+from conftest import assert_wanted_gradients, inputs, torch_threads, wanting
 from processes import each_rank
 
 import infoseg_fast as isf
@@ -20,14 +20,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation
 # dtype.
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 2e-13, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
-
-
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def laid_out(x, layout):
@@ -114,10 +106,8 @@ def test_any_number_of_partners_on_any_number_of_threads(instruction_set, partne
     x, exact, mask = arguments((B, C, 0, K, h, w, layout, masked), dtype)
     stated = statement.loss(*exact, mask=mask, **how)
     truth = torch.autograd.grad(stated, exact)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             found = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
             rtol = {torch.float64: 1e-12, torch.bfloat16: 1e-3}.get(dtype, 1e-5)
             torch.testing.assert_close(found.double(), stated, rtol=rtol, atol=1e-6)
@@ -126,8 +116,6 @@ def test_any_number_of_partners_on_any_number_of_threads(instruction_set, partne
             with torch.no_grad():
                 again = isf.mutual_information_loss(*x, mask=mask, backend="cpp", **how)
             torch.testing.assert_close(again, found.detach(), rtol=1e-6, atol=0)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("partners", [1, 2, 3])
@@ -247,13 +235,9 @@ def test_every_subset_of_gradients(how, needed):
     x = inputs(B=5, C=21, K=7, size=(5, 6))
     every = [t.detach().requires_grad_() for t in x]
     expected = torch.autograd.grad(isf.mutual_information_loss(*every, backend="reference", **how), every)
-    some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
+    some = wanting(x, needed)
     (3 * isf.mutual_information_loss(*some, backend="cpp", **how)).backward()
-    for t, gradient in zip(some, expected, strict=True):
-        if t.requires_grad:
-            torch.testing.assert_close(t.grad, 3 * gradient)
-        else:
-            assert t.grad is None
+    assert_wanted_gradients(some, [3 * gradient for gradient in expected])
 
 
 @pytest.mark.parametrize("needed", range(1, 16))
@@ -262,15 +246,11 @@ def test_every_subset_of_gradients_of_the_moments(needed):
     every = [t.detach().requires_grad_() for t in x]
     upstream = torch.randn(7, 4, dtype=torch.float64)
     expected = torch.autograd.grad(isf.class_moments(*every, statistics=Y, backend="reference"), every, upstream)
-    some = [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
+    some = wanting(x, needed)
     found = isf.class_moments(*some, statistics=Y, backend="cpp")
     for _ in range(2):  # a second backward pass gives the same gradient
         found.backward(upstream, retain_graph=True)
-    for t, gradient in zip(some, expected, strict=True):
-        if t.requires_grad:
-            torch.testing.assert_close(t.grad, 2 * gradient)
-        else:
-            assert t.grad is None
+    assert_wanted_gradients(some, [2 * gradient for gradient in expected])
 
 
 def test_moments_over_many_positions_are_summed_in_float64():
@@ -348,19 +328,21 @@ def test_opcheck_and_the_compiler_take_the_custom_ops():
     torch.library.opcheck(OPS["segment_and_count"].wiring.custom, arguments)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("pool", ["automatic", "own"])
 @pytest.mark.parametrize("how", LOSSES)
 def test_the_same_thread_count_gives_the_same_bits(how, pool, threads):
     x = inputs(B=5, C=40, K=9, size=(16, 17), dtype=torch.float32, requires_grad=True)
     Y = torch.randn(5, 4, 16, 17)
     extension.compiled().set_thread_pool(pool)
+    runs = []
     try:
-        runs = []
-        for _ in range(3):
-            loss = isf.mutual_information_loss(*x, backend="cpp", **how)
-            moments = isf.class_moments(*x, statistics=Y, backend="cpp")
-            runs.append((loss, *torch.autograd.grad(loss, x), moments, *torch.autograd.grad(moments.sin().sum(), x)))
+        with torch_threads(threads):
+            for _ in range(3):
+                loss = isf.mutual_information_loss(*x, backend="cpp", **how)
+                moments = isf.class_moments(*x, statistics=Y, backend="cpp")
+                gradients = torch.autograd.grad(loss, x), torch.autograd.grad(moments.sin().sum(), x)
+                runs.append((loss, *gradients[0], moments, *gradients[1]))
     finally:
         extension.compiled().set_thread_pool("automatic")
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
@@ -443,7 +425,7 @@ def test_many_classes_and_few_positions(instruction_set):
         torch.testing.assert_close(found.double(), statement.loss(*exact, **how), rtol=1e-5, atol=1e-6)
 
 
-def _train(backend, steps=100, disturbed=None):
+def _train(backend, disturbed=None):
     """Losses and labels of a training run.
 
     With a seed, every step changes the weights by about one rounding.
@@ -456,23 +438,15 @@ def _train(backend, steps=100, disturbed=None):
     noise = None if disturbed is None else torch.Generator().manual_seed(disturbed)
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(24, 3, 12, 12, generator=generator)
+    how = {"estimator": "infonce", "num_negatives": "all", "balance": 2.0, "backend": backend}
     losses = []
-    for _ in range(steps):
+    for _ in range(100):
         with torch.no_grad():
             for x in weights if noise else ():
                 x *= 1 + 1e-7 * torch.randn(x.shape, generator=noise)
         f = torch.relu(net(images[torch.randperm(24, generator=generator)[:6]]))
         H = head(f.mean(dim=(2, 3))).view(6, 4, 24)
-        loss = isf.mutual_information_loss(
-            f,
-            H,
-            projection.weight,
-            projection.bias,
-            estimator="infonce",
-            num_negatives="all",
-            balance=2.0,
-            backend=backend,
-        )
+        loss = isf.mutual_information_loss(f, H, projection.weight, projection.bias, **how)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

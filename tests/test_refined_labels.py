@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import torch_threads
 
 from infoseg_fast import extension, reference
 from infoseg_fast.ops.dispatch import kernel
@@ -31,11 +32,8 @@ SHAPES = [
 @pytest.mark.parametrize("threads", [1, 3])
 def test_kernel_gives_the_labels_of_the_reference(shape, threads):
     given = problem(**shape)
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         found = refined_labels(*given, backend="cpp")
-    finally:
-        torch.set_num_threads(1)
     exact = reference.refined_labels(*(x.double() for x in given))
     # Two classes whose scores are equal to rounding may change places.
     assert (found != exact).float().mean() < 1e-3
