@@ -89,7 +89,7 @@ def colour_draws(strength: float, generator: torch.Generator, part: Part, device
     return draws.uniform_(-strength, strength, generator=generator)[part.inside]
 
 
-def jittered(images: Tensor, draws: Tensor, position: bool = False) -> Tensor:
+def jittered(images: Tensor, draws: Tensor, position: bool) -> Tensor:
     """Images with another brightness, contrast and colour of the first three channels, by the
     relative changes of `colour_draws`. Further channels, and the position of the pixels if the last
     channel is that, do not change.

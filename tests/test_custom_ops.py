@@ -197,11 +197,12 @@ class Module(torch.nn.Module):
         return self.function(*x[:number], **keywords, **self.settings, backend=self.backend)
 
 
-def recorded(name, backend, dtype=torch.float32):
+def recorded(name, backend):
     """The module of an op, its example, inputs of another batch, height and width, and what they
     give.
     """
-    op, case = OPS[name], case_of(name, dtype)
+    op, dtype = OPS[name], torch.float32
+    case = case_of(name, dtype)
     x, keywords = op.arguments(case, "cpu", dtype)
     module = Module(name, backend, keywords)
     other = replace(case, **OTHER_SIZES)

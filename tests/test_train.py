@@ -52,6 +52,19 @@ def same_weights(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def gain_of_a_resumed_run(how: dict, out: Path) -> float:
+    """Check that a run in parts has the bits of a whole one. Returns the fall of its loss in 60
+    steps.
+    """
+    train(out=out / "whole", **how)
+    train(out=out / "parts", **how | {"steps": 3})
+    train(None, out / "parts", resume=True, steps=how["steps"])
+    assert same_weights(weights(out / "whole"), weights(out / "parts"))
+    train(None, out / "whole", resume=True, steps=60)
+    found = losses(out / "whole")
+    return found[0][1] - found[-1][1]
+
+
 @pytest.fixture
 def data(tmp_path) -> str:
     return str(write_folder(tmp_path / "data", number=10, side=40))

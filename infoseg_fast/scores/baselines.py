@@ -109,7 +109,12 @@ def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> 
     features = own.get(method, blurred_channels)
     is_mixture = method.startswith("mixture")
     learn = required("sklearn.mixture" if is_mixture else "sklearn.cluster", "scikit-learn")
-    points = sampled_features(features, images, samples, seed)
+
+    def points_of(index: int) -> Tensor:
+        pixels, valid = fit_pixels(images, index)
+        return features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+
+    points = sampled(points_of, images, samples, seed).numpy()
     mean, std = points.mean(axis=0), points.std(axis=0)
     std[std < 1e-6] = 1
     if method == "kmeans":  # the channels have the same scale already
@@ -160,20 +165,29 @@ def merged_components(probabilities: PixelMap, images: ImageSet, number: int) ->
     return resampled_merge(block_statistics(zip(probs, sample.statistics(0), masks, strict=True)), number)
 
 
-def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:
-    """Features of at least `samples` random pixels: [n, features]."""
+def sampled(points_of: Callable[[int], Tensor], images: ImageSet, samples: int, seed: int) -> Tensor:
+    """At least `samples` random points of at most FIT_IMAGES images, [n, features].
+
+    Args:
+        points_of: gives the points with data of an image by its index, [m, features].
+        images: the set.
+        samples: least number of points.
+        seed: seed of the choice.
+
+    Raises:
+        DataError: no image has a point with data.
+    """
     rng = np.random.default_rng(seed)
     chosen = images.evenly_spread(FIT_IMAGES)
     samples_per_image = -(-samples // len(chosen))
     parts = []
     for index in chosen:
-        pixels, valid = fit_pixels(images, index)
-        points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+        points = points_of(index)
         if len(points):
-            parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
+            parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))])
     if not parts:
         raise DataError(f"{images.name} has no pixel with data to fit the clusters to")
-    return np.concatenate(parts)
+    return torch.cat(parts)
 
 
 def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
