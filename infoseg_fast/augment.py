@@ -44,8 +44,8 @@ def augmented(
     part: Part | None = None,
     position: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """`changed` with the random numbers of the step. `part` is the part of the step that the images
-    are. None: the whole step.
+    """`changed` with the random numbers of the step. `part` is the part of the step's batch
+    that `images` holds. None: the whole batch.
     """
     part = part or Part(0, len(images), len(images))
     return changed(images, mask, settings, drawn(settings, step, part, images.device), position)

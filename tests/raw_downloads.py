@@ -13,6 +13,7 @@ from PIL import Image
 from infoseg_fast.data.protocols import PALETTE, PROTOCOLS, ImageList, Protocol
 
 WINDOW = 24  # instead of 128
+# Odd sizes, and sides below the window after scaling by 0.33.
 COCO_SIZES = {"train2017": [(90, 121), (75, 100), (60, 200), (72, 73), (99, 76)], "val2017": [(73, 97), (81, 64)]}
 LIST_NAME = "Mini_List_1"
 

@@ -169,17 +169,6 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
-def test_predict_names_a_damaged_file_and_writes_the_others(trained, tmp_path, capsys):
-    source = tmp_path / "in"
-    source.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((33, 40, 3), dtype=np.uint8)).save(source / name)
-    (source / "b.png").write_bytes((source / "b.png").read_bytes()[:60])
-    assert call("predict", trained / "run", source, "--out", tmp_path / "out") == 1
-    assert "b.png" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
-
-
 def test_the_version_is_printed(capsys):
     import infoseg_fast
 

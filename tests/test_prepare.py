@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from raw_downloads import (
-    COCO_SIZES,
     LIST_NAME,
     PATCH,
     TILES,
@@ -604,11 +603,3 @@ def test_the_command_line_names_the_option(coco, arguments, told, capsys):
     assert main(["prepare", *(argument.format(raw=coco) for argument in arguments)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and told in printed
-
-
-def test_sizes_cover_the_cases():
-    """The miniature download has what it is for: odd sizes and sides below the window after
-    scaling.
-    """
-    sides = [round(n * 0.33) for sizes in COCO_SIZES.values() for size in sizes for n in size]
-    assert min(sides) < WINDOW and any(n % 2 for sizes in COCO_SIZES.values() for size in sizes for n in size)

@@ -69,7 +69,7 @@ def report(now: list[dict], before: list[dict], file: Path) -> int:
     """Print the comparison. Returns the number of cases that became slower.
 
     Raises:
-        DataError: the two have no case in common.
+        DataError: the two runs have no case in common.
     """
     rows = compared(now, before)
     if not rows:

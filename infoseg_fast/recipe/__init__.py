@@ -106,8 +106,8 @@ class Recipe(nn.Module):
 
     # Defaults of the settings that the user does not give.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # The part of the step's batch that the images of `loss` are. None: the whole batch. The loop
-    # sets it for ranks and --accumulate, so that random numbers can be drawn for the whole batch.
+    # The part of the step's batch that `loss` gets. None: the whole batch. The loop sets it for
+    # ranks and --accumulate, so that random numbers can be drawn for the whole batch.
     part: Part | None = None
     # Tensors of the last step for `metrics`. A replay of a CUDA graph sets it to the graph's tensors.
     last: Any = None

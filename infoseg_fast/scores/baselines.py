@@ -32,7 +32,7 @@ METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged", "k
 FIT_IMAGES = 2000  # largest number of images that a fit reads
 FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; number of angles in half a turn
 BLUR_SIGMA = 2.0  # pixels, blur of the mixture's features
-COMPONENTS_PER_CLASS = 3  # components of the mixture whose components are merged
+COMPONENTS_PER_CLASS = 3  # components of `mixture-merged` for each cluster
 MERGE_CROP = 128  # pixels, largest side of the crops for the merge
 
 PixelMap = Callable[[Tensor], Tensor]
@@ -102,8 +102,18 @@ def predict_constant(pixels: Tensor) -> Tensor:
 def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> PixelMap:
     """Fit `number` clusters to random pixels of the images.
 
+    Args:
+        method: a name of METHODS, neither constant nor kmeans-backbone.
+        images: the train split.
+        number: number of clusters.
+        samples: least number of pixels.
+        seed: seed of the pixels and of the method.
+
     Returns:
-        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
+        A function that maps pixels, float [B, c, H, W] in [0, 1], to labels, uint8 [B, H, W].
+
+    Raises:
+        DataError: scikit-learn or scikit-image is not installed, or no pixel has data.
     """
     own: dict[str, PixelMap] = {"kmeans": lambda pixels: pixels, "kmeans-gabor": Gabor()}
     features = own.get(method, blurred_channels)
@@ -191,8 +201,8 @@ def sampled(points_of: Callable[[int], Tensor], images: ImageSet, samples: int, 
 
 
 def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an image for a fit, [c, H, W], and those with data, bool [H, W]: the centre crop
-    if the set's protocol cuts crops, else the whole image.
+    """The pixels that an image gives to a fit, as stored, [c, H, W], and where they have data, bool [H,
+    W]. They are the centre crop if the set's protocol cuts crops, else the whole image.
     """
     if images.crop_side is None:
         pixels, valid = images.scaled(index)
