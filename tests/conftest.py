@@ -18,6 +18,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+
 
 # A process gets a file of the first three, and one of the next three after it.
 SLOWEST = (

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import torch_threads
+from conftest import needs_extension, torch_threads
 from fibers import needs_compiler, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,6 @@ from infoseg_fast import extension
 from infoseg_fast.ops import confusion_matrix as confusion
 
 DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64]
-needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def by_definition(pred, target, num_clusters, num_classes, ignore_index):

@@ -6,7 +6,7 @@ import pytest
 import statement
 import torch
 import torch.nn.functional as F
-from conftest import assert_wanted_gradients, inputs, torch_threads, wanting
+from conftest import assert_wanted_gradients, inputs, needs_extension, torch_threads, wanting
 from processes import each_rank
 
 import infoseg_fast as isf
@@ -15,7 +15,7 @@ from infoseg_fast.bench import cpu as bench
 from infoseg_fast.bench import providers
 from infoseg_fast.ops import OPS, cpp
 
-pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+pytestmark = needs_extension
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Relative error of a gradient's norm: rounding of the result, and of sums in the accumulation
 # dtype.

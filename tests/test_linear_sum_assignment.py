@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from conftest import torch_threads
+from conftest import needs_extension, torch_threads
 from hard_costs import assert_optimal, hard_costs, total
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +19,6 @@ import infoseg_fast as isf
 from infoseg_fast import extension
 from infoseg_fast.ops import dispatch
 from infoseg_fast.ops import linear_sum_assignment as assignment
-
-needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def solve_both(cost, maximize):

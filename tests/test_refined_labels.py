@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import torch_threads
+from conftest import needs_extension, torch_threads
 
-from infoseg_fast import extension, reference
+from infoseg_fast import reference
 from infoseg_fast.ops.dispatch import kernel
 from infoseg_fast.ops.refined_labels import refined_labels
 
-pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+pytestmark = needs_extension
 
 
 def problem(B=2, K=3, c=3, h=4, w=5, size=(16, 20), dtype=torch.float32):

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder
+from conftest import needs_extension, write_folder
 from PIL import Image
 
 import infoseg_fast as isf
-from infoseg_fast import extension
 from infoseg_fast.cli import run as run_cli
 from infoseg_fast.errors import DataError
 from infoseg_fast.model import position_mask
@@ -30,7 +29,7 @@ SMALL |= {"precision": "float32"}  # "auto" may choose otherwise in another run
 
 
 def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return RunFolder(run).read_metrics()
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -103,7 +102,7 @@ def test_two_textures_are_told_apart(tmp_path):
     assert scores["pixel_accuracy"] > 0.7 and scores["nmi"] > 0.2
 
 
-@pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+@needs_extension
 def test_50_steps_of_the_default_recipe_give_the_references_losses_and_segmentation(tmp_path, monkeypatch):
     data = write_folder(tmp_path / "data", number=8, side=32)
     how = SMALL | {"data": str(data), "steps": 50, "log_every": 1, "checkpoint_every": 50, "lr": 3e-4}
