@@ -15,6 +15,7 @@ import os
 import resource
 import statistics
 import time
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -65,6 +66,10 @@ def every(function, arguments):
     return lambda: [function(argument) for argument in arguments]
 
 
+def with_threads(threads, function, *arguments):
+    return lambda: (torch.set_num_threads(threads), function(*arguments))
+
+
 def matcher():
     print("\nOne random float64 matrix per call, one thread: speed-up over scipy.")
     names = [name for name in ("lapjvx", "lapjvs", "lapjvc", "lapjvxa", "lapjvsa") if hasattr(lap, name)]
@@ -109,20 +114,13 @@ def batches():
     table("batch", "one thread", "two threads", "best of lapx's batches, one thread", "microseconds a problem")
     for shape in ((4000, 27, 27), (4000, 15, 15), (4000, 15, 27), (4000, 45, 15), (500, 64, 64), (20, 256, 256)):
         costs = RNG.random(shape)
-
-        def with_threads(threads, costs=costs):
-            def solve():
-                torch.set_num_threads(threads)
-                isf.linear_sum_assignment(costs)
-
-            return solve
-
-        functions = [every(scipy.optimize.linear_sum_assignment, costs), with_threads(1)]
+        solve = [with_threads(threads, isf.linear_sum_assignment, costs) for threads in (1, 2)]
+        functions = [every(scipy.optimize.linear_sum_assignment, costs), solve[0]]
         if lap is not None:
             for solver in (lap.lapjvx_batch, lap.lapjvs_batch):
-                functions.append(lambda solve=solver, c=costs: solve(c, extend_cost=True, n_threads=1))
+                functions.append(partial(solver, costs, extend_cost=True, n_threads=1))
         scipys, one, *others = medians(functions, clock=time.process_time)
-        slow, two = medians([functions[0], with_threads(2)], clock=time.perf_counter)
+        slow, two = medians([functions[0], solve[1]], clock=time.perf_counter)
         torch.set_num_threads(1)
         best = f"{scipys / min(others):.2f}" if others else "-"
         row("x".join(map(str, shape)), f"{scipys / one:.2f}", f"{slow / two:.2f}", best, f"{one / shape[0] * 1e6:.2f}")
@@ -138,14 +136,6 @@ def label_maps(size: int, values: int, block: int, dtype) -> np.ndarray:
 def counts():
     print("\n4 million pixels, 27 clusters and classes, a tenth ignored: speed-up over masked np.bincount.")
     table("labels", "one thread", "two threads", "nanoseconds a pixel")
-
-    def with_threads(threads, pred, target):
-        def count():
-            torch.set_num_threads(threads)
-            isf.confusion_matrix(pred, target, 27, 27)
-
-        return count
-
     for name, block, dtype in (
         ("uint8, noise", 1, np.uint8),
         ("uint8, squares of 16", 16, np.uint8),
@@ -156,13 +146,10 @@ def counts():
         pred, target = (label_maps(4_000_000, 27, block, dtype) for _ in range(2))
         target[label_maps(4_000_000, 10, block, dtype) == 0] = 255
         tensors = torch.from_numpy(pred), torch.from_numpy(target)
-        functions = [
-            lambda x=tensors: baselines.confusion_matrix(*x, 27, 27),
-            with_threads(1, pred, target),
-            with_threads(2, pred, target),
-        ]
-        theirs, one = medians(functions[:2], 2.0)
-        slow, two = medians([functions[0], functions[2]], 2.0, time.perf_counter)
+        plain = partial(baselines.confusion_matrix, *tensors, 27, 27)
+        counted = [with_threads(threads, isf.confusion_matrix, pred, target, 27, 27) for threads in (1, 2)]
+        theirs, one = medians([plain, counted[0]], 2.0)
+        slow, two = medians([plain, counted[1]], 2.0, time.perf_counter)
         torch.set_num_threads(1)
         row(name, f"{theirs / one:.1f}", f"{slow / two:.1f}", f"{one / pred.size * 1e9:.2f}")
 

@@ -44,8 +44,8 @@ def augmented(
     part: Part | None = None,
     position: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """`changed` with the random numbers of the step. `part` is the part of the step that the images
-    are. None: the whole step.
+    """`changed` with the random numbers of the step. `part` is the part of the step's batch
+    that `images` holds. None: the whole batch.
     """
     part = part or Part(0, len(images), len(images))
     return changed(images, mask, settings, drawn(settings, step, part, images.device), position)
@@ -89,7 +89,7 @@ def colour_draws(strength: float, generator: torch.Generator, part: Part, device
     return draws.uniform_(-strength, strength, generator=generator)[part.inside]
 
 
-def jittered(images: Tensor, draws: Tensor, position: bool = False) -> Tensor:
+def jittered(images: Tensor, draws: Tensor, position: bool) -> Tensor:
     """Images with another brightness, contrast and colour of the first three channels, by the
     relative changes of `colour_draws`. Further channels, and the position of the pixels if the last
     channel is that, do not change.

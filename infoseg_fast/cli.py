@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         prepare.add_argument(option(name), default=argparse.SUPPRESS, **how)
     # fmt: on
 
-    add("env", run_env, "Print versions and backends, and why one is missing.")
+    add("env", run_env, "Print the versions, the backends, and why a backend is missing.")
     return top
 
 

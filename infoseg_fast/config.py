@@ -104,7 +104,7 @@ class Settings:
         "data", None, "pages to read of a file with several pages (default: such a file is refused)",
         choices=("first", "each"))
     max_bytes: int = setting(
-        "data", MAX_BYTES, "largest decoded size of an image, or of the part that is read at once", type=int, minimum=1)
+        "data", MAX_BYTES, "largest decoded size of an image, or of the part read at once, bytes", type=int, minimum=1)
     scale: float = setting(
         "data", 1.0, "factor by which images are resized when they are read", type=float, above=0, maximum=MAX_SCALE)
     flip: bool = setting("data", True, "mirror crops at random", switch=True)

@@ -183,7 +183,7 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
-        """The last scores of a checkpoint. None: there are none, or they are of another step."""
+        """The last scores of a checkpoint. None: it has none, or they belong to another step."""
         found = self._evaluations().get(name)
         return found if found and step in (None, found["step"]) else None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 from PIL import Image
 
 from infoseg_fast import extension, precision
+from infoseg_fast.cli import main
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The tensors are small: a second thread slows the tests down. Tests of threads set their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 # A process gets a file of the first three, and one of the next three after it.
@@ -43,6 +47,31 @@ def float32_of_auto():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "has_bfloat16", lambda device: False)
         yield
+
+
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Reports have no curves. Drawing them takes longer than all the rest of a short run."""
+    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
+
+
+def call(*arguments) -> int:
+    """The exit status of a command, whether by return or by argparse's exit."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        return stopped.code
+
+
+@contextlib.contextmanager
+def torch_threads(number: int):
+    """A context in which PyTorch and the kernels have this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_sets() -> list[str]:
@@ -75,6 +104,20 @@ def inputs(B=4, C=5, D=7, K=3, size=(3, 4), dtype=torch.float64, requires_grad=F
     return tuple(torch.randn(s, dtype=dtype).mul_(scale).requires_grad_(requires_grad) for s in shapes)
 
 
+def wanting(x, needed: int) -> list:
+    """Leaves of the tensors. Tensor i wants a gradient if bit i of `needed` is 1."""
+    return [t.detach().requires_grad_(bool(needed >> i & 1)) for i, t in enumerate(x)]
+
+
+def assert_wanted_gradients(leaves, expected) -> None:
+    """Leaves of `wanting` have the expected gradients, the others none."""
+    for t, gradient in zip(leaves, expected, strict=True):
+        if t.requires_grad:
+            torch.testing.assert_close(t.grad, gradient)
+        else:
+            assert t.grad is None
+
+
 def two_textures(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """An RGB image of a coarse bluish and a fine reddish texture, and its labels."""
     y, x = np.mgrid[:side, :side]
@@ -86,17 +129,20 @@ def two_textures(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.nd
     return image.clip(0, 255).astype(np.uint8), label
 
 
+def write_labelled(root: Path, stem: str, image: np.ndarray, label: np.ndarray) -> None:
+    """An image and its labels in the layout of --data DIR."""
+    for name, pixels in (("images", image), ("labels", label)):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{stem}.png")
+
+
 def write_folder(root: Path, number: int = 6, side: int = 32, labels: bool = True, seed: int = 0) -> Path:
     """A folder in the layout of --data DIR with `number` two-texture images."""
     rng = np.random.default_rng(seed)
-    (root / "images").mkdir(parents=True)
-    if labels:
-        (root / "labels").mkdir()
     for i in range(number):
-        image, label = two_textures(rng, side)
-        Image.fromarray(image).save(root / "images" / f"im{i}.png")
-        if labels:
-            Image.fromarray(label).save(root / "labels" / f"im{i}.png")
+        write_labelled(root, f"im{i}", *two_textures(rng, side))
+    if not labels:
+        shutil.rmtree(root / "labels")
     return root
 
 

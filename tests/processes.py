@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch.multiprocessing import start_processes
 
+SECONDS = 300  # limit of the processes of a test
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["infoseg_fast", "torch.distributed"])
 
@@ -19,15 +20,15 @@ def _call(rank: int, function, number: int, folder: str, arguments: tuple) -> No
     Path(folder, str(rank)).write_bytes(pickle.dumps(found))
 
 
-def each_rank(function, number: int, *arguments, seconds: float = 300) -> list:
+def each_rank(function, number: int, *arguments) -> list:
     """What function(rank, number, *arguments) returns in each of `number` processes, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         handed = (function, number, folder, arguments)
         started = start_processes(_call, handed, nprocs=number, join=False, start_method="forkserver")
-        end = time.monotonic() + seconds
+        end = time.monotonic() + SECONDS
         try:
             while not started.join(timeout=1):
-                assert time.monotonic() < end, f"the processes did not finish within {seconds} s"
+                assert time.monotonic() < end, f"the processes did not finish within {SECONDS} s"
         finally:
             for process in started.processes:
                 process.kill()

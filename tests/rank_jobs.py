@@ -31,9 +31,9 @@ def train_in(runs: dict[str, dict], out: str) -> None:
         train(out=f"{out}/{name}", **how)
 
 
-def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+def batch() -> dict[str, torch.Tensor]:
     """Features and images of all ranks."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     features = torch.randn(IMAGES, 5, 4, 6, generator=generator)
     return {
         "features": features,
@@ -50,14 +50,19 @@ def own(x: torch.Tensor, part: Part) -> torch.Tensor:
     return x[part.inside].clone()
 
 
+def leaves_of(whole: dict[str, torch.Tensor], part: Part) -> list[torch.Tensor]:
+    """Features and global features of the part, weight and bias, which want gradients."""
+    given = own(whole["features"], part), own(whole["global_features"], part), whole["weight"], whole["bias"]
+    return [x.clone().requires_grad_() for x in given]
+
+
 def objectives() -> dict:
     """For each objective, with and without mask: the loss of all images, and its gradients."""
     part, found = Part.of(IMAGES, rank(), ranks()), {}
     whole = batch()
     for name, how in (OBJECTIVES | {"appearance": None}).items():
         for masked in (False, True):
-            leaves = [own(whole[key], part).requires_grad_() for key in ("features", "global_features")]
-            leaves += [whole[key].clone().requires_grad_() for key in ("weight", "bias")]
+            leaves = leaves_of(whole, part)
             mask = own(whole["mask"], part) if masked else None
             if how is None:
                 images = own(whole["images"], part)
@@ -77,8 +82,7 @@ def objectives() -> dict:
 def nothing_counts() -> list[torch.Tensor]:
     """Losses and gradients where no position of any rank counts."""
     part, found, whole = Part.of(IMAGES, rank(), ranks()), [], batch()
-    leaves = [own(whole[key], part).requires_grad_() for key in ("features", "global_features")]
-    leaves += [whole[key].clone().requires_grad_() for key in ("weight", "bias")]
+    leaves = leaves_of(whole, part)
     mask, images = torch.zeros_like(own(whole["mask"], part)), own(whole["images"], part)
     losses = [loss_over_ranks(isf.InfoSegLoss(**how), *leaves, mask) for how in OBJECTIVES.values()]
     losses.append(appearance_over_ranks(*leaves, images=images, mask=mask, temperature=1.0, smooth=1))
@@ -100,10 +104,8 @@ def result(loss: torch.Tensor, leaves: list[torch.Tensor], part: Part) -> list[t
 def within_ranks() -> list[torch.Tensor]:
     """same_position: partners are images of the same rank."""
     part, whole = Part.of(IMAGES, rank(), ranks()), batch()
-    given = [own(whole[key], part) for key in ("features", "global_features")] + [whole["weight"], whole["bias"]]
-    criterion = isf.InfoSegLoss(negatives="same_position", balance=0.0)
-    loss = loss_over_ranks(criterion, *given, own(whole["mask"], part))
-    total = loss * part.share
+    loss = loss_over_ranks(isf.InfoSegLoss(), *leaves_of(whole, part), own(whole["mask"], part))
+    total = loss.detach() * part.share
     torch.distributed.all_reduce(total)
     return [total]
 

@@ -13,23 +13,24 @@ from PIL import Image
 from infoseg_fast.data.protocols import PALETTE, PROTOCOLS, ImageList, Protocol
 
 WINDOW = 24  # instead of 128
+# Odd sizes, and sides below the window after scaling by 0.33.
 COCO_SIZES = {"train2017": [(90, 121), (75, 100), (60, 200), (72, 73), (99, 76)], "val2017": [(73, 97), (81, 64)]}
 LIST_NAME = "Mini_List_1"
 
 
-def textured(rng: np.random.Generator, rows: int, columns: int, channels: int = 3) -> np.ndarray:
+def textured(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     y, x = np.mgrid[:rows, :columns]
-    waves = [127 + 90 * np.sin(x / rng.uniform(3, 9) + y / rng.uniform(3, 9)) for _ in range(channels)]
-    return (np.stack(waves, -1) + rng.normal(0, 9, (rows, columns, channels))).clip(0, 255).astype(np.uint8)
+    waves = [127 + 90 * np.sin(x / rng.uniform(3, 9) + y / rng.uniform(3, 9)) for _ in range(3)]
+    return (np.stack(waves, -1) + rng.normal(0, 9, (rows, columns, 3))).clip(0, 255).astype(np.uint8)
 
 
-def write_coco(root: Path, seed: int = 0) -> dict[str, list[str]]:
+def write_coco(root: Path) -> dict[str, list[str]]:
     """images/, annotations/ and curated/ with one image more than the list names; the listed stems
     of each part.
 
     Among them: odd sizes, sides below the window after scaling, a grey JPEG, a palette PNG.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     listed = {}
     for part, sizes in COCO_SIZES.items():
         for folder in ("images", "annotations", "curated"):

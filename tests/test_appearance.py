@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import needs_extension, torch_threads
 
 import infoseg_fast as isf
-from infoseg_fast import extension
 from infoseg_fast.ops.local_appearance import local_appearance
 from infoseg_fast.recipe.appearance import (
     AppearanceTerm,
@@ -23,8 +23,6 @@ from infoseg_fast.recipe.refinement import colours_of
 from infoseg_fast.recipe.sample import Sample
 from infoseg_fast.reference import neighbourhood_mean
 from infoseg_fast.reference.local_appearance import DARK, FLAT
-
-compiled = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def stated(V: np.ndarray, y: np.ndarray, r: float) -> float:
@@ -125,7 +123,7 @@ def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(
         assert found.item() == pytest.approx(stated(rows(V.detach()), rows(y), 0.2), rel=1e-10)
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided", "transposed"])
 @pytest.mark.parametrize(
     ("shape", "size"),
@@ -149,20 +147,17 @@ def test_the_kernels_give_the_references_appearance_and_statistics(instruction_s
             assert torch.equal(found, appearance_statistics(y, mask, smooth, backend="cpp"))
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_give_the_bits_of_one(threads):
     images, y = torch.rand(5, 3, 32, 32), torch.randn(5, 4, 8, 8)
     one = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         many = local_appearance(images, (8, 8), backend="cpp"), appearance_statistics(y, None, 1, backend="cpp")
-    finally:
-        torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 def test_the_kernel_of_the_information_gives_the_references_value_and_gradient(dtype, tolerance):
     V, y = problem(dtype=dtype)
@@ -177,7 +172,7 @@ def test_the_kernel_of_the_information_gives_the_references_value_and_gradient(d
     assert information_of_moments(moments * torch.nan, total * torch.nan, 0.2, backend="cpp").isnan()
 
 
-@compiled
+@needs_extension
 def test_cells_of_broken_pixels_are_the_references():
     images = torch.rand(1, 3, 10, 10)
     assert torch.equal(local_appearance(images, (3, 3)), local_appearance(images, (3, 3), backend="reference"))
@@ -235,7 +230,7 @@ def test_coherence_is_that_of_stripes_and_of_grain_however_they_are_turned():
 BANDS = [1, 2, 3, 4, 8, 13, 64]
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=compiled)])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_extension)])
 @pytest.mark.parametrize("c", BANDS)
 def test_local_appearance_of_any_number_of_bands_is_finite_and_as_accurate(c, backend):
     """Dark bands: the product of 64 of them is below every number of float32."""

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder
+from conftest import call, write_folder, write_labelled
 from PIL import Image
 from raw_downloads import WINDOW, mini_coco, mini_potsdam, write_coco, write_potsdam
 from test_data import refused
@@ -196,16 +196,13 @@ def test_a_prepared_set_is_read_in_the_training_process_and_not_copied(sets):
 
 def test_kmeans_finds_colours_and_gabor_energies_find_textures(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
     y, x = np.mgrid[:48, :48]
     for i in range(6):
         label = (x > rng.integers(16, 32)).astype(np.uint8)
         # One mean colour; stripes of two directions.
         stripes = np.where(label == 1, np.sin(x * 1.3), np.sin(y * 1.3)) * 60 + 128
         image = np.repeat(stripes[..., None], 3, axis=2) + rng.normal(0, 5, (48, 48, 3))
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(tmp_path / f"data/images/{i}.png")
-        Image.fromarray(label).save(tmp_path / f"data/labels/{i}.png")
+        write_labelled(tmp_path / "data", f"{i}", image.clip(0, 255), label)
     accuracy = {}
     for method in ("constant", "kmeans", "kmeans-gabor"):
         arguments = ["baseline", method, "--data", str(tmp_path / "data"), "--samples", "5000", "--json"]
@@ -229,15 +226,12 @@ def test_kmeans_separates_two_colours(tmp_path):
 def test_a_mixture_finds_a_narrow_colour_within_a_wide_one(tmp_path):
     """The classes overlap, and differ in covariance, which k-means has none of."""
     rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
     for i in range(6):
         label = np.zeros((48, 48), np.uint8)
         label[:, : rng.integers(16, 32)] = 1
         blocks = rng.uniform(10, 245, (4, 4, 3)).repeat(12, 0).repeat(12, 1)
         image = np.where(label[..., None] == 1, blocks, 170 + rng.normal(0, 5, (48, 48, 3)))
-        Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"images/{i}.png")
-        Image.fromarray(label).save(tmp_path / f"labels/{i}.png")
+        write_labelled(tmp_path, f"{i}", image, label)
     found = {method: baseline(method, str(tmp_path), samples=5000)[0] for method in ("kmeans", "mixture")}
     assert found["kmeans"]["pixel_accuracy"] < 0.8 < 0.85 < found["mixture"]["pixel_accuracy"]
 
@@ -245,16 +239,13 @@ def test_a_mixture_finds_a_narrow_colour_within_a_wide_one(tmp_path):
 def test_a_merged_mixture_joins_the_shades_of_a_class(tmp_path):
     """Three shades of each class share every image, and no image has both classes of one shade."""
     rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
     shades = np.array([[(60, 90, 40), (70, 100, 60), (80, 110, 80)], [(200, 60, 50), (210, 80, 60), (220, 100, 70)]])
     for i in range(8):
         label = np.zeros((48, 48), np.uint8)
         label[:, rng.integers(12, 36) :] = 1
         shade = rng.integers(0, 3, (6, 6)).repeat(8, 0).repeat(8, 1)
         colour = shades[label, shade] + rng.normal(0, 2, (48, 48, 3))
-        Image.fromarray(colour.astype(np.uint8)).save(tmp_path / f"images/{i}.png")
-        Image.fromarray(label).save(tmp_path / f"labels/{i}.png")
+        write_labelled(tmp_path, f"{i}", colour, label)
     scores, _ = baseline("mixture-merged", str(tmp_path), samples=5000)
     assert len(scores["mapping"]) == 2 and scores["pixel_accuracy"] > 0.95
 
@@ -311,9 +302,6 @@ def test_a_missing_package_is_one_line(folder, method, module, package, monkeypa
 )
 def test_an_error_of_baseline_is_one_line(tmp_path, arguments, message, capsys):
     places = {"data": write_folder(tmp_path / "data"), "bare": write_folder(tmp_path / "bare", labels=False)}
-    try:
-        status = main(["baseline", *(argument.format(**places) for argument in arguments)])
-    except SystemExit as stopped:
-        status = stopped.code
+    status = call("baseline", *(argument.format(**places) for argument in arguments))
     printed = capsys.readouterr().err
     assert status == 2 and printed.count("\n") == 1 and message in printed

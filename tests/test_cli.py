@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_folder
+from conftest import call, write_folder
 from PIL import Image
 
 from infoseg_fast.cli import main
@@ -22,14 +22,6 @@ def trained(tmp_path_factory):
     data = write_folder(root / "data", number=8, side=40)
     assert main(["train", "--data", str(data), "--out", str(root / "run"), *TRAIN]) == 0
     return root
-
-
-def call(*arguments) -> int:
-    """The exit status, whether by return or by argparse's exit."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def test_eval_prints_json_alone(trained, capfd):
@@ -175,17 +167,6 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_predict_names_a_damaged_file_and_writes_the_others(trained, tmp_path, capsys):
-    source = tmp_path / "in"
-    source.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((33, 40, 3), dtype=np.uint8)).save(source / name)
-    (source / "b.png").write_bytes((source / "b.png").read_bytes()[:60])
-    assert call("predict", trained / "run", source, "--out", tmp_path / "out") == 1
-    assert "b.png" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 
 def test_the_version_is_printed(capsys):

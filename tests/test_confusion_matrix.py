@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import needs_extension, torch_threads
 from fibers import needs_compiler, runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,6 @@ from infoseg_fast import extension
 from infoseg_fast.ops import confusion_matrix as confusion
 
 DTYPES = [np.uint8, np.int8, np.int16, np.int32, np.int64]
-needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def by_definition(pred, target, num_clusters, num_classes, ignore_index):
@@ -67,14 +67,10 @@ def test_many_classes_are_counted(instruction_set, shape):
 def test_threads_count_the_same():
     rng = np.random.default_rng(0)
     pred, target = rng.integers(0, 7, 1_000_003).astype(np.uint8), rng.integers(0, 5, 1_000_003).astype(np.uint8)
-    before = torch.get_num_threads()
-    try:
-        counts = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    counts = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             counts.append(isf.confusion_matrix(pred, target, 7, 5))
-    finally:
-        torch.set_num_threads(before)
     assert (counts[0] == by_definition(pred, target, 7, 5, 255)).all()
     assert (counts[0] == counts[1]).all() and (counts[0] == counts[2]).all()
 
@@ -207,8 +203,10 @@ def test_empty_labels_count_nothing():
 
 @pytest.mark.parametrize("labels", [torch.zeros(3), np.zeros(3), [0.5], np.array(["0"]), np.array([2**70])])
 def test_labels_of_other_dtypes_are_refused(labels):
-    with pytest.raises(TypeError, match="target must have an integer or bool dtype, not"):
-        isf.confusion_matrix(np.zeros(len(labels), np.uint8), labels, 4, 3)
+    right = np.zeros(len(labels), np.uint8)
+    for name, pair in (("pred", (labels, right)), ("target", (right, labels))):
+        with pytest.raises(TypeError, match=f"{name} must have an integer or bool dtype, not"):
+            isf.confusion_matrix(*pair, 4, 3)
 
 
 @pytest.mark.parametrize("ignored", [1.0, "255", 2**70])

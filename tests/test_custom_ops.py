@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import needs_extension
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infoseg_fast import extension, reference
+from infoseg_fast import reference
 from infoseg_fast.errors import BackendUnavailableError
 from infoseg_fast.ops import OPS, dispatch
 from infoseg_fast.ops.record import Case
 from infoseg_fast.recipe.appearance import appearance_term
 
-compiled = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
 
 WIRED = [name for name, op in OPS.items() if op.wiring is not None]
@@ -89,7 +89,7 @@ def assert_same(found, expected):
         assert found.shape == expected.shape and (found != expected).double().mean() < 0.02
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", WIRED)
 def test_opcheck(name):
     wiring = OPS[name].wiring
@@ -102,7 +102,7 @@ def test_opcheck(name):
     torch.library.opcheck(wiring.custom, (*arguments, *needs, "cpp"))
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_custom_op_direct_call_and_reference_give_the_same_gradients(name, monkeypatch):
     x, direct = call(name, backend="cpp")
@@ -113,7 +113,7 @@ def test_custom_op_direct_call_and_reference_give_the_same_gradients(name, monke
     assert_close(gradients(direct, x, upstream), expected)
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("way", ["direct", "custom op"])
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_gradient_penalty_raises_and_the_reference_has_one(name, way, monkeypatch):
@@ -147,7 +147,7 @@ def test_second_derivatives_of_the_reference(name):
     assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", WIRED)
 def test_transforms_take_the_reference_and_a_named_kernel_raises(name):
     x, function = call(name)
@@ -172,7 +172,7 @@ def test_transforms_take_the_reference_and_a_named_kernel_raises(name):
             refused()
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_batched_gradients_raise(name):
     x, function = call(name)
@@ -197,11 +197,12 @@ class Module(torch.nn.Module):
         return self.function(*x[:number], **keywords, **self.settings, backend=self.backend)
 
 
-def recorded(name, backend, dtype=torch.float32):
+def recorded(name, backend):
     """The module of an op, its example, inputs of another batch, height and width, and what they
     give.
     """
-    op, case = OPS[name], case_of(name, dtype)
+    op, dtype = OPS[name], torch.float32
+    case = case_of(name, dtype)
     x, keywords = op.arguments(case, "cpu", dtype)
     module = Module(name, backend, keywords)
     other = replace(case, **OTHER_SIZES)
@@ -222,7 +223,7 @@ def test_a_traced_graph_gives_the_eager_numbers_at_any_size(name):
         assert_same(traced(*x), truth)
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", WIRED)
 def test_a_kernel_asked_for_by_name_is_not_traced(name):
     module, example, *_ = recorded(name, "cpp")
@@ -259,7 +260,7 @@ def nodes(module):
     return [node for m in module.modules() if isinstance(m, torch.fx.GraphModule) for node in m.graph.nodes]
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", ["assign", "segment_and_count", "mutual_information_loss"])
 def test_an_exported_program_keeps_a_kernel_asked_for_by_name(name):
     module, example, others, expected = recorded(name, "cpp")
@@ -282,7 +283,7 @@ def compiled_ops(function, *x):
     return out, [str(target).split(".")[1] for target in found]
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", WIRED)
 def test_the_compiler_keeps_the_kernel(name):
     x, function = call(name, torch.float32)
@@ -291,7 +292,7 @@ def test_the_compiler_keeps_the_kernel(name):
     assert_same(out, function(*x))
 
 
-@compiled
+@needs_extension
 def test_the_compiler_keeps_the_kernels_of_the_appearance_term():
     x, _ = call("assign", torch.float32)
     images = torch.rand(3, 3, 16, 20)
@@ -300,7 +301,7 @@ def test_the_compiler_keeps_the_kernels_of_the_appearance_term():
     torch.testing.assert_close(out, appearance_term(*x, images=images, smooth=1))
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_compiled_gradients_are_the_direct_ones(name):
     x, function = call(name)
@@ -310,7 +311,7 @@ def test_compiled_gradients_are_the_direct_ones(name):
     assert_close(found, gradients(function, x, upstream))
 
 
-@compiled
+@needs_extension
 @pytest.mark.parametrize("name", WIRED)
 def test_a_mode_that_looks_at_operations_sees_the_op(name):
     class Seen(TorchDispatchMode):
@@ -326,7 +327,7 @@ def test_a_mode_that_looks_at_operations_sees_the_op(name):
     assert f"infoseg_fast.{name}.default" in seen.ops
 
 
-@compiled
+@needs_extension
 def test_a_gradient_has_the_layout_of_the_features(monkeypatch):
     monkeypatch.setattr(dispatch, "plain", lambda *tensors: False)
     x, function = call("local_global_similarity", C=8, h=4, w=4)

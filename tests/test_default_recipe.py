@@ -44,10 +44,6 @@ def recipe(**given):
     return made, Sample(lambda: iter([(images[:4], None), (images[4:], None)]))
 
 
-def content(run) -> dict:
-    return RunFolder(run).load()
-
-
 def same(a, b) -> bool:
     """Whether two states hold the same bits."""
     if isinstance(a, torch.Tensor):
@@ -179,16 +175,15 @@ def test_a_labelling_is_the_same_after_its_state():
         Labelling.from_state(labelling.state() | {"arguments": labelling.arguments | {"width": 5}})
 
 
-def test_a_run_in_parts_has_the_same_bits(how, tmp_path, monkeypatch):
-    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")  # drawing them takes longer than the rest
+def test_a_run_in_parts_has_the_same_bits(how, tmp_path, without_curves):
     train(out=tmp_path / "whole", **how)
-    whole = content(tmp_path / "whole")
+    whole = RunFolder(tmp_path / "whole").load()
     for stops in ((2, 5), (3,)):
         out = tmp_path / f"parts {stops}"
         train(out=out, **how | {"steps": stops[0]})
         for steps in (*stops[1:], 8):
             train(None, out, resume=True, steps=steps)
-        parts = content(out)
+        parts = RunFolder(out).load()
         for key in ("recipe", "optimizer", "labelling", "step"):
             assert same(whole[key], parts[key]), (stops, key)
 

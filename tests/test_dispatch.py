@@ -65,14 +65,6 @@ def test_backends_names_each_with_none_or_a_reason():
     assert all(reason is None or (isinstance(reason, str) and "\n" not in reason) for reason in found.values())
 
 
-def run_python(code: str, **environment) -> subprocess.CompletedProcess:
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
-    )
-
-
 def test_import_needs_no_extension_and_asks_no_driver():
     code = """
 import sys, torch
@@ -85,7 +77,7 @@ f, H = torch.randn(2, 4, 3, 3), torch.randn(2, 3, 4)
 print(isf.mutual_information_loss(f, H).item(), isf.backends.__module__)
 print(isf.confusion_matrix(torch.zeros(3, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), 2, 2).tolist())
 """
-    done = run_python(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "[[3, 0], [0, 0]]" in done.stdout
     assert "does not run on the cpp backend" in done.stderr

@@ -28,6 +28,17 @@ def source(tmp_path_factory) -> Path:
     return copy
 
 
+@pytest.fixture
+def checkout(source, tmp_path) -> Path:
+    """A copy of the source that a test may change."""
+    return shutil.copytree(source, tmp_path / "checkout")
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}")
+    path.chmod(0o755)
+
+
 def build(source: Path, out: Path, kind: str, **environment) -> Path:
     """Build with the tools of this environment, in which importing torch fails."""
     out.mkdir()
@@ -111,13 +122,13 @@ def compilers(folder: Path) -> dict[str, str]:
     objects = ROOT / "build" / f"csrc-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     kept = {"c++": f'{objects}/$(basename "$out")', "nvcc": str(library) if library.exists() else ""}
     for name, file in kept.items():
-        (folder / name).write_text(
-            "#!/bin/sh\nprevious= out=\n"
+        write_program(
+            folder / name,
+            "previous= out=\n"
             'for word; do [ "$previous" = -o ] && out=$word; previous=$word; done\n'
             f'[ -n "$out" ] && [ -f "{file}" ] && exec cp "{file}" "$out"\n'
-            f'exec {shutil.which(name) or "false"} "$@"\n'
+            f'exec {shutil.which(name) or "false"} "$@"\n',
         )
-        (folder / name).chmod(0o755)
     return {"CXX": str(folder / "c++")} | ({"CUDACXX": str(folder / "nvcc")} if shutil.which("nvcc") else {})
 
 
@@ -147,11 +158,11 @@ def test_a_wheel_from_an_sdist_has_the_extension_and_the_kernels(source, tmp_pat
 
 def test_a_failed_build_of_the_cuda_library_is_reported_when_it_was_asked_for(source, tmp_path):
     nvcc = tmp_path / "nvcc"
-    nvcc.write_text(
-        '#!/bin/sh\ncase "$1" in --list-gpu-arch) echo compute_80;; --version) echo release 13.0;; '
-        "*) echo 'x.cu(3): error: no such thing' >&2; exit 1;; esac\n"
+    write_program(
+        nvcc,
+        'case "$1" in --list-gpu-arch) echo compute_80;; --version) echo release 13.0;; '
+        "*) echo 'x.cu(3): error: no such thing' >&2; exit 1;; esac\n",
     )
-    nvcc.chmod(0o755)
     asked = {"CUDACXX": str(nvcc), "INFOSEG_BUILD_CUDA": "1", "INFOSEG_BUILD_CPP": "0"}
     wheel = build(source, tmp_path / "wheel", "wheel", **asked)
     log = (tmp_path / "wheel/build.log").read_text()
@@ -192,18 +203,17 @@ MACROS["avx512bf16"] = MACROS["avx512"] + " __AVX512BF16__"
 MACROS["amx"] = MACROS["avx512bf16"] + " __AMX_TILE__ __AMX_BF16__ __AMX_INT8__"
 
 
-def test_a_second_build_compiles_only_what_changed(source, tmp_path):
-    checkout, log, compiler = tmp_path / "checkout", tmp_path / "log", tmp_path / "compiler"
-    shutil.copytree(source, checkout)
+def test_a_second_build_compiles_only_what_changed(checkout, tmp_path):
+    log, compiler = tmp_path / "log", tmp_path / "compiler"
 
     def compiled(version: str = "1.0", flags: str = "", sets: str = "all") -> list[str]:
         """The objects that a build compiles, with a compiler that only logs its outputs."""
         log.write_text("")
-        compiler.write_text(
-            f'#!/bin/sh\ncase "$*" in --version) echo {version}; exit;; *-dM*) echo {MACROS["avx2"]}; exit;; esac\n'
-            f'while [ "$1" != -o ]; do shift; done\necho "$2" >> {log}; touch "$2"\n'
+        write_program(
+            compiler,
+            f'case "$*" in --version) echo {version}; exit;; *-dM*) echo {MACROS["avx2"]}; exit;; esac\n'
+            f'while [ "$1" != -o ]; do shift; done\necho "$2" >> {log}; touch "$2"\n',
         )
-        compiler.chmod(0o755)
         built = build_in(checkout, compiler, CXXFLAGS=flags, INFOSEG_BUILD_ISA=sets)
         every = ["amx", "avx512bf16", "avx512", "avx2", "portable"]
         assert built == ((["avx2"] if sets == "native" else every) if X86 else ["portable"])
@@ -225,34 +235,31 @@ def test_a_second_build_compiles_only_what_changed(source, tmp_path):
 
 @pytest.mark.skipif(not X86, reason="one instruction set")
 @pytest.mark.parametrize("best", MACROS)
-def test_a_native_build_takes_the_best_instruction_set_of_the_cpu(source, tmp_path, best):
-    checkout, compiler = tmp_path / "checkout", tmp_path / "compiler"
-    shutil.copytree(source, checkout)
-    compiler.write_text(
-        f'#!/bin/sh\ncase "$*" in --version) echo 14.1; exit;; *-dM*) echo {MACROS[best]}; exit;; esac\n'
-        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+def test_a_native_build_takes_the_best_instruction_set_of_the_cpu(checkout, tmp_path, best):
+    compiler = tmp_path / "compiler"
+    write_program(
+        compiler,
+        f'case "$*" in --version) echo 14.1; exit;; *-dM*) echo {MACROS[best]}; exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n',
     )
-    compiler.chmod(0o755)
     with_avx512 = [best, "avx512"] if best in ("amx", "avx512bf16") else [best]
     assert build_in(checkout, compiler, INFOSEG_BUILD_ISA="native") == with_avx512
 
 
 @pytest.mark.skipif(not X86, reason="one instruction set")
-def test_an_old_compiler_compiles_the_instruction_sets_that_it_knows(source, tmp_path):
-    checkout, compiler = tmp_path / "checkout", tmp_path / "compiler"
-    shutil.copytree(source, checkout)
-    compiler.write_text(
-        '#!/bin/sh\ncase "$*" in --version) echo 9.4; exit;; *bf16*-dM*) exit 1;; *-dM*) exit;; esac\n'
-        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+def test_an_old_compiler_compiles_the_instruction_sets_that_it_knows(checkout, tmp_path):
+    compiler = tmp_path / "compiler"
+    write_program(
+        compiler,
+        'case "$*" in --version) echo 9.4; exit;; *bf16*-dM*) exit 1;; *-dM*) exit;; esac\n'
+        'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n',
     )
-    compiler.chmod(0o755)
     assert build_in(checkout, compiler, INFOSEG_BUILD_ISA="all") == ["avx512", "avx2", "portable"]
 
 
 @pytest.mark.skipif(not X86 or shutil.which("c++") is None, reason="one instruction set, or no C++ compiler")
-def test_an_extension_for_one_cpu_names_what_it_lacks(source, tmp_path):
-    checkout, tools = tmp_path / "checkout", tmp_path / "tools"
-    shutil.copytree(source, checkout)
+def test_an_extension_for_one_cpu_names_what_it_lacks(checkout, tmp_path):
+    tools = tmp_path / "tools"
     kept = compilers(tools)["CXX"]
 
     def tried(call: str) -> str:
@@ -280,19 +287,16 @@ except (ImportError, RuntimeError) as error:
     if sets == "avx512":
         return
     newer = tools / "newer"  # as if it were built on a newer CPU
-    newer.write_text(f'#!/bin/sh\ncase "$*" in *-dM*) echo {MACROS["avx512"]};; *) exec {kept} "$@";; esac\n')
-    newer.chmod(0o755)
+    write_program(newer, f'case "$*" in *-dM*) echo {MACROS["avx512"]};; *) exec {kept} "$@";; esac\n')
     assert build_in(checkout, newer, CXXFLAGS="-O0", INFOSEG_BUILD_ISA="native") == ["avx512"]
     assert tried("") == "ImportError its kernels were compiled for avx512 alone, which this CPU cannot run\n"
 
 
 @pytest.mark.long
-def test_a_compile_error_is_reported_in_one_line(source, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(source, broken)
-    with (broken / "csrc/mutual_information_loss/kernel.cpp").open("a") as file:
+def test_a_compile_error_is_reported_in_one_line(checkout, tmp_path):
+    with (checkout / "csrc/mutual_information_loss/kernel.cpp").open("a") as file:
         file.write("\nthis is no C++;\n")
-    wheel = build(broken, tmp_path / "wheel", "wheel")
+    wheel = build(checkout, tmp_path / "wheel", "wheel")
     with zipfile.ZipFile(wheel) as archive:
         reason = json.loads(archive.read("infoseg_fast/_build.json"))["cpp"]["reason"]
         assert not any(name.endswith(".so") for name in archive.namelist())

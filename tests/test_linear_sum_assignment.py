@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from conftest import needs_extension, torch_threads
 from hard_costs import assert_optimal, hard_costs, total
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +19,6 @@ import infoseg_fast as isf
 from infoseg_fast import extension
 from infoseg_fast.ops import dispatch
 from infoseg_fast.ops import linear_sum_assignment as assignment
-
-needs_extension = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
 
 
 def solve_both(cost, maximize):
@@ -209,18 +208,14 @@ def test_forbidden_entries_are_avoided_at_any_price():
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_batch_is_its_matrices(threads, instruction_set):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for shape in ((200, 6, 9), (100, 9, 6), (7, 130, 150)):
-            costs = np.random.default_rng(0).random(shape)
-            for batch in (costs, costs[::-2], costs.transpose(0, 2, 1)):
+    for shape in ((200, 6, 9), (100, 9, 6), (7, 130, 150)):
+        costs = np.random.default_rng(0).random(shape)
+        for batch in (costs, costs[::-2], costs.transpose(0, 2, 1)):
+            with torch_threads(threads):
                 rows, cols = isf.linear_sum_assignment(batch)
-                for b, cost in enumerate(batch):
-                    one = isf.linear_sum_assignment(cost)
-                    assert (rows[b] == one[0]).all() and (cols[b] == one[1]).all()
-    finally:
-        torch.set_num_threads(before)
+            for b, cost in enumerate(batch):
+                one = isf.linear_sum_assignment(cost)
+                assert (rows[b] == one[0]).all() and (cols[b] == one[1]).all()
 
 
 @needs_extension

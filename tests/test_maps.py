@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from PIL import Image
 from processes import each_rank
 
 import infoseg_fast as isf
 from infoseg_fast import tile_labels, tiling
 from infoseg_fast.checkpoint import save
-from infoseg_fast.cli import main
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
@@ -82,13 +82,6 @@ def write_scene(path, pixels, **how):
     with rasterio.open(path, "w", **how) as file:
         file.write(pixels)
     return path
-
-
-def call(*arguments):
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def values(path):

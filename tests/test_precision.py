@@ -15,10 +15,7 @@ from infoseg_fast.precision import has_bfloat16
 from infoseg_fast.recipe.default import DefaultRecipe
 from infoseg_fast.train import train
 
-
-@pytest.fixture(autouse=True)
-def without_curves(monkeypatch):
-    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 @pytest.fixture

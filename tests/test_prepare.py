@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from raw_downloads import (
-    COCO_SIZES,
     LIST_NAME,
     PATCH,
     TILES,
@@ -81,11 +80,14 @@ def faulty(name: str, root: Path, *told: str, **given) -> None:
 # The protocols again, slowly and value by value
 
 
-def stated_pixel(pixels: np.ndarray, row: int, column: int, scale: float = 0.33) -> np.ndarray:
+SCALE = 0.33
+
+
+def stated_pixel(pixels: np.ndarray, row: int, column: int) -> np.ndarray:
     """INTER_LINEAR at one output position, in float64."""
 
     def taps(position: int, n: int) -> tuple[int, int, float]:
-        at = (position + 0.5) / scale - 0.5
+        at = (position + 0.5) / SCALE - 0.5
         if at < 0:
             return 0, 0, 0.0
         if at >= n - 1:
@@ -98,9 +100,9 @@ def stated_pixel(pixels: np.ndarray, row: int, column: int, scale: float = 0.33)
     return (p[r0, c0] * (1 - wc) + p[r0, c1] * wc) * (1 - wr) + (p[r1, c0] * (1 - wc) + p[r1, c1] * wc) * wr
 
 
-def stated_window(pixels: np.ndarray, fine: np.ndarray, scale: float = 0.33) -> tuple[np.ndarray, np.ndarray]:
+def stated_window(pixels: np.ndarray, fine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre window of a COCO image: its pixels as floats, and its raw labels, -1 on the frame."""
-    rows, columns = (round(n * scale) for n in fine.shape)
+    rows, columns = (round(n * SCALE) for n in fine.shape)
     framed_rows, framed_columns = max(rows, WINDOW), max(columns, WINDOW)
     down, across = int(framed_rows / 2) - int(rows / 2), int(framed_columns / 2) - int(columns / 2)
     top, left = int(framed_rows / 2) - WINDOW // 2, int(framed_columns / 2) - WINDOW // 2
@@ -109,8 +111,8 @@ def stated_window(pixels: np.ndarray, fine: np.ndarray, scale: float = 0.33) -> 
         for x in range(WINDOW):
             row, column = top + y - down, left + x - across
             if 0 <= row < rows and 0 <= column < columns:
-                values[y, x] = stated_pixel(pixels, row, column, scale)
-                labels[y, x] = fine[int(row / scale), int(column / scale)]
+                values[y, x] = stated_pixel(pixels, row, column)
+                labels[y, x] = fine[int(row / SCALE), int(column / SCALE)]
     return values, labels
 
 
@@ -601,11 +603,3 @@ def test_the_command_line_names_the_option(coco, arguments, told, capsys):
     assert main(["prepare", *(argument.format(raw=coco) for argument in arguments)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and told in printed
-
-
-def test_sizes_cover_the_cases():
-    """The miniature download has what it is for: odd sizes and sides below the window after
-    scaling.
-    """
-    sides = [round(n * 0.33) for sizes in COCO_SIZES.values() for size in sizes for n in size]
-    assert min(sides) < WINDOW and any(n % 2 for sizes in COCO_SIZES.values() for size in sizes for n in size)

@@ -72,15 +72,11 @@ def together(request, data, tmp_path_factory) -> tuple[int, Path]:
     return request.param, out
 
 
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_steps_equal_those_of_one_process(together, alone, which):
     number, out = together
     name = NAMES[number][which]
-    found, expected = losses(out / name), losses(alone / name)
+    found, expected = ([row["loss"] for row in RunFolder(folder / name).read_metrics()] for folder in (out, alone))
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert found[-1] == pytest.approx(expected[-1], rel=1e-3)
     assert len(found) == TINY["steps"] and expected[-1] != pytest.approx(expected[0], rel=1e-2)  # it has learnt

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from conftest import needs_extension, torch_threads
 
-from infoseg_fast import extension, reference
+from infoseg_fast import reference
 from infoseg_fast.ops.dispatch import kernel
 from infoseg_fast.ops.refined_labels import refined_labels
 
-pytestmark = pytest.mark.skipif(extension.compiled() is None, reason="the C++ extension is not built")
+pytestmark = needs_extension
 
 
 def problem(B=2, K=3, c=3, h=4, w=5, size=(16, 20), dtype=torch.float32):
@@ -31,11 +32,8 @@ SHAPES = [
 @pytest.mark.parametrize("threads", [1, 3])
 def test_kernel_gives_the_labels_of_the_reference(shape, threads):
     given = problem(**shape)
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         found = refined_labels(*given, backend="cpp")
-    finally:
-        torch.set_num_threads(1)
     exact = reference.refined_labels(*(x.double() for x in given))
     # Two classes whose scores are equal to rounding may change places.
     assert (found != exact).float().mean() < 1e-3

@@ -133,17 +133,16 @@ def test_64_ranks_write_the_run_folder_once(tmp_path, monkeypatch):
     assert Path(tmp_path, "run/config.json").is_file()
 
 
-def test_an_accumulated_step_is_the_step_of_the_whole_batch_where_the_loss_is_a_mean_over_images(tmp_path):
+def test_an_accumulated_step_is_the_step_of_the_whole_batch_where_the_loss_is_a_mean_over_images(
+    tmp_path, monkeypatch, without_curves
+):
     """A recipe without batch normalisation and negatives; those of the others are per part."""
     (tmp_path / "own.py").write_text(RECIPE)
-    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
     data = str(write_folder(tmp_path / "data", number=16))
     how = {"data": data, "recipe": "own:Mean", "crop": 32, "batch_size": 8, "steps": 5, "log_every": 1}
     for name, accumulate in (("whole", 1), ("parts", 3)):
         train(out=tmp_path / name, **how | {"accumulate": accumulate})
-    monkeypatch.undo()
     one, other = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     expected = [row["loss"] for row in one.read_metrics()]
     assert [row["loss"] for row in other.read_metrics()] == pytest.approx(expected, rel=1e-5)

@@ -26,10 +26,10 @@ def pictures(page: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
 
 
-def write_scene(path: Path, rows: int = 150, columns: int = 200) -> np.ndarray:
-    """12-bit values in 5 bands, 0 in the first 20 columns."""
+def write_scene(path: Path) -> np.ndarray:
+    """150 x 200 pixels of 12-bit values in 5 bands, 0 in the first 20 columns."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 4096, (5, rows // 5, columns // 5)).repeat(5, 1).repeat(5, 2).astype(np.uint16)
+    pixels = rng.integers(1, 4096, (5, 30, 40)).repeat(5, 1).repeat(5, 2).astype(np.uint16)
     pixels[:, :, :20] = 0
     tifffile.imwrite(
         path, pixels, photometric="minisblack", planarconfig="separate", tile=(64, 64), compression="deflate"

@@ -1,6 +1,5 @@
-"""`segment`, `segment_and_count` and `confusion_matrix`."""
+"""`segment` and `segment_and_count`."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ import infoseg_fast as isf
 from infoseg_fast import reference
 
 
-def upsampled_argmax(x, size, interpolate, temperature):
+def upsampled(x, size, interpolate, temperature):
     volume = isf.local_global_similarity(*x)
     if interpolate == "probs":
         volume = torch.softmax(temperature * volume, dim=1)
@@ -21,7 +20,7 @@ def upsampled_argmax(x, size, interpolate, temperature):
 @pytest.mark.parametrize("size", [(3, 4), (12, 16), (7, 9), (2, 3), (1, 40)])
 def test_is_the_argmax_of_what_is_upsampled(size, interpolate):
     x = inputs(K=9)
-    volume = upsampled_argmax(x, size, interpolate, 1.7)
+    volume = upsampled(x, size, interpolate, 1.7)
     labels = isf.segment(*x, size=size, interpolate=interpolate, temperature=1.7)
     assert labels.dtype == torch.uint8 and labels.shape == (4, *size)
     chosen = volume.gather(1, labels.long()[:, None])[:, 0]
@@ -60,60 +59,6 @@ def test_labels_carry_no_gradient():
 def test_a_bad_size_is_named(size):
     with pytest.raises(ValueError, match="size"):
         isf.segment(*inputs(), size=size)
-
-
-def slow_counts(pred, target, num_clusters, num_classes, ignore_index):
-    counts = np.zeros((num_clusters, num_classes), dtype=np.int64)
-    for p, t in zip(pred.ravel().tolist(), target.ravel().tolist(), strict=True):
-        if t != ignore_index:
-            counts[p, t] += 1
-    return counts
-
-
-@pytest.mark.parametrize("ignore_index", [255, 2, None, -1])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
-def test_counts_every_pair_once(dtype, ignore_index):
-    rng = np.random.default_rng(0)
-    pred, target = rng.integers(0, 7, (3, 5, 7)).astype(dtype), rng.integers(0, 4, (3, 5, 7)).astype(dtype)
-    if ignore_index not in (None, 2):
-        target[0, 0] = np.array(ignore_index).astype(dtype) if dtype != np.uint8 or ignore_index == 255 else 0
-        pred[0, 0] = 100  # what is predicted where nothing counts does not matter
-        if dtype == np.uint8 and ignore_index == -1:
-            pred[0, 0] = 0
-    expected = slow_counts(pred, target, 7, 4, ignore_index)
-    found = isf.confusion_matrix(pred, target, 7, 4, ignore_index)
-    assert found.dtype == np.int64 and np.array_equal(found, expected)
-    as_tensors = isf.confusion_matrix(torch.from_numpy(pred), torch.from_numpy(target), 7, 4, ignore_index)
-    assert as_tensors.dtype == torch.int64 and np.array_equal(as_tensors.numpy(), expected)
-
-
-def test_all_256_values_count_without_an_ignore_index():
-    values = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(isf.confusion_matrix(values, values, 256, 256, None), torch.eye(256, dtype=torch.int64))
-
-
-def test_nothing_gives_no_counts():
-    empty = torch.empty(0, dtype=torch.uint8)
-    assert isf.confusion_matrix(empty, empty, 3, 2).tolist() == [[0, 0], [0, 0], [0, 0]]
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-@pytest.mark.parametrize(("name", "value"), [("pred", 5), ("target", 3)])
-def test_a_value_out_of_range_is_named_with_its_place(name, value, dtype):
-    maps = {"pred": torch.zeros(4, 6, dtype=dtype), "target": torch.zeros(4, 6, dtype=dtype)}
-    maps[name][2, 1] = value
-    with pytest.raises(ValueError, match=rf"{name}.*\b{value}\b.*\b13\b"):
-        isf.confusion_matrix(maps["pred"], maps["target"], 5, 3)
-
-
-def test_counts_arguments_are_checked():
-    a = torch.zeros(3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"\[3\] and \[2\]"):
-        isf.confusion_matrix(a, a[:2], 2, 2)
-    with pytest.raises(TypeError, match="pred.*float32"):
-        isf.confusion_matrix(a.float(), a, 2, 2)
-    with pytest.raises(ValueError, match="num_classes"):
-        isf.confusion_matrix(a, a, 2, 0)
 
 
 def test_segment_and_count_is_segment_then_count():

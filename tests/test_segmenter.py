@@ -202,15 +202,10 @@ def test_nan_images_are_refused(network, bad):
 class Noise(ImageSet):
     """Images made when they are asked for."""
 
+    channels, dtype, classes, num_classes, has_labels = 3, np.dtype(np.uint8), None, 2, True
+
     def __init__(self, sizes):
         self.name, self.sizes, self.stems = "noise", sizes, [str(i) for i in range(len(sizes))]
-        self.channels, self.dtype, self.classes, self.num_classes, self.has_labels = (
-            3,
-            np.dtype(np.uint8),
-            None,
-            2,
-            True,
-        )
 
     def read(self, index):
         return np.random.default_rng(index).integers(0, 256, (3, *self.sizes[index]), dtype=np.uint8), None

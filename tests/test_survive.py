@@ -26,18 +26,13 @@ from infoseg_fast.errors import DataError
 from infoseg_fast.recipe.default import DefaultRecipe
 from infoseg_fast.train import train
 
+pytestmark = pytest.mark.usefixtures("without_curves")
 TINY = SMALL | {"width": 4, "dim": 8, "recipe": "paper"}  # no appearance term: its sample is not read
 
 
 @pytest.fixture
 def data(tmp_path) -> str:
     return str(write_folder(tmp_path / "data", number=10, side=32))
-
-
-@pytest.fixture(autouse=True)
-def without_curves(monkeypatch):
-    """Drawing them takes longer than all the rest of such a run."""
-    monkeypatch.setattr("infoseg_fast.report.curves", lambda rows: "data:,")
 
 
 @pytest.fixture
@@ -142,6 +137,10 @@ def test_a_damaged_checkpoint_is_passed_over_said_and_not_kept_as_the_previous_o
     assert [r.message for r in caplog.records if "damaged" in r.message and "of step 4" in r.message]
     assert same_weights(weights(run), whole)
     assert torch.load(checkpoint_file(run, "previous"), weights_only=True)["step"] == 4
+    for name in ("last", "previous"):
+        checkpoint_file(run, name).write_bytes(content[:100])
+    with pytest.raises(DataError, match="damaged"):
+        train(None, run, resume=True, steps=12)
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", ".report.html.tmp", ".evaluation.json.tmp", "tensorboard"])
@@ -191,8 +190,9 @@ def test_an_image_that_goes_in_mid_epoch_stops_the_run_or_is_skipped(
     Path(data, "eval.txt").write_text("im0\n")
     how = TINY | {"data": data, "steps": 24, "workers": workers}
     during(2, lambda: damage(data, "im3"))
-    with pytest.raises(DataError, match=r"image .*im3\.png (does not exist|cannot be read)"):
+    with pytest.raises(DataError, match=r"image .*im3\.png (does not exist|cannot be read)") as caught:
         train(out=tmp_path / "stopped", **how)
+    assert "\n" not in str(caught.value)
     write_folder(tmp_path / "again", number=10, side=32)
     Path(data).rename(tmp_path / "gone")
     (tmp_path / "again").rename(data)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import infoseg_fast as isf
 from infoseg_fast import kernels
-from infoseg_fast.bench.cuda_values import triton_ops, variants
+from infoseg_fast.bench.cuda_values import matmul_precision, triton_ops, variants
 from infoseg_fast.bench.launches import record
 from infoseg_fast.bench.specialisation import Specialisation
 from infoseg_fast.kernels import configs, launch, local_global_similarity, tiles
@@ -155,13 +155,9 @@ def test_types_of_arguments(dtype):
 
 @pytest.mark.parametrize(("set_to", "expected"), [("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")])
 def test_float32_products_follow_the_matmul_precision_of_pytorch(set_to, expected):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(set_to)
-    try:
+    with matmul_precision(set_to):
         launches = record(Case("", op="assign"))
         half = record(Case("", op="assign", dtype=torch.bfloat16))
-    finally:
-        torch.set_float32_matmul_precision(before)
     for phase in ("forward", "backward"):
         assert launches[phase][0].constexprs["PRECISION"] == expected
         assert half[phase][0].constexprs["PRECISION"] == "ieee"  # one product of 16-bit numbers, summed in float32

@@ -2,8 +2,8 @@
 errors, memory and the floor.
 
 The providers of a case run in turn in one process, and their medians are compared. The floor is the
-larger of two times: that of the bytes that must move, at the measured rate of a copy, and that of
-the operations, at the measured rate of a large matrix product.
+larger of two times: the time of the bytes that must move, at the measured rate of a copy, and the
+time of the operations, at the measured rate of a large matrix product.
 """
 
 import ctypes

@@ -71,8 +71,8 @@ def cases(ops: tuple[str, ...] = IN_DOCS, every: bool = False) -> list[Case]:
 
 
 def launches(chosen: list[Case]) -> list[tuple[Case, Launch]]:
-    """The launches of the cases that read features, and those of the projection, which are the same
-    for all ops.
+    """The launches of the cases that read features. The launches of the projection are equal for all
+    ops and come once.
     """
     found = {}
     for case in chosen:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def of(op: str) -> dict[str, Callable[..., Any]]:
-    """Functions of the arguments of the public op `op`, by the name of their package."""
+    """Functions of other packages that take the arguments of the public op, by package."""
     found = {name: make for (of_op, module, name), make in PEERS.items() if of_op == op and find_spec(module)}
     return {name: make() for name, make in found.items()}
 

@@ -87,7 +87,7 @@ def providers(
 
 
 def version_of(provider: str) -> str:
-    """The version of the package of a provider."""
+    """The version of the package of a provider; that of torch for code of this package."""
     try:
         return metadata.version("infoseg-fast" if provider == "infoseg_fast" else provider)
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""`infoseg bench --compare FILE`: comparison of the rows of a run with those of an earlier one.
+"""`infoseg bench --compare FILE`: comparison of the rows of a run with the rows of an earlier run.
 
-An op is slower if two ratios exceed `LIMIT`: that of its times, and that of its times relative to
-plain PyTorch in the same run. The second ratio hardly changes on a busy machine. Rows of another
+An op is slower if two ratios exceed `LIMIT`: the ratio of its times, and the ratio of its times
+relative to plain PyTorch in the same run. The second ratio hardly changes on a busy machine. Rows of another
 machine have only the second ratio.
 """
 
@@ -69,7 +69,7 @@ def report(now: list[dict], before: list[dict], file: Path) -> int:
     """Print the comparison. Returns the number of cases that became slower.
 
     Raises:
-        DataError: the two have no case in common.
+        DataError: the two runs have no case in common.
     """
     rows = compared(now, before)
     if not rows:

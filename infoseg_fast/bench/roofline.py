@@ -44,7 +44,7 @@ CHIPS = (
     _chip("H100 SXM", 3.35, 494.5, 989.5, 67),
     _chip("B200", 8.0, 1100, 2250, 37),
 )
-FOLD = "projection"  # the rows of the fold, which no op has in its own
+FOLD = "projection"  # op of the rows of the fold, which many ops share
 MAX_RATIO = 1.15  # largest ratio of the bytes that the loss moves to its floor
 
 
@@ -95,8 +95,8 @@ def row(case: Case, phase: str, launches: list[Launch]) -> Row:
 
 
 def floor(case: Case, phase: str, launches: list[Launch]) -> int:
-    """Bytes that any method must move. A fold has no floor in the record of the op: it is all that
-    it is given and gives.
+    """Bytes that any method must move. The record of an op has no floor of the fold. It is the
+    bytes of the inputs and outputs of the launch.
     """
     if phase in ("forward", "backward"):
         return OPS[case.op].floor(case, phase)

@@ -37,10 +37,10 @@ class Valid(NamedTuple):
     Attributes:
         mask: bool [B, h, w]. None: all count. If none counts, it is all True, since the mean over
             no position is not a number, and `share` is 0.
-        share: number of positions of this rank that count, divided by that of all ranks, a scalar.
+        share: number of positions of this rank that count, divided by `total`, a scalar.
         total: number of positions of all ranks that count, a scalar.
         counts: 1 if a position of any rank counts, else 0, a scalar factor of the loss. If it is 0,
-            `share` and `total` are those of all positions.
+            all positions are in `share` and `total`.
     """
 
     mask: Tensor | None
@@ -134,7 +134,7 @@ def _mean_over_positions(
     criterion, features: Tensor, G: Tensor, g0: Tensor | None, mask: Tensor | None, first: int
 ) -> Tensor:
     """The mean of the loss over the positions of features [b, C, h, w] that count. G [B, K, C] and
-    g0 [B, K] are those of all images. Those of this rank begin at `first`.
+    g0 [B, K] belong to the images of all ranks. The first image of this rank has the index `first`.
     """
     (B, K, _), (b, C), P = G.shape, features.shape[:2], features[0, 0].numel()
     partners = B - 1 if criterion.num_negatives == "all" else criterion.num_negatives

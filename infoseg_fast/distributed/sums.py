@@ -28,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 
 def sizes_of_ranks(number: int) -> list[int]:
-    """The numbers of all ranks, in their order. It does not wait for a GPU."""
+    """`number` of each rank, in the order of the ranks. It does not wait for a GPU."""
     sizes = torch.zeros(ranks(), dtype=torch.int64)
     sizes[rank()] = number
     if ranks() > 1:

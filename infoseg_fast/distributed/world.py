@@ -32,8 +32,8 @@ def rank() -> int:
 
 
 def across_ranks(estimator: str, negatives: str) -> bool:
-    """Whether images of other ranks can be negatives. Those of `same_position` need assignments, K
-    maps of an image, which are too large to send.
+    """Whether images of other ranks can be negatives. `same_position` needs the assignment of the
+    other image: K maps, which are too large to send.
     """
     return estimator == "infonce" or negatives == "reassigned"
 
@@ -104,7 +104,7 @@ class World:
         return sent[0]
 
     def largest(self, number: int) -> int:
-        """The largest number of all ranks. It does not wait for a GPU."""
+        """The largest `number` over the ranks. It does not wait for a GPU."""
         if self.size == 1:
             return number
         found = torch.tensor(number)

@@ -60,7 +60,7 @@ class Outcome:
         replaced: number of these that replaced a file.
         skipped: number of label maps that an earlier call had made.
         failures: a line for each image that failed.
-        notes: lines of what the user should know.
+        notes: further lines for the user.
     """
 
     written: int = 0

@@ -49,7 +49,7 @@ class DataInfo:
         num_classes: K, the number of classes of the labels.
         class_names: names of the classes of the ground truth, or None.
         mean, std: mean and standard deviation of each channel over the training images in [0, 1].
-        scaling: maps stored values to [0, 1]. None: that of 8-bit values. If it has no `fill`,
+        scaling: maps stored values to [0, 1]. None: 8-bit values / 255. If it has no `fill`,
             pixels without data get the mean.
         scale: factor by which images are resized before they enter the network.
         raw_scale: factor by which the images of a prepared set were resized. Raw files are resized
@@ -106,8 +106,8 @@ class Recipe(nn.Module):
 
     # Defaults of the settings that the user does not give.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # The part of the step's batch that the images of `loss` are. None: the whole batch. The loop
-    # sets it for ranks and --accumulate, so that random numbers can be drawn for the whole batch.
+    # The part of the step's batch that `loss` gets. None: the whole batch. The loop sets it for
+    # ranks and --accumulate, so that random numbers can be drawn for the whole batch.
     part: Part | None = None
     # Tensors of the last step for `metrics`. A replay of a CUDA graph sets it to the graph's tensors.
     last: Any = None

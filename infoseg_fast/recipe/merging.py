@@ -27,8 +27,8 @@ from ..reference.information_of_moments import half_log_dets
 from .appearance import RESOLUTION
 
 IMAGE_WEIGHT = 0.3  # weight of the second criterion in the score
-GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)  # this weight in each greedy search; the best result by the score counts
-MAX_MOVE_NUMBERS = 2**21  # largest size of the tensor of all moves
+GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)  # of each greedy search; the groups of the best score are kept
+MAX_MOVE_NUMBERS = 2**21  # numbers in the largest tensor of all moves
 ROWS = 16  # rows of a matrix of pairs that are formed at once
 EPSILON = 1e-12
 
@@ -89,7 +89,7 @@ class Criteria(NamedTuple):
 
     def score(self, whole: Criteria, weight: float = IMAGE_WEIGHT) -> Tensor:
         """The partition score: the first criterion minus `weight` times the second, each divided by
-        that of `whole`.
+        its value in `whole`.
         """
         appearance, image = (x / y.clamp_min(EPSILON) for x, y in zip(self, whole, strict=True))
         return appearance - weight * image

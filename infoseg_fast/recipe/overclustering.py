@@ -52,7 +52,7 @@ class OverClusters(NamedTuple):
                 colour_moments(p, images[:, :-1] if sample.position else images, mask, smooth)
                 for p, (images, mask) in batches
             ).cpu()
-        # A network that is not finite gets groups too, without a meaning.
+        # A network whose weights are not finite gets groups too. They mean nothing.
         return cls(Statistics(*map(torch.nan_to_num, sums)), colours)
 
     @property

@@ -7,8 +7,8 @@ class, and
     p(k | y, s) ~ prior_k p(y | s, k)
 
 with y the colour of the pixel and s the colour of its surroundings. p(y | s, k) is the conditional
-density of a normal distribution of (y, s). Its moments are those of class k over the sample,
-weighted with the probabilities: no label is used. s is a condition and no evidence, because light
+density of a normal distribution of (y, s). Its moments are sums over the sample, weighted with
+the probabilities of class k: no label is used. s is a condition and no evidence, because light
 and texture vary over a region: only the network decides between regions.
 """
 

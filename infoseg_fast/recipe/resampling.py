@@ -42,11 +42,11 @@ def total(blocks: Statistics) -> Statistics:
 
 
 def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
-    """The groups of the classes that have the least distance to the others, among the best groups
-    of RESAMPLES resamples of the blocks.
+    """The partition of the classes with the least mean distance to the others, among the best
+    partitions of RESAMPLES resamples of the blocks.
 
-    The distance of two partitions is the share of pairs of positions that are in one group in only
-    one of them. The draws depend only on the number of blocks. More than MAX_RESAMPLED_CLASSES
+    The distance of two partitions is the share of pairs of positions that only one of them puts
+    into one group. The draws depend only on the number of blocks. More than MAX_RESAMPLED_CLASSES
     classes are merged by the sums over all blocks.
 
     Args:

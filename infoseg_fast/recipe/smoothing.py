@@ -20,8 +20,8 @@ def smoothing_radius(setting: int | str, noise_share: float) -> int:
 
 
 def noise_share(images: ImageSet) -> float:
-    """The share of noise in the variance of the positions' colours: the part that neighbouring
-    positions do not share. 0 if averages over 3 x 3 positions would remove objects.
+    """The share of noise in the variance of the positions' colours, about 0 to 1: the part that
+    neighbouring positions do not share. 0 if averages over 3 x 3 positions would remove objects.
 
     This is the nugget of the variogram in geostatistics (Matheron, 1963). v(h) is half the mean
     squared difference of positions h apart, in rows and in columns. A line through v(1) and v(2)
@@ -31,7 +31,7 @@ def noise_share(images: ImageSet) -> float:
     The slope of the line is the share of neighbours with an edge between them, so its inverse is
     the size of what the images show. Noise does not change it. Where the size is below MIN_OBJECT,
     the images show small objects, or regions of a coarse texture: there the texture changes more
-    slowly than the colour. Colour and texture are those of `local_appearance`. Each share is a mean
+    slowly than the colour. `local_appearance` defines colour and texture. Each share is a mean
     over channels.
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..backbones import cache_features, frozen_network
 from ..data import ImageSet
-from ..errors import DataError
 from ..model import STRIDE, InfoSegNet
-from .baselines import FIT_IMAGES, PixelMap, required
+from .baselines import PixelMap, required, sampled
 
-POINTS = 40_000  # positions that the clusters are fitted to
+POINTS = 40_000  # least number of positions that the clusters are fitted to
 STARTS = 5  # number of starts of k-means
 
 
@@ -38,22 +37,18 @@ def fit_kmeans_backbone(
     learn = required("sklearn.cluster", "scikit-learn")
     network = frozen_network(backbone, weights, local_index, images.channels)
     cache_features(network.backbone)  # type: ignore[arg-type]
-    chosen = images.evenly_spread(FIT_IMAGES)
-    rng = np.random.default_rng(seed)
-    points_per_image = -(-POINTS // len(chosen))
-    parts = []
-    for index in chosen:
+
+    def points_of(index: int) -> Tensor:
         pixels, valid = images.read(index)
         maps = features_of(network, images.scaling.to_float(pixels)[None])[0]
         points = maps.flatten(1).T
-        if valid is not None:
-            inside = F.adaptive_avg_pool2d(torch.from_numpy(valid)[None, None].float(), (maps.shape[1], maps.shape[2]))
-            points = points[inside.flatten() == 1]
-        if len(points):
-            parts.append(points[torch.from_numpy(rng.integers(0, len(points), points_per_image))])
-    if not parts:
-        raise DataError(f"{images.name} has no pixel with data to fit the clusters to")
-    found = learn.KMeans(number, n_init=STARTS, random_state=seed).fit(torch.cat(parts).numpy())
+        if valid is None:
+            return points
+        inside = F.adaptive_avg_pool2d(torch.from_numpy(valid)[None, None].float(), (maps.shape[1], maps.shape[2]))
+        return points[inside.flatten() == 1]
+
+    points = sampled(points_of, images, POINTS, seed).numpy()
+    found = learn.KMeans(number, n_init=STARTS, random_state=seed).fit(points)
     centres = torch.from_numpy(found.cluster_centers_.astype(np.float32))
     offset = centres.square().sum(dim=1)[:, None, None]
 

@@ -32,7 +32,7 @@ METHODS = ("constant", "kmeans", "kmeans-gabor", "mixture", "mixture-merged", "k
 FIT_IMAGES = 2000  # largest number of images that a fit reads
 FREQUENCIES, ORIENTATIONS = (0.4, 0.2, 0.1), 4  # Gabor filters: cycles per pixel; number of angles in half a turn
 BLUR_SIGMA = 2.0  # pixels, blur of the mixture's features
-COMPONENTS_PER_CLASS = 3  # components of the mixture whose components are merged
+COMPONENTS_PER_CLASS = 3  # components of `mixture-merged` for each cluster
 MERGE_CROP = 128  # pixels, largest side of the crops for the merge
 
 PixelMap = Callable[[Tensor], Tensor]
@@ -102,14 +102,29 @@ def predict_constant(pixels: Tensor) -> Tensor:
 def fit(method: str, images: ImageSet, number: int, samples: int, seed: int) -> PixelMap:
     """Fit `number` clusters to random pixels of the images.
 
+    Args:
+        method: a name of METHODS, neither constant nor kmeans-backbone.
+        images: the train split.
+        number: number of clusters.
+        samples: least number of pixels.
+        seed: seed of the pixels and of the method.
+
     Returns:
-        A function that maps pixels [B, c, H, W] to labels, uint8 [B, H, W].
+        A function that maps pixels, float [B, c, H, W] in [0, 1], to labels, uint8 [B, H, W].
+
+    Raises:
+        DataError: scikit-learn or scikit-image is not installed, or no pixel has data.
     """
     own: dict[str, PixelMap] = {"kmeans": lambda pixels: pixels, "kmeans-gabor": Gabor()}
     features = own.get(method, blurred_channels)
     is_mixture = method.startswith("mixture")
     learn = required("sklearn.mixture" if is_mixture else "sklearn.cluster", "scikit-learn")
-    points = sampled_features(features, images, samples, seed)
+
+    def points_of(index: int) -> Tensor:
+        pixels, valid = fit_pixels(images, index)
+        return features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+
+    points = sampled(points_of, images, samples, seed).numpy()
     mean, std = points.mean(axis=0), points.std(axis=0)
     std[std < 1e-6] = 1
     if method == "kmeans":  # the channels have the same scale already
@@ -160,25 +175,34 @@ def merged_components(probabilities: PixelMap, images: ImageSet, number: int) ->
     return resampled_merge(block_statistics(zip(probs, sample.statistics(0), masks, strict=True)), number)
 
 
-def sampled_features(features: PixelMap, images: ImageSet, samples: int, seed: int) -> np.ndarray:
-    """Features of at least `samples` random pixels: [n, features]."""
+def sampled(points_of: Callable[[int], Tensor], images: ImageSet, samples: int, seed: int) -> Tensor:
+    """At least `samples` random points of at most FIT_IMAGES images, [n, features].
+
+    Args:
+        points_of: gives the points with data of an image by its index, [m, features].
+        images: the set.
+        samples: least number of points.
+        seed: seed of the choice.
+
+    Raises:
+        DataError: no image has a point with data.
+    """
     rng = np.random.default_rng(seed)
     chosen = images.evenly_spread(FIT_IMAGES)
     samples_per_image = -(-samples // len(chosen))
     parts = []
     for index in chosen:
-        pixels, valid = fit_pixels(images, index)
-        points = features(images.scaling.to_float(pixels)[None])[0].flatten(1).T[torch.from_numpy(valid.ravel())]
+        points = points_of(index)
         if len(points):
-            parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))].numpy())
+            parts.append(points[torch.from_numpy(rng.integers(0, len(points), samples_per_image))])
     if not parts:
         raise DataError(f"{images.name} has no pixel with data to fit the clusters to")
-    return np.concatenate(parts)
+    return torch.cat(parts)
 
 
 def fit_pixels(images: ImageSet, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels of an image for a fit, [c, H, W], and those with data, bool [H, W]: the centre crop
-    if the set's protocol cuts crops, else the whole image.
+    """The pixels that an image gives to a fit, as stored, [c, H, W], and where they have data, bool [H,
+    W]. They are the centre crop if the set's protocol cuts crops, else the whole image.
     """
     if images.crop_side is None:
         pixels, valid = images.scaled(index)

@@ -49,6 +49,12 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
     Nothing waits for a GPU between the batches, so that wrong values of images and labels are found
     at the end.
 
+    Args:
+        segmenter: makes the labels. The images get its scaling.
+        images: the set.
+        device: device of the segmenter.
+        progress: whether to show a progress bar.
+
     Returns:
         The result of `score`.
 
@@ -84,7 +90,7 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         return counts
 
     images.scaling = segmenter.labelling.data.scaling
-    by_windows = count_scene if segmenter.num_clusters <= IGNORE else None  # of 256 clusters, 255 is one
+    by_windows = count_scene if segmenter.num_clusters <= IGNORE else None  # with 256 clusters, label 255 is a cluster
     scores = score(count, segmenter.num_clusters, images, progress, by_windows)
     raise_for(*faults.tolist())
     return scores

@@ -31,7 +31,7 @@ class Match:
         return self.matched / self.total if self.total else float("nan")
 
     def apply(self, labels: np.ndarray, unmatched: int = 255) -> np.ndarray:
-        """Cluster labels as classes, uint8; `unmatched` for a cluster without a class."""
+        """Cluster labels, integers of any shape, as classes, uint8. `unmatched`: no class."""
         return class_of_cluster(self.mapping, unmatched)[labels]
 
 

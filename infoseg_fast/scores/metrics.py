@@ -5,6 +5,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..distributed.world import rank, ranks
 from ..ops.confusion_matrix import add_confusion, as_labels, check_ignored, check_number
 from .bootstrap import PoissonBootstrap, accuracies_of
 from .matching import check_method, match_clusters
@@ -71,7 +72,7 @@ class ClusterMetrics:
         self._bootstrap = None
         if self.num_replicates:
             self._bootstrap = PoissonBootstrap(
-                self.num_replicates, self.num_clusters, self.num_classes, self.seed, _process()[0]
+                self.num_replicates, self.num_clusters, self.num_classes, self.seed, rank()
             )
         # The sums over all processes at the last `sync`. `_parts` has this process's counts since.
         self._summed = [torch.zeros_like(part) for part in self._parts()]
@@ -148,7 +149,7 @@ class ClusterMetrics:
 
         All processes must call it. Counts are summed once, so `update` and `sync` may alternate.
         """
-        if _process()[1] == 1:
+        if ranks() == 1:
             return
         # NCCL sums only on GPUs.
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -213,10 +214,3 @@ class ClusterMetrics:
             low, high = np.quantile(accuracies, [0.025, 0.975]).tolist() if len(accuracies) else (nan, nan)
             scores["accuracy_interval"] = (low, high)
         return scores
-
-
-def _process() -> tuple[int, int]:
-    """This process's rank in torch.distributed's default group, and the group's size."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -73,3 +73,11 @@ def poisoned():
     assert torch.empty_like(torch.zeros(2, dtype=torch.uint8)).eq(255).all()
     yield
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Products and exponentials are rounded as on a GPU."""
+    from .tensor_cores import emulate
+
+    emulate(monkeypatch)

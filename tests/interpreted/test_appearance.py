@@ -6,6 +6,7 @@ import triton.language as tl
 from conftest import inputs
 
 import infoseg_fast as isf
+from infoseg_fast.bench.cuda_values import distance
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.kernels import appearance_statistics as statistics_kernels
 from infoseg_fast.kernels.plans import forget_plans
@@ -14,8 +15,6 @@ from infoseg_fast.ops.information_of_moments import information_of_moments
 from infoseg_fast.ops.joined_appearance import joined_appearance_term
 from infoseg_fast.ops.local_appearance import local_appearance
 from infoseg_fast.recipe import appearance
-
-from .test_local_global_similarity import distance
 
 
 def images():

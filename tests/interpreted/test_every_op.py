@@ -16,15 +16,11 @@ from infoseg_fast.bench import cuda_checks, cuda_values
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.ops import OPS
 
-from .tensor_cores import emulate, tf32, toward_zero
+from .tensor_cores import tf32, toward_zero
 
+pytestmark = pytest.mark.usefixtures("tensor_cores")
 CPU = torch.device("cpu")
 TINY = {"B": 3, "C": 6, "D": 5, "K": 3, "h": 3, "w": 5, "size": (12, 20)}
-
-
-@pytest.fixture(autouse=True)
-def tensor_cores(monkeypatch):
-    emulate(monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

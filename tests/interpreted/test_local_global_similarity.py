@@ -12,6 +12,7 @@ from triton.runtime import interpreter
 
 import infoseg_fast as isf
 from infoseg_fast.bench import launches
+from infoseg_fast.bench.cuda_values import distance
 from infoseg_fast.kernels import KERNELS, local_global_similarity
 from infoseg_fast.kernels.plans import forget_plans
 from infoseg_fast.ops import OPS as RECORDS
@@ -45,10 +46,6 @@ def truth(function, f, G, g0, upstream):
     z = torch.einsum("bkc,bcyx->bkyx", x[1], x[0])
     out = function(z if g0 is None else z + x[2][..., None, None])
     return [out.detach(), *torch.autograd.grad(out, [t for t in x if t is not None], upstream.double())]
-
-
-def distance(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
 
 
 def check(op, x, floor):
@@ -131,9 +128,14 @@ def test_gradcheck_with_and_without_a_projection(op):
 def test_every_subset_of_gradients(K):
     f, G, grad = torch.randn(2, 70, 5, 8), torch.randn(2, K, 70), torch.randn(2, K, 5, 8)
     full = truth(lambda z: torch.softmax(1.5 * z, dim=1), f, G, torch.zeros(2, K), grad)
+    check_subsets("assign", (f, G, None, 1.5), grad, full)
+
+
+def check_subsets(op, arguments, upstream, full):
+    """Each subset of gradients has those of `full` = (value, df, dG, dg0), and no other."""
     for needs in itertools.starmap(Needs, itertools.product((False, True), repeat=3)):
         if any(needs):
-            found = kernel_results("assign", (f, G, None, 1.5), grad, needs)
+            found = kernel_results(op, arguments, upstream, needs)
             for x, need, expected in zip(found[1:], needs, full[1:], strict=True):
                 assert need or x.numel() == 0
                 if need:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import infoseg_fast as isf
+from infoseg_fast.bench.cuda_values import distance
 from infoseg_fast.kernels import KERNELS, mutual_information_loss
 from infoseg_fast.kernels.launch import recorded
 from infoseg_fast.kernels.plans import forget_plans
@@ -50,10 +51,6 @@ def truth(x, valid, how, upstream, dtype=torch.float64):
     f, G, g0 = (None if t is None else t.to(dtype) for t in x)
     found = folded_loss_gradient(f, G, g0, valid, **how._asdict())
     return [folded_loss(f, G, g0, valid, **how._asdict()), *(t * upstream.to(t.dtype) for t in found)]
-
-
-def distance(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
 
 
 def check(x, valid, how, floor=2e-6):

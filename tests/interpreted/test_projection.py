@@ -8,28 +8,19 @@ import pytest
 import torch
 
 import infoseg_fast as isf
+from infoseg_fast.bench.cuda_values import distance, matmul_precision
 from infoseg_fast.kernels import KERNELS
 from infoseg_fast.reference import fold_projection, fold_projection_gradient
 
-from .tensor_cores import emulate
-
+pytestmark = pytest.mark.usefixtures("tensor_cores")
 KERNEL = KERNELS["assign"]
 FLOORS = {torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6, torch.float64: 1e-14}
-
-
-@pytest.fixture(autouse=True)
-def tensor_cores(monkeypatch):
-    emulate(monkeypatch)
 
 
 def inputs(B=2, K=5, D=40, C=37, dtype=torch.float32, bias=True):
     """H, W and b: several programs on every axis, and ragged last ones."""
     H, W, b = torch.randn(B, K, D), torch.randn(D, C), torch.randn(D)
     return H.to(dtype), W.to(dtype), b.to(dtype) if bias else None
-
-
-def distance(a, b):
-    return ((a.double() - b).norm() / b.norm().clamp_min(1e-30)).item()
 
 
 def check(H, W, b, floor):
@@ -92,12 +83,8 @@ def test_strided_inputs_are_read_as_their_values_and_reruns_have_the_same_bits()
 @pytest.mark.parametrize(("precision", "low", "high"), [("highest", 1e-9, 1e-6), ("high", 1e-5, 2e-3)])
 def test_products_of_float32_follow_the_precision_of_pytorch(precision, low, high):
     H, W, _ = inputs()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
+    with matmul_precision(precision):
         G, _ = KERNEL.fold(H, W, None)
-    finally:
-        torch.set_float32_matmul_precision(before)
     assert low < distance(G, H.double() @ W.double()) < high
 
 
