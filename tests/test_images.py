@@ -225,6 +225,66 @@ def test_white_is_the_largest_value_where_the_file_stores_it_as_0(tmp_path):
     assert_reads(tmp_path / "x.tif", 65535 - pixels)
 
 
+def test_white_stored_as_0_leaves_the_alpha_as_it_is(tmp_path):
+    stored = random_pixels("uint8", 2)
+    tifffile.imwrite(tmp_path / "x.tif", last(stored), photometric="miniswhite", extrasamples=["unassalpha"])
+    assert_reads(tmp_path / "x.tif", np.stack([255 - stored[0], stored[1]]))
+
+
+def test_an_alpha_channel_beside_palette_indices(tmp_path):
+    indices, alpha = random_pixels("uint8", 2)
+    colours = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
+    image = Image.fromarray(indices, "P")
+    image.putpalette(colours.ravel().tolist())
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(alpha))
+    image.save(tmp_path / "x.tif")
+    expected = np.concatenate([colours[indices].transpose(2, 0, 1), alpha[None]])
+    assert_reads(tmp_path / "x.tif", expected)
+    masked = read_image(tmp_path / "x.tif", alpha="mask")
+    assert np.array_equal(masked.pixels, expected[:3]) and np.array_equal(masked.valid, alpha > 0)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_ycbcr_colours_that_pillow_would_turn_are_refused(tmp_path, orientation):
+    image = Image.fromarray(last(random_pixels("uint8", 3))).convert("YCbCr")
+    image.save(tmp_path / "x.tif", compression="tiff_lzw", tiffinfo={274: orientation})
+    refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "orientation", "RGB")
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "MINISBLACK"])
+def test_jpeg_planes_one_after_the_other(tmp_path, photometric):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.sort(random_pixels("uint8", 3), axis=2)
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress="jpeg", interleave="band", photometric=photometric)
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        assert_reads(tmp_path / "x.tif", dataset.read())
+
+
+def fits(values: np.ndarray, bits: int, *more: str) -> bytes:
+    """A FITS file of big-endian values [rows, columns] or [planes, rows, columns]."""
+    cards = ["SIMPLE  = T", f"BITPIX  = {bits}", f"NAXIS   = {values.ndim}"]
+    cards += [f"NAXIS{axis}  = {n}" for axis, n in enumerate(values.shape[::-1], 1)]
+    head = b"".join(f"{card[:10]}{card[10:]:>20}".ljust(80).encode() for card in [*cards, *more]) + b"END".ljust(80)
+    return b"".join(part.ljust(-(-len(part) // 2880) * 2880, fill)
+                    for part, fill in ((head, b" "), (values.tobytes(), b"\0")))  # fmt: skip
+
+
+def test_fits_that_pillow_would_change_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(raster, "available", lambda: False)
+    values = random_pixels("float32")[0]
+    (tmp_path / "x.fits").write_bytes(fits(values.astype(">f4"), -32))
+    assert_reads(tmp_path / "x.fits", values[None, ::-1].copy())
+    for number, content in enumerate((
+        fits(random_pixels("int16")[0].astype(">i2"), 16),
+        fits(values.astype(">f8"), -64),
+        fits(values.astype(">f4"), -32, "BZERO   = 5.0"),
+        fits(random_pixels("uint8", 3), 8),
+    )):  # fmt: skip
+        (tmp_path / f"{number}.fits").write_bytes(content)
+        refused(lambda n=number: read_image(tmp_path / f"{n}.fits"), f"{number}.fits", "a FITS file of 16 or 64 bits")
+
+
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
 def test_cmyk_is_converted_and_the_description_says_so(tmp_path, ending):
     path = tmp_path / f"x.{ending}"
@@ -279,6 +339,90 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 
 
 # Alpha, no-data and masks
+
+
+def grey_png(values: np.ndarray, bits: int, transparent: int) -> bytes:
+    """A grey PNG of 2, 4 or 16 bits with a transparent value."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    rows, columns = values.shape
+    each = np.array(values, ">u2").view(np.uint8).reshape(rows, columns, 2)
+    stored = np.packbits(np.unpackbits(each, axis=2)[..., 16 - bits :].reshape(rows, -1), axis=1)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", columns.to_bytes(4, "big") + rows.to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0]))
+        + chunk(b"tRNS", transparent.to_bytes(2, "big"))
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in stored)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(2, 85), (4, 17), (16, 1)])
+def test_a_transparent_value_of_a_grey_png(tmp_path, bits, scale):
+    values = random_pixels("uint16", largest=2**bits - 1)[0]
+    transparent = int(values[3, 4])
+    (tmp_path / "x.png").write_bytes(grey_png(values, bits, transparent))
+    opaque = 65535 if bits == 16 else 255
+    dtype = np.uint16 if bits == 16 else np.uint8
+    assert_reads(
+        tmp_path / "x.png", np.stack([values * scale, np.where(values == transparent, 0, opaque)]).astype(dtype)
+    )
+
+
+@pytest.mark.parametrize("kind", ["palette", "white is 0", "4 bits", "1 bit"])
+def test_the_no_data_value_of_a_file_is_a_stored_value(tmp_path, kind):
+    rasterio = pytest.importorskip("rasterio")
+    largest, nodata = {"palette": (255, 7), "white is 0": (255, 0), "4 bits": (15, 15), "1 bit": (1, 1)}[kind]
+    stored = random_pixels("uint8", largest=largest)
+    stored[:, 5] = nodata
+    how = {
+        "palette": {"photometric": "PALETTE"}, "white is 0": {"photometric": "MINISWHITE"}, "4 bits": {"nbits": 4},
+        "1 bit": {"nbits": 1},
+    }[kind]  # fmt: skip
+    write_raster(rasterio, tmp_path / "x.tif", stored, nodata=nodata, **how)
+    if kind == "palette":
+        with rasterio.open(tmp_path / "x.tif", "r+") as dataset:
+            dataset.write_colormap(1, {value: (value, 255 - value, 3, 255) for value in range(256)})
+    found = read_image(tmp_path / "x.tif")
+    assert np.array_equal(found.valid, stored[0] != nodata)
+    window = read_window(tmp_path / "x.tif", 4, 4, 10, 10)
+    assert np.array_equal(window.valid, found.valid[4:14, 4:14])
+    label = read_label(tmp_path / "x.tif")
+    assert np.array_equal(label, np.where(stored[0] == nodata, 255, stored[0]))
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("compression", ["lerc", "lerc_deflate"])
+@pytest.mark.parametrize("where", ["all bands", "one band"])
+def test_nan_in_lerc_blocks_has_no_data(tmp_path, interleave, compression, where):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("float32", 3)
+    pixels[slice(3) if where == "all bands" else 1, 3:9, 4:] = np.nan
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress=compression, interleave=interleave)
+    found = read_image(tmp_path / "x.tif")
+    assert np.array_equal(found.valid, np.isfinite(pixels).all(axis=0))
+    assert np.array_equal(found.pixels, np.nan_to_num(pixels))
+
+
+@pytest.mark.parametrize("largest", [254, 255])
+def test_the_alpha_channel_of_lerc_blocks(tmp_path, largest):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("uint8", 4)
+    pixels[3] = np.where(pixels[3] > 100, largest, 0)
+    pixels[:, pixels[3] == 0] = 0  # colours that a mask does not keep
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress="lerc", photometric="RGB", ALPHA="YES")
+    assert_reads(tmp_path / "x.tif", pixels)
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_a_sparse_file_of_one_block_that_was_never_written(tmp_path, nodata):
+    rasterio = pytest.importorskip("rasterio")
+    how = {"driver": "GTiff", "width": COLUMNS, "height": ROWS, "count": 1, "dtype": "uint8", "nodata": nodata}
+    with rasterio.open(tmp_path / "x.tif", "w", blockysize=ROWS, SPARSE_OK=True, **how) as dataset:
+        dataset.update_tags(text="x" * 2 * ROWS * COLUMNS)  # longer than the pixels
+    assert_reads(tmp_path / "x.tif", np.full((1, ROWS, COLUMNS), nodata or 0, np.uint8))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])

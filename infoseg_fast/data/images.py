@@ -271,5 +271,8 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
         if codec := codecs.codec_of(head):
             return codecs.CodecReader(path, codec)
         if raster.available():
-            return raster.RasterReader(path)
+            try:
+                return raster.RasterReader(path)
+            except OSError as failure:
+                raise DataError(f"{error}, and GDAL cannot read it: {first_line(failure)}") from failure
         raise DataError(f"{error}; rasters of GDAL need rasterio: pip install 'infoseg-fast[geo]'") from None

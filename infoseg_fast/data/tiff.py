@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import tifffile
@@ -23,6 +24,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHED_BYTES = 64 * 2**20  # size of the cache of decoded blocks of all files
 JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr colours are decoded to RGB
+JPEG_BASELINE, LERC = 7, 34887
 LIMITED = {5, 8, 32773, 32946}  # LZW, deflate and PackBits, which compress by less than LARGEST_RATIO
 LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
@@ -30,6 +32,7 @@ REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv
 GDAL_NODATA = 42113
 PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
+SEPARATE = 2  # planar configuration
 
 
 class BlockCache:
@@ -103,6 +106,8 @@ class TiffReader(Reader):
         number = max(len(self._pages), self._contiguous)
         if number == 1 or len({(page.shaped, page.dtype) for page in self._pages}) > 1:
             return False
+        if self._pages[0].photometric == PALETTE:
+            return False
         if self._file.is_imagej:
             return int((self._file.imagej_metadata or {}).get("channels", 1)) == number
         if self._file.is_ome:
@@ -129,7 +134,10 @@ class TiffReader(Reader):
             raise DataError(f"{len(header.dataoffsets)} of {blocks} blocks (damaged)")
         bands, dtype, note = separate * samples, accepted_dtype(header.dtype), ""
         if header.photometric == PALETTE:
-            bands, dtype = 3, palette_of(header).dtype
+            colours = palette_of(header)
+            if bands > 1 and colours.dtype != dtype:
+                raise DataError(f"a palette of {colours.dtype} beside samples of {dtype} is not accepted")
+            bands, dtype = len(colours) + bands - 1, colours.dtype
         elif header.photometric == CMYK and bands == 4:
             if dtype != np.uint8:
                 raise DataError(f"CMYK colours of {dtype} are not accepted; convert them to RGB")
@@ -137,15 +145,15 @@ class TiffReader(Reader):
         elif self._stacked:
             bands *= max(len(self._pages), self._contiguous)
         extra = tuple(header.extrasamples or ())
-        tag = header.tags.get(GDAL_NODATA)
+        nodata, converts = nodata_of(header), is_converted(header)
         return Description(
             height,
             width,
             bands,
             dtype,
             alpha=bool(extra) and extra[-1] in (1, 2) and bands > 1 and not self._stacked,
-            nodata=None if tag is None else number_in(tag.value),
-            masked=page in self._masks or self._sidecar is not None,
+            nodata=None if converts else nodata,
+            masked=page in self._masks or self._sidecar is not None or (converts and nodata is not None),
             windowed=True,
             georeferenced=not PLACE_TAGS.isdisjoint(header.tags.keys()),
             note=note,
@@ -163,9 +171,16 @@ class TiffReader(Reader):
         if header is None and page == 0 and self._sidecar is not None:
             size = self._pages[0].shaped[2:4]
             header = next((found for found in self._sidecar.pages if found.shaped[2:4] == size), None)
-        if header is None:
-            return None
-        return (self._samples(header, 0, rows, columns) != 0).any(axis=0)
+        mask = None if header is None else (self._samples(header, 0, rows, columns) != 0).any(axis=0)
+        header, skipped = self._page(page)
+        nodata = nodata_of(header)
+        if is_converted(header) and nodata is not None:  # a stored value, which the pixels no longer show
+            stored = self._samples(header, skipped, rows, columns)
+            stored = stored.astype(accepted_dtype(stored.dtype), copy=False)
+            if fits(nodata, stored.dtype):
+                present = (stored != stored.dtype.type(nodata)).any(axis=0)
+                mask = present if mask is None else mask & present
+        return mask
 
     def georeference(self) -> Georeference | None:
         from . import raster
@@ -176,7 +191,8 @@ class TiffReader(Reader):
         """Stored samples [bands, rows, columns] in native byte order."""
         separate, _, height, width, samples = header.shaped
         dtype = np.dtype(header.parent.byteorder + header.dtype.char)
-        if header.is_contiguous and header.is_final:
+        written = 0 not in (header.dataoffsets[0], header.databytecounts[0])  # else a sparse file
+        if header.is_contiguous and header.is_final and written:
             size = separate * height * width * samples * dtype.itemsize
             if header.dataoffsets[0] + (skipped + 1) * size > header.parent.filehandle.size:
                 raise DataError("the file ends before its last pixel (truncated)")
@@ -196,8 +212,7 @@ class TiffReader(Reader):
         """Samples [separate, samples, rows, columns] from the strips or tiles that a part touches."""
         separate, _, height, width, samples = header.shaped
         tall, wide, down, across = grid_of(header)
-        tag = header.tags.get(GDAL_NODATA)
-        nodata = (0 if tag is None else number_in(tag.value)) or 0
+        nodata = nodata_of(header) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
         shape = separate, samples, rows.stop - rows.start, columns.stop - columns.start
         # Zeros take no memory until a block is copied to them.
@@ -229,6 +244,10 @@ class TiffReader(Reader):
 
         def decode() -> np.ndarray:
             data = os.pread(header.parent.filehandle._fh.fileno(), size, offset)
+            if header.compression == LERC:
+                return lerc_block(data, header.shaped[4])
+            if header.compression == JPEG_BASELINE and header.planarconfig == SEPARATE:  # each plane is grey
+                return imagecodecs.jpeg8_decode(data, tables=header.jpegtables)[..., None]
             found = header.decode(data, index, jpegtables=header.jpegtables, jpegheader=header.jpegheader)[0]
             if found is None:
                 raise DataError(f"block {index} cannot be decoded")
@@ -243,6 +262,23 @@ def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
     tall = header.tilelength if header.is_tiled else min(header.rowsperstrip, height)
     wide = header.tilewidth if header.is_tiled else width
     return tall, wide, -(-height // tall), -(-width // wide)
+
+
+def lerc_block(data: bytes, samples: int) -> np.ndarray:
+    """A block of LERC [rows, columns, samples]. LERC's mask stands for NaN, or for an alpha channel of
+    0 and 255, which then is no sample of the block.
+    """
+    pixels, valid = imagecodecs.lerc_decode(data, masks=True)
+    if valid is None:
+        valid = np.ones(pixels.shape[:2], bool)
+    if valid.ndim == 3:  # a mask for each sample: then the samples come first
+        pixels, valid = pixels.transpose(1, 2, 0), valid.transpose(1, 2, 0)
+    pixels, valid = (part.reshape(*part.shape[:2], -1) for part in (pixels, valid))
+    if pixels.dtype.kind == "f":
+        return np.where(valid, pixels, pixels.dtype.type(np.nan))
+    if pixels.shape[2] == samples - 1:
+        pixels = np.concatenate([pixels, np.where(valid, 255, 0).astype(pixels.dtype)], axis=2)
+    return pixels
 
 
 def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
@@ -262,6 +298,17 @@ def palette_of(header: tifffile.TiffPage) -> np.ndarray:
     return colours.astype(np.uint16)
 
 
+def is_converted(header: tifffile.TiffPage) -> bool:
+    """Whether `converted` gives other values than the stored ones."""
+    separate, _, _, _, samples = header.shaped
+    if header.photometric == PALETTE:
+        return True
+    if header.photometric == CMYK:
+        return separate * samples == 4
+    scaled = header.photometric == MIN_IS_BLACK and header.bitspersample in (1, 2, 4)
+    return accepted_dtype(header.dtype).kind == "u" and (header.photometric == MIN_IS_WHITE or scaled)
+
+
 def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
     """The values of stored samples [bands, rows, columns]: palettes become colours, and white is the
     largest value.
@@ -271,7 +318,7 @@ def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
         colours = palette_of(header)
         if pixels.max(initial=0) >= colours.shape[1]:
             raise DataError(f"palette index {pixels.max()} is beyond the {colours.shape[1]} colours of the file")
-        return colours[:, pixels[0]]
+        return np.concatenate([colours[:, pixels[0]], pixels[1:]]) if len(pixels) > 1 else colours[:, pixels[0]]
     if photometric == CMYK and len(pixels) == 4:
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "CMYK").convert("RGB")
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -280,10 +327,17 @@ def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
         return pixels
     white = 2**bits - 1
     if photometric == MIN_IS_WHITE:
-        pixels = (white - pixels).astype(pixels.dtype)
+        grey = len(pixels) - len(header.extrasamples or ())  # alpha and the like stay
+        pixels = np.concatenate([(white - pixels[:grey]).astype(pixels.dtype), pixels[grey:]])
     if photometric in (MIN_IS_WHITE, MIN_IS_BLACK) and bits in (1, 2, 4):
         pixels = pixels * np.uint8(255 // white)
     return pixels
+
+
+def nodata_of(header: tifffile.TiffPage) -> float | None:
+    """The no-data value among the stored values of a page."""
+    tag = header.tags.get(GDAL_NODATA)
+    return None if tag is None else number_in(tag.value)
 
 
 def number_in(text: object) -> float | None:
