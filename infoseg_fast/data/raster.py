@@ -1,8 +1,11 @@
 """Rasters of GDAL by rasterio (extra `geo`), and the georeference of a file."""
 
 import importlib.util
+import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +24,28 @@ def available() -> bool:
     return importlib.util.find_spec("rasterio") is not None
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[str]:
+    """A context with a path of an existing file or folder that is UTF-8, since GDAL takes no other."""
+    name = os.fspath(path)
+    if name == name.encode(errors="replace").decode():
+        yield name
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
+
+
 def opened(path: Path):
     """The rasterio dataset."""
     import rasterio
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES):
-            return rasterio.open(path)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), utf8_path(path) as name:
+            return rasterio.open(name)
 
 
 def georeference(path: Path) -> Georeference | None:

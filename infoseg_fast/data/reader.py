@@ -82,8 +82,7 @@ class Georeference(NamedTuple):
     Attributes:
         crs: coordinate reference system as WKT; "" if unknown.
         transform: (a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f at
-            the upper left corner of a pixel. The identity if the file has only control points or
-            only RPCs.
+            the upper left corner of a pixel. The identity if the file has none.
         control_points: ground control points, (row, column, x, y, z) each.
         rpcs: rational polynomial coefficients (RPCs): names and text of GDAL's metadata domain RPC.
     """
@@ -95,9 +94,10 @@ class Georeference(NamedTuple):
 
     @property
     def has_transform(self) -> bool:
-        """Whether the transform gives the place of a pixel."""
-        identity = self.transform == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-        return not self.control_points and not (self.rpcs and identity)
+        """Whether the transform gives the place of a pixel. GDAL gives the identity where there is
+        none.
+        """
+        return not self.control_points and self.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class Reader:

@@ -24,6 +24,9 @@ from ..data.reader import Description, Georeference
 from ..errors import DataError
 from ..segmenter import Segmenter
 
+PLACES = (b"<GeoTransform", b"<GCPList", b'domain="RPC"')  # places of pixels in an .aux.xml file
+NAME_BYTES = 255  # longest name of a file
+
 
 class Source(NamedTuple):
     """An image file, and the path of its maps: relative to the output folder, without an ending."""
@@ -55,6 +58,18 @@ class Job(NamedTuple):
     confidence: Path | None
     overlay: Path | None
     key: str
+
+    def check_names(self, beside: str) -> None:
+        """Raise DataError if a file's name is too long.
+
+        Args:
+            beside: ending that is appended to the name of a label map that is a GeoTIFF, or "".
+        """
+        names = [file.name for file in self.files]
+        names[0] += beside if self.place is not None else ""
+        for name in names:
+            if len(os.fsencode(name)) > NAME_BYTES:
+                raise DataError(f"image {self.name}: its map {name} has a name above {NAME_BYTES} bytes; rename it")
 
     @property
     def files(self) -> list[Path]:
@@ -152,12 +167,13 @@ def place_of(path: Path, described: Description) -> Georeference | None:
     if described.georeferenced:
         return georeference_of(path)
     ending = path.suffix
-    world = [path.with_suffix(f"{ending[:2]}{ending[-1:]}w"), path.with_suffix(".wld"), path.with_name(f"{path.name}w")]
-    world += [path.with_suffix(end) for end in (".RPB", ".rpb")]
-    world += [path.with_name(f"{path.stem}{end}") for end in ("_RPC.TXT", "_rpc.txt")]
+    ends = [f"{ending[:2]}{ending[-1:]}w", f"{ending}w", ".wld", ".rpb", "_rpc.txt"]
+    files = [path.with_name(f"{path.stem}{spelled}") for end in ends for spelled in (end.lower(), end.upper())]
     beside = path.with_name(f"{path.name}.aux.xml")
     # Not Path.is_file, which raises where a name is too long.
-    if any(map(os.path.isfile, world)) or (os.path.isfile(beside) and b"GeoTransform" in beside.read_bytes()):
+    if any(map(os.path.isfile, files)) or (
+        os.path.isfile(beside) and any(place in beside.read_bytes() for place in PLACES)
+    ):
         return raster.georeference(path)
     return None
 
