@@ -266,7 +266,7 @@ def run_eval(arguments: argparse.Namespace) -> None:
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
     add_training(scores, run.read_config()["config"]["loss_mask"], arguments.checkpoint)
-    run.record_evaluation(arguments.checkpoint, step, arguments.split, scores)
+    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)
     if arguments.json:
         print(json.dumps(scores, allow_nan=False))
     else:

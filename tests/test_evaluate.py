@@ -106,3 +106,16 @@ def test_the_command_line_prints_and_keeps_strict_json(tmp_path, capsys):
     assert main(["baseline", "constant", "--data", str(folder), "--json"]) == 0
     scores = strict(capsys.readouterr().out)
     assert scores["iou"][2] is None and scores["num_pixels"] == 4 * 32 * 32
+
+
+def test_an_evaluation_of_other_data_names_its_classes_and_holds_for_its_step(tmp_path):
+    folder, other = (write_folder(tmp_path / name, number=4, labels=name == "other") for name in ("data", "other"))
+    (folder / "classes.txt").write_text("one\ntwo\nthree\n")
+    (other / "classes.txt").write_text("two\none\n")
+    run, sizes = str(tmp_path / "run"), shlex.split("--batch-size 2 --crop 32 --width 4 --dim 8")
+    assert main(["train", "--data", str(folder), "--out", run, "--steps", "2", *sizes]) == 0
+    assert main(["eval", run, "--data", str(other)]) == 0
+    assert isf.load(run).class_names == ["two", "one"]
+    assert main(["train", "--out", run, "--resume", "--steps", "3"]) == 0
+    assert isf.load(run).class_names is None
+    assert "Scores on" not in (tmp_path / "run/report.html").read_text()

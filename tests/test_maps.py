@@ -257,6 +257,20 @@ def test_what_is_stale_is_made_again_and_said(made, run, tmp_path, capsys):
     assert values(out / "scene.tif").shape == (40, 50)
 
 
+def test_a_map_is_made_again_when_a_file_that_its_image_is_read_from_changes(made, tmp_path):
+    write_scene(tmp_path / "source.tif", pixels_of(40, 50))
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename relativeToVRT="1">source.tif'
+        f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="50" rasterYSize="40">{bands}</VRTDataset>')
+    for seed, written in ((0, 1), (0, 0), (1, 1)):
+        if written:
+            write_scene(tmp_path / "source.tif", pixels_of(40, 50, seed=seed))
+        assert predict(made, [tmp_path / "a.vrt"], tmp_path / "out").written == written
+
+
 def test_areas_count_pixels_and_map_units(made, tmp_path):
     write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in/photo.png")
@@ -317,12 +331,12 @@ def test_confidence_is_a_second_map(made, tmp_path):
 
 
 def test_match_writes_classes(tmp_path):
-    made = isf.Segmenter(labelling(names=["x", "y", "z", "w"]), mapping=[2, -1, 0, 1])
+    made = isf.Segmenter(labelling(names=["x", "y", "z", "w"]), [2, -1, 0, 1], ["a", "b", "c", "d", "e"])
     scene = write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
     predict(made, [scene], tmp_path / "out", Products(match=True))
     clusters = made.segment_file(scene)
     assert np.array_equal(values(tmp_path / "out/scene.tif"), np.array([2, 255, 0, 1], np.uint8)[clusters])
-    assert "<Category>x</Category>" in (tmp_path / "out/scene.tif.aux.xml").read_text()
+    assert (tmp_path / "out/scene.tif.aux.xml").read_text().count("<Category>") == 5
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\n")
     with pytest.raises(DataError, match="--names names clusters"):

@@ -107,6 +107,13 @@ def georeference_of(path: str | os.PathLike) -> Georeference | None:
     )
 
 
+def companions(path: str | os.PathLike) -> list[Path]:
+    """Further files that the pixels of an image or their mask are read from, such as the sources of
+    a VRT.
+    """
+    return _with_reader(Path(path), "image", lambda reader: reader.companions())
+
+
 def band_count(described: Description, options: ReadOptions) -> int:
     """Number of bands that `read_with` gives with these options."""
     if options.bands is not None:

@@ -19,6 +19,9 @@ CACHE_MEGABYTES = 64  # size of GDAL's block cache
 ENDINGS = (".img", ".vrt", ".dat", ".bil", ".bip", ".bsq", ".asc", ".dem", ".hgt", ".nc", ".ntf", ".dt0", ".dt1",
            ".dt2", ".rst", ".sdat", ".grd", ".pix", ".ers", ".kea", ".jp2", ".j2k")  # fmt: skip
 
+# Endings of files beside a raster that its pixels do not depend on: metadata, place, overviews.
+DISPENSABLE = (".aux.xml", ".prj", ".ovr", ".rrd", ".wld", ".tfw", ".jgw", ".pgw", ".j2w")
+
 
 def available() -> bool:
     return importlib.util.find_spec("rasterio") is not None
@@ -131,3 +134,7 @@ class RasterReader(Reader):
 
     def georeference(self) -> Georeference | None:
         return _georeference_of(self._dataset)
+
+    def companions(self) -> list[Path]:
+        others = (name for name in self._dataset.files if not name.lower().endswith(DISPENSABLE))
+        return [path for path in map(Path, others) if path != self.path]

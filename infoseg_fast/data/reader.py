@@ -128,6 +128,10 @@ class Reader:
     def georeference(self) -> Georeference | None:
         return None
 
+    def companions(self) -> list[Path]:
+        """Further files that the pixels or their mask are read from."""
+        return []
+
 
 class WholeReader(Reader):
     """A format that can only be decoded as a whole. Over all files, the page that was last read by

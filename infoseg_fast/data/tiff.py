@@ -63,6 +63,13 @@ _blocks = BlockCache()
 os.register_at_fork(after_in_child=_blocks.__init__)  # the lock may be held by a thread that the child lacks
 
 
+def opened(path: Path) -> tifffile.TiffFile:
+    """The TIFF file. tifffile gets it opened, since it would resolve links, and the link to a member of
+    a shard leads to no path.
+    """
+    return tifffile.TiffFile(open(path, "rb"))  # closed with the reader
+
+
 class TiffReader(Reader):
     """A TIFF file. Overviews and masks are no pages. Pages that ImageJ or OME metadata declare as
     channels are bands.
@@ -70,7 +77,7 @@ class TiffReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = tifffile.TiffFile(path)
+        self._file = opened(path)
         self._size = self._file.filehandle.size
         self._key = (os.fspath(path), os.stat(path).st_mtime_ns)
         self._pages: list[tifffile.TiffPage] = []
@@ -90,8 +97,8 @@ class TiffReader(Reader):
         self._contiguous = self._images_behind_one_header()
         self._stacked = self._declares_channels()
         self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
-        sidecar = path.with_name(f"{path.name}.msk")
-        self._sidecar = tifffile.TiffFile(sidecar) if os.path.isfile(sidecar) else None
+        self._sidecar_path = path.with_name(f"{path.name}.msk")
+        self._sidecar = opened(self._sidecar_path) if os.path.isfile(self._sidecar_path) else None
 
     def _images_behind_one_header(self) -> int:
         """Number of images. ImageJ writes a stack above 4 GB as one page, followed by the data of
@@ -186,6 +193,9 @@ class TiffReader(Reader):
         from . import raster
 
         return raster.georeference(self.path)
+
+    def companions(self) -> list[Path]:
+        return [self._sidecar_path] if self._sidecar is not None else []
 
     def _samples(self, header: tifffile.TiffPage, skipped: int, rows: slice, columns: slice) -> np.ndarray:
         """Stored samples [bands, rows, columns] in native byte order."""

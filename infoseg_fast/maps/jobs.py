@@ -1,8 +1,8 @@
 """The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
 Every map carries a key: a digest of the labelling, of the options that change its content, and of
-the size and the modification time of the image file. An interrupted call continues with the images
-whose maps lack the key.
+the sizes and the modification times of the files of the image. An interrupted call continues with
+the images whose maps lack the key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..data import raster
-from ..data.images import described_with, georeference_of
+from ..data.images import companions, described_with, georeference_of
 from ..data.names import image_files, stem_of
 from ..data.reader import Description, Georeference
 from ..errors import DataError
@@ -134,7 +134,7 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
     reading = segmenter.labelling.data.reading
     described, pages = described_with(source.path, reading)
     pages = pages if reading.pages == "each" else 1
-    file = source.path.stat()
+    state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, files_of(source.path))]
     place = place_of(source.path, described)
     ending, jobs = ".png" if place is None else ".tif", []
     for page in range(pages):
@@ -152,10 +152,15 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
                 stem.with_name(f"{stem.name}{ending}"),
                 stem.with_name(f"{stem.name}.confidence{ending}") if confidence else None,
                 stem.with_name(f"{stem.name}.overlay.png") if overlay else None,
-                digest([recipe, file.st_size, file.st_mtime_ns, page]),
+                digest([recipe, state, page]),
             )
         )
     return jobs
+
+
+def files_of(path: Path) -> list[Path]:
+    """The image file, and the further files that it is read from."""
+    return [path, *filter(os.path.exists, companions(path))]
 
 
 def place_of(path: Path, described: Description) -> Georeference | None:
