@@ -529,6 +529,14 @@ def test_the_stacks_of_imagej_that_have_one_header(tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.tif", pages="each", page=3).pixels, pixels[3:])
 
 
+def test_the_stacks_of_tifffile_that_have_one_header(tmp_path):
+    pixels = random_pixels("uint16", 4)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="minisblack", truncate=True)
+    assert page_count(tmp_path / "x.tif") == 4
+    refused(lambda: read_image(tmp_path / "x.tif"), "4 pages")
+    assert np.array_equal(read_image(tmp_path / "x.tif", pages="each", page=3).pixels, pixels[3:])
+
+
 # Rasters
 
 
@@ -590,6 +598,41 @@ def test_other_rasters_of_gdal(tmp_path, rasterio, driver, name):
     write_raster(rasterio, tmp_path / name, pixels, driver)
     assert_reads(tmp_path / name, pixels)
     assert georeference_of(tmp_path / name).transform == (10, 0, 400000, 0, -10, 5800000)
+
+
+def virtual(path: Path, source: str, bands: list[str]) -> None:
+    """A VRT of the bands of a source, with further elements of each band."""
+    content = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{number}">{more}<SimpleSource><SourceFilename relativeToVRT="1">{source}'
+        f"</SourceFilename><SourceBand>{number}</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, more in enumerate(bands, 1)
+    )
+    path.write_text(f'<VRTDataset rasterXSize="{COLUMNS}" rasterYSize="{ROWS}">{content}</VRTDataset>')
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_the_palette_of_a_raster_becomes_colours(tmp_path, rasterio, nodata):
+    indices = random_pixels("uint8", largest=99)
+    write_raster(rasterio, tmp_path / "x.tif", indices)
+    colours = np.random.default_rng(1).integers(0, 256, (100, 3), dtype=np.uint8)
+    entries = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in colours.tolist())
+    more = "" if nodata is None else f"<NoDataValue>{nodata}</NoDataValue>"
+    more += f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
+    virtual(tmp_path / "x.vrt", "x.tif", [more])
+    assert_reads(tmp_path / "x.vrt", np.ascontiguousarray(colours[indices[0]].transpose(2, 0, 1)))
+    valid = read_image(tmp_path / "x.vrt").valid
+    assert valid is None if nodata is None else np.array_equal(valid, indices[0] != nodata)
+    label = read_label(tmp_path / "x.vrt")
+    assert np.array_equal(label, indices[0] if nodata is None else np.where(indices[0] == nodata, 255, indices[0]))
+
+
+def test_bands_with_different_no_data_values(tmp_path, rasterio):
+    pixels = random_pixels("uint8", 3, largest=2)
+    write_raster(rasterio, tmp_path / "x.tif", pixels)
+    virtual(tmp_path / "x.vrt", "x.tif", [f"<NoDataValue>{value}</NoDataValue>" for value in (0, 1, 0)])
+    missing = (pixels == np.array([0, 1, 0], np.uint8)[:, None, None]).all(axis=0)
+    assert missing.any() and np.array_equal(read_image(tmp_path / "x.vrt").valid, ~missing)
+    assert np.array_equal(read_window(tmp_path / "x.vrt", 3, 4, 20, 30).valid, ~missing[3:23, 4:34])
 
 
 def test_subdatasets_are_named(tmp_path, rasterio):

@@ -18,8 +18,8 @@ from ..errors import DataError, first_line
 from . import codecs, raster
 from .pillow import JPEG2000_MAGIC, PNG_MAGIC, Jpeg2000Reader, NotForPillowError, PillowReader, PngReader, png_bits
 from .pillow import endings as pillow_endings
-from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions
-from .tiff import JPEG, MAGIC, YCBCR, TiffReader, fits
+from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions, fits
+from .tiff import JPEG, MAGIC, YCBCR, TiffReader
 
 IGNORE = 255  # label value of a pixel without ground truth, and of a pixel without data
 OPEN_FILES = 8  # number of files that are kept open for the next read

@@ -166,3 +166,23 @@ def accepted_dtype(dtype: np.dtype) -> np.dtype:
     if native not in DTYPES:
         raise DataError(f"values of {native} are not accepted, but {', '.join(map(str, DTYPES))} are")
     return native
+
+
+def with_palette(colours: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The colours [3, entries] of indices, the first of the bands `pixels`, before the other bands.
+
+    Raises:
+        DataError: an index has no colour.
+    """
+    if pixels[0].max(initial=0) >= colours.shape[1]:
+        raise DataError(f"palette index {pixels[0].max()} is beyond the {colours.shape[1]} colours of the file")
+    return np.concatenate([colours[:, pixels[0]], pixels[1:]]) if len(pixels) > 1 else colours[:, pixels[0]]
+
+
+def fits(value: float, dtype: np.dtype) -> bool:
+    """Whether a value can be stored in the dtype."""
+    if dtype.kind == "f":
+        return True
+    if dtype.kind not in "iu" or not float(value).is_integer():
+        return False
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

@@ -17,7 +17,7 @@ import PIL.Image
 import tifffile
 
 from ..errors import DataError
-from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype
+from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype, fits, with_palette
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise a DataError
 
@@ -101,12 +101,18 @@ class TiffReader(Reader):
         self._sidecar = opened(self._sidecar_path) if os.path.isfile(self._sidecar_path) else None
 
     def _images_behind_one_header(self) -> int:
-        """Number of images. ImageJ writes a stack above 4 GB as one page, followed by the data of
-        the others.
+        """Number of images. ImageJ (for a stack above 4 GB), tifffile (truncate=True) and MetaMorph
+        write one page, followed by the data of the others.
         """
-        metadata = (self._file.imagej_metadata or {}) if self._file.is_imagej else {}
-        images = int(metadata.get("images", 1))
-        return images if len(self._pages) == 1 and self._pages[0].is_contiguous and images > 1 else 1
+        if len(self._pages) > 1 or not self._pages[0].is_contiguous:
+            return 1
+        if self._file.is_imagej:
+            images = int((self._file.imagej_metadata or {}).get("images", 1))
+        elif self._file.is_shaped or self._file.is_stk:
+            images = self._file.series[0].size // max(self._pages[0].size, 1)
+        else:
+            images = 1
+        return max(images, 1)
 
     def _declares_channels(self) -> bool:
         """Whether ImageJ or OME metadata declare the pages as the channels of one image."""
@@ -325,10 +331,7 @@ def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
     """
     bits, photometric = header.bitspersample, header.photometric
     if photometric == PALETTE:
-        colours = palette_of(header)
-        if pixels.max(initial=0) >= colours.shape[1]:
-            raise DataError(f"palette index {pixels.max()} is beyond the {colours.shape[1]} colours of the file")
-        return np.concatenate([colours[:, pixels[0]], pixels[1:]]) if len(pixels) > 1 else colours[:, pixels[0]]
+        return with_palette(palette_of(header), pixels)
     if photometric == CMYK and len(pixels) == 4:
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "CMYK").convert("RGB")
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -355,12 +358,3 @@ def number_in(text: object) -> float | None:
         return float(str(text).strip("\0 \n"))
     except ValueError:
         return None
-
-
-def fits(value: float, dtype: np.dtype) -> bool:
-    """Whether a value can be stored in the dtype."""
-    if dtype.kind == "f":
-        return True
-    if dtype.kind not in "iu" or not float(value).is_integer():
-        return False
-    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
