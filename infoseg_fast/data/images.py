@@ -190,12 +190,12 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_by
     indices. Pixels without data become IGNORE.
 
     Raises:
-        DataError: the file is damaged or not accepted, or a value is neither below `num_classes`
+        DataError: the file is damaged, a JPEG or not accepted, or a value is neither below `num_classes`
             (None: below 255) nor 255.
     """
 
     def read(reader: Reader) -> np.ndarray:
-        described = reader.describe(page)
+        described = _label_header(reader, page)
         height, width = described.height, described.width
         if height * width * described.dtype.itemsize > max_bytes:
             raise DataError(f"{height} x {width} pixels are too many for one label map (--max-bytes)")
@@ -224,7 +224,13 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_by
 
 def label_size(path: Path, page: int = 0) -> tuple[int, int]:
     """(rows, columns) of a label map."""
-    return _with_reader(path, "label", lambda reader: reader.describe(page)[:2])
+    return _with_reader(path, "label", lambda reader: _label_header(reader, page)[:2])
+
+
+def _label_header(reader: Reader, page: int) -> Description:
+    if reader.is_jpeg:
+        raise DataError("JPEG changes the values of labels; give a PNG")
+    return reader.describe(page)
 
 
 def image_endings() -> set[str]:

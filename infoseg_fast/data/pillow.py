@@ -95,7 +95,7 @@ class PillowReader(WholeReader):
             mode = WITH_ALPHA[image.mode]
             bands = len(mode)
         self._mode, self._transparent = mode, "transparency" in image.info
-        self.pages = getattr(image, "n_frames", 1)
+        self.pages, self.is_jpeg = getattr(image, "n_frames", 1), image.format in ("JPEG", "MPO")
         note = "CMYK colours are converted to RGB" if image.mode == "CMYK" else ""
         if image.format == "MPO" and self.pages > 1:  # a camera's JPEG with its previews
             self.pages, note = 1, "further frames of a camera's MPO file are not read"

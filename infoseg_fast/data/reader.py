@@ -107,10 +107,12 @@ class Reader:
     Attributes:
         path: the file.
         pages: number of pages at full resolution.
+        is_jpeg: whether the pixels are compressed as JPEG, which changes their values.
     """
 
     path: Path
     pages: int
+    is_jpeg: bool = False
 
     def describe(self, page: int) -> Description:
         raise NotImplementedError

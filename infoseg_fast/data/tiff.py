@@ -94,6 +94,7 @@ class TiffReader(Reader):
                 self._pages.append(page)
         if not self._pages:
             raise DataError("no page at full resolution")
+        self.is_jpeg = self._pages[0].compression in JPEG
         self._contiguous = self._images_behind_one_header()
         self._stacked = self._declares_channels()
         self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
