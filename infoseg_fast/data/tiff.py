@@ -208,8 +208,8 @@ class TiffReader(Reader):
         """Stored samples [bands, rows, columns] in native byte order."""
         separate, _, height, width, samples = header.shaped
         dtype = np.dtype(header.parent.byteorder + header.dtype.char)
-        written = 0 not in (header.dataoffsets[0], header.databytecounts[0])  # else a sparse file
-        if header.is_contiguous and header.is_final and written:
+        # The first block of a sparse file may never have been written.
+        if header.is_contiguous and header.is_final and header.dataoffsets[0] and header.databytecounts[0]:
             size = separate * height * width * samples * dtype.itemsize
             if header.dataoffsets[0] + (skipped + 1) * size > header.parent.filehandle.size:
                 raise DataError("the file ends before its last pixel (truncated)")
