@@ -416,6 +416,17 @@ def test_the_alpha_channel_of_lerc_blocks(tmp_path, largest):
     assert_reads(tmp_path / "x.tif", pixels)
 
 
+@pytest.mark.parametrize("endianness", ["LITTLE", "BIG"])
+def test_samples_of_24_bits(tmp_path, endianness):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("uint32", largest=2**24 - 1)
+    write_raster(rasterio, tmp_path / "x.tif", pixels, nbits=24, ENDIANNESS=endianness)
+    if endianness == "LITTLE":
+        assert_reads(tmp_path / "x.tif", pixels)
+    else:
+        refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "24 bits")
+
+
 @pytest.mark.parametrize("nodata", [None, 7])
 def test_a_sparse_file_of_one_block_that_was_never_written(tmp_path, nodata):
     rasterio = pytest.importorskip("rasterio")
