@@ -259,14 +259,10 @@ def run_eval(arguments: argparse.Namespace) -> None:
     images = open_set(
         arguments.data, arguments.split, num_classes=segmenter.num_clusters, scale=data.scale, options=data.reading
     )
-    if images.channels != data.channels:
-        raise DataError(
-            f"--data {images.name} has images of {images.channels} channels; the run was trained on {data.channels}"
-        )
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
     add_training(scores, run.read_config()["config"]["loss_mask"], arguments.checkpoint)
-    run.record_evaluation(arguments.checkpoint, step, arguments.split, scores)
+    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)
     if arguments.json:
         print(json.dumps(scores, allow_nan=False))
     else:

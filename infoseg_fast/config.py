@@ -288,6 +288,13 @@ class Settings:
             raise DataError(f"--classes must be from 2 to 256, not {classes} (as {self.data} has it)")
         if self.loss_mask == "gt" and not train_set.has_labels:
             raise DataError(f"--loss-mask gt needs a label for every training image of {self.data}; leave it out")
+        of_train, of_eval = ((s.channels, s.dtype == "uint8") for s in (train_set, labelled_set))
+        if labelled_set.has_labels and of_eval != of_train:
+            raise DataError(
+                f"{self.data}: images of the eval split have {labelled_set.channels} channels of "
+                f"{labelled_set.dtype}, those of the train split {train_set.channels} of {train_set.dtype}; they must "
+                "agree"
+            )
         crop = self.crop or train_set.crop_side or min(DEFAULT_CROP, train_set.shortest_side)
         if small := train_set.num_smaller(crop):
             logger.warning(

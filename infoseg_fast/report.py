@@ -42,7 +42,8 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet) -> None:
     """Write the report of a run from its metrics and its last evaluation, with examples from
     `images`, and the examples to examples.png.
     """
-    rows, config, scores = run.read_metrics(), run.read_config(), run.evaluation(LAST)
+    rows, config = run.read_metrics(), run.read_config()
+    scores = run.evaluation(LAST, rows[-1]["step"])
     name = text(run.path.resolve().name)
     in_use = rows[-1].get("classes_in_use")
     sections = [

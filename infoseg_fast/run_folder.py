@@ -187,9 +187,11 @@ class RunFolder:
         found = self._evaluations().get(name)
         return found if found and step in (None, found["step"]) else None
 
-    def record_evaluation(self, name: str, step: int, split: str, scores: dict[str, Any]) -> None:
-        """Write the scores of a checkpoint to evaluation.json."""
-        record = self._evaluations() | {name: {"step": step, "split": split} | scores}
+    def record_evaluation(
+        self, name: str, step: int, split: str, classes: list[str] | None, scores: dict[str, Any]
+    ) -> None:
+        """Write the scores of a checkpoint, with the names of the classes, to evaluation.json."""
+        record = self._evaluations() | {name: {"step": step, "split": split, "classes": classes} | scores}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_atomically(self.evaluations, text.encode())
 

@@ -35,10 +35,13 @@ class Segmenter:
     Args:
         labelling: turns images into labels. Its device is the segmenter's.
         mapping: class of each cluster, -1 for none. None: no evaluation has found it.
+        class_names: names of the classes of the mapping, or None.
     """
 
-    def __init__(self, labelling: Labelling, mapping: list[int] | None = None) -> None:
-        self.labelling, self.mapping = labelling, mapping
+    def __init__(
+        self, labelling: Labelling, mapping: list[int] | None = None, class_names: list[str] | None = None
+    ) -> None:
+        self.labelling, self.mapping, self.class_names = labelling, mapping, class_names
         self.scale = labelling.data.scale  # factor by which images are resized before they enter the network
         self.tiles = TileLabeller(labelling)
 
@@ -305,4 +308,6 @@ def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device)
         raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
     found = folder.evaluation(checkpoint, content["step"])
     labelling = Labelling.from_state(content["labelling"]).to(device)
-    return Segmenter(labelling, found["mapping"] if found and found["num_pixels"] else None), content["step"]
+    if not found or not found["num_pixels"]:
+        return Segmenter(labelling), content["step"]
+    return Segmenter(labelling, found["mapping"], found.get("classes", labelling.data.class_names)), content["step"]

@@ -239,8 +239,8 @@ def finish(
     if not world.is_main:
         return scores
     if scores:
-        run.record_evaluation(LAST, step, "eval", scores)
-        segmenter.mapping = scores["mapping"]
+        run.record_evaluation(LAST, step, "eval", eval_set.classes, scores)
+        segmenter.mapping, segmenter.class_names = scores["mapping"], eval_set.classes
         print(f"after {step} steps, eval split of {settings.data}:\n{as_text(scores, train_set.classes)}")
     report.write(run, segmenter, eval_set if eval_set.has_labels else train_set)
     print(f"report: {run.report}")

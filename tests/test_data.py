@@ -52,6 +52,7 @@ def test_lists_name_the_splits_and_classes_txt_the_classes(folder):
     (folder / "classes.txt").write_text("blue\nred\ngreen\n")
     assert FolderSet(folder, "train").stems == ["im3", "im1"]
     assert FolderSet(folder, "eval").stems == ["im0"]
+    (folder / "all.txt").write_text("im0\n")  # no list of a split
     found = FolderSet(folder, "all", num_classes=12)
     assert len(found) == 6 and found.classes == ["blue", "red", "green"] and found.num_classes == 3
 
@@ -309,6 +310,23 @@ def test_a_truncated_image_is_found_when_it_is_read(tmp_path, ending):
 def test_a_label_of_another_size(folder):
     save(folder / "labels/im4.png", grey(0, (32, 31)))
     refused(lambda: FolderSet(folder), "im4.png", "31 x 32", "32 x 32")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_labels_that_are_compressed_as_jpeg(folder, ending):
+    label = np.asarray(Image.open(folder / "labels/im0.png"))
+    (folder / "labels/im0.png").unlink()
+    Image.fromarray(label).save(folder / f"labels/im0.{ending}", **({"compression": "jpeg"} if ending == "tif" else {}))
+    for split in ("train", "eval"):
+        refused(lambda split=split: open_set(str(folder), split), f"im0.{ending}", "JPEG", "PNG")
+
+
+def test_a_label_of_more_pages_than_its_image(folder):
+    label = np.asarray(Image.open(folder / "labels/im0.png"))
+    (folder / "labels/im0.png").unlink()
+    tifffile.imwrite(folder / "labels/im0.tif", np.stack([label] * 2), photometric="minisblack")
+    refused(lambda: open_set(str(folder), "train"), "im0.tif", "2 pages", "image 1")
+    assert open_set(str(folder), "train", options=ReadOptions(pages="first")).has_labels
 
 
 def test_label_values_at_or_above_K(folder):

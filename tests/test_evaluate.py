@@ -1,9 +1,11 @@
 """Scores of a set: strict JSON, and text where a number does not exist."""
 
 import json
+import os
 import shlex
 
 import numpy as np
+import pytest
 import tifffile
 import torch
 from conftest import write_folder
@@ -106,3 +108,35 @@ def test_the_command_line_prints_and_keeps_strict_json(tmp_path, capsys):
     assert main(["baseline", "constant", "--data", str(folder), "--json"]) == 0
     scores = strict(capsys.readouterr().out)
     assert scores["iou"][2] is None and scores["num_pixels"] == 4 * 32 * 32
+
+
+def test_an_evaluation_of_other_data_names_its_classes_and_holds_for_its_step(tmp_path):
+    folder, other = (write_folder(tmp_path / name, number=4, labels=name == "other") for name in ("data", "other"))
+    (folder / "classes.txt").write_text("one\ntwo\nthree\n")
+    (other / "classes.txt").write_text("two\none\n")
+    run, sizes = str(tmp_path / "run"), shlex.split("--batch-size 2 --crop 32 --width 4 --dim 8")
+    assert main(["train", "--data", str(folder), "--out", run, "--steps", "2", *sizes]) == 0
+    assert main(["eval", run, "--data", str(other)]) == 0
+    assert isf.load(run).class_names == ["two", "one"]
+    assert main(["train", "--out", run, "--resume", "--steps", "3"]) == 0
+    assert isf.load(run).class_names is None
+    assert "Scores on" not in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize("change", [lambda image: image.astype(np.uint16), lambda image: image[..., 0]])
+def test_images_of_another_depth_or_of_other_channels_are_not_scored(tmp_path, capsys, change):
+    folder = write_folder(tmp_path / "data", number=4)
+    run, sizes = str(tmp_path / "run"), shlex.split("--steps 2 --batch-size 2 --crop 32 --width 4 --dim 8")
+    assert main(["train", "--data", str(folder), "--out", run, *sizes]) == 0
+    for path in (folder / "images").glob("im[01].png"):
+        image = np.asarray(Image.open(path))
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), change(image))
+    (folder / "train.txt").write_text("im2\nim3\n")
+    (folder / "eval.txt").write_text("im0\nim1\n")
+    for command in (["eval", run], ["train", "--out", run + "2", *sizes]):
+        capsys.readouterr()
+        assert main([*command, "--data", str(folder)]) == 2
+        printed = capsys.readouterr().err
+        assert "of uint8" in printed and ("3 channels of uint16" in printed or "1 channels" in printed)
+        assert printed.count("\n") == 1 and not os.path.exists(run + "2")

@@ -225,6 +225,66 @@ def test_white_is_the_largest_value_where_the_file_stores_it_as_0(tmp_path):
     assert_reads(tmp_path / "x.tif", 65535 - pixels)
 
 
+def test_white_stored_as_0_leaves_the_alpha_as_it_is(tmp_path):
+    stored = random_pixels("uint8", 2)
+    tifffile.imwrite(tmp_path / "x.tif", last(stored), photometric="miniswhite", extrasamples=["unassalpha"])
+    assert_reads(tmp_path / "x.tif", np.stack([255 - stored[0], stored[1]]))
+
+
+def test_an_alpha_channel_beside_palette_indices(tmp_path):
+    indices, alpha = random_pixels("uint8", 2)
+    colours = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
+    image = Image.fromarray(indices, "P")
+    image.putpalette(colours.ravel().tolist())
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(alpha))
+    image.save(tmp_path / "x.tif")
+    expected = np.concatenate([colours[indices].transpose(2, 0, 1), alpha[None]])
+    assert_reads(tmp_path / "x.tif", expected)
+    masked = read_image(tmp_path / "x.tif", alpha="mask")
+    assert np.array_equal(masked.pixels, expected[:3]) and np.array_equal(masked.valid, alpha > 0)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_ycbcr_colours_that_pillow_would_turn_are_refused(tmp_path, orientation):
+    image = Image.fromarray(last(random_pixels("uint8", 3))).convert("YCbCr")
+    image.save(tmp_path / "x.tif", compression="tiff_lzw", tiffinfo={274: orientation})
+    refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "orientation", "RGB")
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "MINISBLACK"])
+def test_jpeg_planes_one_after_the_other(tmp_path, photometric):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.sort(random_pixels("uint8", 3), axis=2)
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress="jpeg", interleave="band", photometric=photometric)
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        assert_reads(tmp_path / "x.tif", dataset.read())
+
+
+def fits(values: np.ndarray, bits: int, *more: str) -> bytes:
+    """A FITS file of big-endian values [rows, columns] or [planes, rows, columns]."""
+    cards = ["SIMPLE  = T", f"BITPIX  = {bits}", f"NAXIS   = {values.ndim}"]
+    cards += [f"NAXIS{axis}  = {n}" for axis, n in enumerate(values.shape[::-1], 1)]
+    head = b"".join(f"{card[:10]}{card[10:]:>20}".ljust(80).encode() for card in [*cards, *more]) + b"END".ljust(80)
+    return b"".join(part.ljust(-(-len(part) // 2880) * 2880, fill)
+                    for part, fill in ((head, b" "), (values.tobytes(), b"\0")))  # fmt: skip
+
+
+def test_fits_that_pillow_would_change_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(raster, "available", lambda: False)
+    values = random_pixels("float32")[0]
+    (tmp_path / "x.fits").write_bytes(fits(values.astype(">f4"), -32))
+    assert_reads(tmp_path / "x.fits", values[None, ::-1].copy())
+    for number, content in enumerate((
+        fits(random_pixels("int16")[0].astype(">i2"), 16),
+        fits(values.astype(">f8"), -64),
+        fits(values.astype(">f4"), -32, "BZERO   = 5.0"),
+        fits(random_pixels("uint8", 3), 8),
+    )):  # fmt: skip
+        (tmp_path / f"{number}.fits").write_bytes(content)
+        refused(lambda n=number: read_image(tmp_path / f"{n}.fits"), f"{number}.fits", "a FITS file of 16 or 64 bits")
+
+
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
 def test_cmyk_is_converted_and_the_description_says_so(tmp_path, ending):
     path = tmp_path / f"x.{ending}"
@@ -279,6 +339,101 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
 
 
 # Alpha, no-data and masks
+
+
+def grey_png(values: np.ndarray, bits: int, transparent: int) -> bytes:
+    """A grey PNG of 2, 4 or 16 bits with a transparent value."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    rows, columns = values.shape
+    each = np.array(values, ">u2").view(np.uint8).reshape(rows, columns, 2)
+    stored = np.packbits(np.unpackbits(each, axis=2)[..., 16 - bits :].reshape(rows, -1), axis=1)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", columns.to_bytes(4, "big") + rows.to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0]))
+        + chunk(b"tRNS", transparent.to_bytes(2, "big"))
+        + chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in stored)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(2, 85), (4, 17), (16, 1)])
+def test_a_transparent_value_of_a_grey_png(tmp_path, bits, scale):
+    values = random_pixels("uint16", largest=2**bits - 1)[0]
+    transparent = int(values[3, 4])
+    (tmp_path / "x.png").write_bytes(grey_png(values, bits, transparent))
+    opaque = 65535 if bits == 16 else 255
+    dtype = np.uint16 if bits == 16 else np.uint8
+    assert_reads(
+        tmp_path / "x.png", np.stack([values * scale, np.where(values == transparent, 0, opaque)]).astype(dtype)
+    )
+
+
+@pytest.mark.parametrize("kind", ["palette", "white is 0", "4 bits", "1 bit"])
+def test_the_no_data_value_of_a_file_is_a_stored_value(tmp_path, kind):
+    rasterio = pytest.importorskip("rasterio")
+    largest, nodata = {"palette": (255, 7), "white is 0": (255, 0), "4 bits": (15, 15), "1 bit": (1, 1)}[kind]
+    stored = random_pixels("uint8", largest=largest)
+    stored[:, 5] = nodata
+    how = {
+        "palette": {"photometric": "PALETTE"}, "white is 0": {"photometric": "MINISWHITE"}, "4 bits": {"nbits": 4},
+        "1 bit": {"nbits": 1},
+    }[kind]  # fmt: skip
+    write_raster(rasterio, tmp_path / "x.tif", stored, nodata=nodata, **how)
+    if kind == "palette":
+        with rasterio.open(tmp_path / "x.tif", "r+") as dataset:
+            dataset.write_colormap(1, {value: (value, 255 - value, 3, 255) for value in range(256)})
+    found = read_image(tmp_path / "x.tif")
+    assert np.array_equal(found.valid, stored[0] != nodata)
+    window = read_window(tmp_path / "x.tif", 4, 4, 10, 10)
+    assert np.array_equal(window.valid, found.valid[4:14, 4:14])
+    label = read_label(tmp_path / "x.tif")
+    assert np.array_equal(label, np.where(stored[0] == nodata, 255, stored[0]))
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("compression", ["lerc", "lerc_deflate"])
+@pytest.mark.parametrize("where", ["all bands", "one band"])
+def test_nan_in_lerc_blocks_has_no_data(tmp_path, interleave, compression, where):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("float32", 3)
+    pixels[slice(3) if where == "all bands" else 1, 3:9, 4:] = np.nan
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress=compression, interleave=interleave)
+    found = read_image(tmp_path / "x.tif")
+    assert np.array_equal(found.valid, np.isfinite(pixels).all(axis=0))
+    assert np.array_equal(found.pixels, np.nan_to_num(pixels))
+
+
+@pytest.mark.parametrize("largest", [254, 255])
+def test_the_alpha_channel_of_lerc_blocks(tmp_path, largest):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("uint8", 4)
+    pixels[3] = np.where(pixels[3] > 100, largest, 0)
+    pixels[:, pixels[3] == 0] = 0  # colours that a mask does not keep
+    write_raster(rasterio, tmp_path / "x.tif", pixels, compress="lerc", photometric="RGB", ALPHA="YES")
+    assert_reads(tmp_path / "x.tif", pixels)
+
+
+@pytest.mark.parametrize("endianness", ["LITTLE", "BIG"])
+def test_samples_of_24_bits(tmp_path, endianness):
+    rasterio = pytest.importorskip("rasterio")
+    pixels = random_pixels("uint32", largest=2**24 - 1)
+    write_raster(rasterio, tmp_path / "x.tif", pixels, nbits=24, ENDIANNESS=endianness)
+    if endianness == "LITTLE":
+        assert_reads(tmp_path / "x.tif", pixels)
+    else:
+        refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "24 bits")
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_a_sparse_file_of_one_block_that_was_never_written(tmp_path, nodata):
+    rasterio = pytest.importorskip("rasterio")
+    how = {"driver": "GTiff", "width": COLUMNS, "height": ROWS, "count": 1, "dtype": "uint8", "nodata": nodata}
+    with rasterio.open(tmp_path / "x.tif", "w", blockysize=ROWS, SPARSE_OK=True, **how) as dataset:
+        dataset.update_tags(text="x" * 2 * ROWS * COLUMNS)  # longer than the pixels
+    assert_reads(tmp_path / "x.tif", np.full((1, ROWS, COLUMNS), nodata or 0, np.uint8))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])
@@ -385,6 +540,14 @@ def test_the_stacks_of_imagej_that_have_one_header(tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.tif", pages="each", page=3).pixels, pixels[3:])
 
 
+def test_the_stacks_of_tifffile_that_have_one_header(tmp_path):
+    pixels = random_pixels("uint16", 4)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="minisblack", truncate=True)
+    assert page_count(tmp_path / "x.tif") == 4
+    refused(lambda: read_image(tmp_path / "x.tif"), "4 pages")
+    assert np.array_equal(read_image(tmp_path / "x.tif", pages="each", page=3).pixels, pixels[3:])
+
+
 # Rasters
 
 
@@ -446,6 +609,41 @@ def test_other_rasters_of_gdal(tmp_path, rasterio, driver, name):
     write_raster(rasterio, tmp_path / name, pixels, driver)
     assert_reads(tmp_path / name, pixels)
     assert georeference_of(tmp_path / name).transform == (10, 0, 400000, 0, -10, 5800000)
+
+
+def virtual(path: Path, source: str, bands: list[str]) -> None:
+    """A VRT of the bands of a source, with further elements of each band."""
+    content = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{number}">{more}<SimpleSource><SourceFilename relativeToVRT="1">{source}'
+        f"</SourceFilename><SourceBand>{number}</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, more in enumerate(bands, 1)
+    )
+    path.write_text(f'<VRTDataset rasterXSize="{COLUMNS}" rasterYSize="{ROWS}">{content}</VRTDataset>')
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_the_palette_of_a_raster_becomes_colours(tmp_path, rasterio, nodata):
+    indices = random_pixels("uint8", largest=99)
+    write_raster(rasterio, tmp_path / "x.tif", indices)
+    colours = np.random.default_rng(1).integers(0, 256, (100, 3), dtype=np.uint8)
+    entries = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in colours.tolist())
+    more = "" if nodata is None else f"<NoDataValue>{nodata}</NoDataValue>"
+    more += f"<ColorInterp>Palette</ColorInterp><ColorTable>{entries}</ColorTable>"
+    virtual(tmp_path / "x.vrt", "x.tif", [more])
+    assert_reads(tmp_path / "x.vrt", np.ascontiguousarray(colours[indices[0]].transpose(2, 0, 1)))
+    valid = read_image(tmp_path / "x.vrt").valid
+    assert valid is None if nodata is None else np.array_equal(valid, indices[0] != nodata)
+    label = read_label(tmp_path / "x.vrt")
+    assert np.array_equal(label, indices[0] if nodata is None else np.where(indices[0] == nodata, 255, indices[0]))
+
+
+def test_bands_with_different_no_data_values(tmp_path, rasterio):
+    pixels = random_pixels("uint8", 3, largest=2)
+    write_raster(rasterio, tmp_path / "x.tif", pixels)
+    virtual(tmp_path / "x.vrt", "x.tif", [f"<NoDataValue>{value}</NoDataValue>" for value in (0, 1, 0)])
+    missing = (pixels == np.array([0, 1, 0], np.uint8)[:, None, None]).all(axis=0)
+    assert missing.any() and np.array_equal(read_image(tmp_path / "x.vrt").valid, ~missing)
+    assert np.array_equal(read_window(tmp_path / "x.vrt", 3, 4, 20, 30).valid, ~missing[3:23, 4:34])
 
 
 def test_subdatasets_are_named(tmp_path, rasterio):

@@ -250,6 +250,20 @@ def test_what_is_stale_is_made_again_and_said(made, run, tmp_path, capsys):
     assert values(out / "scene.tif").shape == (40, 50)
 
 
+def test_a_map_is_made_again_when_a_file_that_its_image_is_read_from_changes(made, tmp_path):
+    write_scene(tmp_path / "source.tif", pixels_of(40, 50))
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename relativeToVRT="1">source.tif'
+        f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
+    )
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="50" rasterYSize="40">{bands}</VRTDataset>')
+    for seed, written in ((0, 1), (0, 0), (1, 1)):
+        if written:
+            write_scene(tmp_path / "source.tif", pixels_of(40, 50, seed=seed))
+        assert predict(made, [tmp_path / "a.vrt"], tmp_path / "out").written == written
+
+
 def test_areas_count_pixels_and_map_units(made, tmp_path):
     write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in/photo.png")
@@ -310,12 +324,12 @@ def test_confidence_is_a_second_map(made, tmp_path):
 
 
 def test_match_writes_classes(tmp_path):
-    made = isf.Segmenter(labelling(names=["x", "y", "z", "w"]), mapping=[2, -1, 0, 1])
+    made = isf.Segmenter(labelling(names=["x", "y", "z", "w"]), [2, -1, 0, 1], ["a", "b", "c", "d", "e"])
     scene = write_scene(tmp_path / "in/scene.tif", pixels_of(60, 70))
     predict(made, [scene], tmp_path / "out", Products(match=True))
     clusters = made.segment_file(scene)
     assert np.array_equal(values(tmp_path / "out/scene.tif"), np.array([2, 255, 0, 1], np.uint8)[clusters])
-    assert "<Category>x</Category>" in (tmp_path / "out/scene.tif.aux.xml").read_text()
+    assert (tmp_path / "out/scene.tif.aux.xml").read_text().count("<Category>") == 5
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\n")
     with pytest.raises(DataError, match="--names names clusters"):
@@ -478,6 +492,82 @@ def test_without_rasterio_one_line_names_the_extra(run, tmp_path, capsys, monkey
     assert call("predict", run, scene, "--out", tmp_path / "out") == 2
     printed = capsys.readouterr().err
     assert "infoseg-fast[geo]" in printed and printed.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("world", "found"),
+    [("A.TFW", "A.TIF"), ("A.tfw", "A.TIF"), ("a.TFW", "a.tif"), ("a.JGW", "a.jpg"), ("a.WLD", "a.png")],
+)
+def test_a_world_file_in_any_case(made, tmp_path, world, found):
+    source = tmp_path / "in"
+    source.mkdir()
+    kind = {".tif": "TIFF", ".jpg": "JPEG", ".png": "PNG"}[Path(found).suffix.lower()]
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(source / found, format=kind)
+    (source / world).write_text("10\n0\n0\n-20\n400005\n4999990\n")
+    predict(made, [source], tmp_path / "out")
+    with rasterio.open(tmp_path / "out" / f"{Path(found).stem}.tif") as file:
+        assert file.transform == PLACE["transform"]
+
+
+def test_control_points_beside_a_picture(made, tmp_path):
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    points = [rasterio.control.GroundControlPoint(*at) for at in ((0, 0, 10, 50), (0, 50, 11, 50), (40, 0, 10, 49))]
+    with rasterio.open(tmp_path / "a.png", "r+") as file:
+        file.gcps = points, rasterio.crs.CRS.from_epsg(4326)
+    predict(made, [tmp_path / "a.png"], tmp_path / "out")
+    with rasterio.open(tmp_path / "out/a.tif") as file:
+        assert [(p.row, p.col, p.x, p.y) for p in file.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in points]
+
+
+@pytest.mark.parametrize("place", [{"crs": "EPSG:32633", "transform": None}, {"crs": "EPSG:4807"}])
+def test_areas_without_a_transform_and_in_another_unit(made, tmp_path, place):
+    write_scene(tmp_path / "a.tif", pixels_of(40, 50), **place)
+    predict(made, [tmp_path / "a.tif"], tmp_path / "out", Products(areas=tmp_path / "a.csv"))
+    rows = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
+    if place["crs"] == "EPSG:32633":
+        assert {(row["area"], row["unit"]) for row in rows} == {("", "")}
+    else:
+        assert {row["unit"] for row in rows} == {"grad"}
+
+
+def test_the_polygons_of_images_without_a_pixel_with_data(made, tmp_path):
+    pyogrio = pytest.importorskip("pyogrio")
+    write_scene(tmp_path / "in/a.tif", np.zeros((3, 40, 50), np.uint8), nodata=0)
+    for count in (0, 1):
+        predict(made, [tmp_path / "in"], tmp_path / "out", Products(polygons=tmp_path / "a.gpkg"))
+        assert [name for name, _ in pyogrio.list_layers(tmp_path / "a.gpkg")] == ["labels"]
+        assert (len(pyogrio.raw.read(tmp_path / "a.gpkg")[2]) > 0) == count
+        write_scene(tmp_path / "in/b.tif", pixels_of(40, 50))
+
+
+@pytest.mark.parametrize(
+    ("option", "bad"), [(None, None), ("--confidence", ".confidence.tif"), ("--names", ".aux.xml")]
+)
+def test_a_name_that_is_too_long_for_its_map_is_refused_alone(run, tmp_path, capsys, option, bad):
+    long = tmp_path / "in" / ("a" * 251 + ".tif")
+    write_scene(tmp_path / "in/b.tif", pixels_of(40, 50))
+    (tmp_path / "in/b.tif").rename(long)
+    write_scene(tmp_path / "in/b.tif", pixels_of(40, 50))
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    options = [] if option is None else [option] + [tmp_path / "names.txt"] * (option == "--names")
+    assert call("predict", run, tmp_path / "in", "--out", tmp_path / "out", *options) == (bad is not None)
+    assert (tmp_path / "out" / long.name).exists() == (bad is None) and (tmp_path / "out/b.tif").exists()
+    printed = capsys.readouterr().err
+    assert bad is None or (f"{bad} has a name above 255 bytes" in printed and printed.count("\n") == 1)
+
+
+def test_scenes_in_folders_and_files_whose_names_are_not_utf8(run, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    write_scene(tmp_path / "a.tif", pixels_of(300, 50))
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xfe.tif")).write_bytes((tmp_path / "a.tif").read_bytes())
+    options = ["--areas", tmp_path / "a.csv", "--polygons", tmp_path / "a.gpkg", "--confidence"]
+    for _ in range(2):
+        assert call("predict", run, folder, "--out", folder / "out", *options) == 0
+        assert len({path.stat().st_ino for path in (folder / "out").iterdir()}) == 2
+    (tmp_path / "b.tif").write_bytes((folder / "out" / os.fsdecode(b"\xfe.tif")).read_bytes())
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.transform == PLACE["transform"] and file.read(1).max() < K
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.png", b"two\nlines.png"])

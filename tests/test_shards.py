@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import write_folder
 from PIL import Image
 from test_train import SMALL, losses, same_weights, weights
@@ -58,6 +59,27 @@ def test_shards_hold_the_set_of_the_folder(folder, shards, indexed):
         assert np.array_equal(found.label(index), expected.label(index))
     found.check_labels()
     assert open_set(shards, "train").fingerprint() == found.fingerprint()
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "deflate", "tile": (16, 16)}])
+def test_tiff_files_in_shards(tmp_path, how):
+    (tmp_path / "data/images").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 2**16, (3, 40, 36), dtype=np.uint16)
+    for number in range(3):
+        tifffile.imwrite(tmp_path / f"data/images/{number}.tif", pixels[number], **how)
+    _, pattern = write_shards(tmp_path / "data", tmp_path / "shards")
+    images = open_set(pattern, "train")
+    for index in (0, 2, 1, 0):
+        assert np.array_equal(images.read(index)[0], pixels[index : index + 1])
+
+
+def test_images_of_several_files_are_refused_in_shards(tmp_path):
+    (tmp_path / "data/images").mkdir(parents=True)
+    tifffile.imwrite(tmp_path / "data/images/a.tif", np.zeros((40, 36), np.uint8))
+    tifffile.imwrite(tmp_path / "data/images/a.tif.msk", np.zeros((40, 36), np.uint8))
+    with pytest.raises(DataError, match=r"a\.tif needs .*a\.tif\.msk too"):
+        write_shards(tmp_path / "data", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,6 +15,7 @@ from PIL import Image
 from ..checkpoint import write_atomically
 from ..errors import DataError
 from .folder import FolderSet
+from .images import companions
 from .landcover import LandcoverSet
 from .shards import INDEX, LABEL, members_in
 
@@ -81,6 +82,11 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
     if len(set(keys)) < len(keys):
         twice = next(key for place, key in enumerate(keys) if key in keys[:place])
         raise DataError(f"{root}: two images would have the key {twice}, in which a dot becomes _")
+    for file in files:
+        if others := companions(file.path):
+            raise DataError(
+                f"image {file.path} needs {others[0]} too, which a shard does not hold; write it as one file"
+            )
     scratch = out.with_name(f".{out.name}.new")
     try:
         shutil.rmtree(scratch, ignore_errors=True)

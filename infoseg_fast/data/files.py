@@ -115,6 +115,9 @@ class FileSet(ImageSet):
 
     def _check_label_sizes(self) -> None:
         for file, image in zip(self._files, self.sizes, strict=True):
+            pages = page_count(file.label)
+            if self.options.pages != "first" and pages > 1 and pages != page_count(file.path):
+                raise DataError(f"label {file.label} has {pages} pages, its image {page_count(file.path)}")
             size = label_size(file.label, self._label_page(file))
             if size != image:
                 raise DataError(

@@ -41,7 +41,7 @@ class FolderSet(FileSet):
         if not images:
             raise DataError(f"{folder} holds no file in a format that can be read")
         listed = root / f"{split}.txt"
-        stems = read_list(listed, images) if os.path.lexists(listed) else list(images)
+        stems = read_list(listed, images) if split != "all" and os.path.lexists(listed) else list(images)
         labels = labels_of(root, images) if folder != root else {}
         missing = [stem for stem in stems if stem not in labels]
         if missing and (split == "eval" if labels else (root / "labels").is_dir()):

@@ -18,8 +18,8 @@ from ..errors import DataError, first_line
 from . import codecs, raster
 from .pillow import JPEG2000_MAGIC, PNG_MAGIC, Jpeg2000Reader, NotForPillowError, PillowReader, PngReader, png_bits
 from .pillow import endings as pillow_endings
-from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions
-from .tiff import JPEG, MAGIC, YCBCR, TiffReader, fits
+from .reader import MAX_BANDS, MAX_BYTES, Description, Georeference, Reader, ReadOptions, fits
+from .tiff import JPEG, MAGIC, YCBCR, TiffReader
 
 IGNORE = 255  # label value of a pixel without ground truth, and of a pixel without data
 OPEN_FILES = 8  # number of files that are kept open for the next read
@@ -107,6 +107,13 @@ def georeference_of(path: str | os.PathLike) -> Georeference | None:
     )
 
 
+def companions(path: str | os.PathLike) -> list[Path]:
+    """Further files that the pixels of an image or their mask are read from, such as the sources of
+    a VRT.
+    """
+    return _with_reader(Path(path), "image", lambda reader: reader.companions())
+
+
 def band_count(described: Description, options: ReadOptions) -> int:
     """Number of bands that `read_with` gives with these options."""
     if options.bands is not None:
@@ -183,12 +190,12 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_by
     indices. Pixels without data become IGNORE.
 
     Raises:
-        DataError: the file is damaged or not accepted, or a value is neither below `num_classes`
+        DataError: the file is damaged, a JPEG or not accepted, or a value is neither below `num_classes`
             (None: below 255) nor 255.
     """
 
     def read(reader: Reader) -> np.ndarray:
-        described = reader.describe(page)
+        described = _label_header(reader, page)
         height, width = described.height, described.width
         if height * width * described.dtype.itemsize > max_bytes:
             raise DataError(f"{height} x {width} pixels are too many for one label map (--max-bytes)")
@@ -217,7 +224,13 @@ def read_label(path: Path, num_classes: int | None = None, page: int = 0, max_by
 
 def label_size(path: Path, page: int = 0) -> tuple[int, int]:
     """(rows, columns) of a label map."""
-    return _with_reader(path, "label", lambda reader: reader.describe(page)[:2])
+    return _with_reader(path, "label", lambda reader: _label_header(reader, page)[:2])
+
+
+def _label_header(reader: Reader, page: int) -> Description:
+    if reader.is_jpeg:
+        raise DataError("JPEG changes the values of labels; give a PNG")
+    return reader.describe(page)
 
 
 def image_endings() -> set[str]:
@@ -271,5 +284,8 @@ def _reader(path: Path, modified: int, size: int, process: int) -> Reader:
         if codec := codecs.codec_of(head):
             return codecs.CodecReader(path, codec)
         if raster.available():
-            return raster.RasterReader(path)
+            try:
+                return raster.RasterReader(path)
+            except OSError as failure:
+                raise DataError(f"{error}, and GDAL cannot read it: {first_line(failure)}") from failure
         raise DataError(f"{error}; rasters of GDAL need rasterio: pip install 'infoseg-fast[geo]'") from None

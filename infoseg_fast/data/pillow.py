@@ -41,6 +41,7 @@ MODES = {
 }
 WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}  # modes if the transparency is a colour
 PNG_BANDS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # bands by the colour type of a PNG
+ORIENTATION = 274  # tag of TIFF
 LARGE_BYTES = 64 * 2**20  # decoded size from which a PNG is large
 _limit_lock = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged files, which raise a DataError
@@ -88,11 +89,13 @@ class PillowReader(WholeReader):
         if image.mode not in MODES:
             raise DataError(f"images of Pillow's mode {image.mode} are not accepted")
         mode, bands, dtype = MODES[image.mode]
+        if getattr(image, "tag_v2", {}).get(ORIENTATION, 1) != 1:  # which Pillow applies to TIFF
+            raise DataError("YCbCr colours in another orientation than 1 are not accepted; convert them to RGB")
         if "transparency" in image.info and image.mode in WITH_ALPHA:
             mode = WITH_ALPHA[image.mode]
             bands = len(mode)
-        self._mode = mode
-        self.pages = getattr(image, "n_frames", 1)
+        self._mode, self._transparent = mode, "transparency" in image.info
+        self.pages, self.is_jpeg = getattr(image, "n_frames", 1), image.format in ("JPEG", "MPO")
         note = "CMYK colours are converted to RGB" if image.mode == "CMYK" else ""
         if image.format == "MPO" and self.pages > 1:  # a camera's JPEG with its previews
             self.pages, note = 1, "further frames of a camera's MPO file are not read"
@@ -117,6 +120,8 @@ class PillowReader(WholeReader):
             if page:
                 image.seek(page)
             keep = raw and image.mode in ("1", "P")
+            if self._largest < 255 and "transparency" in image.info:  # Pillow scales the pixels alone
+                image.info["transparency"] = image.info["transparency"] * 255 // self._largest
             pixels = np.asarray(image if keep or image.mode == self._mode else image.convert(self._mode))
         pixels = pixels.astype(np.uint8) if keep else pixels
         if raw and self._largest < 255:
@@ -133,7 +138,7 @@ class PngReader(PillowReader):
             bands = PNG_BANDS[file.read(26)[25]]
         described = self._described
         # A transparent colour becomes an alpha band.
-        bands += described.alpha and bands in (1, 3)
+        bands += self._transparent and bands in (1, 3)
         self._described = described._replace(bands=bands, dtype=np.dtype(np.uint16), alpha=bands in (2, 4))
 
     def decode(self, page: int, raw: bool) -> np.ndarray:
@@ -184,6 +189,15 @@ def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
         fields = [word for line in head.split(b"\n") for word in line.split(b"#")[0].split()]
         if fields[0] in (b"P2", b"P3", b"P5", b"P6") and len(fields) > 3 and int(fields[3]) > 255:
             return f"a {fields[0].decode()} file of {int(fields[3]).bit_length()} bits"
+    if image.format == "FITS":
+        with open(image.filename, "rb") as file:
+            head = file.read(2**16).partition(b"END".ljust(80))[0]
+        cards = {
+            head[at : at + 8].strip(): head[at + 10 : at + 80].split(b"/")[0].strip() for at in range(0, len(head), 80)
+        }
+        plain = cards[b"NAXIS"] == b"2" and cards[b"BITPIX"] in (b"8", b"32", b"-32")
+        if not plain or cards.keys() & {b"BZERO", b"BSCALE"}:
+            return "a FITS file of 16 or 64 bits, with a scale, or not of one plane"
     if image.format == "SGI":
         with open(image.filename, "rb") as file:
             if file.read(4)[3] != 1:

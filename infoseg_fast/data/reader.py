@@ -82,8 +82,7 @@ class Georeference(NamedTuple):
     Attributes:
         crs: coordinate reference system as WKT; "" if unknown.
         transform: (a, b, c, d, e, f): x = a * column + b * row + c, y = d * column + e * row + f at
-            the upper left corner of a pixel. The identity if the file has only control points or
-            only RPCs.
+            the upper left corner of a pixel. The identity if the file has none.
         control_points: ground control points, (row, column, x, y, z) each.
         rpcs: rational polynomial coefficients (RPCs): names and text of GDAL's metadata domain RPC.
     """
@@ -95,9 +94,10 @@ class Georeference(NamedTuple):
 
     @property
     def has_transform(self) -> bool:
-        """Whether the transform gives the place of a pixel."""
-        identity = self.transform == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-        return not self.control_points and not (self.rpcs and identity)
+        """Whether the transform gives the place of a pixel. GDAL gives the identity where there is
+        none.
+        """
+        return not self.control_points and self.transform != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 class Reader:
@@ -107,10 +107,12 @@ class Reader:
     Attributes:
         path: the file.
         pages: number of pages at full resolution.
+        is_jpeg: whether the pixels are compressed as JPEG, which changes their values.
     """
 
     path: Path
     pages: int
+    is_jpeg: bool = False
 
     def describe(self, page: int) -> Description:
         raise NotImplementedError
@@ -127,6 +129,10 @@ class Reader:
 
     def georeference(self) -> Georeference | None:
         return None
+
+    def companions(self) -> list[Path]:
+        """Further files that the pixels or their mask are read from."""
+        return []
 
 
 class WholeReader(Reader):
@@ -162,3 +168,23 @@ def accepted_dtype(dtype: np.dtype) -> np.dtype:
     if native not in DTYPES:
         raise DataError(f"values of {native} are not accepted, but {', '.join(map(str, DTYPES))} are")
     return native
+
+
+def with_palette(colours: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The colours [3, entries] of indices, the first of the bands `pixels`, before the other bands.
+
+    Raises:
+        DataError: an index has no colour.
+    """
+    if pixels[0].max(initial=0) >= colours.shape[1]:
+        raise DataError(f"palette index {pixels[0].max()} is beyond the {colours.shape[1]} colours of the file")
+    return np.concatenate([colours[:, pixels[0]], pixels[1:]]) if len(pixels) > 1 else colours[:, pixels[0]]
+
+
+def fits(value: float, dtype: np.dtype) -> bool:
+    """Whether a value can be stored in the dtype."""
+    if dtype.kind == "f":
+        return True
+    if dtype.kind not in "iu" or not float(value).is_integer():
+        return False
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

@@ -11,18 +11,20 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import tifffile
 
 from ..errors import DataError
-from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype
+from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype, fits, with_palette
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise a DataError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHED_BYTES = 64 * 2**20  # size of the cache of decoded blocks of all files
 JPEG = {6, 7, 33007, 34892}  # compressions whose YCbCr colours are decoded to RGB
+JPEG_BASELINE, LERC = 7, 34887
 LIMITED = {5, 8, 32773, 32946}  # LZW, deflate and PackBits, which compress by less than LARGEST_RATIO
 LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
@@ -30,6 +32,7 @@ REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv
 GDAL_NODATA = 42113
 PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
+SEPARATE = 2  # planar configuration
 
 
 class BlockCache:
@@ -60,6 +63,13 @@ _blocks = BlockCache()
 os.register_at_fork(after_in_child=_blocks.__init__)  # the lock may be held by a thread that the child lacks
 
 
+def opened(path: Path) -> tifffile.TiffFile:
+    """The TIFF file. tifffile gets it opened, since it would resolve links, and the link to a member of
+    a shard leads to no path.
+    """
+    return tifffile.TiffFile(open(path, "rb"))  # closed with the reader
+
+
 class TiffReader(Reader):
     """A TIFF file. Overviews and masks are no pages. Pages that ImageJ or OME metadata declare as
     channels are bands.
@@ -67,7 +77,7 @@ class TiffReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = tifffile.TiffFile(path)
+        self._file = opened(path)
         self._size = self._file.filehandle.size
         self._key = (os.fspath(path), os.stat(path).st_mtime_ns)
         self._pages: list[tifffile.TiffPage] = []
@@ -84,24 +94,33 @@ class TiffReader(Reader):
                 self._pages.append(page)
         if not self._pages:
             raise DataError("no page at full resolution")
+        self.is_jpeg = self._pages[0].compression in JPEG
         self._contiguous = self._images_behind_one_header()
         self._stacked = self._declares_channels()
         self.pages = 1 if self._stacked else max(len(self._pages), self._contiguous)
-        sidecar = path.with_name(f"{path.name}.msk")
-        self._sidecar = tifffile.TiffFile(sidecar) if os.path.isfile(sidecar) else None
+        self._sidecar_path = path.with_name(f"{path.name}.msk")
+        self._sidecar = opened(self._sidecar_path) if os.path.isfile(self._sidecar_path) else None
 
     def _images_behind_one_header(self) -> int:
-        """Number of images. ImageJ writes a stack above 4 GB as one page, followed by the data of
-        the others.
+        """Number of images. ImageJ (for a stack above 4 GB), tifffile (truncate=True) and MetaMorph
+        write one page, followed by the data of the others.
         """
-        metadata = (self._file.imagej_metadata or {}) if self._file.is_imagej else {}
-        images = int(metadata.get("images", 1))
-        return images if len(self._pages) == 1 and self._pages[0].is_contiguous and images > 1 else 1
+        if len(self._pages) > 1 or not self._pages[0].is_contiguous:
+            return 1
+        if self._file.is_imagej:
+            images = int((self._file.imagej_metadata or {}).get("images", 1))
+        elif self._file.is_shaped or self._file.is_stk:
+            images = self._file.series[0].size // max(self._pages[0].size, 1)
+        else:
+            images = 1
+        return max(images, 1)
 
     def _declares_channels(self) -> bool:
         """Whether ImageJ or OME metadata declare the pages as the channels of one image."""
         number = max(len(self._pages), self._contiguous)
         if number == 1 or len({(page.shaped, page.dtype) for page in self._pages}) > 1:
+            return False
+        if self._pages[0].photometric == PALETTE:
             return False
         if self._file.is_imagej:
             return int((self._file.imagej_metadata or {}).get("channels", 1)) == number
@@ -123,13 +142,18 @@ class TiffReader(Reader):
         if 0 in header.shaped or header.shaped[1] != 1 or header.dtype is None:
             bits = f"{header.bitspersample}-bit samples of format {header.sampleformat}"
             raise DataError(f"a page of shape {header.shape} with {bits} is not accepted")
+        if header.bitspersample == 24 and header.dtype.kind in "iu" and header.parent.byteorder == ">":
+            raise DataError("big-endian samples of 24 bits are not accepted")  # tifffile and GDAL disagree on them
         separate, _, height, width, samples = header.shaped
         blocks = separate * int(np.prod(grid_of(header)[2:]))
         if len(header.dataoffsets) < blocks and not header.is_contiguous:
             raise DataError(f"{len(header.dataoffsets)} of {blocks} blocks (damaged)")
         bands, dtype, note = separate * samples, accepted_dtype(header.dtype), ""
         if header.photometric == PALETTE:
-            bands, dtype = 3, palette_of(header).dtype
+            colours = palette_of(header)
+            if bands > 1 and colours.dtype != dtype:
+                raise DataError(f"a palette of {colours.dtype} beside samples of {dtype} is not accepted")
+            bands, dtype = len(colours) + bands - 1, colours.dtype
         elif header.photometric == CMYK and bands == 4:
             if dtype != np.uint8:
                 raise DataError(f"CMYK colours of {dtype} are not accepted; convert them to RGB")
@@ -137,15 +161,15 @@ class TiffReader(Reader):
         elif self._stacked:
             bands *= max(len(self._pages), self._contiguous)
         extra = tuple(header.extrasamples or ())
-        tag = header.tags.get(GDAL_NODATA)
+        nodata, converts = nodata_of(header), is_converted(header)
         return Description(
             height,
             width,
             bands,
             dtype,
             alpha=bool(extra) and extra[-1] in (1, 2) and bands > 1 and not self._stacked,
-            nodata=None if tag is None else number_in(tag.value),
-            masked=page in self._masks or self._sidecar is not None,
+            nodata=None if converts else nodata,
+            masked=page in self._masks or self._sidecar is not None or (converts and nodata is not None),
             windowed=True,
             georeferenced=not PLACE_TAGS.isdisjoint(header.tags.keys()),
             note=note,
@@ -163,20 +187,31 @@ class TiffReader(Reader):
         if header is None and page == 0 and self._sidecar is not None:
             size = self._pages[0].shaped[2:4]
             header = next((found for found in self._sidecar.pages if found.shaped[2:4] == size), None)
-        if header is None:
-            return None
-        return (self._samples(header, 0, rows, columns) != 0).any(axis=0)
+        mask = None if header is None else (self._samples(header, 0, rows, columns) != 0).any(axis=0)
+        header, skipped = self._page(page)
+        nodata = nodata_of(header)
+        if is_converted(header) and nodata is not None:  # a stored value, which the pixels no longer show
+            stored = self._samples(header, skipped, rows, columns)
+            stored = stored.astype(accepted_dtype(stored.dtype), copy=False)
+            if fits(nodata, stored.dtype):
+                present = (stored != stored.dtype.type(nodata)).any(axis=0)
+                mask = present if mask is None else mask & present
+        return mask
 
     def georeference(self) -> Georeference | None:
         from . import raster
 
         return raster.georeference(self.path)
 
+    def companions(self) -> list[Path]:
+        return [self._sidecar_path] if self._sidecar is not None else []
+
     def _samples(self, header: tifffile.TiffPage, skipped: int, rows: slice, columns: slice) -> np.ndarray:
         """Stored samples [bands, rows, columns] in native byte order."""
         separate, _, height, width, samples = header.shaped
         dtype = np.dtype(header.parent.byteorder + header.dtype.char)
-        if header.is_contiguous and header.is_final:
+        # The first block of a sparse file may never have been written.
+        if header.is_contiguous and header.is_final and header.dataoffsets[0] and header.databytecounts[0]:
             size = separate * height * width * samples * dtype.itemsize
             if header.dataoffsets[0] + (skipped + 1) * size > header.parent.filehandle.size:
                 raise DataError("the file ends before its last pixel (truncated)")
@@ -196,8 +231,7 @@ class TiffReader(Reader):
         """Samples [separate, samples, rows, columns] from the strips or tiles that a part touches."""
         separate, _, height, width, samples = header.shaped
         tall, wide, down, across = grid_of(header)
-        tag = header.tags.get(GDAL_NODATA)
-        nodata = (0 if tag is None else number_in(tag.value)) or 0
+        nodata = nodata_of(header) or 0
         fill = nodata if fits(nodata, header.dtype) else 0
         shape = separate, samples, rows.stop - rows.start, columns.stop - columns.start
         # Zeros take no memory until a block is copied to them.
@@ -229,6 +263,10 @@ class TiffReader(Reader):
 
         def decode() -> np.ndarray:
             data = os.pread(header.parent.filehandle._fh.fileno(), size, offset)
+            if header.compression == LERC:
+                return lerc_block(data, header.shaped[4])
+            if header.compression == JPEG_BASELINE and header.planarconfig == SEPARATE:  # each plane is grey
+                return imagecodecs.jpeg8_decode(data, tables=header.jpegtables)[..., None]
             found = header.decode(data, index, jpegtables=header.jpegtables, jpegheader=header.jpegheader)[0]
             if found is None:
                 raise DataError(f"block {index} cannot be decoded")
@@ -243,6 +281,23 @@ def grid_of(header: tifffile.TiffPage) -> tuple[int, int, int, int]:
     tall = header.tilelength if header.is_tiled else min(header.rowsperstrip, height)
     wide = header.tilewidth if header.is_tiled else width
     return tall, wide, -(-height // tall), -(-width // wide)
+
+
+def lerc_block(data: bytes, samples: int) -> np.ndarray:
+    """A block of LERC [rows, columns, samples]. LERC's mask stands for NaN, or for an alpha channel of
+    0 and 255, which then is no sample of the block.
+    """
+    pixels, valid = imagecodecs.lerc_decode(data, masks=True)
+    if valid is None:
+        valid = np.ones(pixels.shape[:2], bool)
+    if valid.ndim == 3:  # a mask for each sample: then the samples come first
+        pixels, valid = pixels.transpose(1, 2, 0), valid.transpose(1, 2, 0)
+    pixels, valid = (part.reshape(*part.shape[:2], -1) for part in (pixels, valid))
+    if pixels.dtype.kind == "f":
+        return np.where(valid, pixels, pixels.dtype.type(np.nan))
+    if pixels.shape[2] == samples - 1:
+        pixels = np.concatenate([pixels, np.where(valid, 255, 0).astype(pixels.dtype)], axis=2)
+    return pixels
 
 
 def overlap(span: slice, start: int, length: int, end: int) -> tuple[slice, slice]:
@@ -262,16 +317,24 @@ def palette_of(header: tifffile.TiffPage) -> np.ndarray:
     return colours.astype(np.uint16)
 
 
+def is_converted(header: tifffile.TiffPage) -> bool:
+    """Whether `converted` gives other values than the stored ones."""
+    separate, _, _, _, samples = header.shaped
+    if header.photometric == PALETTE:
+        return True
+    if header.photometric == CMYK:
+        return separate * samples == 4
+    scaled = header.photometric == MIN_IS_BLACK and header.bitspersample in (1, 2, 4)
+    return accepted_dtype(header.dtype).kind == "u" and (header.photometric == MIN_IS_WHITE or scaled)
+
+
 def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
     """The values of stored samples [bands, rows, columns]: palettes become colours, and white is the
     largest value.
     """
     bits, photometric = header.bitspersample, header.photometric
     if photometric == PALETTE:
-        colours = palette_of(header)
-        if pixels.max(initial=0) >= colours.shape[1]:
-            raise DataError(f"palette index {pixels.max()} is beyond the {colours.shape[1]} colours of the file")
-        return colours[:, pixels[0]]
+        return with_palette(palette_of(header), pixels)
     if photometric == CMYK and len(pixels) == 4:
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "CMYK").convert("RGB")
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -280,10 +343,17 @@ def converted(header: tifffile.TiffPage, pixels: np.ndarray) -> np.ndarray:
         return pixels
     white = 2**bits - 1
     if photometric == MIN_IS_WHITE:
-        pixels = (white - pixels).astype(pixels.dtype)
+        grey = len(pixels) - len(header.extrasamples or ())  # alpha and the like stay
+        pixels = np.concatenate([(white - pixels[:grey]).astype(pixels.dtype), pixels[grey:]])
     if photometric in (MIN_IS_WHITE, MIN_IS_BLACK) and bits in (1, 2, 4):
         pixels = pixels * np.uint8(255 // white)
     return pixels
+
+
+def nodata_of(header: tifffile.TiffPage) -> float | None:
+    """The no-data value among the stored values of a page."""
+    tag = header.tags.get(GDAL_NODATA)
+    return None if tag is None else number_in(tag.value)
 
 
 def number_in(text: object) -> float | None:
@@ -291,12 +361,3 @@ def number_in(text: object) -> float | None:
         return float(str(text).strip("\0 \n"))
     except ValueError:
         return None
-
-
-def fits(value: float, dtype: np.dtype) -> bool:
-    """Whether a value can be stored in the dtype."""
-    if dtype.kind == "f":
-        return True
-    if dtype.kind not in "iu" or not float(value).is_integer():
-        return False
-    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

@@ -69,4 +69,4 @@ def unit_of(place: Georeference) -> str:
     if not place.crs:
         return ""
     crs = CRS.from_wkt(place.crs)
-    return "degree" if crs.is_geographic else crs.linear_units or ""
+    return crs.units_factor[0] or ""

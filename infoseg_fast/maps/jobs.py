@@ -1,8 +1,8 @@
 """The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
 Every map carries a key: a digest of the labelling, of the options that change its content, and of
-the size and the modification time of the image file. An interrupted call continues with the images
-whose maps lack the key.
+the sizes and the modification times of the files of the image. An interrupted call continues with
+the images whose maps lack the key.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import numpy as np
 import torch
 
 from ..data import raster
-from ..data.images import described_with, georeference_of
+from ..data.images import companions, described_with, georeference_of
 from ..data.names import image_files, stem_of
 from ..data.reader import Description, Georeference
 from ..errors import DataError
 from ..segmenter import Segmenter
+
+PLACES = (b"<GeoTransform", b"<GCPList", b'domain="RPC"')  # places of pixels in an .aux.xml file
+NAME_BYTES = 255  # longest name of a file
 
 
 class Source(NamedTuple):
@@ -55,6 +58,18 @@ class Job(NamedTuple):
     confidence: Path | None
     overlay: Path | None
     key: str
+
+    def check_names(self, beside: str) -> None:
+        """Raise DataError if a file's name is too long.
+
+        Args:
+            beside: ending that is appended to the name of a label map that is a GeoTIFF, or "".
+        """
+        names = [file.name for file in self.files]
+        names[0] += beside if self.place is not None else ""
+        for name in names:
+            if len(os.fsencode(name)) > NAME_BYTES:
+                raise DataError(f"image {self.name}: its map {name} has a name above {NAME_BYTES} bytes; rename it")
 
     @property
     def files(self) -> list[Path]:
@@ -119,7 +134,7 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
     reading = segmenter.labelling.data.reading
     described, pages = described_with(source.path, reading)
     pages = pages if reading.pages == "each" else 1
-    file = source.path.stat()
+    state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, files_of(source.path))]
     place = place_of(source.path, described)
     ending, jobs = ".png" if place is None else ".tif", []
     for page in range(pages):
@@ -137,10 +152,15 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
                 stem.with_name(f"{stem.name}{ending}"),
                 stem.with_name(f"{stem.name}.confidence{ending}") if confidence else None,
                 stem.with_name(f"{stem.name}.overlay.png") if overlay else None,
-                digest([recipe, file.st_size, file.st_mtime_ns, page]),
+                digest([recipe, state, page]),
             )
         )
     return jobs
+
+
+def files_of(path: Path) -> list[Path]:
+    """The image file, and the further files that it is read from."""
+    return [path, *filter(os.path.exists, companions(path))]
 
 
 def place_of(path: Path, described: Description) -> Georeference | None:
@@ -152,12 +172,13 @@ def place_of(path: Path, described: Description) -> Georeference | None:
     if described.georeferenced:
         return georeference_of(path)
     ending = path.suffix
-    world = [path.with_suffix(f"{ending[:2]}{ending[-1:]}w"), path.with_suffix(".wld"), path.with_name(f"{path.name}w")]
-    world += [path.with_suffix(end) for end in (".RPB", ".rpb")]
-    world += [path.with_name(f"{path.stem}{end}") for end in ("_RPC.TXT", "_rpc.txt")]
+    ends = [f"{ending[:2]}{ending[-1:]}w", f"{ending}w", ".wld", ".rpb", "_rpc.txt"]
+    files = [path.with_name(f"{path.stem}{spelled}") for end in ends for spelled in (end.lower(), end.upper())]
     beside = path.with_name(f"{path.name}.aux.xml")
     # Not Path.is_file, which raises where a name is too long.
-    if any(map(os.path.isfile, world)) or (os.path.isfile(beside) and b"GeoTransform" in beside.read_bytes()):
+    if any(map(os.path.isfile, files)) or (
+        os.path.isfile(beside) and any(place in beside.read_bytes() for place in PLACES)
+    ):
         return raster.georeference(path)
     return None
 

@@ -47,7 +47,7 @@ class Labels:
                 )
             if name_file is not None:
                 raise DataError("--names names clusters, and --match writes classes; leave one of them out")
-            self.table, self.names = class_of_cluster(segmenter.mapping), segmenter.labelling.data.class_names
+            self.table, self.names = class_of_cluster(segmenter.mapping), segmenter.class_names
             self.number = max(max(segmenter.mapping) + 1, len(self.names or []))
         elif name_file is not None:
             self.names = read_names(name_file)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checkpoint import check_target
 from ..data.images import IGNORE
+from ..data.raster import opened
 from ..errors import DataError
 from .jobs import Job
 
@@ -66,7 +67,8 @@ class PolygonFile:
         if layer is None:
             layer = self._layers[job.place.crs] = f"labels_{len(self._layers) + 1}" if self._layers else "labels"
         found = self._regions(job)
-        while chunk := list(itertools.islice(found, CHUNK)):
+        # The first image makes the layer, even if no pixel of it has data.
+        while (chunk := list(itertools.islice(found, CHUNK))) or first:
             self._write(job, layer, chunk, append=not first)
             first = False
 
@@ -75,7 +77,7 @@ class PolygonFile:
         import rasterio
         from rasterio.features import shapes
 
-        with rasterio.open(job.labels) as dataset:
+        with opened(job.labels) as dataset:
             for geometry, value in shapes(rasterio.band(dataset, 1), connectivity=4, transform=dataset.transform):
                 if int(value) != IGNORE:
                     yield geometry, int(value)

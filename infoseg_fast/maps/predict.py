@@ -23,7 +23,7 @@ from .labels import Labels
 from .lock import FolderLock
 from .pipeline import Ahead, Behind
 from .polygons import PolygonFile
-from .writers import UnwrittenError, key_of
+from .writers import BESIDE, UnwrittenError, key_of
 
 READ_AHEAD = 2  # parts of images
 WRITE_BEHIND = 2  # groups of rows
@@ -106,6 +106,7 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
         for source in found:
             try:
                 for job in jobs_of(source, segmenter, out, recipe, products.confidence, products.overlay):
+                    job.check_names(BESIDE if labels.names else "")
                     for file in job.files:
                         if file in made:
                             raise DataError(f"image {job.name}: {file} is the map of {made[file]} already; rename one")

@@ -15,14 +15,16 @@ from xml.sax.saxutils import escape
 import numpy as np
 import tifffile
 
+from ..data import raster
 from ..data.images import IGNORE
 from ..data.pillow import opened
-from ..data.raster import CACHE_MEGABYTES, available
+from ..data.raster import CACHE_MEGABYTES
 from ..data.reader import Georeference
 from ..errors import DataError
 
 KEY = "infoseg"  # name of the text, or of the tag, with the key of a file
 BLOCK = 256  # pixels, side of a GeoTIFF's tiles
+BESIDE = ".aux.xml"  # appended to the name of a GeoTIFF: the file with the names of its values
 LEVEL = 4  # deflate level: label maps are hardly smaller above it
 
 
@@ -153,11 +155,11 @@ class GeoTiffWriter(MapWriter):
             where["rpcs"] = RPC.from_gdal(dict(self.place.rpcs))
         self._env = rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES)
         self._row, self._waiting = 0, np.empty((0, self.size[1]), np.uint8)
-        with self._env:
+        with self._env, raster.utf8_path(self.scratch.parent) as folder:
             self._dataset: Any = rasterio.open(
-                self.scratch, "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1, dtype="uint8",
-                crs=self.place.crs or None, nodata=IGNORE, tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-                compress="deflate", zlevel=LEVEL, bigtiff="if_safer", **where,
+                f"{folder}/{self.scratch.name}", "w", driver="GTiff", height=self.size[0], width=self.size[1], count=1,
+                dtype="uint8", crs=self.place.crs or None, nodata=IGNORE, tiled=True, blockxsize=BLOCK,
+                blockysize=BLOCK, compress="deflate", zlevel=LEVEL, bigtiff="if_safer", **where,
             )  # fmt: skip
             self._dataset.update_tags(**{KEY: self.key})
             if self.colours is not None:
@@ -191,14 +193,14 @@ class GeoTiffWriter(MapWriter):
 
     def finish(self) -> None:
         """Write the names of the values, and give the file its name."""
-        beside = self.path.with_name(f"{self.path.name}.aux.xml")
+        beside = self.path.with_name(f"{self.path.name}{BESIDE}")
         with self._named():
             if self.names:
                 lines = "".join(f"<Category>{escape(name)}</Category>" for name in self.names)
                 band = f'<PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand>'
                 beside.write_text(f"<PAMDataset>{band}</PAMDataset>\n", encoding="utf-8")
-            else:
-                beside.unlink(missing_ok=True)
+            elif os.path.lexists(beside):  # not where its name would be too long
+                beside.unlink()
         super().finish()
 
 
@@ -221,10 +223,8 @@ def key_of(path: Path) -> str | None:
         if path.suffix == ".png":
             with opened(path) as image:
                 return image.info.get(KEY) if image.format == "PNG" else None
-        if path.is_file() and available():
-            import rasterio
-
-            with rasterio.open(path) as dataset:
+        if path.is_file() and raster.available():
+            with raster.opened(path) as dataset:
                 return dataset.tags().get(KEY)
     except Exception:  # no image, or a damaged one: it is made again
         return None
@@ -239,7 +239,7 @@ def counts_of(path: Path) -> np.ndarray:
     import rasterio
 
     counts = np.zeros(256, np.int64)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), rasterio.open(path) as dataset:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), raster.opened(path) as dataset:
         for _, window in dataset.block_windows(1):
             counts += np.bincount(dataset.read(1, window=window).ravel(), minlength=256)
     return counts

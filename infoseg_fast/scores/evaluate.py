@@ -59,9 +59,16 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         The result of `score`.
 
     Raises:
-        DataError: the set has no labels, or an image or a label cannot be read.
+        DataError: the set has no labels, its images have other channels or values than those of the
+            training, or an image or a label cannot be read.
         ValueError: a value of an image is not finite, or a label is no class.
     """
+    trained = segmenter.labelling.data
+    if images.channels != trained.channels or not trained.scaling.accepts(images.dtype):
+        raise DataError(
+            f"{images.name} has images of {images.channels} channels of {images.dtype}; the run was trained on "
+            f"{trained.channels} channels of {trained.scaling.dtype}"
+        )
     faults = torch.zeros(2, dtype=torch.int64, device=device)
 
     def count(pixels: Tensor, target: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
                     faults[0] += outside
         return counts
 
-    images.scaling = segmenter.labelling.data.scaling
+    images.scaling = trained.scaling
     by_windows = count_scene if segmenter.num_clusters <= IGNORE else None  # with 256 clusters, label 255 is a cluster
     scores = score(count, segmenter.num_clusters, images, progress, by_windows)
     raise_for(*faults.tolist())
