@@ -137,11 +137,10 @@ class InfoSegNet(nn.Module):
         super().__init__()
         if inputs not in INPUTS:
             raise ValueError(f"inputs must be one of {', '.join(INPUTS)}, not {inputs!r}")
-        for name, value, least in (("in_channels", in_channels, 1), ("width", width, 1), ("dim", dim, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value!r}")
-        if not 0 <= depth <= MAX_DEPTH:
-            raise ValueError(f"depth must be from 0 to {MAX_DEPTH}, not {depth!r}")
+        for name, value in (("in_channels", in_channels), ("width", width)):
+            _check_whole(name, value, 1)
+        _check_whole("depth", depth, 0, MAX_DEPTH)
+        _check_outputs(num_classes, dim)
         self._assemble(
             Encoder({"rgb": in_channels, "grey": 1, "sobel": in_channels + 2}[inputs], width, depth),
             (0, 1),
@@ -166,8 +165,6 @@ class InfoSegNet(nn.Module):
         global_projection: nn.Module,
         channels: int,
     ) -> None:
-        if not 2 <= num_classes <= 256:
-            raise ValueError(f"num_classes must be from 2 to 256, not {num_classes!r}")
         self.num_classes, self.dim, self._indices = num_classes, dim, indices
         self.backbone = backbone
         self.local_projection = local_projection
@@ -198,8 +195,9 @@ class InfoSegNet(nn.Module):
             num_classes, dim: as in the class.
 
         Raises:
-            ValueError: num_classes is out of range.
+            ValueError: num_classes or dim is out of range.
         """
+        _check_outputs(num_classes, dim)
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         projections = nn.LazyConv2d(dim, 1), nn.LazyLinear(num_classes * dim)
@@ -207,17 +205,35 @@ class InfoSegNet(nn.Module):
         return model
 
     def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the mean and the standard deviation of each channel of the images in [0, 1].
+        """Set the mean and the standard deviation of each channel of the images in [0, 1]. One value
+        holds for all channels.
 
         Raises:
-            ValueError: a value is not finite, or a standard deviation is not above 0.
+            ValueError: a value is not finite, a standard deviation is not above 0, or the numbers
+                of values are not the number of channels.
         """
+        buffers = {}
         for name, values in (("mean", mean), ("std", std)):
             values = values.tolist() if isinstance(values, np.ndarray) else values  # any byte order and strides
             buffer = torch.as_tensor(values, dtype=self.mean.dtype, device=self.mean.device).flatten()
             if not torch.isfinite(buffer).all() or (name == "std" and not (buffer > 0).all()):
                 raise ValueError(f"{name} must be finite{' and above 0' if name == 'std' else ''}, not {values}")
-            setattr(self, name, buffer)
+            buffers[name] = buffer
+        own = isinstance(self.backbone, Encoder)
+        channels = self.mean.numel() if own else max(map(len, buffers.values()))
+        for name, buffer in buffers.items():
+            if len(buffer) not in (1, channels):
+                raise ValueError(f"{name} must have one value for each of {channels} channels, not {len(buffer)}")
+            setattr(self, name, buffer.expand(channels).clone())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        # The number of channels of another backbone is that of the normalisation that was saved.
+        if not isinstance(self.backbone, Encoder):
+            for name in ("mean", "std"):
+                own, saved = getattr(self, name), state_dict.get(prefix + name)
+                if isinstance(saved, Tensor) and saved.dim() == 1 and 1 in (len(own), len(saved)):
+                    setattr(self, name, own.new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def normalize(self, images: Tensor) -> Tensor:
         """The input of the backbone for images float [B, c, H_img, W_img] in [0, 1]: `inputs`,
@@ -229,8 +245,9 @@ class InfoSegNet(nn.Module):
         """
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(f"images must be float [B, c, H_img, W_img], not {images.dtype} {list(images.shape)}")
-        if self.mean.numel() not in (1, images.shape[1]):
-            raise ValueError(f"images must have {self.mean.numel()} channels, not {images.shape[1]}")
+        channels = self.mean.numel()
+        if channels != 1 and channels != images.shape[1]:  # not `in`: the compiler finds no dynamic size there
+            raise ValueError(f"images must have {channels} channels, not {images.shape[1]}")
         if not recorded() and 0 in images.shape[2:]:
             raise ValueError(f"images must have at least one pixel, not {list(images.shape)}")
         mean, std = self.mean[:, None, None], self.std[:, None, None]
@@ -256,7 +273,13 @@ class InfoSegNet(nn.Module):
             ValueError: see `normalize`.
         """
         maps = self.backbone(self.normalize(images))
-        features, deep = (maps[index] for index in self._indices)
+        try:
+            features, deep = (maps[index] for index in self._indices)
+        except IndexError:
+            raise ValueError(
+                f"local_index and global_index must be indices of the {len(maps)} maps of the backbone, "
+                f"not {self._indices}"
+            ) from None
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
             self.local_projection(features.detach()[:1, :, :1, :1])  # makes the weight, which the ops use
         return features, self.global_features(mean_of(deep, mask))
@@ -264,6 +287,17 @@ class InfoSegNet(nn.Module):
     def global_features(self, pooled: Tensor) -> Tensor:
         """H [B, K, D] from the spatial mean of block D [B, channels]."""
         return self.global_projection(pooled).unflatten(1, (self.num_classes, self.dim))
+
+
+def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least or value > (most or value):
+        accepted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {accepted}, not {value!r}")
+
+
+def _check_outputs(num_classes: int, dim: int) -> None:
+    _check_whole("num_classes", num_classes, 2, 256)
+    _check_whole("dim", dim, 1)
 
 
 def mean_of(maps: Tensor, mask: Tensor | None) -> Tensor:

@@ -95,6 +95,14 @@ class ClassMomentsKernel(FeatureKernel, op="class_moments"):
     def backward(self, grad_moments, saved, features, G, g0, statistics, temperature, needs):
         return gradients(grad_moments, saved[0], temperature, features, G, needs, statistics.contiguous())
 
+    # A plan copies nothing, so the statistics are contiguous before it is found.
+    def forward_projected(self, tensors, settings, wanted):
+        return super().forward_projected((*tensors[:-1], tensors[-1].contiguous()), settings, wanted)
+
+    def backward_projected(self, grad, layout, kept, tensors, settings, wanted):
+        tensors = *tensors[:-1], tensors[-1].contiguous()
+        return super().backward_projected(grad, layout, kept, tensors, settings, wanted)
+
 
 @planned
 def _forward(features, G, g0, statistics, temperature, gradient):

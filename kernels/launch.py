@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -154,7 +155,21 @@ class Launch:
         device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
         # Triton takes the current device and its stream, which need not be those of the tensors.
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            return self.kernel.function[self.grid](**self.arguments, **self.constexprs, **self.config.options())
+            return self.kernel.function[self.grid](
+                **_numbers(self.arguments), **self.constexprs, **self.config.options()
+            )
+
+
+def _numbers(arguments: dict[str, Tensor | int | float | None]) -> dict[str, object]:
+    """The arguments, with float64 numbers where Triton's interpreter would take float32."""
+    if not interpreted():
+        return arguments
+    from triton.runtime.interpreter import TensorHandle
+
+    def number(x: object) -> object:
+        return tl.tensor(TensorHandle(np.array([x]), tl.float64), tl.float64) if isinstance(x, float) else x
+
+    return {name: number(x) for name, x in arguments.items()}
 
 
 _recording: list[Launch] | None = None

@@ -102,6 +102,18 @@ def test_a_class_that_is_not_used_and_a_channel_without_contrast_keep_everything
     assert value.isfinite() and logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("smooth", [0, 1])
+@pytest.mark.parametrize("other", [-50.0, float("nan"), float("inf")])
+def test_what_masked_positions_hold_changes_nothing(other, smooth, backend):
+    mask = torch.rand(2, 5, 6) < 0.5
+    for y in (torch.randn(2, 3, 5, 6), torch.full((2, 3, 5, 6), 0.5)):
+        expected = appearance_statistics(torch.where(mask[:, None], y, y.mean()), mask, smooth, backend=backend)
+        found = appearance_statistics(torch.where(mask[:, None], y, other), mask, smooth, backend=backend)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("smooth", [0, 1, 3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_moments_of_averaged_statistics_are_those_of_averaged_probabilities(smooth, masked):

@@ -140,7 +140,15 @@ def test_without_images_the_interval_is_unknown():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_clusters": 0}, {"num_classes": 2.0}, {"num_classes": True}, {"method": "x"}, {"bootstrap": -1}]
+    "wrong",
+    [
+        {"num_clusters": 0},
+        {"num_classes": 2.0},
+        {"num_classes": True},
+        {"method": "x"},
+        {"bootstrap": -1},
+        {"seed": "a"},
+    ],
 )
 def test_wrong_arguments_are_named_where_the_metric_is_made(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -152,6 +160,23 @@ def test_counts_of_another_shape_are_refused():
     for shape in ((2, 3), (6,), (1, 1, 3, 2)):
         with pytest.raises(ValueError, match="counts must be"):
             metrics.add(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_counts_that_are_no_whole_numbers_are_refused(dtype):
+    metrics = isf.ClusterMetrics(3, 2)
+    for counts in (torch.ones(3, 2, dtype=dtype), torch.ones(3, 2, dtype=dtype).numpy()):
+        with pytest.raises(ValueError, match="counts must be whole numbers"):
+            metrics.add(counts)
+
+
+@pytest.mark.parametrize("bootstrap", [0, 5])
+def test_label_maps_of_different_numbers_of_images_are_refused(bootstrap):
+    pred, target = images(3)
+    metrics = isf.ClusterMetrics(4, 3, bootstrap=bootstrap)
+    with pytest.raises(ValueError, match=r"one shape, not \[2, 8, 9\] and \[3, 8, 9\]"):
+        metrics.update(pred[:2], target)
+    assert metrics.counts.sum() == 0
 
 
 def _synced(rank, world, file):

@@ -167,6 +167,7 @@ def test_a_metric_reset_in_inference_mode_works_outside(metrics):
     [
         ({}, "num_clusters must be a whole number of at least 1, not None"),
         ({"num_classes": 2.5}, "num_clusters must be"),
+        ({"num_clusters": 0, "num_classes": 3}, "num_clusters must be a whole number of at least 1, not 0"),
         ({"num_classes": 3, "method": "greedy"}, "method must be one of hungarian, many_to_one"),
         ({"num_classes": 3, "average": "mean"}, "average must be one of macro"),
     ],
@@ -174,6 +175,13 @@ def test_a_metric_reset_in_inference_mode_works_outside(metrics):
 def test_wrong_arguments_of_a_metric_are_named(metrics, arguments, message):
     with pytest.raises(ValueError, match=message):
         metrics.MatchedJaccardIndex(**arguments)
+
+
+def test_counts_stay_whole_numbers(metrics):
+    metric = metrics.ClusterAccuracy(5, 3)
+    metric.set_dtype(torch.float16)
+    metric.update(*label_maps())
+    assert metric.confusion.dtype == torch.int64 and metric.compute() > 0
 
 
 def test_labels_out_of_range_raise(metrics):

@@ -216,6 +216,14 @@ def test_an_ignored_value_is_a_whole_number(ignored):
             make()
 
 
+def test_a_masked_position_is_refused_since_its_value_would_count():
+    labels = np.ma.masked_equal([0, 1, 2], 2)
+    with pytest.raises(ValueError, match="target must have no masked positions"):
+        isf.confusion_matrix([0, 0, 0], labels, 2, 3)
+    assert isf.confusion_matrix([0, 0, 0], labels.filled(255), 2, 3).sum() == 2
+    assert isf.confusion_matrix([0, 0], labels[:2], 2, 3).sum() == 2
+
+
 def test_a_value_beyond_int64_is_out_of_range():
     with pytest.raises(ValueError, match="at flat index 1;"):
         isf.confusion_matrix(np.array([0, 2**64 - 1], np.uint64), np.zeros(2, int), 4, 3)

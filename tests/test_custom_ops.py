@@ -306,9 +306,17 @@ def test_the_compiler_keeps_the_kernels_of_the_appearance_term():
 def test_compiled_gradients_are_the_direct_ones(name):
     x, function = call(name)
     upstream = torch.randn_like(function(*x))
-    torch._dynamo.reset()
-    found = gradients(torch.compile(function, fullgraph=True, backend="aot_eager"), x, upstream)
-    assert_close(found, gradients(function, x, upstream))
+    for dynamic in (None, True):
+        torch._dynamo.reset()
+        compiled_function = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        assert_close(gradients(compiled_function, x, upstream), gradients(function, x, upstream))
+
+
+@pytest.mark.parametrize("name", ["local_global_similarity", "assign", "segment"])
+def test_tensors_without_memory_give_the_shape(name):
+    x, function = call(name)
+    found, expected = function(*(t.to("meta") for t in x)), function(*x)
+    assert found.is_meta and (found.shape, found.dtype) == (expected.shape, expected.dtype)
 
 
 @needs_extension

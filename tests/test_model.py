@@ -53,6 +53,30 @@ def test_normalisation_is_saved_with_the_model():
         model.set_normalization([0.0] * 3, [1.0, 0.0, 1.0])
 
 
+def test_normalisation_has_a_value_for_each_channel():
+    model = isf.InfoSegNet(width=4, dim=8)
+    for values in ([0.5] * 2, [0.5] * 4, []):
+        with pytest.raises(ValueError, match=f"mean must have one value for each of 3 channels, not {len(values)}"):
+            model.set_normalization(values, [1.0] * 3)
+    assert model.mean.tolist() == [0.0] * 3  # nothing changed
+    model.set_normalization([0.5], [0.25] * 3)
+    assert model.mean.tolist() == [0.5] * 3
+    backbone = isf.InfoSegNet.from_backbone(TwoMaps(), 0, 1, num_classes=4)
+    with pytest.raises(ValueError, match="std must have one value for each of 3 channels, not 2"):
+        backbone.set_normalization([0.5] * 3, [0.5] * 2)
+
+
+def test_normalisation_of_a_backbone_is_saved_and_loaded():
+    models = [isf.InfoSegNet.from_backbone(TwoMaps(), 0, 1, num_classes=4, dim=9).eval() for _ in range(3)]
+    x = torch.rand(1, 3, 32, 32)
+    for model in models:
+        model(x)
+    models[0].set_normalization([0.3, 0.2, 0.1], [0.5, 0.25, 1.0])
+    for given, other in ((models[0], models[1]), (models[2], models[0])):
+        other.load_state_dict(given.state_dict())
+        assert torch.equal(given(x)[0], other(x)[0])
+
+
 class TwoMaps(nn.Module):
     def __init__(self):
         super().__init__()
@@ -71,6 +95,22 @@ def test_any_module_that_returns_maps_is_a_backbone():
     assert isinstance(projection, nn.Conv2d) and projection.weight.shape == (9, 6, 1, 1)
     isf.InfoSegLoss()(features, global_features, projection.weight, projection.bias).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_index_beyond_the_maps_of_a_backbone_is_named():
+    model = isf.InfoSegNet.from_backbone(TwoMaps(), 0, 2, num_classes=4, dim=9)
+    with pytest.raises(ValueError, match=r"global_index must be indices of the 2 maps of the backbone, not \(0, 2\)"):
+        model(torch.rand(2, 3, 40, 40))
+
+
+@pytest.mark.skipif(not torch._dynamo.is_dynamo_supported(), reason="this Python has no torch.compile")
+def test_the_compiler_takes_images_of_any_size():
+    model = isf.InfoSegNet(3, 4, width=4, dim=8, depth=0).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for shape in ((2, 3, 64, 64), (3, 3, 40, 52)):
+        images = torch.rand(shape)
+        torch.testing.assert_close(compiled(images), model(images))
 
 
 def test_a_segmenter_works_on_a_backbone_of_another_stride():
@@ -95,7 +135,17 @@ def test_bad_images_are_named(images, told):
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("num_classes", 1), ("num_classes", 257), ("width", 0), ("dim", 0), ("in_channels", 0)]
+    ("argument", "value"),
+    [
+        ("num_classes", 1),
+        ("num_classes", 257),
+        ("width", 0),
+        ("dim", 0),
+        ("in_channels", 0),
+        ("in_channels", 1.5),
+        ("dim", None),
+        ("depth", 6),
+    ],
 )
 def test_bad_sizes_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument}.*{value}"):

@@ -223,6 +223,9 @@ def test_the_module_is_the_function_with_its_settings():
     how = {"temperature": 0.5, "estimator": "infonce", "num_negatives": "all", "balance": 0.3}
     expected = isf.mutual_information_loss(*x, mask=mask, **how)
     torch.testing.assert_close(isf.InfoSegLoss(**how)(*x, mask=mask), expected)
+    for wrong in ({"num_negatives": 0}, {"num_negatives": 1.5}, {"backend": "gpu"}, {"balance": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            isf.InfoSegLoss(**wrong)
 
 
 def test_under_autocast_mixed_inputs_become_one_dtype():

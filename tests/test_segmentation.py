@@ -80,3 +80,16 @@ def test_segment_and_count_refuses_a_value_beyond_the_classes():
         isf.segment_and_count(f, H, torch.full((4, 5, 5), 7, dtype=torch.uint8), W, b, num_classes=3)
     with pytest.raises(ValueError, match="target"):
         isf.segment_and_count(f, H, torch.zeros(3, 5, 5, dtype=torch.uint8), W, b, num_classes=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])  # counted while segmenting, or after it
+def test_wrong_arguments_of_segment_and_count_are_named(dtype):
+    f, H, W, b = inputs()
+    target = torch.zeros(4, 5, 5, dtype=dtype)
+    with pytest.raises(ValueError, match="target must be .* on cpu as features, not .* on meta"):
+        isf.segment_and_count(f, H, target.to("meta"), W, b, num_classes=3)
+    with pytest.raises(TypeError, match="features must be a tensor, not None"):
+        isf.segment_and_count(None, H, target, W, b, num_classes=3)
+    for wrong in ("255", 1.5, 2**70):
+        with pytest.raises(TypeError, match="ignore_index must be None or a whole number"):
+            isf.segment_and_count(f, H, target, W, b, num_classes=3, ignore_index=wrong)

@@ -292,8 +292,13 @@ void appearance_statistics(const StatisticsArguments& a) {
         shares[p] = !a.valid || a.valid[b * P + p] ? each : 0.0f * each;  // NaN when no position is valid
         factors[p] = 1;
       }
+      const uint8_t* valid = a.valid ? a.valid + b * P : nullptr;
       for (int64_t i = 0; i < d; ++i)
-        for (int64_t p = 0; p < P; ++p) factors[(i + 1) * P + p] = (a.y[(b * d + i) * P + p] - mean[i]) * scale[i];
+        for (int64_t p = 0; p < P; ++p) {
+          // Invalid positions may hold NaN, or be far from positions that all are equal.
+          const float y = (a.y[(b * d + i) * P + p] - mean[i]) * scale[i];
+          factors[(i + 1) * P + p] = !valid || valid[p] ? y : 0.0f;
+        }
       float* out = a.out + b * S * P;
       for (int64_t i = 0; i <= d; ++i)
         for (int64_t j = i; j <= d; ++j, out += P) {

@@ -21,8 +21,8 @@ except ImportError as error:
         f"infoseg_fast.compat.torchmetrics needs torchmetrics ({error}): pip install 'infoseg-fast[torchmetrics]'"
     ) from error
 
-from ..ops.confusion_matrix import as_labels, count_pairs
-from ..scores.matching import METHODS
+from ..ops.confusion_matrix import as_labels, check_ignored, check_number, count_pairs
+from ..scores.matching import check_method
 from ..scores.metrics import ClusterMetrics
 
 AVERAGES = ("macro", "weighted", "none", None)
@@ -48,13 +48,13 @@ class _MatchedMetric(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sizes = {"num_clusters": num_clusters or num_classes, "num_classes": num_classes or num_clusters}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-        self.num_clusters, self.num_classes = sizes["num_clusters"], sizes["num_classes"]
+        num_clusters = num_classes if num_clusters is None else num_clusters
+        num_classes = num_clusters if num_classes is None else num_classes
+        check_number(num_clusters, "num_clusters")
+        check_number(num_classes, "num_classes")
+        check_ignored(ignore_index)
+        check_method(method)
+        self.num_clusters, self.num_classes = int(num_clusters), int(num_classes)
         self.ignore_index, self.method = ignore_index, method
         counts = torch.zeros(self.num_clusters, self.num_classes, dtype=torch.int64)
         self.add_state("confusion", default=counts, dist_reduce_fx="sum")
@@ -87,6 +87,10 @@ class _MatchedMetric(Metric):
         if outside is not None:
             self.outside = self.outside + outside
 
+    def set_dtype(self, dst_type: Any) -> Any:
+        """Nothing: counts are whole numbers."""
+        return self
+
     def scores(self) -> dict:
         """`ClusterMetrics.compute` for the counts of this process."""
         metrics = ClusterMetrics(self.num_clusters, self.num_classes, self.ignore_index, self.method)
@@ -116,7 +120,7 @@ class ClusterAccuracy(_MatchedMetric):
         kwargs: arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: a number is below 1, or `method` is unknown.
+        TypeError, ValueError: a number is below 1, or another argument is not as above.
     """
 
     def compute(self) -> Tensor:

@@ -73,7 +73,7 @@ def local_and_global(
         raise ValueError(f"bias must be [D] = [{D}], not {described(bias)}")
 
     device_type = dispatch.device_type(features)
-    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+    if autocasts(device_type) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         features, global_features = features.to(dtype), global_features.to(dtype)
         weight, bias = (None if x is None else x.to(dtype) for x in (weight, bias))
@@ -104,8 +104,14 @@ def _each_by_itself(device: Any, *tensors: Tensor | None) -> None:
 def without_autocast(features: Tensor) -> contextlib.AbstractContextManager[object]:
     """A context without autocast. If autocast is off already, the context does nothing."""
     device_type = dispatch.device_type(features)
-    on = torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else _NOTHING
+    return torch.autocast(device_type, enabled=False) if autocasts(device_type) else _NOTHING
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on. Some devices, such as "meta", have none."""
+    return (device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)) and (
+        torch.is_autocast_enabled(device_type)
+    )
 
 
 def remembered(function: Callable[..., Settings]) -> Callable[..., Settings]:
@@ -135,8 +141,8 @@ def real(name: str, value: float, *, positive: bool) -> float:
     """`value` as a float. Raises ValueError unless it is finite, and positive or at least 0."""
     if (
         isinstance(value, (int, float, np.integer, np.floating))
-        and math.isfinite(value)
-        and (value > 0 or (value == 0 and not positive))
+        # torch.compile knows no isfinite of a dynamic number.
+        and (0 < value < math.inf or (value == 0 and not positive))
     ):
         return float(value)
     raise ValueError(f"{name} must be a finite number {'above' if positive else 'of at least'} 0, not {value!r}")

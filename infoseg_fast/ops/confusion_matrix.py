@@ -38,10 +38,12 @@ def as_labels(labels: ArrayLike | Tensor, name: str, number: int, number_name: s
 
     Raises:
         TypeError: the dtype is no integer or bool dtype.
-        ValueError: `number` is not a whole number of at least 1.
+        ValueError: `number` is not a whole number of at least 1, or a masked array masks a position.
     """
     check_number(number, number_name)
     if not isinstance(labels, Tensor):
+        if np.ma.is_masked(labels):
+            raise ValueError(f"{name} must have no masked positions: fill them, those of a target with ignore_index")
         array = np.asarray(labels)
         if array.size == 0 and not hasattr(labels, "dtype"):
             array = array.astype(np.int64)  # numpy makes an empty list float64
@@ -97,8 +99,8 @@ def confusion_matrix(
 
     Raises:
         TypeError: a dtype is no integer or bool dtype.
-        ValueError: shapes or devices differ, or a value is out of range (on CUDA only with
-            `check`). The text names the value and its flat index.
+        ValueError: shapes or devices differ, a masked array masks a position, or a value is out of
+            range (on CUDA only with `check`). The text names the value and its flat index.
     """
     numpy = not isinstance(pred, Tensor) and not isinstance(target, Tensor)
     check_ignored(ignore_index)
@@ -117,7 +119,7 @@ def add_confusion(counts: Tensor, pred: Tensor, target: Tensor, ignore_index: in
     Returns:
         The number of positions out of range, as `count_pairs` returns it.
     """
-    _check_pair(pred, target)
+    check_pair(pred, target)
     if _add_on_cpu(counts, pred, target, ignore_index):
         return None
     added, outside = count_pairs(pred, target, counts.shape[0], counts.shape[1], ignore_index)
@@ -133,7 +135,7 @@ def count_pairs(
     On the CPU such a value raises ValueError, and the number is None. On other devices, and if
     PyTorch records or transforms the call, nothing waits for the device.
     """
-    _check_pair(pred, target)
+    check_pair(pred, target)
     direct = dispatch.direct(pred, target)
     if pred.is_cuda and direct and cuda_library.unavailable() is None:
         return launch(cuda_library.run, pred, target, num_clusters, num_classes, ignore_index)
@@ -147,7 +149,8 @@ def count_pairs(
     return counts, None
 
 
-def _check_pair(pred: Tensor, target: Tensor) -> None:
+def check_pair(pred: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless the label maps have one shape and device."""
     if pred.shape != target.shape:
         raise ValueError(f"pred and target must have one shape, not {list(pred.shape)} and {list(target.shape)}")
     if pred.device != target.device:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..reference.confusion_matrix import raise_out_of_range
 from . import checks, dispatch, inputs
-from .confusion_matrix import as_labels, count_pairs
+from .confusion_matrix import as_labels, check_ignored, count_pairs
 from .factory import Wiring
 from .record import Case, Op
 from .segment import INTERPOLATIONS, segment
@@ -41,7 +41,7 @@ def segment_and_count(
         return_labels: whether to return the label maps too.
         return_outside: whether to return the number of pixels with a target out of range too, for
             `ClusterMetrics.add`.
-        check: whether to raise for a target out of range on inputs.CUDA, which waits for the GPU.
+        check: whether to raise for a target out of range on CUDA, which waits for the GPU.
             Otherwise such pixels do not count.
 
     Returns:
@@ -51,13 +51,22 @@ def segment_and_count(
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as in `segment`, or the target has another
-            shape, or a value that is neither a class nor `ignore_index` (on inputs.CUDA only with
-            `check`).
+            shape or device, or a value that is neither a class nor `ignore_index` (on CUDA only
+            with `check`), or `ignore_index` is no whole number (TypeError).
     """
-    if not isinstance(target, Tensor) or target.dim() != 3 or target.shape[0] != features.shape[0]:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor, not {checks.described(features)}")
+    if (
+        not isinstance(target, Tensor)
+        or target.dim() != 3
+        or target.shape[0] != features.shape[0]
+        or target.device != features.device
+    ):
         raise ValueError(
-            f"target must be [B, H_img, W_img] with B = {features.shape[0]}, not {checks.described(target)}"
+            f"target must be a tensor [B, H_img, W_img] with B = {features.shape[0]} on {features.device} as features, "
+            f"not {checks.described(target)}"
         )
+    check_ignored(ignore_index)
     target = as_labels(target, "target", num_classes, "num_classes")
     # For uint8 targets the rows are counted while they are segmented, without a label map.
     fused = _fused_backend(backend, features, target)

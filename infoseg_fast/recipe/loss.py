@@ -1,9 +1,10 @@
 """`InfoSegLoss`: the loss as a module with its settings."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import checks, mutual_information_loss
+from ..ops import checks, dispatch, mutual_information_loss
 from ..ops.mutual_information_loss import ESTIMATORS, NEGATIVES
 
 
@@ -34,6 +35,11 @@ class InfoSegLoss(torch.nn.Module):
         checks.one_of("estimator", estimator, ESTIMATORS)
         checks.one_of("negatives", negatives, NEGATIVES)
         self.estimator, self.negatives, self.num_negatives = estimator, negatives, num_negatives
+        if num_negatives != "all" and (
+            not isinstance(num_negatives, (int, np.integer)) or isinstance(num_negatives, bool) or num_negatives < 1
+        ):
+            raise ValueError(f"num_negatives must be 'all' or a whole number of at least 1, not {num_negatives!r}")
+        checks.one_of("backend", backend, dispatch.NAMES)
         self.balance = checks.real("balance", balance, positive=False)
         self.backend = backend
 

@@ -16,7 +16,10 @@ def appearance_statistics(appearance: Tensor, mask: Tensor | None = None, smooth
     else:
         share = mask[:, None].to(y.dtype)
         share = share / share.sum()  # NaN if no position counts
+        y = torch.where(mask[:, None], y, 0)  # other positions may hold NaN
     y = y - (y * share).sum(dim=(0, 2, 3), keepdim=True)
+    if mask is not None:
+        y = torch.where(mask[:, None], y, 0)  # and be far from positions that all are equal
     variance = (y.square() * share).sum(dim=(0, 2, 3), keepdim=True)
     y = y / variance.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
     # Each factor has the root of the share.

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..distributed.world import rank, ranks
-from ..ops.confusion_matrix import add_confusion, as_labels, check_ignored, check_number
+from ..ops.confusion_matrix import add_confusion, as_labels, check_ignored, check_number, check_pair
 from .bootstrap import PoissonBootstrap, accuracies_of
 from .matching import check_method, match_clusters
 
@@ -56,6 +56,7 @@ class ClusterMetrics:
         check_number(num_clusters, "num_clusters")
         check_number(num_classes, "num_classes")
         check_number(bootstrap, "bootstrap", least=0)
+        check_number(seed, "seed", least=0)
         check_ignored(ignore_index)
         check_method(method)
         self.num_clusters, self.num_classes = num_clusters, num_classes
@@ -100,6 +101,7 @@ class ClusterMetrics:
             self._to(target.device)
             self._add_outside(add_confusion(self._counts, pred, target, self.ignore_index))
             return
+        check_pair(pred, target)
         if pred.dim() < 3:
             pred, target = pred[None], target[None]
         counts = torch.zeros(len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device)
@@ -124,6 +126,8 @@ class ClusterMetrics:
             if array.dtype.kind not in "iu":
                 raise ValueError(f"counts must be whole numbers, not {array.dtype}")
             counts = torch.from_numpy(array.astype(np.int64))
+        elif counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+            raise ValueError(f"counts must be whole numbers, not {counts.dtype}")
         expected = (self.num_clusters, self.num_classes)
         if counts.shape[-2:] != expected or counts.dim() not in (2, 3):
             raise ValueError(f"counts must be [..., {expected[0]}, {expected[1]}], not {list(counts.shape)}")

@@ -1,5 +1,7 @@
 """The Triton kernels of `class_moments` in the interpreter, against the reference in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import inputs
@@ -12,8 +14,8 @@ from infoseg_fast.ops.protocol import Needs
 from .test_local_global_similarity import FLOORS, SHAPES, check_subsets, kernel_results, layouts, results, truth
 
 
-def moments(*x, backend, Y):
-    return isf.class_moments(*x, statistics=Y, backend=backend)
+def moments(*x, backend, Y, temperature=1.0):
+    return isf.class_moments(*x, statistics=Y, temperature=temperature, backend=backend)
 
 
 def moments_of(Y, temperature):
@@ -50,6 +52,33 @@ def test_every_layout_of_the_features_and_the_statistics(name, f):
     assert found[1].stride() == torch.empty_like(f).stride()
     without, saved = KERNELS["class_moments"].forward(*arguments, Needs(False, False, False))
     assert torch.equal(without, found[0]) and saved == []
+
+
+def test_statistics_of_any_strides_beside_a_projection():
+    x, S = inputs(B=2, K=3, size=(3, 4), dtype=torch.float32), 5
+    upstream = torch.randn(3, S)
+    for Y in (torch.randn(2, 3, 4, S).movedim(3, 1), torch.randn(2, S, 1, 4).expand(2, S, 3, 4)):
+        (found, *_), (exact, *_) = both = [
+            results(partial(moments, Y=Y), x, upstream, b) for b in ("triton", "reference")
+        ]
+        assert not Y.is_contiguous() and found.shape == exact.shape
+        for a, b in zip(*both, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_temperatures_of_float64_are_not_rounded():
+    x, Y = inputs(B=2, K=3, size=(3, 4), dtype=torch.float64), torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    found, exact = (
+        results(
+            partial(moments, Y=Y, temperature=1e-3),
+            x,
+            torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+            b,
+        )
+        for b in ("triton", "reference")
+    )
+    for a, b in zip(found, exact, strict=True):
+        assert distance(a, b) < 1e-10
 
 
 def test_every_subset_of_gradients():
