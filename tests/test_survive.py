@@ -266,12 +266,18 @@ def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_pat
     assert state["step"] == 6 and same_weights(state["recipe"], before["recipe"])
 
 
-def test_steps_that_are_skipped_do_not_end_the_search_for_the_best_checkpoint(data, tmp_path, nonfinite):
-    how = TINY | {"data": data, "checkpoint_every": 1, "log_every": 12, "skip_nonfinite": True}
-    train(out=tmp_path / "run", **how | {"steps": 12})
-    state = torch.load(checkpoint_file(tmp_path / "run"), weights_only=True)
+def test_the_lowest_loss_is_remembered_over_steps_that_are_skipped(data, tmp_path, monkeypatch):
+    loss = DefaultRecipe.loss
+
+    def given(self, step, images, mask):
+        found = loss(self, step, images, mask)
+        return found - found.detach() + (1.0, float("nan"), 3.0, 2.0)[step]
+
+    monkeypatch.setattr(DefaultRecipe, "loss", given)
+    how = TINY | {"data": data, "checkpoint_every": 1, "log_every": 4, "skip_nonfinite": True}
+    train(out=tmp_path / "run", **how | {"steps": 4})
     best = torch.load(checkpoint_file(tmp_path / "run", "best_loss"), weights_only=True)
-    assert np.isfinite(state["best_loss"]) and best["step"] > 6
+    assert (best["step"], best["best_loss"]) == (1, 1.0)
 
 
 def test_a_step_whose_gradient_is_not_finite_is_counted(data, tmp_path, monkeypatch):
@@ -302,6 +308,16 @@ def test_a_new_run_on_a_full_disk_leaves_nothing(data, tmp_path, monkeypatch):
         with pytest.raises(DataError):
             train(out=tmp_path / name, **TINY | {"data": data, "steps": 2})
     assert sorted(os.listdir(tmp_path)) == ["data", "empty"] and not os.listdir(tmp_path / "empty")
+
+
+def test_a_recipe_that_refuses_its_sample_leaves_nothing(data, tmp_path, monkeypatch):
+    def refuse(self, sample):
+        raise DataError("too few crops")
+
+    monkeypatch.setattr(DefaultRecipe, "begin", refuse)
+    with pytest.raises(DataError, match="too few crops"):
+        train(out=tmp_path / "run", **TINY | {"data": data, "steps": 2})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(data, tmp_path):
