@@ -86,17 +86,17 @@ def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
 def load(folder: Path, name: str, repair: bool = False) -> dict[str, Any] | None:
     """The state of a checkpoint, on the CPU. None: there is no checkpoint yet.
 
-    If the last checkpoint is damaged, the previous one is loaded with a warning.
+    If the last checkpoint is damaged or missing, the previous one is loaded with a warning.
 
     Args:
-        repair: whether the previous checkpoint also replaces the file of a damaged last one.
+        repair: whether the previous checkpoint also replaces the file of the last one.
             Otherwise the next `save` would make the damaged file the previous checkpoint.
 
     Raises:
         DataError: the checkpoint is damaged, and the previous one is damaged or missing.
     """
     path, previous = _path(folder, name), _path(folder, PREVIOUS)
-    if not path.is_file():
+    if not path.is_file() and not (name == LAST and previous.is_file()):
         return None
     try:
         return _read(path)

@@ -366,7 +366,7 @@ def run_env(arguments: argparse.Namespace) -> None:
 
 class PipeSafe:
     """A text stream that drops text once its reader has closed the pipe. The command continues and
-    writes its files.
+    writes its files. A stream that cannot be written for another reason raises DataError.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -381,10 +381,12 @@ class PipeSafe:
     def _try(self, call: Callable[..., Any], *arguments: str) -> Any:
         try:
             return call(*arguments)
-        except BrokenPipeError:
+        except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):  # a full disk
+                raise DataError(f"{self._stream.name} could not be written: {error.strerror}") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -392,6 +394,9 @@ class PipeSafe:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for file names that are not UTF-8
@@ -416,6 +421,7 @@ def run(argv: Sequence[str] | None) -> int:
     try:
         with StopSignals():
             status = arguments.function(arguments)
+            sys.stdout.flush()
     except DataError as error:
         print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ import difflib
 import logging
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ DEFAULT_STEPS = 800
 DEFAULT_CROP = 128  # pixels
 MAX_SCALE = 16.0
 MAX_SEED = 2**63 - 1  # the largest that PyTorch takes
+MAX_TIMEOUT = 1e6  # seconds; PyTorch counts milliseconds in 32 bits
 LOSS_MASKS = ("none", "gt")
 GROUPS = ("data", "network", "objective", "labels", "run")  # groups of options in `infoseg train --help`
 # Bounds of numbers: the key in the metadata of a field, its words in an error, and the test.
@@ -217,7 +218,8 @@ class Settings:
     negatives_across_ranks: bool = setting(
         "run", True, "compare images with those of other ranks (torchrun); same_position never does", switch=True)
     rank_timeout: float = setting(
-        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0)
+        "run", 600.0, "seconds after which a rank that does not answer ends the run", type=float, above=0,
+        maximum=MAX_TIMEOUT)
     skip_damaged: bool = setting(
         "run", False, "train on another image if one cannot be read, and name the damaged one once", switch=True)
     skip_nonfinite: bool = setting(
@@ -246,6 +248,7 @@ class Settings:
             given = {**given, "position": "off"}
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
             given = {"flip": False, "rotate": False, "recipe": "features", **given}
+        _check_length(given)
         settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
         if settings.steps is None and settings.epochs is None:
             settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)
@@ -259,14 +262,17 @@ class Settings:
             DataError: a setting outside CHANGEABLE differs from the recorded one, or is out of its
                 bounds.
         """
-        if given.get("precision") == "auto":  # decided when the run began
-            given = {name: value for name, value in given.items() if name != "precision"}
+        decided = ["precision"]  # when the run began
+        if self.backbone or self.inputs != "rgb":
+            decided.append("position")
+        given = {name: value for name, value in given.items() if not (name in decided and value == "auto")}
         for name, value in given.items():
             if name not in CHANGEABLE and getattr(self, name) != value:
                 raise DataError(
                     f"--resume: the run was started with {option(name)} {getattr(self, name)}, not {value}; "
                     "resume it with its own settings, or start a new run in another --out"
                 )
+        _check_length(given)
         replaced = {"epochs": {"steps": None}, "steps": {"epochs": None}}
         cleared = {k: v for name in given if name in replaced for k, v in replaced[name].items() if k not in given}
         settings = dataclasses.replace(self, **given | cleared)
@@ -338,17 +344,8 @@ class Settings:
 
     def _check(self) -> None:
         """Raise DataError for a setting out of its bounds."""
-        if self.steps is not None and self.epochs is not None:
-            raise DataError("--steps and --epochs exclude each other; give one of them")
         for one in dataclasses.fields(self):
-            value, how = getattr(self, one.name), one.metadata
-            if value is None or isinstance(value, (str, bool, tuple)):
-                continue
-            broken = [
-                f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])
-            ]
-            if broken or not math.isfinite(value):
-                raise DataError(f"{option(one.name)} must be {' and '.join(broken) or 'finite'}, not {value}")
+            _check_bounds(one.name, getattr(self, one.name), one.metadata)
         if isinstance(self.num_negatives, int) and self.num_negatives >= self.batch_size:
             most = self.batch_size - 1
             raise DataError(
@@ -359,6 +356,21 @@ class Settings:
                 f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate} "
                 f"and --num-negatives {self.num_negatives}, not {self.batch_size}"
             )
+
+
+def _check_length(given: dict[str, Any]) -> None:
+    """Raise DataError if both lengths of a run are given."""
+    if "steps" in given and "epochs" in given:
+        raise DataError("--steps and --epochs exclude each other; give one of them")
+
+
+def _check_bounds(name: str, value: Any, how: Mapping[str, Any]) -> None:
+    """Raise DataError for a number that is not finite or out of the bounds in the metadata `how`."""
+    if value is None or isinstance(value, (str, bool, tuple)):
+        return
+    broken = [f"{words} {how[key]}" for key, words, holds in BOUNDS if key in how and not holds(value, how[key])]
+    if broken or not math.isfinite(value):
+        raise DataError(f"{option(name)} must be {' and '.join(broken) or 'finite'}, not {value}")
 
 
 def _check_backbone(given: dict) -> None:
@@ -379,7 +391,8 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
     """Settings given in Python, converted as the command line converts them.
 
     Raises:
-        DataError: there is no setting of that name, or it does not take the value.
+        DataError: there is no setting of that name, it does not take the value, or the value is out
+            of its bounds.
     """
     fields = {field.name: field.metadata for field in dataclasses.fields(Settings)}
     found = {}
@@ -396,6 +409,7 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
             raise DataError(f"{option(name)} does not take {value!r}") from None
         if "choices" in how and found[name] not in how["choices"]:
             raise DataError(f"{option(name)} must be {' or '.join(how['choices'])}, not {value!r}")
+        _check_bounds(name, found[name], how)
     return found
 
 

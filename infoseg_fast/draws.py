@@ -9,4 +9,4 @@ def generator_on(device: torch.device, seed: int, step: int) -> torch.Generator:
     """A generator on the device, seeded by the seed and the step. It does not wait for the device. A
     CPU and a GPU give different numbers.
     """
-    return torch.Generator(device).manual_seed(seed * SEED_FACTOR + step)
+    return torch.Generator(device).manual_seed((seed * SEED_FACTOR + step) % 2**63)

@@ -80,7 +80,8 @@ class Progress:
         is_best = False
         if regular:
             loss = self._saved.take()
-            is_best, self.best_loss = loss < self.best_loss, min(loss, self.best_loss)
+            is_best = loss < self.best_loss  # False for NaN: no loss was finite since the last checkpoint
+            self.best_loss = loss if is_best else self.best_loss
         return {
             "step": self.step,
             "best_loss": self.best_loss,
@@ -156,13 +157,16 @@ class NonfiniteGuard:
         """Keep the buffers. Called before the loss of a step is formed."""
         self._buffers = [x.clone() for x in self.recipe.buffers()]
 
-    def check(self, loss: Tensor) -> None:
-        """Decide on the update. Called after the backward pass and before the update."""
+    def check(self, loss: Tensor) -> Tensor:
+        """Decide on the update. Called after the backward pass and before the update. Returns the
+        loss, or NaN if the step is skipped.
+        """
         gradients = [x.grad for x in self.recipe.parameters() if x.grad is not None]
         finite = torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         vars(self.optimizer).update(grad_scale=None, found_inf=(~finite).float())
         for buffer, before in zip(self.recipe.buffers(), self._buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))
+        return torch.where(finite, loss, math.nan)
 
 
 def stop_if_nonfinite(

@@ -16,13 +16,15 @@ from typing import IO, Any
 
 from . import checkpoint
 from .checkpoint import LAST, write_atomically
-from .config import Settings
+from .config import Settings, checked, option
 from .env import environment
 from .errors import DataError
+from .recipe import COMMON_DEFAULTS
 
 logger = logging.getLogger("infoseg_fast")
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LOCK = ".lock"
 LAYOUT = 3  # version of the files. A RUN of another version is refused by name.
 
 
@@ -64,7 +66,7 @@ class RunFolder:
             DataError: the run exists without `resume`, has another layout, is in use, or has other
                 settings.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self._exists():
             if resume:
                 print(f"{self.path} does not exist yet: a new run begins")
             return Settings.create(given), None
@@ -72,13 +74,21 @@ class RunFolder:
             raise DataError(f"--out {self.path} exists; give --resume to continue it, or another folder")
         record = self.read_config()
         self._take_lock()
-        return Settings(**record["config"]).changed(given), record["data"]
+        return self._recorded(record["config"]).changed(given), record["data"]
+
+    def _exists(self) -> bool:
+        """Whether there is anything but an empty folder at the path."""
+        return any(self.path.iterdir()) if self.path.is_dir() else self.path.exists()
+
+    def is_within(self, folder: Path) -> bool:
+        """Whether the run lies in the folder or below it, with all links resolved."""
+        return Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(folder))
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json: "layout", "config", "data", "environment".
 
         Raises:
-            DataError: the file cannot be read, or has another layout.
+            DataError: the file cannot be read, has another layout, or lacks a part.
         """
         try:
             record = json.loads(self.config.read_text())
@@ -90,7 +100,26 @@ class RunFolder:
                 f"{self.path} has layout {layout or 'of an unreleased version'}; this version reads layout {LAYOUT}. "
                 "Train it again"
             )
+        for part in ("config", "data", "environment"):
+            if not isinstance(record.get(part), dict):
+                raise DataError(f"{self.config} has no {part!r}; restore the file, or train again")
         return record
+
+    def _recorded(self, config: dict[str, Any]) -> Settings:
+        """The settings of config.json, which may have been edited.
+
+        Raises:
+            DataError: a setting is missing, or its value is not accepted.
+        """
+        given = {name: value for name, value in config.items() if value is not None}
+        try:
+            settings = checked(given)
+        except DataError as error:
+            raise DataError(f"{self.config}: {error}") from error
+        for name in ("data", "steps", *COMMON_DEFAULTS):
+            if name not in given:
+                raise DataError(f"{self.config}: {option(name)} is missing")
+        return Settings(**settings)
 
     def write_config(self, settings: Settings, fingerprint: dict[str, Any]) -> None:
         """Write config.json. The folder of a new run appears with this file in it.
@@ -105,23 +134,36 @@ class RunFolder:
             "environment": environment(),
         }
         text = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-        if self.config.is_file():
+        if self._lock is not None:  # of a run that is resumed
             write_atomically(self.config, text)
+            return
+        if self._exists():
+            raise DataError(f"--out {self.path} exists now: another process began a run there")
+        if self.path.is_dir():  # perhaps a link, or the working directory
+            self._take_lock()
+            try:
+                write_atomically(self.config, text)
+            except BaseException:
+                (self.path / LOCK).unlink()
+                raise
             return
         scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         try:
             scratch.mkdir(parents=True)
             write_atomically(scratch / self.config.name, text)
             os.rename(scratch, self.path)
-        except OSError as error:
+        except BaseException as error:  # an interruption too
             shutil.rmtree(scratch, ignore_errors=True)
-            raise DataError(f"--out {self.path} cannot be made: {error.strerror}") from error
+            if not isinstance(error, (OSError, DataError)):
+                raise
+            reason = error if isinstance(error, OSError) else error.__cause__
+            raise DataError(f"--out {self.path} cannot be made: {getattr(reason, 'strerror', reason)}") from error
         self._take_lock()
 
     def _take_lock(self) -> None:
         """Lock the folder until the process ends, by a crash too."""
         try:
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115
         except OSError as error:
             raise DataError(f"{self.path} cannot be written: {error.strerror}") from error
         try:
@@ -168,19 +210,29 @@ class RunFolder:
         write_atomically(self.nonfinite, text.encode())
 
     def cut_metrics(self, step: int) -> None:
-        """Remove the lines of steps after `step`, and a line that a kill left incomplete."""
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.is_file() else []
+        """Remove the lines of steps after `step`, lines that are no rows, and a line that a kill left
+        incomplete.
+        """
+        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.is_file() else []
         kept = []
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError):
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that is no row
+                row = json.loads(line)
+                if line.endswith(b"\n") and row["step"] <= step and math.isfinite(row["loss"]):
                     kept.append(line)
         if kept != lines:
-            write_atomically(self.metrics, "".join(kept).encode())
+            write_atomically(self.metrics, b"".join(kept))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        """The lines of metrics.jsonl.
+
+        Raises:
+            DataError: there is none.
+        """
+        rows = [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.is_file() else []
+        if not rows:
+            raise DataError(f"{self.metrics} has no line; --resume with more --steps writes some")
+        return rows
 
     def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
         """The last scores of a checkpoint. None: it has none, or they belong to another step."""
@@ -197,6 +249,7 @@ class RunFolder:
 
     def _evaluations(self) -> dict[str, Any]:
         try:
-            return json.loads(self.evaluations.read_text())
+            found = json.loads(self.evaluations.read_text())
         except (OSError, ValueError):
             return {}
+        return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}

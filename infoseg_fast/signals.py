@@ -38,7 +38,7 @@ class StopSignals:
     since Python delivers signals to the main thread only.
 
     Args:
-        done: argument of the `Stopped` that a signal raises.
+        done: argument of the `Stopped` that a signal raises before a call of `defer`.
 
     Attributes:
         received: number of the signal that arrived. 0: none.
@@ -58,15 +58,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def defer(self, deferred: bool = True) -> None:
-        """Let the next signal set `received`, or raise again with `deferred=False`."""
-        self._deferred = deferred
+    def defer(self) -> None:
+        """Let the next signal set `received`."""
+        self._deferred = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a process that reads images: the run ends it
             return
-        if not self._deferred or self.received:
+        if not self._deferred:
             raise Stopped(number, self._done)
+        if self.received:
+            raise Stopped(number, "at once, as the second signal")
         self.received = number
 
 

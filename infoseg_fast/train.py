@@ -19,19 +19,20 @@ from tqdm import tqdm
 from . import precision
 from .augment import Draws, changed, drawn
 from .batches import Crops, Stored, batches_per_epoch, data_info, sample_of
-from .checkpoint import LAST
 from .config import Settings, checked, pick_device
 from .cuda_graph import Capture, GraphedStep, capture_for, optimizer_for, set_rate
 from .data import ImageSet, for_training
 from .data.crops import Part, held_in_memory
 from .data.damaged import skip_damaged
 from .distributed.batch_norm import synchronised
-from .distributed.world import World
+from .distributed.world import World, restarts
 from .errors import DataError
+from .finish import finish
 from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
 from .recipe import DataInfo, recipe_class
+from .recipe.sample import Sample
 from .run_folder import RunFolder
-from .scores.evaluate import LOGGED_SCORES, add_training, as_text, evaluate
+from .scores.evaluate import LOGGED_SCORES, evaluate
 from .segmenter import Segmenter
 from .signals import Stopped, StopSignals
 
@@ -65,14 +66,23 @@ def train(
     """
     given = {"data": None if data is None else os.fspath(data)} | given
     given = checked({name: value for name, value in given.items() if value is not None})
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    resume = resume or restarts() > 0
     cuda = pick_device(given.get("device", Settings.device)).type == "cuda"
     timeout = given.get("rank_timeout", Settings.rank_timeout)
-    with World(cuda, timeout) as world, RunFolder(out) as run, StopSignals("at step 0") as stop, precision.policy(cuda):
+    with (
+        World(cuda, timeout) as world, RunFolder(out) as run, StopSignals("before the first step") as stop,
+        contextlib.ExitStack() as stack,
+    ):  # fmt: skip
         settings, recorded = world.from_main(lambda: run.open(given, resume))
         device = pick_device(settings.device)
+        stack.enter_context(precision.policy(device.type == "cuda"))
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
         settings = settings.resolve(train_set, eval_set)
+        if recorded is None and eval_set.folder and run.is_within(eval_set.folder):
+            raise DataError(
+                f"--out {run.path} lies among the images of --data {settings.data}, where its pictures would be taken "
+                "for images; choose another"
+            )
         fingerprint = world.from_main(train_set.fingerprint)
         if recorded not in (None, fingerprint):
             raise DataError(f"--resume: the images of {settings.data} are no longer those that {run.path} began with")
@@ -96,14 +106,17 @@ def train(
         settings = precision.resolved(settings, recipe, device, world)
         capture = capture_for(settings, recipe, device, world.size)
         progress = Progress(recipe, optimizer_for(recipe, settings, device), device)
+        sample = sample_of(train_set, settings, device)
         if content is not None:
             progress.restore(content)
+        else:
+            recipe.begin(sample)
         if world.is_main:
-            if content is not None:
-                print(f"resuming {run.path} at step {progress.step}")
+            if recorded:
+                print(f"resuming {run.path} at step {progress.step}{'' if content else ', since it has no checkpoint'}")
             run.write_config(settings, fingerprint)
             run.cut_metrics(progress.step)
-        return run_steps(run, settings, progress, train_set, eval_set, device, world, stop, capture)
+        return run_steps(run, settings, progress, train_set, eval_set, sample, device, world, stop, capture)
 
 
 def run_steps(
@@ -112,6 +125,7 @@ def run_steps(
     progress: Progress,
     train_set: ImageSet,
     eval_set: ImageSet,
+    sample: Sample,
     device: torch.device,
     world: World,
     stop: StopSignals,
@@ -127,9 +141,6 @@ def run_steps(
 
     recipe, optimizer, scores = progress.recipe, progress.optimizer, None
     loss_of = torch.compile(recipe.loss) if settings.compile else recipe.loss
-    sample = sample_of(train_set, settings, device)
-    if progress.step == 0:
-        recipe.begin(sample)
     guard = NonfiniteGuard(recipe, optimizer) if settings.skip_nonfinite else None
 
     @functools.lru_cache(maxsize=1)
@@ -152,7 +163,7 @@ def run_steps(
             loss += weighted.detach()
         loss = world.sum_gradients(recipe.parameters(), loss)
         if guard:
-            guard.check(loss)
+            loss = guard.check(loss)
         optimizer.step()
         recipe.after_step(progress.step)
         progress.add(loss)
@@ -214,34 +225,8 @@ def run_steps(
                 started = time.perf_counter()
             if stopping:
                 raise Stopped(stopping, f"after a checkpoint of step {step}; --resume continues")
-    stop.defer(False)
     segmenter = segmenter_after(progress.step)
-    return finish(run, settings, segmenter, progress.step, scores, train_set, eval_set, device, world)
-
-
-def finish(
-    run: RunFolder,
-    settings: Settings,
-    segmenter: Segmenter,
-    step: int,
-    scores: dict[str, Any] | None,
-    train_set: ImageSet,
-    eval_set: ImageSet,
-    device: torch.device,
-    world: World,
-) -> dict[str, Any] | None:
-    """Score the last step, write the report, and print where it is."""
-    from . import report
-
-    if eval_set.has_labels:
-        scores = scores or evaluate(segmenter, eval_set, device)
-        add_training(scores, settings.loss_mask, LAST)
-    if not world.is_main:
-        return scores
-    if scores:
-        run.record_evaluation(LAST, step, "eval", eval_set.classes, scores)
-        segmenter.mapping, segmenter.class_names = scores["mapping"], eval_set.classes
-        print(f"after {step} steps, eval split of {settings.data}:\n{as_text(scores, train_set.classes)}")
-    report.write(run, segmenter, eval_set if eval_set.has_labels else train_set)
-    print(f"report: {run.report}")
+    scores = finish(run, settings, segmenter, progress.step, scores, train_set, eval_set, device, world)
+    if stop.received:
+        raise Stopped(stop.received, "after the report; the run is finished")
     return scores

@@ -169,6 +169,24 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+def test_closed_and_full_streams(tmp_path):
+    command = f"{sys.executable} -m infoseg_fast env"
+    for redirection, status, told in ((">&-", 0, ""), (">/dev/full", 2, "<stdout> could not be written: No space")):
+        done = subprocess.run(f"{command} {redirection}", shell=True, capture_output=True, text=True)
+        assert done.returncode == status and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_number_of_ranks_without_torchrun_is_one_line(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "data")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for size in ("2", "many"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert main(["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "WORLD_SIZE" in said and "\n" not in said
+
+
 def test_the_version_is_printed(capsys):
     import infoseg_fast
 

@@ -89,6 +89,22 @@ def test_a_signal_before_the_first_step_ends_at_once(data, tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_during_the_report_lets_it_finish_and_a_second_one_does_not(
+    data, tmp_path, monkeypatch, capsys, times
+):
+    def signalled(rows):
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return "data:,"
+
+    monkeypatch.setattr("infoseg_fast.report.curves", signalled)
+    assert cli.main(arguments(TINY | {"data": data, "steps": 2}, tmp_path / "run")) == 143
+    assert (tmp_path / "run/report.html").is_file() == (times == 1)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("after the report; the run is finished" if times == 1 else "at once, as the second signal")
+
+
 def test_a_signal_to_the_whole_group_leaves_the_reading_processes_alone(data, tmp_path):
     """As Slurm and Ctrl-C send it."""
     how = TINY | {"data": data, "steps": 100000, "workers": 2, "log_every": 1}
@@ -278,6 +294,60 @@ def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_pat
     train(None, tmp_path / "run", resume=True, steps=7, log_every=7)
     state = torch.load(checkpoint_file(tmp_path / "run", "previous"), weights_only=True)
     assert state["step"] == 6 and same_weights(state["recipe"], before["recipe"])
+
+
+def test_the_lowest_loss_is_remembered_over_steps_that_are_skipped(data, tmp_path, monkeypatch):
+    loss = DefaultRecipe.loss
+
+    def given(self, step, images, mask):
+        found = loss(self, step, images, mask)
+        return found - found.detach() + (1.0, float("nan"), 3.0, 2.0)[step]
+
+    monkeypatch.setattr(DefaultRecipe, "loss", given)
+    how = TINY | {"data": data, "checkpoint_every": 1, "log_every": 4, "skip_nonfinite": True}
+    train(out=tmp_path / "run", **how | {"steps": 4})
+    best = torch.load(checkpoint_file(tmp_path / "run", "best_loss"), weights_only=True)
+    assert (best["step"], best["best_loss"]) == (1, 1.0)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_counted(data, tmp_path, monkeypatch):
+    loss = DefaultRecipe.loss
+
+    def spoilt(self, step, images, mask):
+        found = loss(self, step, images, mask)
+        return found + (found * 0).sqrt() if step == 1 else found  # the root has no finite gradient
+
+    monkeypatch.setattr(DefaultRecipe, "loss", spoilt)
+    train(out=tmp_path / "run", **TINY | {"data": data, "steps": 4, "log_every": 4, "skip_nonfinite": True})
+    assert rows(tmp_path / "run")[-1]["skipped_steps"] == 1
+
+
+def test_a_new_run_on_a_full_disk_leaves_nothing(data, tmp_path, monkeypatch):
+    from infoseg_fast import run_folder
+
+    write = run_folder.write_atomically
+
+    def full(path, content):
+        if path.name == "config.json":
+            raise DataError(f"{path} could not be written") from OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(run_folder, "write_atomically", full)
+    (tmp_path / "empty").mkdir()
+    for name in ("run", "empty"):
+        with pytest.raises(DataError):
+            train(out=tmp_path / name, **TINY | {"data": data, "steps": 2})
+    assert sorted(os.listdir(tmp_path)) == ["data", "empty"] and not os.listdir(tmp_path / "empty")
+
+
+def test_a_recipe_that_refuses_its_sample_leaves_nothing(data, tmp_path, monkeypatch):
+    def refuse(self, sample):
+        raise DataError("too few crops")
+
+    monkeypatch.setattr(DefaultRecipe, "begin", refuse)
+    with pytest.raises(DataError, match="too few crops"):
+        train(out=tmp_path / "run", **TINY | {"data": data, "steps": 2})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(data, tmp_path):

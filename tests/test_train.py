@@ -213,6 +213,90 @@ def test_other_channels_and_recipes(tmp_path, channels, recipe):
 def test_epochs_are_passes_over_the_images(data, tmp_path):
     train(data, tmp_path / "run", **SMALL, epochs=2)
     assert losses(tmp_path / "run")[-1][0] == 6  # 10 images: batches of 4, 4 and 2
+    (tmp_path / "run/report.html").unlink()
+    train(None, tmp_path / "run", resume=True)
+    train(None, tmp_path / "run", resume=True, epochs=3)
+    assert losses(tmp_path / "run")[-1][0] == 9
+
+
+def test_the_command_of_a_run_resumes_it_too(data, tmp_path):
+    how = SMALL | {"steps": 2, "inputs": "grey", "position": "auto"}
+    train(data, tmp_path / "run", **how)
+    train(data, tmp_path / "run", **how, resume=True)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "iic"])
+def test_every_accepted_seed_trains(data, tmp_path, recipe):
+    train(data, tmp_path / "run", **SMALL | {"steps": 1, "seed": 2**63 - 1, "recipe": recipe, "jitter": 0.1})
+
+
+def edited(run: Path, change: dict, without: tuple[str, ...] = ()) -> None:
+    record = json.loads((run / "config.json").read_text())
+    record["config"] |= change
+    (run / "config.json").write_text(json.dumps({key: x for key, x in record.items() if key not in without}))
+
+
+def test_files_of_a_run_that_were_edited_are_named_or_repaired(data, tmp_path):
+    run = tmp_path / "run"
+    train(data, run, **SMALL, steps=4)
+    whole = (run / "config.json").read_text()
+    for change, without, told in (
+        ({"steps": "many"}, (), "config.json: --steps does not take 'many'"),
+        ({"lr": None}, (), "config.json: --lr is missing"),
+        ({"estimator": "none"}, (), "config.json: --estimator must be jsd or infonce"),
+        ({"depth": 9}, (), "config.json: --depth must be at most 5"),
+        ({"zzz": 1}, (), "config.json: there is no setting 'zzz'"),
+        ({}, ("data",), "config.json has no 'data'"),
+    ):
+        edited(run, change, without)
+        with pytest.raises(DataError, match=told):
+            train(None, run, resume=True, steps=6)
+        (run / "config.json").write_text(whole)
+    kept = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(b'[1]\n{"step": "x"}\n\xff\n{"step": 1}\n7\n' + kept)
+    (run / "evaluation.json").write_text("[]")
+    train(None, run, resume=True, steps=6)
+    assert (run / "metrics.jsonl").read_bytes().startswith(kept) and len(rows(run)) == 3
+    (run / "metrics.jsonl").unlink()
+    (run / "report.html").unlink()
+    with pytest.raises(DataError, match=r"metrics\.jsonl has no line"):
+        train(None, run, resume=True)
+
+
+def test_without_the_last_checkpoint_the_previous_one_is_used(data, tmp_path, capsys, caplog):
+    train(data, tmp_path / "run", **SMALL, steps=6)
+    checkpoint_file(tmp_path / "run").unlink()
+    train(None, tmp_path / "run", resume=True)
+    assert "at step 4" in capsys.readouterr().out and "using the one before" in caplog.text
+
+
+def test_empty_folders_take_a_run_and_folders_of_images_do_not(data, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    train(data, tmp_path / "link", **SMALL, steps=1)
+    assert (tmp_path / "empty/report.html").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train(data, ".", **SMALL, steps=1)
+    for given, out in ((data, f"{data}/images/run"), (f"{data}/images", f"{data}/images/sub/run")):
+        with pytest.raises(DataError, match="lies among the images"):
+            train(given, out, **SMALL, steps=1, classes=2)
+        assert not Path(out).parent.joinpath("run").exists()
+
+
+def test_of_two_runs_that_begin_together_one_is_refused(data, tmp_path, monkeypatch):
+    module = sys.modules["infoseg_fast.train"]
+    statistics = module.data_info
+
+    def other(*arguments):
+        monkeypatch.setattr(module, "data_info", statistics)
+        train(data, tmp_path / "run", **SMALL, steps=1)
+        return statistics(*arguments)
+
+    monkeypatch.setattr(module, "data_info", other)
+    with pytest.raises(DataError, match="another process began a run there"):
+        train(data, tmp_path / "run", **SMALL, steps=2)
+    assert losses(tmp_path / "run")[-1][0] == 1
 
 
 def test_images_smaller_than_the_crop_are_padded_and_that_is_said(data, tmp_path, caplog):
@@ -267,6 +351,8 @@ def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
         ({"scale": -1.0}, "--scale"),
         ({"data": "nowhere"}, "nowhere"),
         ({"data": ""}, "--data is missing"),
+        ({"rank_timeout": float("nan")}, "--rank-timeout must be .*, not nan"),
+        ({"rank_timeout": 1e300}, "--rank-timeout must be at most"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_written(data, tmp_path, change, told):

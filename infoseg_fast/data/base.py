@@ -8,6 +8,7 @@ attributes and implements `read` and `label`.
 import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class ImageSet:
         windowed: whether `read_window` decodes less than the whole image.
         raw_scale: factor by which the images were resized when the set was made.
         position: whether training crops come with the position of their pixels (`position`).
+        folder: the folder whose files, in subfolders too, are the images of the set, or None.
         unlabelled_as: class that a published protocol gives to pixels without ground truth, or
             None; see `target`.
     """
@@ -56,6 +58,7 @@ class ImageSet:
     windowed: bool = False
     raw_scale: float = 1.0
     position: bool = False
+    folder: Path | None = None
     unlabelled_as: int | None = None
     _scaling: Scaling | None = None
 

@@ -52,6 +52,7 @@ class FolderSet(FileSet):
             )
         files = [(stem, images[stem], labels.get(stem)) for stem in stems]
         self._other_labels = [labels[stem] for stem in labels.keys() - set(stems)]
+        self.folder = folder
         super().__init__(str(root), files, num_classes, class_names(root / "classes.txt"), options)
 
 

@@ -31,6 +31,24 @@ def rank() -> int:
     return dist.get_rank() if ranks() > 1 else 0
 
 
+def number_of(variable: str, default: int) -> int:
+    """The number in a variable of the environment, which torchrun sets.
+
+    Raises:
+        DataError: it is no number.
+    """
+    text = os.environ.get(variable, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"the environment variable {variable} must be a number, not {text!r}") from None
+
+
+def restarts() -> int:
+    """How often torchrun has restarted the ranks."""
+    return number_of("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def across_ranks(estimator: str, negatives: str) -> bool:
     """Whether images of other ranks can be negatives. `same_position` needs the assignment of the
     other image: K maps, which are too large to send.
@@ -48,6 +66,7 @@ class World:
         timeout: seconds that a rank waits for the others before it ends the run.
 
     Raises:
+        DataError: the environment is not that of torchrun.
         LostRankError: another rank does not answer; also from an error in the context.
     """
 
@@ -56,18 +75,23 @@ class World:
         self._joined = False
 
     def __enter__(self) -> World:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if number_of("WORLD_SIZE", 1) > 1 and not dist.is_initialized():
             if self.cuda:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+                torch.cuda.set_device(number_of("LOCAL_RANK", 0))
             backend = "cpu:gloo,cuda:nccl" if self.cuda else "gloo"
             timeout = timedelta(seconds=self.timeout)
             try:
                 store, own, number = next(dist.rendezvous("env://", timeout=timeout))
                 # torchrun keeps its store for a restart, with addresses of ranks that have ended.
-                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+                store = dist.PrefixStore(f"start {restarts()}", store)
                 dist.init_process_group(backend, store=store, rank=own, world_size=number, timeout=timeout)
             except RuntimeError as error:
                 raise LostRankError(f"the ranks do not reach each other: {first_line(error)}") from error
+            except ValueError as error:  # a variable is missing
+                raise DataError(
+                    f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the ranks cannot start: {first_line(error)}; use "
+                    "torchrun, or unset WORLD_SIZE"
+                ) from error
             self._joined = True
         self.rank, self.size = rank(), ranks()
         if self._joined and not self.is_main:  # only the main rank logs
