@@ -50,6 +50,10 @@ class Progress:
         step = int(self._nonfinite)
         return None if step < 0 else step
 
+    def weights_are_finite(self) -> bool:
+        """Whether all parameters are. Waits for the device."""
+        return bool(torch.stack([torch.isfinite(x).all() for x in self.recipe.parameters()]).all())
+
     def skipped(self) -> int:
         """Number of steps since the last log line whose loss was not finite."""
         return self._logged.left_out()
@@ -170,16 +174,19 @@ class NonfiniteGuard:
 
 
 def stop_if_nonfinite(
-    run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World
+    run: RunFolder, settings: Settings, progress: Progress, train_set: ImageSet, world: World, saves: bool
 ) -> None:
-    """Raise DataError if the loss of a step was NaN or infinite. nonfinite.json then names its
-    images.
+    """Raise DataError if the loss of a step was NaN or infinite, or, before a checkpoint, if a weight
+    is. nonfinite.json then names the images of the step.
     """
-    if (step := progress.nonfinite_step()) is None:
+    step, what = progress.nonfinite_step(), "training loss"
+    if step is None and saves and not progress.weights_are_finite():
+        step, what = progress.step - 1, "gradient"
+    if step is None:
         return
     if world.is_main:
         run.record_nonfinite(step, stems_of_step(train_set, settings, step))
     raise DataError(
-        f"the training loss was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
+        f"the {what} was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
         "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
     )

@@ -195,7 +195,7 @@ def run_steps(
             logs = evaluates or step % settings.log_every == 0
             saves, stopping = is_last or step % settings.checkpoint_every == 0, world.largest(stop.received)
             if guard is None and (logs or saves or stopping or device.type == "cpu"):  # a GPU is not waited for else
-                stop_if_nonfinite(run, settings, progress, train_set, world)
+                stop_if_nonfinite(run, settings, progress, train_set, world, saves or bool(stopping))
             if not settings.sync_batchnorm and (evaluates or saves or stopping):
                 world.mean_buffers(recipe)
             if logs:

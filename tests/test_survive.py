@@ -285,6 +285,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_its_images(data, tmp_
     assert all(x.isfinite().all() for x in weights(run).values())
 
 
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch):
+    loss = DefaultRecipe.loss
+
+    def spoilt(self, step, images, mask):
+        value = loss(self, step, images, mask)
+        if step == 5:  # the loss is finite, its gradient is not
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value
+
+    monkeypatch.setattr(DefaultRecipe, "loss", spoilt)
+    with pytest.raises(DataError, match=r"the gradient was not finite at step 5; .*nonfinite\.json names its images"):
+        train(out=tmp_path / "run", **TINY | {"data": data, "steps": 12, "checkpoint_every": 2})
+    assert all(x.isfinite().all() for x in weights(tmp_path / "run").values())
+
+
 def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_path, nonfinite, during):
     how = TINY | {"data": data, "checkpoint_every": 1, "skip_nonfinite": True}
     train(out=tmp_path / "run", **how | {"steps": 5})
