@@ -212,7 +212,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_start_and_a_restart_goes_on(data, tm
 
 @pytest.mark.long
 def test_ranks_that_compile_their_steps_have_the_losses_of_one_process(data, tmp_path):
-    how = TINY | {"data": data, "recipe": "paper", "steps": 3, "eval_every": 0, "checkpoint_every": 3}
+    how = TINY | RECIPES["reassigned"] | {"data": data, "steps": 3, "eval_every": 0}
     run_ranks(2, tmp_path / "two", [("train_in", {"run": how | {"compile": True}}, str(tmp_path / "two"))])
     rank_jobs.train_in({"run": how}, str(tmp_path / "one"))
     found, expected = (RunFolder(tmp_path / name / "run").read_metrics() for name in ("two", "one"))

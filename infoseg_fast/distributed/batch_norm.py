@@ -26,7 +26,6 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
 class RankBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with statistics over all ranks in training."""
 
-    @torch.compiler.disable  # a compiled graph ends at a collective in any case
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or ranks() == 1:
             return super().forward(input)
@@ -58,18 +57,18 @@ class _Normalised(torch.autograd.Function):
         number = x.numel() // x.shape[1]
         sums = torch.stack([torch.ones_like(mean), mean, variance + mean.square()]) * number
         dist.all_reduce(sums)
-        ctx.count = float(sums[0, 0])
-        mean = sums[1] / ctx.count
-        variance = (sums[2] / ctx.count - mean.square()).clamp_min(0)
-        unbiased = (variance * (ctx.count / max(ctx.count - 1, 1))).to(weight.dtype)  # for the running variance
+        count = sums[0, 0]  # a tensor, at which a compiled graph does not end
+        mean = sums[1] / count
+        variance = (sums[2] / count - mean.square()).clamp_min(0)
+        unbiased = (variance * (count / (count - 1).clamp_min(1))).to(weight.dtype)  # for the running variance
         mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
-        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
         ctx.mark_non_differentiable(mean, unbiased)
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
+        x, weight, mean, inverse, count = ctx.saved_tensors
         shape = (1, -1, 1, 1)
         sum_g = grad.float().sum(dim=(0, 2, 3))
         sum_gx = ((x.float() - mean.view(shape)) * grad).sum(dim=(0, 2, 3)) * inverse
@@ -77,7 +76,7 @@ class _Normalised(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             sums = torch.stack([sum_g, sum_gx])
             dist.all_reduce(sums)
-            sums /= ctx.count
+            sums /= count
             # dx = weight / std * (g - a - (x - mean) / std * b) as a multiple of g, a multiple of x
             # and a constant.
             scale = weight * inverse
