@@ -179,14 +179,14 @@ def stop_if_nonfinite(
     """Raise DataError if the loss of a step was NaN or infinite, or, before a checkpoint, if a weight
     is. nonfinite.json then names the images of the step.
     """
-    step, what = progress.nonfinite_step(), "training loss"
+    step, fault = progress.nonfinite_step(), "the training loss was not finite at step"
     if step is None and saves and not progress.weights_are_finite():
-        step, what = progress.step - 1, "gradient"
+        step, fault = progress.step - 1, "the gradient was not finite at step"
     if step is None:
         return
     if world.is_main:
         run.record_nonfinite(step, stems_of_step(train_set, settings, step))
     raise DataError(
-        f"the {what} was not finite at step {step}; {run.nonfinite} names its images, and the last checkpoint "
-        "is from before. --resume with --skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
+        f"{fault} {step}; {run.nonfinite} names its images, and the last checkpoint is from before. --resume with "
+        "--skip-nonfinite leaves such steps out; else try a lower --lr in a new run"
     )
