@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.multiprocessing import start_processes
 
-SECONDS = 300  # limit of the processes of a test
+SECONDS = 480  # limit of the processes of a test; to compile takes minutes on a slow machine
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["infoseg_fast", "torch.distributed"])
 
