@@ -272,17 +272,19 @@ def fits(values: np.ndarray, bits: int, *more: str) -> bytes:
 
 def test_fits_that_pillow_would_change_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(raster, "available", lambda: False)
-    values = random_pixels("float32")[0]
-    (tmp_path / "x.fits").write_bytes(fits(values.astype(">f4"), -32))
+    values = random_pixels("uint8")[0]
+    (tmp_path / "x.fits").write_bytes(fits(values, 8))
     assert_reads(tmp_path / "x.fits", values[None, ::-1].copy())
+    values = random_pixels("float32")[0]
     for number, content in enumerate((
         fits(random_pixels("int16")[0].astype(">i2"), 16),
         fits(values.astype(">f8"), -64),
-        fits(values.astype(">f4"), -32, "BZERO   = 5.0"),
+        fits(values.astype(">f4"), -32),
+        fits(random_pixels("uint8")[0], 8, "BZERO   = 5.0"),
         fits(random_pixels("uint8", 3), 8),
     )):  # fmt: skip
         (tmp_path / f"{number}.fits").write_bytes(content)
-        refused(lambda n=number: read_image(tmp_path / f"{n}.fits"), f"{number}.fits", "a FITS file of 16 or 64 bits")
+        refused(lambda n=number: read_image(tmp_path / f"{n}.fits"), f"{number}.fits", "FITS file of more than 8 bits")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
@@ -401,8 +403,12 @@ def test_nan_in_lerc_blocks_has_no_data(tmp_path, interleave, compression, where
     pixels = random_pixels("float32", 3)
     pixels[slice(3) if where == "all bands" else 1, 3:9, 4:] = np.nan
     write_raster(rasterio, tmp_path / "x.tif", pixels, compress=compression, interleave=interleave)
+    if where == "one band":  # where an old GDAL writes no NaN
+        with rasterio.open(tmp_path / "x.tif") as dataset:
+            pixels = dataset.read()
     found = read_image(tmp_path / "x.tif")
-    assert np.array_equal(found.valid, np.isfinite(pixels).all(axis=0))
+    valid = np.ones(pixels.shape[1:], bool) if found.valid is None else found.valid
+    assert np.array_equal(valid, np.isfinite(pixels).all(axis=0))
     assert np.array_equal(found.pixels, np.nan_to_num(pixels))
 
 
@@ -417,14 +423,11 @@ def test_the_alpha_channel_of_lerc_blocks(tmp_path, largest):
 
 
 @pytest.mark.parametrize("endianness", ["LITTLE", "BIG"])
-def test_samples_of_24_bits(tmp_path, endianness):
+def test_samples_of_24_bits_are_refused(tmp_path, endianness):
     rasterio = pytest.importorskip("rasterio")
     pixels = random_pixels("uint32", largest=2**24 - 1)
     write_raster(rasterio, tmp_path / "x.tif", pixels, nbits=24, ENDIANNESS=endianness)
-    if endianness == "LITTLE":
-        assert_reads(tmp_path / "x.tif", pixels)
-    else:
-        refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "24 bits")
+    refused(lambda: read_image(tmp_path / "x.tif"), "x.tif", "24 bits")
 
 
 @pytest.mark.parametrize("nodata", [None, 7])

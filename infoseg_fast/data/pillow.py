@@ -195,9 +195,9 @@ def narrowed_by_pillow(image: PIL.ImageFile.ImageFile) -> str:
         cards = {
             head[at : at + 8].strip(): head[at + 10 : at + 80].split(b"/")[0].strip() for at in range(0, len(head), 80)
         }
-        plain = cards[b"NAXIS"] == b"2" and cards[b"BITPIX"] in (b"8", b"32", b"-32")
+        plain = cards[b"NAXIS"] == b"2" and cards[b"BITPIX"] == b"8"  # versions disagree on the byte order of others
         if not plain or cards.keys() & {b"BZERO", b"BSCALE"}:
-            return "a FITS file of 16 or 64 bits, with a scale, or not of one plane"
+            return "a FITS file of more than 8 bits, with a scale, or not of one plane"
     if image.format == "SGI":
         with open(image.filename, "rb") as file:
             if file.read(4)[3] != 1:

@@ -142,8 +142,8 @@ class TiffReader(Reader):
         if 0 in header.shaped or header.shaped[1] != 1 or header.dtype is None:
             bits = f"{header.bitspersample}-bit samples of format {header.sampleformat}"
             raise DataError(f"a page of shape {header.shape} with {bits} is not accepted")
-        if header.bitspersample == 24 and header.dtype.kind in "iu" and header.parent.byteorder == ">":
-            raise DataError("big-endian samples of 24 bits are not accepted")  # tifffile and GDAL disagree on them
+        if header.bitspersample == 24 and header.dtype.kind in "iu":  # imagecodecs' versions and GDAL disagree
+            raise DataError("samples of 24 bits are not accepted; convert them to 32 bits")
         separate, _, height, width, samples = header.shaped
         blocks = separate * int(np.prod(grid_of(header)[2:]))
         if len(header.dataoffsets) < blocks and not header.is_contiguous:
