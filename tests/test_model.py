@@ -108,7 +108,8 @@ def test_the_compiler_takes_images_of_any_size():
     model = isf.InfoSegNet(3, 4, width=4, dim=8, depth=0).eval()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    for shape in ((2, 3, 64, 64), (3, 3, 40, 52)):
+    # Not square at first, since PyTorch 2.9 then takes the height for the width of all images.
+    for shape in ((2, 3, 64, 72), (3, 3, 40, 52), (3, 3, 48, 48)):
         images = torch.rand(shape)
         torch.testing.assert_close(compiled(images), model(images))
 
