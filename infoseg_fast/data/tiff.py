@@ -17,7 +17,7 @@ import PIL.Image
 import tifffile
 
 from ..errors import DataError
-from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype, fits, with_palette
+from .reader import MAX_BYTES, PLACE_TAGS, Description, Georeference, Reader, accepted_dtype, fits, with_palette
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise a DataError
 
@@ -30,7 +30,6 @@ LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
-PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 SEPARATE = 2  # planar configuration
 
@@ -198,9 +197,15 @@ class TiffReader(Reader):
                 mask = present if mask is None else mask & present
         return mask
 
-    def georeference(self) -> Georeference | None:
+    def georeference(self, page: int) -> Georeference | None:
         from . import raster
 
+        header, first = self._page(page)[0], self._file.pages.first
+        if header.offset != first.offset:
+            own = raster.georeference(self.path, header.offset)
+            if own is not None or not PLACE_TAGS.isdisjoint(first.tags.keys()):
+                return own
+        # GDAL reads the .aux.xml file only here.
         return raster.georeference(self.path)
 
     def companions(self) -> list[Path]:

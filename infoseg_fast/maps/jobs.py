@@ -1,7 +1,7 @@
 """The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
-Every map carries a key: a digest of the labelling, of the options that change its content, and of
-the sizes and the modification times of the files of the image. An interrupted call continues with
+Every map carries a key: a digest of the labelling, of the options that change its content, of the
+place, and of the sizes and the modification times of the files of the image. An interrupted call continues with
 the images whose maps lack the key.
 """
 
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..data import raster
 from ..data.images import companions, described_with, georeference_of
 from ..data.names import image_files, stem_of
 from ..data.reader import Description, Georeference
@@ -135,11 +134,12 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
     described, pages = described_with(source.path, reading)
     pages = pages if reading.pages == "each" else 1
     state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, files_of(source.path))]
-    place = place_of(source.path, described)
-    ending, jobs = ".png" if place is None else ".tif", []
+    jobs = []
     for page in range(pages):
         if page:
             described = described_with(source.path, reading, page)[0]
+        place = place_of(source.path, described, page)
+        ending = ".png" if place is None else ".tif"
         number = f"#{page + 1}" if pages > 1 else ""
         stem = out / f"{source.stem}{number}"
         jobs.append(
@@ -152,7 +152,7 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
                 stem.with_name(f"{stem.name}{ending}"),
                 stem.with_name(f"{stem.name}.confidence{ending}") if confidence else None,
                 stem.with_name(f"{stem.name}.overlay.png") if overlay else None,
-                digest([recipe, state, page]),
+                digest([recipe, state, page, place]),
             )
         )
     return jobs
@@ -163,14 +163,14 @@ def files_of(path: Path) -> list[Path]:
     return [path, *filter(os.path.exists, companions(path))]
 
 
-def place_of(path: Path, described: Description) -> Georeference | None:
-    """The georeference of an image, from its own data, or from a world file or RPCs beside it.
+def place_of(path: Path, described: Description, page: int) -> Georeference | None:
+    """The georeference of a page, from its own data, or from a world file or RPCs beside the file.
 
     Raises:
         DataError: it has a georeference and rasterio is missing.
     """
     if described.georeferenced:
-        return georeference_of(path)
+        return georeference_of(path, page)
     ending = path.suffix
     ends = [f"{ending[:2]}{ending[-1:]}w", f"{ending}w", ".wld", ".rpb", "_rpc.txt"]
     files = [path.with_name(f"{path.stem}{spelled}") for end in ends for spelled in (end.lower(), end.upper())]
@@ -179,7 +179,7 @@ def place_of(path: Path, described: Description) -> Georeference | None:
     if any(map(os.path.isfile, files)) or (
         os.path.isfile(beside) and any(place in beside.read_bytes() for place in PLACES)
     ):
-        return raster.georeference(path)
+        return georeference_of(path, page)
     return None
 
 
