@@ -3,6 +3,7 @@
 Blocks are read with positioned reads, so that threads and forked processes can share an open file.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -259,7 +260,7 @@ class TiffReader(Reader):
         if offset + size > header.parent.filehandle.size:
             raise DataError("the file ends before its last block (truncated)")
 
-        tall, wide, _, _ = grid_of(header)
+        tall, wide, down, _ = grid_of(header)
         decoded = tall * wide * header.shaped[4] * header.dtype.itemsize
         if decoded > MAX_BYTES:
             raise DataError(f"blocks of {decoded / 2**30:.3g} GiB; at most {MAX_BYTES / 2**30:.3g} are accepted")
@@ -272,7 +273,16 @@ class TiffReader(Reader):
                 return lerc_block(data, header.shaped[4])
             if header.compression == JPEG_BASELINE and header.planarconfig == SEPARATE:  # each plane is grey
                 return imagecodecs.jpeg8_decode(data, tables=header.jpegtables)[..., None]
-            found = header.decode(data, index, jpegtables=header.jpegtables, jpegheader=header.jpegheader)[0]
+            tables = {"jpegtables": header.jpegtables, "jpegheader": header.jpegheader}
+            try:
+                found = header.decode(data, index, **tables)[0]
+            except Exception:
+                if header.is_tiled or (index + 1) % down or header.shaped[2] % tall == 0:
+                    raise
+                # Some programs store the last strip of a plane with as many rows as the others.
+                with contextlib.suppress(Exception):
+                    return header.decode(data, 0, **tables)[0][0]
+                raise
             if found is None:
                 raise DataError(f"block {index} cannot be decoded")
             return found[0]
