@@ -309,10 +309,24 @@ def test_polygons_are_the_regions(made, tmp_path):
         for k in range(K):
             area = found["area"][found["class"] == k].sum()
             assert area == pytest.approx(unit * (labels == k).sum())
-    with pytest.raises(DataError, match="--polygons needs images with a georeference"):
-        predict(made, [tmp_path / "in/c.png"], tmp_path / "other", Products(polygons=file))
     with pytest.raises(DataError, match="must end in .gpkg"):
         predict(made, [tmp_path / "in"], tmp_path / "other", Products(polygons=tmp_path / "x.shp"))
+
+
+def test_polygons_without_a_transform_are_refused_before_a_map_is_written(run, tmp_path, capsys):
+    pytest.importorskip("pyogrio")
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    write_scene(tmp_path / "c.tif", pixels_of(40, 50), transform=None)
+    images = [tmp_path / name for name in ("a.png", "b.png", "c.tif")]
+    command = "predict", run, "--out", tmp_path / "out", "--polygons", tmp_path / "x.gpkg"
+    assert call(*command, *images) == 2 and "--polygons needs an image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    scene = write_scene(tmp_path / "d.tif", pixels_of(400, 500), compress="deflate")
+    scene.write_bytes(scene.read_bytes()[:-100])
+    assert call(*command, *images, scene) == 1  # its header has a transform
+    assert files_in(tmp_path / "out") == {"a.png", "c.tif"} and not (tmp_path / "x.gpkg").exists()
+    assert "no image with a transform could be read" in capsys.readouterr().err
 
 
 def test_confidence_is_a_second_map(made, tmp_path):

@@ -7,10 +7,11 @@ the images whose maps lack the key.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 
 from ..data.images import companions, described_with, georeference_of
 from ..data.names import image_files, stem_of
-from ..data.reader import Description, Georeference
+from ..data.reader import Description, Georeference, ReadOptions
 from ..errors import DataError
 from ..segmenter import Segmenter
 
@@ -131,16 +132,11 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
         DataError: the file cannot be read.
     """
     reading = segmenter.labelling.data.reading
-    described, pages = described_with(source.path, reading)
-    pages = pages if reading.pages == "each" else 1
     state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, files_of(source.path))]
-    jobs = []
-    for page in range(pages):
-        if page:
-            described = described_with(source.path, reading, page)[0]
-        place = place_of(source.path, described, page)
+    found, jobs = list(pages_of(source.path, reading)), []
+    for page, (described, place) in enumerate(found):
         ending = ".png" if place is None else ".tif"
-        number = f"#{page + 1}" if pages > 1 else ""
+        number = f"#{page + 1}" if len(found) > 1 else ""
         stem = out / f"{source.stem}{number}"
         jobs.append(
             Job(
@@ -156,6 +152,34 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
             )
         )
     return jobs
+
+
+def pages_of(path: Path, reading: ReadOptions) -> Iterator[tuple[Description, Georeference | None]]:
+    """The description and the georeference of each page of an image file that is read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    described, pages = described_with(path, reading)
+    yield described, place_of(path, described, 0)
+    for page in range(1, pages if reading.pages == "each" else 1):
+        described = described_with(path, reading, page)[0]
+        yield described, place_of(path, described, page)
+
+
+def check_transforms(sources: Sequence[Source], reading: ReadOptions) -> None:
+    """Raise DataError if no image has a georeference by a transform. Images that cannot be read are left
+    out, unless all are such.
+    """
+    readable = False
+    for source in sources:
+        with contextlib.suppress(DataError):
+            for _, place in pages_of(source.path, reading):
+                if place is not None and place.has_transform:
+                    return
+                readable = True
+    if readable:
+        raise DataError("--polygons needs an image with a georeference by a transform, and none of these has one")
 
 
 def files_of(path: Path) -> list[Path]:
