@@ -277,7 +277,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
-    if arguments.classes is not None:
+    if arguments.classes not in (None, segmenter.num_clusters):
+        if arguments.match:
+            raise DataError(f"--match needs the {segmenter.num_clusters} clusters of the training; leave --classes out")
         segmenter = segmenter.with_clusters(arguments.classes)
     products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
     outcome = predict(segmenter, arguments.sources, arguments.out, products)

@@ -308,6 +308,6 @@ def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device)
         raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
     found = folder.evaluation(checkpoint, content["step"])
     labelling = Labelling.from_state(content["labelling"]).to(device)
-    if not found or not found["num_pixels"]:
+    if found is None or not found["num_pixels"] or len(found["mapping"]) != labelling.num_clusters:
         return Segmenter(labelling), content["step"]
-    return Segmenter(labelling, found["mapping"], found.get("classes", labelling.data.class_names)), content["step"]
+    return Segmenter(labelling, found["mapping"], found["classes"]), content["step"]

@@ -24,7 +24,6 @@ from .metrics import ClusterMetrics
 BATCH_PIXELS = 2**19  # largest batch; a larger image is a batch of its own
 READ_AHEAD = 2  # batches
 SCENE_PIXELS = 2**24  # size of an image from which it is read by windows, if its format allows it
-LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # in the log lines of a training
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
