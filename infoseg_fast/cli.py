@@ -262,12 +262,12 @@ def run_eval(arguments: argparse.Namespace) -> None:
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
     add_training(scores, run.read_config()["config"]["loss_mask"], arguments.checkpoint)
-    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)
     if arguments.json:
         print(json.dumps(scores, allow_nan=False))
     else:
         print(f"checkpoint {arguments.checkpoint} of step {step}, {arguments.split} split of {images.name}:")
         print(as_text(scores, images.classes))
+    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)  # RUN may be read-only
 
 
 def run_predict(arguments: argparse.Namespace) -> int:

@@ -184,6 +184,16 @@ def test_an_edited_evaluation_is_none(trained, tmp_path, capsys, change):
     assert json.loads(file.read_text()) == {"last": record["last"]}
 
 
+def test_scores_that_cannot_be_kept_are_printed(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").mkdir()
+    assert call("eval", run, "--data", trained / "data", "--json") == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_pixels"] and "evaluation.json could not be written" in printed.err
+
+
 def test_match_needs_the_clusters_of_the_training(trained, tmp_path, capsys):
     command = "predict", trained / "run", trained / "data/images", "--out", tmp_path / "out", "--match", "--classes"
     assert call(*command, 3) == 2
