@@ -54,7 +54,7 @@ def score_figure(over_clusters: OverClusters, chosen: int) -> str:
     from matplotlib import pyplot
 
     numbers = sorted({*scored_numbers(over_clusters.num_classes), chosen})
-    scores = [over_clusters.best_score(n) for n in numbers]
+    scores = over_clusters.best_scores(numbers)
     figure, axis = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
     axis.plot(numbers, scores, marker=".", color="#4477aa")
     axis.axvline(chosen, color="grey", linestyle=":", label="this run")

@@ -262,12 +262,12 @@ def run_eval(arguments: argparse.Namespace) -> None:
     scores = evaluate(segmenter, images, device, progress=not arguments.json)
     run = RunFolder(arguments.run)
     add_training(scores, run.read_config()["config"]["loss_mask"], arguments.checkpoint)
-    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)
     if arguments.json:
         print(json.dumps(scores, allow_nan=False))
     else:
         print(f"checkpoint {arguments.checkpoint} of step {step}, {arguments.split} split of {images.name}:")
         print(as_text(scores, images.classes))
+    run.record_evaluation(arguments.checkpoint, step, arguments.split, images.classes, scores)  # RUN may be read-only
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -277,7 +277,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     keep_freed_memory()
     segmenter = load(arguments.run, arguments.checkpoint, pick_device(arguments.device))
-    if arguments.classes is not None:
+    if arguments.classes not in (None, segmenter.num_clusters):
+        if arguments.match:
+            raise DataError(f"--match needs the {segmenter.num_clusters} clusters of the training; leave --classes out")
         segmenter = segmenter.with_clusters(arguments.classes)
     products = Products(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Products)})
     outcome = predict(segmenter, arguments.sources, arguments.out, products)

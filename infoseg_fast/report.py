@@ -59,7 +59,7 @@ def write(run: RunFolder, segmenter: Segmenter, images: ImageSet) -> None:
         sections += [
             f"<h2>Scores on the {scores['split']} split</h2>",
             score_table(scores),
-            class_table(scores, images),
+            class_table(scores),
         ]
     matches = scores if scores is not None and scores["num_pixels"] and images.has_labels else None
     overviews, shown = examples(segmenter, images, config["config"]["rgb"])
@@ -121,13 +121,14 @@ def score_table(scores: dict) -> str:
     return f"<table>{body}</table><p>Clusters are matched to classes once for the whole split, one to one.</p>"
 
 
-def class_table(scores: dict, images: ImageSet) -> str:
-    lines = []
+def class_table(scores: dict) -> str:
+    """The table of the classes of the scores, which may be others than those of the images shown."""
+    lines, names = [], scores["classes"] or [f"class {cls}" for cls in range(len(scores["iou"]))]
     for cls, (share, iou) in enumerate(zip(scores["class_shares"], scores["iou"], strict=True)):
         shown = "-" if iou is None else f"{iou:.3f}"
         clusters = ", ".join(str(i) for i, mapped in enumerate(scores["mapping"]) if mapped == cls)
         lines.append(
-            f"<tr><td>{swatch(cls, images.num_classes)}{text(class_name(images, cls))}</td>"
+            f"<tr><td>{swatch(cls, len(scores['iou']))}{text(names[cls])}</td>"
             f'<td class="number">{share:.3f}</td><td class="number">{shown}</td><td>{clusters or "none"}</td></tr>'
         )
     head = "<tr><th>class</th><th>share</th><th>IoU</th><th>cluster</th></tr>"

@@ -23,6 +23,7 @@ from .recipe import COMMON_DEFAULTS
 
 logger = logging.getLogger("infoseg_fast")
 
+LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # in the log lines of a training
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LOCK = ".lock"
 LAYOUT = 3  # version of the files. A RUN of another version is refused by name.
@@ -235,7 +236,9 @@ class RunFolder:
         return rows
 
     def evaluation(self, name: str, step: int | None = None) -> dict[str, Any] | None:
-        """The last scores of a checkpoint. None: it has none, or they belong to another step."""
+        """The last scores of a checkpoint, as `record_evaluation` wrote them. None: it has none, they
+        belong to another step, or the file was edited.
+        """
         found = self._evaluations().get(name)
         return found if found and step in (None, found["step"]) else None
 
@@ -249,7 +252,35 @@ class RunFolder:
 
     def _evaluations(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.evaluations.read_text())
+            found = json.loads(self.evaluations.read_text(), parse_constant=_refuse)
         except (OSError, ValueError):
             return {}
-        return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+        return {name: one for name, one in found.items() if _is_evaluation(one)} if isinstance(found, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not strict JSON")
+
+
+def _is_evaluation(record: Any) -> bool:
+    """Whether a record of evaluation.json has all that `record_evaluation` writes, with its types."""
+
+    def is_list(name: str, *types: type) -> bool:
+        return isinstance(record[name], list) and all(type(item) in types for item in record[name])
+
+    try:
+        number = len(record["iou"])
+        ratio = (int, float) if record["num_pixels"] else (int, float, type(None))
+        return (
+            all(type(record[name]) is int for name in ("step", "num_pixels"))
+            and isinstance(record["split"], str)
+            and (record["classes"] is None or (is_list("classes", str) and len(record["classes"]) >= number))
+            and all(type(record[name]) in ratio for name in LOGGED_SCORES)
+            and is_list("class_shares", *ratio)
+            and len(record["class_shares"]) == number
+            and is_list("iou", int, float, type(None))
+            and is_list("mapping", int)
+            and all(-1 <= cls < number for cls in record["mapping"])
+        )
+    except (KeyError, TypeError):  # a name is missing, or the record is no object
+        return False

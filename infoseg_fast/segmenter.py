@@ -19,6 +19,7 @@ from .encoding import Area
 from .errors import DataError
 from .ops.confusion_matrix import count_pairs
 from .recipe.labelling import Labelling
+from .reference.confusion_matrix import raise_out_of_range
 from .run_folder import RunFolder
 from .tile_labels import Part, TileLabeller
 from .tiling import Band, Plan
@@ -193,6 +194,10 @@ class Segmenter:
             the two numbers.
         """
         images = self._checked_shape(images)
+        if target.device.type == "cpu":  # the flat index of an error in a part would not be that in the target
+            wrong = ((target < 0) | (target >= num_classes)) & (target != IGNORE)
+            if wrong.any():
+                raise_out_of_range(torch.zeros_like(target), target, self.num_clusters, num_classes, IGNORE)
         counts = torch.zeros(self.num_clusters, num_classes, dtype=torch.int64, device=images.device)
         outside = torch.zeros((), dtype=torch.int64, device=images.device)
         for images_of, chosen in self._batches(images):
@@ -308,6 +313,6 @@ def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device)
         raise DataError(f"run {run} has no checkpoint {checkpoint!r} yet")
     found = folder.evaluation(checkpoint, content["step"])
     labelling = Labelling.from_state(content["labelling"]).to(device)
-    if not found or not found["num_pixels"]:
+    if found is None or not found["num_pixels"] or len(found["mapping"]) != labelling.num_clusters:
         return Segmenter(labelling), content["step"]
-    return Segmenter(labelling, found["mapping"], found.get("classes", labelling.data.class_names)), content["step"]
+    return Segmenter(labelling, found["mapping"], found["classes"]), content["step"]

@@ -31,8 +31,8 @@ from .finish import finish
 from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
 from .recipe import DataInfo, recipe_class
 from .recipe.sample import Sample
-from .run_folder import RunFolder
-from .scores.evaluate import LOGGED_SCORES, evaluate
+from .run_folder import LOGGED_SCORES, RunFolder
+from .scores.evaluate import evaluate
 from .segmenter import Segmenter
 from .signals import Stopped, StopSignals
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,57 @@ def test_match_needs_an_evaluation(tmp_path, capsys):
     assert call("train", "--data", data, "--out", tmp_path / "run", "--classes", 2, *TRAIN) == 0
     assert call("predict", tmp_path / "run", data / "images", "--out", tmp_path / "out", "--match") == 2
     assert "infoseg eval" in capsys.readouterr().err and not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mapping": None},
+        {"mapping": [0]},
+        {"mapping": [0, 1, 0]},
+        {"mapping": [0, "1"]},
+        {"mapping": [0, 300]},
+        {"mapping": [0, -7]},
+        {"mapping": {"0": 1}},
+        {"classes": [1, 2]},
+        {"classes": "ab"},
+        {"num_pixels": "7"},
+        {"step": "2"},
+        {"iou": 1},
+        {"split": float("nan")},
+        None,
+    ],
+)
+def test_an_edited_evaluation_is_none(trained, tmp_path, capsys, change):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    file = run / "evaluation.json"
+    record = json.loads(file.read_text())
+    file.write_text("[" if change is None else json.dumps({"last": record["last"] | change, "best_loss": change}))
+    command = "predict", run, trained / "data/images/im0.png", "--out", tmp_path / "out"
+    capsys.readouterr()
+    assert call(*command, "--match") == 2 and not (tmp_path / "out").exists()
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "evaluation.json" in printed and "infoseg eval" in printed
+    assert call(*command) == 0
+    assert call("eval", run, "--data", trained / "data", "--json") == 0
+    assert json.loads(file.read_text()) == {"last": record["last"]}
+
+
+def test_scores_that_cannot_be_kept_are_printed(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").mkdir()
+    assert call("eval", run, "--data", trained / "data", "--json") == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_pixels"] and "evaluation.json could not be written" in printed.err
+
+
+def test_match_needs_the_clusters_of_the_training(trained, tmp_path, capsys):
+    command = "predict", trained / "run", trained / "data/images", "--out", tmp_path / "out", "--match", "--classes"
+    assert call(*command, 3) == 2
+    assert "--match needs the 2 clusters" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["eval", "predict", "export"])

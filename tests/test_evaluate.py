@@ -118,6 +118,11 @@ def test_an_evaluation_of_other_data_names_its_classes_and_holds_for_its_step(tm
     assert main(["train", "--data", str(folder), "--out", run, "--steps", "2", *sizes]) == 0
     assert main(["eval", run, "--data", str(other)]) == 0
     assert isf.load(run).class_names == ["two", "one"]
+    (other / "classes.txt").write_text("".join(f"other {k}\n" for k in range(5)))
+    assert main(["eval", run, "--data", str(other)]) == 0
+    (tmp_path / "run/report.html").unlink()
+    assert main(["train", "--out", run, "--resume"]) == 0
+    assert "</span>other 4<" in (tmp_path / "run/report.html").read_text()
     assert main(["train", "--out", run, "--resume", "--steps", "3"]) == 0
     assert isf.load(run).class_names is None
     assert "Scores on" not in (tmp_path / "run/report.html").read_text()

@@ -813,6 +813,17 @@ def patched(path: Path, tag: int, value: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("compression", ["deflate", "packbits", "zstd"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_last_strip_with_the_rows_of_the_others(tmp_path, compression, planar):
+    pixels, path = random_pixels("uint16", 3)[:, :32], tmp_path / "x.tif"
+    stored = pixels if planar == "separate" else last(pixels)
+    how = {"photometric": "rgb", "planarconfig": planar, "rowsperstrip": 16, "metadata": None}
+    tifffile.imwrite(path, stored, compression=compression, **how)
+    patched(path, 257, 29)  # ImageLength
+    assert_reads(path, pixels[:, :-3])
+
+
 def test_pages_in_a_circle(tmp_path):
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, random_pixels("uint8")[0])

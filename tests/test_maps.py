@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import call
 from PIL import Image
@@ -21,6 +22,7 @@ from processes import each_rank
 import infoseg_fast as isf
 from infoseg_fast import tile_labels, tiling
 from infoseg_fast.checkpoint import save
+from infoseg_fast.data.reader import ReadOptions
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
@@ -40,13 +42,14 @@ K = 4
 PLACE = {"crs": "EPSG:32633", "transform": from_origin(4e5, 5e6, 10, 20)}
 
 
-def labelling(channels=3, scaling=None, names=None, num_classes=K):
+def labelling(channels=3, scaling=None, names=None, num_classes=K, reading=None):
     torch.manual_seed(1)
     network = isf.InfoSegNet(channels, num_classes, width=8, dim=16, depth=0).train()
     for _ in range(3):
         network(torch.rand(4, channels, 64, 64))
     network = network.eval().requires_grad_(False)
-    data = DataInfo(channels, num_classes, names, [0.5] * channels, [0.3] * channels, scaling)
+    described = [0.5] * channels, [0.3] * channels, scaling
+    data = DataInfo(channels, num_classes, names, *described, reading=reading or ReadOptions())
     arguments = {"in_channels": channels, "num_classes": num_classes, "width": 8, "dim": 16, "depth": 0}
     made = Labelling(network, arguments, data, temperature=300.0)
     images = torch.rand(2, channels, 64, 64)
@@ -306,10 +309,24 @@ def test_polygons_are_the_regions(made, tmp_path):
         for k in range(K):
             area = found["area"][found["class"] == k].sum()
             assert area == pytest.approx(unit * (labels == k).sum())
-    with pytest.raises(DataError, match="--polygons needs images with a georeference"):
-        predict(made, [tmp_path / "in/c.png"], tmp_path / "other", Products(polygons=file))
     with pytest.raises(DataError, match="must end in .gpkg"):
         predict(made, [tmp_path / "in"], tmp_path / "other", Products(polygons=tmp_path / "x.shp"))
+
+
+def test_polygons_without_a_transform_are_refused_before_a_map_is_written(run, tmp_path, capsys):
+    pytest.importorskip("pyogrio")
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    write_scene(tmp_path / "c.tif", pixels_of(40, 50), transform=None)
+    images = [tmp_path / name for name in ("a.png", "b.png", "c.tif")]
+    command = "predict", run, "--out", tmp_path / "out", "--polygons", tmp_path / "x.gpkg"
+    assert call(*command, *images) == 2 and "--polygons needs an image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    scene = write_scene(tmp_path / "d.tif", pixels_of(400, 500), compress="deflate")
+    scene.write_bytes(scene.read_bytes()[:-100])
+    assert call(*command, *images, scene) == 1  # its header has a transform
+    assert files_in(tmp_path / "out") == {"a.png", "c.tif"} and not (tmp_path / "x.gpkg").exists()
+    assert "no image with a transform could be read" in capsys.readouterr().err
 
 
 def test_confidence_is_a_second_map(made, tmp_path):
@@ -503,9 +520,31 @@ def test_a_world_file_in_any_case(made, tmp_path, world, found):
     source.mkdir()
     kind = {".tif": "TIFF", ".jpg": "JPEG", ".png": "PNG"}[Path(found).suffix.lower()]
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(source / found, format=kind)
-    (source / world).write_text("10\n0\n0\n-20\n400005\n4999990\n")
-    predict(made, [source], tmp_path / "out")
-    with rasterio.open(tmp_path / "out" / f"{Path(found).stem}.tif") as file:
+    for top, expected in ((4999990, PLACE["transform"]), (3999990, from_origin(4e5, 4e6, 10, 20))):
+        (source / world).write_text(f"10\n0\n0\n-20\n400005\n{top}\n")
+        predict(made, [source], tmp_path / "out")
+        with rasterio.open(tmp_path / "out" / f"{Path(found).stem}.tif") as file:
+            assert file.transform == expected
+
+
+def test_a_world_file_beside_a_format_that_gdal_does_not_read(made, tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jxl").write_bytes(imagecodecs.jpegxl_encode(pixels_of(40, 50).transpose(1, 2, 0)))
+    (tmp_path / "in/a.wld").write_text("10\n0\n0\n-20\n400005\n4999990\n")
+    Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(tmp_path / "in/b.png")
+    outcome = predict(made, [tmp_path / "in"], tmp_path / "out")
+    assert outcome.written + len(outcome.failures) == 2  # a GDAL with JPEG XL reads it
+    assert all("a.jxl" in line and "convert the image to GeoTIFF" in line for line in outcome.failures)
+
+
+def test_the_place_of_ycbcr_colours(made, tmp_path):
+    """Pillow reads these, not tifffile."""
+    place = [(33550, 12, 3, (10.0, 20.0, 0.0)), (33922, 12, 6, (0.0, 0.0, 0.0, 4e5, 5e6, 0.0))]
+    how = {"photometric": "ycbcr", "subsampling": (1, 1), "extratags": place}
+    tifffile.imwrite(tmp_path / "a.tif", pixels_of(40, 50).transpose(1, 2, 0), **how)
+    predict(made, [tmp_path / "a.tif"], tmp_path / "out")
+    with rasterio.open(tmp_path / "out/a.tif") as file:
         assert file.transform == PLACE["transform"]
 
 
@@ -517,6 +556,36 @@ def test_control_points_beside_a_picture(made, tmp_path):
     predict(made, [tmp_path / "a.png"], tmp_path / "out")
     with rasterio.open(tmp_path / "out/a.tif") as file:
         assert [(p.row, p.col, p.x, p.y) for p in file.gcps[0]] == [(p.row, p.col, p.x, p.y) for p in points]
+
+
+@pytest.mark.parametrize("beside", [None, "world", "aux"])
+def test_each_page_has_its_own_place(tmp_path, beside):
+    """The second page has a place of its own. The others have that of a file beside the image; without
+    one the first has its own, and the third none.
+    """
+    made = isf.Segmenter(labelling(reading=ReadOptions(pages="each")))
+    second = {"crs": "EPSG:32634", "transform": from_origin(6e5, 4e6, 30, 30)}
+    scene = tmp_path / "a.tif"
+    write_scene(scene, pixels_of(40, 50), **({"crs": None, "transform": None} if beside else {}))
+    write_scene(scene, pixels_of(60, 30), APPEND_SUBDATASET=True, **second)
+    tifffile.imwrite(scene, pixels_of(40, 50).transpose(1, 2, 0), append=True, photometric="rgb", metadata=None)
+    if beside == "world":
+        (tmp_path / "a.tfw").write_text("10\n0\n0\n-20\n400005\n4999990\n")
+    elif beside == "aux":
+        numbers = ", ".join(map(str, PLACE["transform"].to_gdal()))
+        (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset><GeoTransform>{numbers}</GeoTransform></PAMDataset>")
+    areas, out = tmp_path / "areas.csv", tmp_path / "out"
+    assert predict(made, [scene], out, Products(areas=areas)).written == 3
+    assert files_in(out) == {"a#1.tif", "a#2.tif", "a#3.tif" if beside else "a#3.png"}
+    places = [PLACE | {"crs": None} if beside else PLACE, second, PLACE | {"crs": None} if beside else None]
+    for number, place in enumerate(places, start=1):
+        pixel = "" if place is None else place["transform"].a * -place["transform"].e
+        for row in csv.DictReader(areas.open(newline="")):
+            if row["image"].endswith(f"#{number}"):
+                assert row["area"] == ("" if place is None else str(int(row["pixels"]) * pixel))
+        if place is not None:
+            with rasterio.open(out / f"a#{number}.tif") as file:
+                assert (file.transform, file.crs) == (place["transform"], place["crs"])
 
 
 @pytest.mark.parametrize("place", [{"crs": "EPSG:32633", "transform": None}, {"crs": "EPSG:4807"}])

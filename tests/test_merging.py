@@ -7,7 +7,16 @@ import torch
 
 from infoseg_fast.ops.appearance_statistics import appearance_statistics
 from infoseg_fast.recipe.appearance import appearance_information
-from infoseg_fast.recipe.merging import Statistics, _improved, _PairMerges, criteria, merge, statistics_of
+from infoseg_fast.recipe.merging import (
+    Criteria,
+    Statistics,
+    _improved,
+    _PairMerges,
+    criteria,
+    merge,
+    merges,
+    statistics_of,
+)
 from infoseg_fast.recipe.resampling import BLOCK_IMAGES, MAX_RESAMPLED_CLASSES, block_statistics, resampled_merge, total
 
 
@@ -28,6 +37,11 @@ def statistics(classes: int) -> Statistics:
 
 def of(probs, y, mask=None) -> Statistics:
     return statistics_of([(probs, appearance_statistics(y, mask), mask)])
+
+
+def together(sums: list[Statistics]) -> Statistics:
+    """Sums of the same classes with a further dimension."""
+    return Statistics(*(torch.stack(x) for x in zip(*sums, strict=True)))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -69,15 +83,19 @@ def test_criteria_of_all_pairs_are_those_of_each_partition():
     """The quick sums for all pairs against the partitions themselves."""
     given = statistics(7)
     given = Statistics(given.moments, given.joint / given.joint.sum())
-    groups, pairs = [[k] for k in range(7)], _PairMerges.of(given)
-    for i, j in ((1, 3), (0, 5), (0, 1), (2, 3)):
+    pairs = _PairMerges.of(together([given, given]))
+    partitions = [[[k] for k in range(7)] for _ in range(2)]
+    for places in (((1, 3), (0, 6)), ((0, 5), (2, 4)), ((0, 1), (0, 4)), ((2, 3), (1, 2))):
         found = pairs.criteria()
-        for a, b in itertools.combinations(range(len(groups)), 2):
-            rest = [group for k, group in enumerate(groups) if k not in (a, b)]
-            for kept, right in zip(found, criteria(given.merged([*rest, groups[a] + groups[b]])), strict=True):
-                assert float(kept[a, b]) == pytest.approx(float(right)) and kept[a, b] == pytest.approx(kept[b, a])
-        groups[i] += groups.pop(j)
-        pairs = pairs.merged(i, j)
+        for one, groups in enumerate(partitions):
+            for a, b in itertools.combinations(range(len(groups)), 2):
+                rest = [group for k, group in enumerate(groups) if k not in (a, b)]
+                for kept, right in zip(found, criteria(given.merged([*rest, groups[a] + groups[b]])), strict=True):
+                    assert float(kept[one, a, b]) == pytest.approx(float(right))
+                    assert kept[one, a, b] == pytest.approx(kept[one, b, a])
+        for groups, (i, j) in zip(partitions, places, strict=True):
+            groups[i] += groups.pop(j)
+        pairs = pairs.merged(*torch.tensor(places).T)
 
 
 @pytest.mark.parametrize("number", [2, 3, 5])
@@ -119,7 +137,8 @@ def test_a_poor_partition_is_improved_by_moves():
         for rest in itertools.combinations(range(1, 6), n)
     ]
     worst = min(splits, key=score)
-    assert score(_improved(given, worst, whole)) > score(worst)
+    (improved,) = _improved(together([given]), [worst], Criteria(*(x[None] for x in whole)))
+    assert score(improved) > score(worst)
     assert score(merge(given, 2)) == pytest.approx(max(map(score, splits)))
 
 
@@ -181,10 +200,12 @@ def test_a_resampled_merge_agrees_best_with_the_merges_of_other_resamples(monkey
     usual, other = [[0, 1], [2, 3, 4, 5]], [[0, 5], [1, 2, 3, 4]]
     given = iter([other, usual, other, usual, usual] * 4)
     seen = []
-    monkeypatch.setattr(
-        "infoseg_fast.recipe.resampling.merge",
-        lambda statistics, number, weights: seen.append(statistics.moments) or next(given),
-    )
+
+    def merges(resamples, numbers, weights):
+        seen.extend(resamples.moments)
+        return [[next(given) for _ in resamples.moments] for _ in numbers]
+
+    monkeypatch.setattr("infoseg_fast.recipe.resampling.merges", merges)
     assert resampled_merge(blocks, 2) == usual
     assert len({tuple(x.flatten().tolist()) for x in seen}) > 8  # resamples differ
     first = [x.clone() for x in seen]
@@ -192,6 +213,18 @@ def test_a_resampled_merge_agrees_best_with_the_merges_of_other_resamples(monkey
     given = iter([usual] * 16)
     resampled_merge(blocks, 2)
     assert all(torch.equal(x, z) for x, z in zip(first, seen, strict=True))
+
+
+def test_several_sums_and_numbers_give_the_groups_of_each():
+    """Sums over other images, and of classes that are nowhere or alike."""
+    probs, y, _ = example(9, images=24)
+    probs[12:18, 8] = 0
+    probs[18:, 7] = probs[18:, 6]
+    sums = [of(probs[part], y[part]) for part in map(slice, range(0, 24, 6), range(6, 25, 6))]
+    numbers = [5, 2, 9, 3]
+    found = merges(together(sums), numbers)
+    assert found == [[merge(one, number) for one in sums] for number in numbers]
+    assert len({str(groups) for groups in found[0]}) > 1
 
 
 def test_resamples_of_equal_blocks_and_many_classes_give_the_plain_merge():

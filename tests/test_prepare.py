@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from raw_downloads import (
     LIST_NAME,
@@ -33,6 +34,8 @@ from test_data import refused
 from infoseg_fast.cli import main
 from infoseg_fast.data import open_set, prepare, resize, workers
 from infoseg_fast.data.protocols import PROTOCOLS
+from infoseg_fast.errors import DataError
+from infoseg_fast.scores.evaluate import score
 
 
 @pytest.fixture
@@ -587,6 +590,15 @@ def test_a_damaged_prepared_set_is_refused(coco, damage):
     split = "test" if damage == "split" else "eval"
     told = "--split" if damage == "split" else "format 0" if damage == "format" else "damaged"
     refused(lambda: open_set(str(root), split), told)
+
+
+def test_a_label_that_is_no_class_is_named_where_it_is_scored(coco):
+    images = open_set(str(prepared("coco-stuff-15", coco)), "eval")
+    path = images._paths[0][1]
+    path.write_bytes(b"\x64" * path.stat().st_size)
+    told = rf"label map of image {images.stems[0]} of .* holds 100; values below 15 and 255"
+    with pytest.raises(DataError, match=told):
+        score(lambda pixels, target: torch.zeros(2, 15, dtype=torch.int64), 2, images)
 
 
 @pytest.mark.parametrize(

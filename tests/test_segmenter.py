@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import infoseg_fast as isf
+from infoseg_fast import segmenter as segmenter_module
 from infoseg_fast import tile_labels as module
 from infoseg_fast.data.base import ImageSet, scaled_size
 from infoseg_fast.export import LabelModel
@@ -158,12 +159,13 @@ def test_padding_does_not_shift_the_labels(network):
 
 
 @pytest.mark.parametrize("refined", [False, True])
-def test_count_refuses_a_target_out_of_range(network, refined):
-    target = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    target[0, 3, 4] = 9
+def test_count_refuses_a_target_out_of_range(network, refined, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "BATCH_PIXELS", 32 * 32)  # images go one by one
+    target = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    target[1, 3, 4] = 9
     found = segmenter(network, refined)
-    with pytest.raises(ValueError, match="9"):
-        found.count(torch.rand(1, 3, 32, 32), target, 4)
+    with pytest.raises(ValueError, match="target holds 9 at flat index 1124; 0 to 3 are accepted"):
+        found.count(torch.rand(2, 3, 32, 32), target, 4)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])

@@ -29,7 +29,8 @@ from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..recipe import Recipe, recipe_class
 from ..recipe.sample import Sample
-from ..scores.evaluate import LOGGED_SCORES, evaluate
+from ..run_folder import LOGGED_SCORES
+from ..scores.evaluate import evaluate
 from ..segmenter import Segmenter
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")

@@ -96,15 +96,13 @@ def read_with(
     return _with_reader(Path(path), "image", read)
 
 
-def georeference_of(path: str | os.PathLike) -> Georeference | None:
-    """The georeference of a file, or None.
+def georeference_of(path: str | os.PathLike, page: int = 0) -> Georeference | None:
+    """The georeference of a page, from the file or from files beside it. None: it has none.
 
     Raises:
-        DataError: the file has a georeference and rasterio is not installed.
+        DataError: rasterio is not installed.
     """
-    return _with_reader(
-        Path(path), "image", lambda reader: reader.georeference() if reader.describe(0).georeferenced else None
-    )
+    return _with_reader(Path(path), "image", lambda reader: reader.georeference(page))
 
 
 def companions(path: str | os.PathLike) -> list[Path]:

@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageFile
 
 from ..errors import DataError
-from .reader import Description, WholeReader
+from .reader import PLACE_TAGS, Description, WholeReader
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG2000_MAGIC = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
@@ -96,12 +96,14 @@ class PillowReader(WholeReader):
             bands = len(mode)
         self._mode, self._transparent = mode, "transparency" in image.info
         self.pages, self.is_jpeg = getattr(image, "n_frames", 1), image.format in ("JPEG", "MPO")
+        placed = not PLACE_TAGS.isdisjoint(getattr(image, "tag_v2", {}))
         note = "CMYK colours are converted to RGB" if image.mode == "CMYK" else ""
         if image.format == "MPO" and self.pages > 1:  # a camera's JPEG with its previews
             self.pages, note = 1, "further frames of a camera's MPO file are not read"
         self._described = Description(
-            image.height, image.width, bands, np.dtype(dtype), alpha=mode in ("LA", "RGBA"), note=note
-        )
+            image.height, image.width, bands, np.dtype(dtype), alpha=mode in ("LA", "RGBA"), georeferenced=placed,
+            note=note,
+        )  # fmt: skip
         self._largest = largest_value(image)
         large = image.height * image.width * bands > LARGE_BYTES
         stored = image.mode == mode and self._largest == 255

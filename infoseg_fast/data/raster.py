@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .reader import Description, Georeference, Reader, accepted_dtype, fits, with_palette
 
 LISTED = 8  # number of subdatasets that a message names
@@ -41,26 +41,39 @@ def utf8_path(path: Path) -> Iterator[str]:
         os.close(number)
 
 
-def opened(path: Path):
-    """The rasterio dataset."""
+def opened(path: Path, offset: int | None = None):
+    """The rasterio dataset.
+
+    Args:
+        path: the file.
+        offset: of a TIFF file: position of the header of the page, bytes. None: the first page.
+    """
     import rasterio
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), utf8_path(path) as name:
-            return rasterio.open(name)
+            return rasterio.open(name if offset is None else f"GTIFF_DIR:off:{offset}:{name}")
 
 
-def georeference(path: Path) -> Georeference | None:
-    """The georeference of a raster, or None.
+def georeference(path: Path, offset: int | None = None) -> Georeference | None:
+    """The georeference of a raster, or of a page of a TIFF file (`opened`). None: it has none.
 
     Raises:
         DataError: rasterio is not installed.
     """
     if not available():
-        raise DataError(f"image {path} is georeferenced, which needs rasterio: pip install 'infoseg-fast[geo]'")
-    with opened(path) as dataset:
-        return _georeference_of(dataset)
+        raise DataError("it is georeferenced, which needs rasterio: pip install 'infoseg-fast[geo]'")
+    import rasterio
+
+    try:
+        with opened(path, offset) as dataset:
+            return _georeference_of(dataset)
+    except rasterio.errors.RasterioIOError as error:
+        raise DataError(
+            f"its place: GDAL says {first_line(error).rstrip('.')}; convert the image to GeoTIFF, or move the files "
+            "beside it that give its place"
+        ) from error
 
 
 def _georeference_of(dataset) -> Georeference | None:
@@ -166,9 +179,6 @@ class RasterReader(Reader):
                 present |= band != band.dtype.type(nodata) if known else True
             mask = present if mask is None else mask & present
         return mask
-
-    def georeference(self) -> Georeference | None:
-        return _georeference_of(self._dataset)
 
     def companions(self) -> list[Path]:
         others = (name for name in self._dataset.files if not name.lower().endswith(DISPENSABLE))

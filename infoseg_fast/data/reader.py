@@ -13,6 +13,7 @@ MAX_BYTES = 4 * 2**30  # decoded bytes of one read
 DTYPES = tuple(map(np.dtype, ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")))
 # Accepted dtypes that are widened, without loss.
 WIDENED = {np.dtype(bool): np.dtype("uint8"), np.dtype("int8"): np.dtype("int16"), np.dtype("f2"): np.dtype("f4")}
+PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 ALPHA = ("band", "mask")
 PAGES = (None, "first", "each")
 
@@ -127,8 +128,11 @@ class Reader:
         """The file's mask of the pixels with data, bool [rows, columns]. None: it has no mask."""
         return None
 
-    def georeference(self) -> Georeference | None:
-        return None
+    def georeference(self, page: int) -> Georeference | None:
+        """The place of a page, from the file or from files beside it. None: it has none."""
+        from . import raster
+
+        return raster.georeference(self.path)
 
     def companions(self) -> list[Path]:
         """Further files that the pixels or their mask are read from."""

@@ -3,6 +3,7 @@
 Blocks are read with positioned reads, so that threads and forked processes can share an open file.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -17,7 +18,7 @@ import PIL.Image
 import tifffile
 
 from ..errors import DataError
-from .reader import MAX_BYTES, Description, Georeference, Reader, accepted_dtype, fits, with_palette
+from .reader import MAX_BYTES, PLACE_TAGS, Description, Georeference, Reader, accepted_dtype, fits, with_palette
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damaged files raise a DataError
 
@@ -30,7 +31,6 @@ LARGEST_RATIO, MIN_BLOCK_BYTES = 4000, 2**16
 MIN_IS_WHITE, MIN_IS_BLACK, PALETTE, CMYK, YCBCR = 0, 1, 3, 5, 6
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 GDAL_NODATA = 42113
-PLACE_TAGS = {33550, 33922, 34264, 34735, 50844}  # GeoTIFF: pixel scale, tie points, transform, keys, RPCs
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 SEPARATE = 2  # planar configuration
 
@@ -198,9 +198,15 @@ class TiffReader(Reader):
                 mask = present if mask is None else mask & present
         return mask
 
-    def georeference(self) -> Georeference | None:
+    def georeference(self, page: int) -> Georeference | None:
         from . import raster
 
+        header, first = self._page(page)[0], self._file.pages.first
+        if header.offset != first.offset:
+            own = raster.georeference(self.path, header.offset)
+            if own is not None or not PLACE_TAGS.isdisjoint(first.tags.keys()):
+                return own
+        # GDAL reads the .aux.xml file only here.
         return raster.georeference(self.path)
 
     def companions(self) -> list[Path]:
@@ -254,7 +260,7 @@ class TiffReader(Reader):
         if offset + size > header.parent.filehandle.size:
             raise DataError("the file ends before its last block (truncated)")
 
-        tall, wide, _, _ = grid_of(header)
+        tall, wide, down, _ = grid_of(header)
         decoded = tall * wide * header.shaped[4] * header.dtype.itemsize
         if decoded > MAX_BYTES:
             raise DataError(f"blocks of {decoded / 2**30:.3g} GiB; at most {MAX_BYTES / 2**30:.3g} are accepted")
@@ -267,7 +273,16 @@ class TiffReader(Reader):
                 return lerc_block(data, header.shaped[4])
             if header.compression == JPEG_BASELINE and header.planarconfig == SEPARATE:  # each plane is grey
                 return imagecodecs.jpeg8_decode(data, tables=header.jpegtables)[..., None]
-            found = header.decode(data, index, jpegtables=header.jpegtables, jpegheader=header.jpegheader)[0]
+            tables = {"jpegtables": header.jpegtables, "jpegheader": header.jpegheader}
+            try:
+                found = header.decode(data, index, **tables)[0]
+            except Exception:
+                if header.is_tiled or (index + 1) % down or header.shaped[2] % tall == 0:
+                    raise
+                # Some programs store the last strip of a plane with as many rows as the others.
+                with contextlib.suppress(Exception):
+                    return header.decode(data, 0, **tables)[0][0]
+                raise
             if found is None:
                 raise DataError(f"block {index} cannot be decoded")
             return found[0]

@@ -1,26 +1,26 @@
 """The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
-Every map carries a key: a digest of the labelling, of the options that change its content, and of
-the sizes and the modification times of the files of the image. An interrupted call continues with
+Every map carries a key: a digest of the labelling, of the options that change its content, of the
+place, and of the sizes and the modification times of the files of the image. An interrupted call continues with
 the images whose maps lack the key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..data import raster
 from ..data.images import companions, described_with, georeference_of
 from ..data.names import image_files, stem_of
-from ..data.reader import Description, Georeference
+from ..data.reader import Description, Georeference, ReadOptions
 from ..errors import DataError
 from ..segmenter import Segmenter
 
@@ -132,15 +132,11 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
         DataError: the file cannot be read.
     """
     reading = segmenter.labelling.data.reading
-    described, pages = described_with(source.path, reading)
-    pages = pages if reading.pages == "each" else 1
     state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, files_of(source.path))]
-    place = place_of(source.path, described)
-    ending, jobs = ".png" if place is None else ".tif", []
-    for page in range(pages):
-        if page:
-            described = described_with(source.path, reading, page)[0]
-        number = f"#{page + 1}" if pages > 1 else ""
+    found, jobs = list(pages_of(source.path, reading)), []
+    for page, (described, place) in enumerate(found):
+        ending = ".png" if place is None else ".tif"
+        number = f"#{page + 1}" if len(found) > 1 else ""
         stem = out / f"{source.stem}{number}"
         jobs.append(
             Job(
@@ -152,10 +148,38 @@ def jobs_of(source: Source, segmenter: Segmenter, out: Path, recipe: str, confid
                 stem.with_name(f"{stem.name}{ending}"),
                 stem.with_name(f"{stem.name}.confidence{ending}") if confidence else None,
                 stem.with_name(f"{stem.name}.overlay.png") if overlay else None,
-                digest([recipe, state, page]),
+                digest([recipe, state, page, place]),
             )
         )
     return jobs
+
+
+def pages_of(path: Path, reading: ReadOptions) -> Iterator[tuple[Description, Georeference | None]]:
+    """The description and the georeference of each page of an image file that is read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    described, pages = described_with(path, reading)
+    yield described, place_of(path, described, 0)
+    for page in range(1, pages if reading.pages == "each" else 1):
+        described = described_with(path, reading, page)[0]
+        yield described, place_of(path, described, page)
+
+
+def check_transforms(sources: Sequence[Source], reading: ReadOptions) -> None:
+    """Raise DataError if no image has a georeference by a transform. Images that cannot be read are left
+    out, unless all are such.
+    """
+    readable = False
+    for source in sources:
+        with contextlib.suppress(DataError):
+            for _, place in pages_of(source.path, reading):
+                if place is not None and place.has_transform:
+                    return
+                readable = True
+    if readable:
+        raise DataError("--polygons needs an image with a georeference by a transform, and none of these has one")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -163,14 +187,14 @@ def files_of(path: Path) -> list[Path]:
     return [path, *filter(os.path.exists, companions(path))]
 
 
-def place_of(path: Path, described: Description) -> Georeference | None:
-    """The georeference of an image, from its own data, or from a world file or RPCs beside it.
+def place_of(path: Path, described: Description, page: int) -> Georeference | None:
+    """The georeference of a page, from its own data, or from a world file or RPCs beside the file.
 
     Raises:
         DataError: it has a georeference and rasterio is missing.
     """
     if described.georeferenced:
-        return georeference_of(path)
+        return georeference_of(path, page)
     ending = path.suffix
     ends = [f"{ending[:2]}{ending[-1:]}w", f"{ending}w", ".wld", ".rpb", "_rpc.txt"]
     files = [path.with_name(f"{path.stem}{spelled}") for end in ends for spelled in (end.lower(), end.upper())]
@@ -179,7 +203,7 @@ def place_of(path: Path, described: Description) -> Georeference | None:
     if any(map(os.path.isfile, files)) or (
         os.path.isfile(beside) and any(place in beside.read_bytes() for place in PLACES)
     ):
-        return raster.georeference(path)
+        return georeference_of(path, page)
     return None
 
 

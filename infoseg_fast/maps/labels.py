@@ -43,7 +43,7 @@ class Labels:
         if match:
             if segmenter.mapping is None:
                 raise DataError(
-                    "--match: no evaluation has matched this checkpoint's clusters to classes; run infoseg eval first"
+                    "--match: evaluation.json of the run does not match the clusters to classes; run infoseg eval first"
                 )
             if name_file is not None:
                 raise DataError("--names names clusters, and --match writes classes; leave one of them out")

@@ -108,15 +108,13 @@ class PolygonFile:
             raise DataError(f"--polygons {self.path} cannot be written: {error}") from error
 
     def finish(self) -> list[str]:
-        """Give the file its name. Returns a line for each image without a georeference.
-
-        Raises:
-            DataError: no image has a georeference.
+        """Give the file its name. Returns a line for each image without a georeference, and one if no
+        other image could be read: then there is no file.
         """
-        if not self._layers:
-            raise DataError("--polygons needs images with a georeference, and none of these has one")
-        os.replace(self.scratch, self.path)
-        return self._without
+        if self._layers:
+            os.replace(self.scratch, self.path)
+            return self._without
+        return [*self._without, f"--polygons {self.path} is not written: no image with a transform could be read"]
 
 
 def wkb(rings: list[np.ndarray]) -> bytes:

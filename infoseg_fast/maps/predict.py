@@ -18,7 +18,7 @@ from ..signals import Stopped, StopSignals
 from ..tiling import Band, Plan
 from .areas import AreaTable
 from .image_maps import ImageMaps, rows_of, stale
-from .jobs import Job, find_sources, jobs_of, recipe_key
+from .jobs import Job, check_transforms, find_sources, jobs_of, recipe_key
 from .labels import Labels
 from .lock import FolderLock
 from .pipeline import Ahead, Behind
@@ -87,8 +87,8 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
         products: what is written, apart from maps of clusters. None: nothing else.
 
     Raises:
-        DataError: there is no image, every image failed, an option does not fit, or no map can be
-            written.
+        DataError: there is no image, every image failed, an option does not fit (polygons, and no
+            image has a transform), or no map can be written.
         Stopped: a signal ended the call. Maps that were finished stay.
     """
     products = products or Products()
@@ -98,6 +98,8 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
     found = find_sources(sources, out)
     areas = AreaTable(products.areas, labels.number, labels.names) if products.areas else None
     polygons = PolygonFile(products.polygons, labels.names) if products.polygons else None
+    if polygons is not None:
+        check_transforms(found, data.reading)
     recipe, outcome = recipe_key(segmenter, labels.table, labels.names), Outcome()
 
     made: dict[Path, str] = {}  # the image of each file of this call

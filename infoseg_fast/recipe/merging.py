@@ -16,8 +16,8 @@ while partitions are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ GREEDY_WEIGHTS = (IMAGE_WEIGHT, 0.0, 0.6)  # of each greedy search; the groups o
 MAX_MOVE_NUMBERS = 2**21  # numbers in the largest tensor of all moves
 ROWS = 16  # rows of a matrix of pairs that are formed at once
 EPSILON = 1e-12
+T = TypeVar("T", bound=Any)  # a named tuple of tensors
 
 
 class Statistics(NamedTuple):
@@ -49,14 +50,14 @@ class Statistics(NamedTuple):
         return self.of(self.members(groups))
 
     def of(self, members: Tensor) -> Statistics:
-        """The statistics of groups. `members` [..., K, n] is 1 where a class is in a group, else
-        0.
+        """The statistics of groups. `members` [K, n], or [m, K, n] for m sums, is 1 where a class
+        is in a group, else 0.
         """
-        return Statistics(members @ self.moments, members @ self.joint @ members.mT)
+        return Statistics(_product(members, self.moments), _product(_product(members, self.joint), members.mT))
 
     def members(self, groups: list[list[int]]) -> Tensor:
         """The argument of `of` for groups of the classes, [K, n]."""
-        members = self.moments.new_zeros(len(groups), len(self.moments))
+        members = self.moments.new_zeros(len(groups), self.moments.shape[-2])
         for row, group in zip(members, groups, strict=True):
             row[group] = 1
         return members
@@ -87,7 +88,7 @@ class Criteria(NamedTuple):
     appearance: Tensor
     image: Tensor
 
-    def score(self, whole: Criteria, weight: float = IMAGE_WEIGHT) -> Tensor:
+    def score(self, whole: Criteria, weight: float | Tensor = IMAGE_WEIGHT) -> Tensor:
         """The partition score: the first criterion minus `weight` times the second, each divided by
         its value in `whole`.
         """
@@ -118,88 +119,150 @@ def merge(statistics: Statistics, number: int, weights: tuple[float, ...] = GREE
     Returns:
         Groups in ascending order of their first class. Each class is in one group.
     """
-    whole = criteria(statistics)
-    statistics = Statistics(statistics.moments, statistics.joint / statistics.joint.sum())
-    pairs = _PairMerges.of(statistics)
-    found = [_improved(statistics, _greedy(pairs, number, whole, weight), whole) for weight in weights]
-    best = max(found, key=lambda groups: criteria(statistics.merged(groups)).score(whole).item())
-    return sorted(sorted(group) for group in best)
+    return merges(Statistics(*(x[None] for x in statistics)), [number], weights)[0][0]
 
 
-def _greedy(pairs: _PairMerges, number: int, whole: Criteria, weight: float) -> list[list[int]]:
-    """Merge two classes at a time, always the pair of the best score."""
-    groups = [[k] for k in range(len(pairs.moments))]
-    while len(groups) > number:
-        score = pairs.criteria().score(whole, weight)
-        score.diagonal().fill_(-torch.inf)
-        i, j = sorted(divmod(int(score.argmax()), len(groups)))
-        groups[i] += groups.pop(j)
-        pairs = pairs.merged(i, j)
-    return groups
+def merges(
+    statistics: Statistics, numbers: Sequence[int], weights: tuple[float, ...] = GREEDY_WEIGHTS
+) -> list[list[list[list[int]]]]:
+    """The results of `merge` for several sums of the same classes and several numbers of groups.
 
+    The searches for all sums advance together, since an operation on all of them takes hardly
+    longer than on one. A greedy search passes all numbers of groups.
 
-def _improved(statistics: Statistics, groups: list[list[int]], whole: Criteria) -> list[list[int]]:
-    """The groups after moves of single classes, always the move of the best score, while one
-    improves it. Groups of many classes are not changed.
+    Args:
+        statistics: moments [m, n, S] and joint [m, n, n], m sums of n classes.
+        numbers: numbers of groups, each 2 to n.
+        weights: as in `merge`.
+
+    Returns:
+        For each number, m lists of groups.
     """
-    number, n = len(groups), len(statistics.moments)
+    searches, whole = len(weights), _repeated(criteria(statistics), len(weights))
+    statistics = Statistics(statistics.moments, statistics.joint / statistics.joint.sum(dim=(-2, -1), keepdim=True))
+    pairs = _repeated(_PairMerges.of(statistics), searches)
+    statistics = _repeated(statistics, searches)
+    weight = torch.tensor(weights, dtype=torch.float64, device="cpu").repeat(len(pairs.share) // searches)
+    found = []
+    greedy = _greedy(pairs, min(numbers), whole, weight)
+    for number in numbers:
+        groups = _improved(statistics, greedy[number], whole)
+        members = torch.stack([statistics.members(one) for one in groups])
+        scores = criteria(statistics.of(members)).score(whole).tolist()
+        best = [max(range(k, k + searches), key=scores.__getitem__) for k in range(0, len(groups), searches)]
+        found.append([sorted(sorted(group) for group in groups[k]) for k in best])
+    return found
+
+
+def _repeated(sums: T, times: int) -> T:
+    """A named tuple of tensors [m, ...] with each of the m repeated."""
+    return type(sums)(*(x.repeat_interleave(times, dim=0) for x in sums))
+
+
+def _greedy(pairs: _PairMerges, least: int, whole: Criteria, weight: Tensor) -> dict[int, list[list[list[int]]]]:
+    """Merge two classes at a time, always the pair of the best score.
+
+    Args:
+        pairs: m sums of n classes.
+        least: number of groups at the end.
+        whole, weight: arguments of `Criteria.score` for each of the m.
+
+    Returns:
+        For each number of groups from n to `least`, m lists of groups.
+    """
+    m, n = pairs.share.shape
+    groups = [[[k] for k in range(n)] for _ in range(m)]
+    found = {n: groups}
+    whole = Criteria(*(x[:, None, None] for x in whole))
+    for number in range(n, least, -1):
+        score = pairs.criteria().score(whole, weight[:, None, None])
+        score.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        best = score.flatten(1).argmax(dim=1)
+        i, j = torch.stack([best // number, best % number]).sort(dim=0).values
+        groups = [
+            [*one[:a], one[a] + one[b], *one[a + 1 : b], *one[b + 1 :]]
+            for one, a, b in zip(groups, i.tolist(), j.tolist(), strict=True)
+        ]
+        found[number - 1] = groups
+        if number - 1 > least:
+            pairs = pairs.merged(i, j)
+    return found
+
+
+def _improved(statistics: Statistics, groups: list[list[list[int]]], whole: Criteria) -> list[list[list[int]]]:
+    """The groups of m sums after moves of single classes, always the move of the best score, while
+    one improves it. Groups of many classes are not changed.
+    """
+    number, n = len(groups[0]), statistics.moments.shape[1]
     if (number * n) ** 2 > MAX_MOVE_NUMBERS:
         return groups
-    members = statistics.members(groups)
-    while True:
-        now = criteria(statistics.of(members)).score(whole)
-        score = _after_move(statistics, members).score(whole)
+    members = torch.stack([statistics.members(one) for one in groups])
+    moving = torch.arange(len(groups), device="cpu")
+    while len(moving):
+        sums, bound = Statistics(*(x[moving] for x in statistics)), Criteria(*(x[moving] for x in whole))
+        mine = members[moving]
+        now = criteria(sums.of(mine)).score(bound)
+        score = _after_move(sums, mine).score(Criteria(*(x[:, None, None] for x in bound)))
         # No move to the own group, and none that leaves a group empty.
-        alone = members.sum(dim=1)[members.argmax(dim=0)] == 1
-        score.masked_fill_(members.mT.bool() | alone[:, None], -torch.inf)
-        best = score.flatten().max(dim=0)
-        if not best.values > now + EPSILON:
-            return [row.nonzero().flatten().tolist() for row in members]
-        moved, group = divmod(int(best.indices), number)
-        members[:, moved], members[group, moved] = 0, 1
+        alone = mine.sum(dim=2).gather(1, mine.argmax(dim=1)) == 1
+        score.masked_fill_(mine.mT.bool() | alone[:, :, None], -torch.inf)
+        best = score.flatten(1).max(dim=1)
+        better = best.values > now + EPSILON
+        moving, place = moving[better], best.indices[better]
+        members[moving, :, place // number] = 0
+        members[moving, place % number, place // number] = 1
+    return [[row.nonzero().flatten().tolist() for row in one] for one in members]
 
 
 def _after_move(statistics: Statistics, members: Tensor) -> Criteria:
-    """The criteria after the move of a class to a group, for all classes and groups: [n, K].
+    """The criteria after the move of a class to a group, for all classes and groups: [m, n, K].
 
     A move of class c from group a to b changes only the sums of these two groups. The sums of a are
     formed anew, since a small difference of large sums would be mostly rounding.
 
     Args:
-        members: the groups [K, n], as in `Statistics.of`.
+        statistics: m sums of n classes.
+        members: their groups [m, K, n], as in `Statistics.of`.
     """
-    number = len(members)
-    own = members.argmax(dim=0)  # the group a of each class
-    rest = members[own]  # [n, n], the members of a without the class
-    rest.diagonal().zero_()
+    own = members.argmax(dim=1)  # [m, n], the group a of each class
+
+    def of_own(x: Tensor) -> Tensor:
+        """The rows of x [m, K, ...] of the group a of each class, [m, n, ...]."""
+        return x[torch.arange(len(x), device=x.device)[:, None], own]
+
+    rest = of_own(members)  # [m, n, n], the members of a without the class
+    rest.diagonal(dim1=1, dim2=2).zero_()
     now = statistics.of(members)
     before = criteria(now)
 
     group_entropy = _entropy(now.moments)
-    entropy = _entropy(rest @ statistics.moments) - group_entropy[own]
-    entropy = entropy[:, None] + _entropy(now.moments + statistics.moments[:, None]) - group_entropy
+    entropy = _entropy(_product(rest, statistics.moments)) - of_own(group_entropy)
+    joined = _entropy(now.moments[:, None] + statistics.moments[:, :, None])
+    entropy = entropy[:, :, None] + joined - group_entropy[:, None]
 
-    of_class = statistics.joint @ members.mT  # [n, K], the joint of the class with each group
-    of_rest = rest @ of_class  # [n, K], the joint of a without the class with each group
-    itself, with_rest = statistics.joint.diagonal(), (rest * statistics.joint).sum(dim=1)
-    X, corner = _xlogx(now.joint), now.joint.diagonal()
-    in_a = torch.nn.functional.one_hot(own, number).bool()
-    others = ~(in_a[:, None] | torch.eye(number, dtype=torch.bool, device=X.device))  # [n, b, h]: neither a nor b
-    lost = _xlogx(of_rest) - X[own]  # [n, h], change of the term of a and h
-    won = _xlogx(now.joint + of_class[:, None]) - X  # [n, b, h], change of the term of b and h
-    joint = 2 * torch.where(others, lost[:, None] + won, 0).sum(dim=2)
-    joint = joint + (_xlogx((rest @ statistics.joint * rest).sum(dim=1)) - X.diagonal()[own])[:, None]
-    joint = joint + _xlogx(corner + 2 * of_class + itself[:, None]) - X.diagonal()
-    joint = joint + 2 * (_xlogx(of_rest + with_rest[:, None]) - X[own])
+    of_class = _product(statistics.joint, members.mT)  # [m, n, K], the joint of the class with each group
+    of_rest = _product(rest, of_class)  # [m, n, K], the joint of a without the class with each group
+    itself, with_rest = statistics.joint.diagonal(dim1=1, dim2=2), (rest * statistics.joint).sum(dim=2)
+    X, corner = _xlogx(now.joint), now.joint.diagonal(dim1=1, dim2=2)
+    same = torch.eye(len(members[0]), dtype=torch.bool, device=X.device)
+    others = ~(same[own][:, :, None] | same)  # [m, n, b, h]: h is neither a nor b
+    lost = _xlogx(of_rest) - of_own(X)  # [m, n, h], change of the term of a and h
+    won = _xlogx(now.joint[:, None] + of_class[:, :, None]) - X[:, None]  # [m, n, b, h], change of the term of b and h
+    joint = 2 * torch.where(others, lost[:, :, None] + won, 0).sum(dim=3)
+    of_a = _xlogx((_product(rest, statistics.joint) * rest).sum(dim=2)) - of_own(X.diagonal(dim1=1, dim2=2))
+    joint = joint + of_a[:, :, None]
+    joint = joint + _xlogx(corner[:, None] + 2 * of_class + itself[:, :, None]) - X.diagonal(dim1=1, dim2=2)[:, None]
+    joint = joint + 2 * (_xlogx(of_rest + with_rest[:, :, None]) - of_own(X))
 
-    share, share_of_class = now.joint.sum(dim=1), statistics.joint.sum(dim=1)
-    shares = (_xlogx(of_rest.sum(dim=1)) - _xlogx(share[own]))[:, None]
-    shares = shares + _xlogx(share + share_of_class[:, None]) - _xlogx(share)
-    return Criteria(before.appearance - entropy, before.image + joint - 2 * shares)
+    share, share_of_class = now.joint.sum(dim=2), statistics.joint.sum(dim=2)
+    shares = (_xlogx(of_rest.sum(dim=2)) - _xlogx(of_own(share)))[:, :, None]
+    shares = shares + _xlogx(share[:, None] + share_of_class[:, :, None]) - _xlogx(share)[:, None]
+    return Criteria(before.appearance[:, None, None] - entropy, before.image[:, None, None] + joint - 2 * shares)
 
 
 class _PairMerges(NamedTuple):
-    """Sums from which the criteria after the merge of any two of m classes follow.
+    """Sums from which the criteria after the merge of any two of n classes follow, for each of m
+    sums of these classes.
 
     J is the joint of the classes, f(x) = x log x, and X = f(J). A merge of the classes a and b
     changes the sum of X by
@@ -210,13 +273,13 @@ class _PairMerges(NamedTuple):
     After a merge only the row and the column of the merged class are formed anew.
 
     Attributes:
-        moments, joint: the statistics of the classes.
-        share: [m], sums of the rows of J.
-        entropy: [m], `_entropy` of each class.
-        pair_entropy: [m, m], `_entropy` of each pair as one class.
-        row_sums: [m], sums of the rows of X.
-        pair_sums: [m, m], sums of f(J_ah + J_bh) over all h.
-        corrections: [m, m], `_corrections` of each pair.
+        moments, joint: the statistics of the classes, [m, n, S] and [m, n, n].
+        share: [m, n], sums of the rows of J.
+        entropy: [m, n], `_entropy` of each class.
+        pair_entropy: [m, n, n], `_entropy` of each pair as one class.
+        row_sums: [m, n], sums of the rows of X.
+        pair_sums: [m, n, n], sums of f(J_ah + J_bh) over all h.
+        corrections: [m, n, n], `_corrections` of each pair.
     """
 
     moments: Tensor
@@ -232,75 +295,92 @@ class _PairMerges(NamedTuple):
     def of(cls, statistics: Statistics) -> _PairMerges:
         """The sums of the classes with these statistics."""
         moments, joint = statistics
-        share, classes = joint.sum(dim=1), range(len(joint))
+        share, classes = joint.sum(dim=2), range(joint.shape[1])
         return cls(
             moments,
             joint,
             share,
             _entropy(moments),
-            torch.cat([_entropy(some[:, None] + moments) for some in moments.split(ROWS)]),
-            _xlogx(joint).sum(dim=1),
-            torch.stack([_xlogx(joint + row).sum(dim=1) for row in joint]),
-            torch.stack([_corrections(joint, share, k) for k in classes]),
+            torch.cat([_entropy(some[:, :, None] + moments[:, None]) for some in moments.split(ROWS, dim=1)], dim=1),
+            _xlogx(joint).sum(dim=2),
+            torch.stack([_xlogx(joint + joint[:, k, None]).sum(dim=2) for k in classes], dim=1),
+            torch.stack(
+                [_corrections(joint, share, share.new_full((len(share), 1), k).long()) for k in classes], dim=1
+            ),
         )
 
     def criteria(self) -> Criteria:
-        """The criteria of the partitions after the merge of a pair, [m, m]."""
+        """The criteria of the partitions after the merge of a pair, [m, n, n]."""
         shares = _xlogx(self.share)
-        each = _xlogx(self.joint.diagonal()) - 2 * self.row_sums + 2 * shares
-        appearance = _entropy(self.moments.sum(dim=0)) - self.entropy.sum() - self.pair_entropy
-        image = self.row_sums.sum() - 2 * shares.sum() + self.corrections
+        each = _xlogx(self.joint.diagonal(dim1=1, dim2=2)) - 2 * self.row_sums + 2 * shares
+        appearance = (_entropy(self.moments.sum(dim=1)) - self.entropy.sum(dim=1))[:, None, None] - self.pair_entropy
+        image = (self.row_sums.sum(dim=1) - 2 * shares.sum(dim=1))[:, None, None] + self.corrections
         return Criteria(
-            appearance.add_(self.entropy).add_(self.entropy[:, None]),
-            image.add_(self.pair_sums, alpha=2).add_(each).add_(each[:, None]),
+            appearance.add_(self.entropy[:, None]).add_(self.entropy[:, :, None]),
+            image.add_(self.pair_sums, alpha=2).add_(each[:, None]).add_(each[:, :, None]),
         )
 
-    def merged(self, i: int, j: int) -> _PairMerges:
-        """The sums after the merge of class j into class i < j."""
-        both = self.joint[:, i], self.joint[:, j]
-        pair_sums = self.pair_sums - _xlogx(both[0][:, None] + both[0])
-        pair_sums -= _xlogx(both[1][:, None] + both[1])
+    def merged(self, i: Tensor, j: Tensor) -> _PairMerges:
+        """The sums after the merge of class j into class i < j, int64 [m]."""
+        m, n = self.share.shape
+        every = torch.arange(m, device=i.device)
+        kept = torch.arange(n - 1, device=i.device)
+        kept = kept + (kept >= j[:, None])  # [m, n - 1], all but j
+        pairs_kept = (kept[:, :, None] * n + kept[:, None]).flatten(1)
+
+        def without(x: Tensor) -> Tensor:
+            """x [m, n] or [m, n, n] without the rows j, and without the columns j."""
+            if x.dim() == 2:
+                return x.gather(1, kept)
+            return x.flatten(1).gather(1, pairs_kept).view(m, n - 1, n - 1)
+
+        both = self.joint[every, :, i], self.joint[every, :, j]
+        pair_sums = self.pair_sums - _xlogx(both[0][:, :, None] + both[0][:, None])
+        pair_sums -= _xlogx(both[1][:, :, None] + both[1][:, None])
         row_sums = self.row_sums - _xlogx(both[0]) - _xlogx(both[1])
-        joint = self.joint.clone()
-        joint[i] += joint[j]
-        joint[:, i] += joint[:, j]
-        joint, pair_entropy, pair_sums, corrections = (
-            _without(x, j) for x in (joint, self.pair_entropy, pair_sums, self.corrections)
+        joint, moments, share, entropy = (x.clone() for x in (self.joint, self.moments, self.share, self.entropy))
+        joint[every, i] += joint[every, j]
+        joint[every, :, i] += joint[every, :, j]
+        moments[every, i] += moments[every, j]
+        share[every, i] += share[every, j]
+        entropy[every, i] = self.pair_entropy[every, i, j]
+        joint, share, entropy, row_sums, pair_entropy, pair_sums, corrections = map(
+            without, (joint, share, entropy, row_sums, self.pair_entropy, pair_sums, self.corrections)
         )
-        moments, share, entropy = (x.clone() for x in (self.moments, self.share, self.entropy))
-        moments[i] += moments[j]
-        share[i] += share[j]
-        entropy[i] = self.pair_entropy[i, j]
-        moments, share, entropy, row_sums = (
-            torch.cat([x[:j], x[j + 1 :]]) for x in (moments, share, entropy, row_sums)
+        moments = moments[every[:, None], kept]
+        row = joint[every, i]
+        pair_sums += _xlogx(row[:, :, None] + row[:, None])
+        row_sums += _xlogx(row)
+        row_sums[every, i] = _xlogx(row).sum(dim=1)
+        new = (
+            _xlogx(joint + row[:, None]).sum(dim=2),
+            _corrections(joint, share, i[:, None]),
+            _entropy(moments + moments[every, i][:, None]),
         )
-        pair_sums += _xlogx(joint[i][:, None] + joint[i])
-        row_sums += _xlogx(joint[i])
-        row_sums[i] = _xlogx(joint[i]).sum()
-        new = _xlogx(joint + joint[i]).sum(dim=1), _corrections(joint, share, i), _entropy(moments + moments[i])
-        for x, row in zip((pair_sums, corrections, pair_entropy), new, strict=True):
-            x[i], x[:, i] = row, row
+        for x, values in zip((pair_sums, corrections, pair_entropy), new, strict=True):
+            x[every, i] = values
+            x[every, :, i] = values
         return _PairMerges(moments, joint, share, entropy, pair_entropy, row_sums, pair_sums, corrections)
 
 
-def _corrections(joint: Tensor, share: Tensor, k: int) -> Tensor:
-    """The terms of the merge of class k with each class h that `pair_sums` and the sums of single
-    classes do not contain, [m]. With f and X of `_PairMerges` they are
+def _corrections(joint: Tensor, share: Tensor, k: Tensor) -> Tensor:
+    """The terms of the merge of class k, int64 [m, 1], with each class h that `pair_sums` and the
+    sums of single classes do not contain, [m, n]. With f and X of `_PairMerges` they are
 
         f(J_kk + J_hh + 2 J_kh) - 2 f(share_k + share_h)
             - 2 [f(J_kk + J_kh) + f(J_hh + J_kh) - X_kh]
     """
-    own, row = joint.diagonal(), joint[k]
-    pair = _xlogx(own[k] + own + 2 * row) - 2 * _xlogx(share[k] + share)
-    return pair - 2 * (_xlogx(own[k] + row) + _xlogx(own + row) - _xlogx(row))
+    own, row = joint.diagonal(dim1=1, dim2=2), joint[torch.arange(len(k), device=k.device), k[:, 0]]
+    own_k, share_k = own.gather(1, k), share.gather(1, k)
+    pair = _xlogx(own_k + own + 2 * row) - 2 * _xlogx(share_k + share)
+    return pair - 2 * (_xlogx(own_k + row) + _xlogx(own + row) - _xlogx(row))
 
 
-def _without(x: Tensor, j: int) -> Tensor:
-    """The square matrix without row j and column j."""
-    kept = x.new_empty(len(x) - 1, len(x) - 1)
-    for to, rows in ((slice(0, j), slice(0, j)), (slice(j, None), slice(j + 1, None))):
-        kept[to, :j], kept[to, j:] = x[rows, :j], x[rows, j + 1 :]
-    return kept
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """The matrix products x y. PyTorch rounds a batch of products differently from one product, and
+    partitions of equal score should not depend on that.
+    """
+    return x @ y if x.dim() == 2 else torch.stack([a @ b for a, b in zip(x, y, strict=True)])
 
 
 def _xlogx(x: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .merging import Statistics, criteria, merge
+from .merging import Statistics, criteria, merges
 from .refinement import Refinement, colour_moments, refinement_of
 from .resampling import block_statistics, resampled_merge, total
 from .sample import Sample
@@ -64,10 +65,11 @@ class OverClusters(NamedTuple):
         """The groups for `number` labels. None: each class is a group."""
         return None if number == self.num_classes else resampled_merge(self.blocks, number)
 
-    def best_score(self, number: int) -> float:
-        """The best partition score of `number` groups over all images (`merging`)."""
+    def best_scores(self, numbers: Sequence[int]) -> list[float]:
+        """The best partition score of each number of groups over all images (`merging`)."""
         sums = total(self.blocks)
-        return criteria(sums.merged(merge(sums, number))).score(criteria(sums)).item()
+        found = merges(Statistics(*(x[None] for x in sums)), numbers)
+        return [criteria(sums.merged(groups)).score(criteria(sums)).item() for (groups,) in found]
 
     def refinement(self, groups: list[list[int]] | None, radius: int) -> Refinement | None:
         """The colour densities of the groups. None: there are no `colours`, or no pixel counts."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .merging import IMAGE_WEIGHT, Statistics, merge, statistics_of
+from .merging import IMAGE_WEIGHT, Statistics, merge, merges, statistics_of
 
 BLOCK_IMAGES = 4  # images that are drawn together: only their sums are kept
 RESAMPLES = 16
@@ -62,11 +62,9 @@ def resampled_merge(blocks: Statistics, number: int) -> list[list[int]]:
         return merge(everything, number)
     generator = torch.Generator("cpu").manual_seed(0)
     draws = torch.randint(m, (RESAMPLES, m), generator=generator, device="cpu")
-    found = []
-    for drawn in draws:
-        times = torch.bincount(drawn, minlength=m).double()
-        resample = Statistics(*(torch.tensordot(times, x, dims=1) for x in blocks))
-        found.append(merge(resample, number, (IMAGE_WEIGHT,)))
+    times = [torch.bincount(drawn, minlength=m).double() for drawn in draws]
+    resamples = Statistics(*(torch.stack([torch.tensordot(weights, x, dims=1) for weights in times]) for x in blocks))
+    found = merges(resamples, [number], (IMAGE_WEIGHT,))[0]
     together = torch.stack([_together(groups, n) for groups in found])
     share = everything.moments[:, 0] / everything.moments[:, 0].sum()
     distance = (together[:, None] != together).double() @ share @ share

@@ -24,7 +24,6 @@ from .metrics import ClusterMetrics
 BATCH_PIXELS = 2**19  # largest batch; a larger image is a batch of its own
 READ_AHEAD = 2  # batches
 SCENE_PIXELS = 2**24  # size of an image from which it is read by windows, if its format allows it
-LOGGED_SCORES = ("pixel_accuracy", "mean_iou", "nmi", "majority_accuracy")  # in the log lines of a training
 
 
 def batches(images: ImageSet) -> Iterator[list[int]]:
@@ -60,8 +59,8 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
 
     Raises:
         DataError: the set has no labels, its images have other channels or values than those of the
-            training, or an image or a label cannot be read.
-        ValueError: a value of an image is not finite, or a label is no class.
+            training, an image or a label cannot be read, or a label is no class.
+        ValueError: a value of an image is not finite.
     """
     trained = segmenter.labelling.data
     if images.channels != trained.channels or not trained.scaling.accepts(images.dtype):
@@ -129,7 +128,7 @@ def score(
         For a set with a protocol, "protocol" has the facts that are reported with the scores.
 
     Raises:
-        DataError: the set has no labels.
+        DataError: the set has no labels, or a label is no class.
     """
     if not images.has_labels:
         raise DataError(f"{images.name} has no ground truth: it needs a labels/ folder that covers the split")
@@ -145,7 +144,7 @@ def score(
         if is_scene(chosen):
             return None
         pixels = images.scaling.to_float(np.stack([images.native_image(index) for index in chosen]))
-        target = torch.from_numpy(np.stack([images.target(index) for index in chosen]))
+        target = torch.from_numpy(np.stack([checked_target(images, index) for index in chosen]))
         pinned = torch.cuda.is_available()  # a GPU copies from pinned memory without waiting
         return (pixels.pin_memory(), target.pin_memory()) if pinned else (pixels, target)
 
@@ -172,6 +171,18 @@ def score(
     metrics.add(images.folded(counts.numpy()))
     scores, protocol = metrics.compute(), images.protocol(counts.numpy())
     return without_nan(scores | ({"protocol": protocol} if protocol else {}))
+
+
+def checked_target(images: ImageSet, index: int) -> np.ndarray:
+    """The target of an image. Raise DataError for a value that is no class."""
+    target = images.target(index)
+    wrong = target[(target >= images.num_targets) & (target != IGNORE)]
+    if len(wrong):
+        raise DataError(
+            f"the label map of image {images.stems[index]} of {images.name} holds {wrong[0]}; values below "
+            f"{images.num_targets} and {IGNORE} are accepted"
+        )
+    return target
 
 
 def without_nan(value: Any) -> Any:

@@ -93,7 +93,8 @@ class ClusterMetrics:
         """Count a label map [H, W] or several [B, H, W], in any form that `confusion_matrix` takes.
 
         Raises:
-            TypeError, ValueError: as in `confusion_matrix`. `counts` is then unchanged.
+            TypeError, ValueError: as in `confusion_matrix`. `counts` is then unchanged. With a
+                bootstrap the flat index counts within the image that the text names.
         """
         pred = as_labels(pred, "pred", self.num_clusters, "num_clusters")
         target = as_labels(target, "target", self.num_classes, "num_classes")
@@ -105,8 +106,11 @@ class ClusterMetrics:
         if pred.dim() < 3:
             pred, target = pred[None], target[None]
         counts = torch.zeros(len(target), self.num_clusters, self.num_classes, dtype=torch.int64, device=target.device)
-        for image, labels, truth in zip(counts, pred, target, strict=True):
-            self._add_outside(add_confusion(image, labels, truth, self.ignore_index))
+        for index, (image, labels, truth) in enumerate(zip(counts, pred, target, strict=True)):
+            try:
+                self._add_outside(add_confusion(image, labels, truth, self.ignore_index))
+            except ValueError as error:
+                raise ValueError(f"image {index}: {error}") from None
         self.add(counts)
 
     def add(self, counts: ArrayLike | Tensor, outside: Tensor | int | None = None) -> None:
