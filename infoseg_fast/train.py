@@ -166,6 +166,8 @@ def run_steps(
             loss = guard.check(loss)
         optimizer.step()
         recipe.after_step(progress.step)
+        if guard:
+            guard.restore()
         progress.add(loss)
 
     step_once = GraphedStep(step_of, recipe, capture, settings.cuda_graph == "on")
