@@ -311,6 +311,10 @@ def test_positions_with_any_padding_do_not_count():
     expected = torch.zeros(1, 9, 8, dtype=torch.bool)
     expected[:, :8, 0] = True
     assert torch.equal(found, expected)
+    without_mask = position_mask(None, torch.rand(1, 3, 34, 8))
+    expected[:, :8, :2] = True
+    assert torch.equal(without_mask, expected)
+    assert position_mask(None, torch.rand(1, 3, 36, 32)) is None
 
 
 def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
