@@ -225,6 +225,8 @@ def run_steps(
                 if world.is_main:
                     run.save(*progress.checkpoint(segmenter_after(step).labelling, regular=saves))
                 started = time.perf_counter()
+            if logs or stopping:
+                world.share_warnings()
             if stopping:
                 raise Stopped(stopping, f"after a checkpoint of step {step}; --resume continues")
     segmenter = segmenter_after(progress.step)
