@@ -47,8 +47,8 @@ def train(
         labels = isf.load("run").segment(images)
 
     Args:
-        data: as in `--data`: the name of a set, a folder, an image file, or a list of images. It
-            may be None for a resumed run.
+        data: as in `--data`: the name of a set, a folder, an image file, or a .txt file that lists
+            images. It may be None for a resumed run.
         out: the RUN. It must not exist, unless `resume`.
         resume: whether to continue the run from its last checkpoint, if it exists. A restart by
             torchrun (--max-restarts) always does.
