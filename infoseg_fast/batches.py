@@ -81,7 +81,7 @@ class Crops:
         if self.resident is None:
             yield from zip(self._loaded(), self.sampler.parts(), strict=False)
             return
-        self._log(getattr(self.images, "damaged", {}).values(), set())
+        self._log(getattr(self.images, "damaged", {}).values())
         for places, part in zip(map(self.resident.places, self.sampler), self.sampler.parts(), strict=False):
             yield (places.pin_memory().to(self.device, non_blocking=True),), part
 
@@ -97,19 +97,20 @@ class Crops:
         return with_position(images, places) if self.images.position else images, valid
 
     def _loaded(self) -> Iterator[Stored]:
-        named: set[str] = set()
         for batch in crop_loader(self.images, self.settings.crop, self.sampler, self.workers, self.labelled):
             if isinstance(batch, DataError):  # from a worker process
                 raise batch
-            self._log(batch.damaged, named)
+            self._log(batch.damaged)
             given = batch.images, batch.valid, batch.places
             yield tuple(None if x is None else x.to(self.device, non_blocking=True) for x in given)
 
-    @staticmethod
-    def _log(faults: Iterable[str], named: set[str]) -> None:
-        for fault in set(faults) - named:
-            logger.warning("skipped: %s", fault)
-        named.update(faults)
+    def _log(self, faults: Iterable[str]) -> None:
+        """Name the damaged images that were not named yet, by this or other `Crops` of the set."""
+        named: set[str] = getattr(self.images, "named", set())
+        for fault in faults:
+            if fault not in named:
+                logger.warning("skipped: %s", fault)
+                named.add(fault)
 
 
 def crops(

@@ -316,9 +316,10 @@ class Settings:
             )  # fmt: skip
         least = self.least_batch
         if len(train_set) < least:
-            raise DataError(
-                f"{self.data} has {len(train_set)} training images; negatives need a batch of {least} at least"
-            )
+            found = f"{self.data} has {len(train_set)}"
+            if not self.compares_images:
+                raise DataError(f"{found} training images; ranks and --accumulate need a batch of {least} at least")
+            raise DataError(f"{found} training images; negatives need a batch of {least} at least")
         steps = self.steps or self.epochs * steps_per_epoch(len(train_set), self.batch_size, least)
         return dataclasses.replace(self, classes=classes, crop=crop, steps=steps)
 
@@ -332,12 +333,19 @@ class Settings:
         return open_set(self.data, split, num_classes=self.classes, scale=self.scale, options=self.reading)
 
     @property
+    def compares_images(self) -> bool:
+        """Whether a step needs negatives (`Recipe.compares_images`)."""
+        return recipe_class(self.recipe).compares_images
+
+    @property
     def least_batch(self) -> int:
         """The smallest number of images of a step: each of its parts needs negatives, and each rank
         needs an image.
         """
         least = self.num_negatives + 1 if isinstance(self.num_negatives, int) else 2
         parts = self.accumulate * ranks()
+        if not self.compares_images:
+            return parts
         if self.negatives_across_ranks and across_ranks(self.estimator, self.negatives):
             return max(self.accumulate * least, parts)
         return parts * least
@@ -352,9 +360,10 @@ class Settings:
                 f"--num-negatives must be 'all' or from 1 to {most} (--batch-size less one), not {self.num_negatives}"
             )
         if self.batch_size < self.least_batch:
+            negatives = f" and --num-negatives {self.num_negatives}" if self.compares_images else ""
             raise DataError(
-                f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate} "
-                f"and --num-negatives {self.num_negatives}, not {self.batch_size}"
+                f"--batch-size must be at least {self.least_batch} for {ranks()} ranks, --accumulate {self.accumulate}"
+                f"{negatives}, not {self.batch_size}"
             )
 
 
@@ -403,10 +412,15 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
             raise DataError(f"there is no setting {name!r}{hint}")
         how = fields[name]
         text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        kind = how.get("type", str)
         try:
-            found[name] = {"True": True, "False": False}[text] if how.get("switch") else how.get("type", str)(text)
-        except (KeyError, ValueError, argparse.ArgumentTypeError):
-            raise DataError(f"{option(name)} does not take {value!r}") from None
+            found[name] = {"True": True, "False": False}[text] if how.get("switch") else kind(text)
+        except KeyError:
+            raise DataError(f"{option(name)} must be True or False, not {value!r}") from None
+        except ValueError:
+            raise DataError(f"{option(name)} takes a {'whole ' * (kind is int)}number, not {value!r}") from None
+        except argparse.ArgumentTypeError as error:
+            raise DataError(f"{option(name)} {error}") from None
         if "choices" in how and found[name] not in how["choices"]:
             raise DataError(f"{option(name)} must be {' or '.join(how['choices'])}, not {value!r}")
         _check_bounds(name, found[name], how)

@@ -30,6 +30,7 @@ def finish(
     if eval_set.has_labels:
         scores = scores or evaluate(segmenter, eval_set, device)
         add_training(scores, settings.loss_mask, LAST)
+    world.share_warnings()
     if not world.is_main:
         return scores
     if scores:

@@ -355,10 +355,12 @@ def position_size(images: Tensor) -> tuple[int, int]:
 
 def position_mask(mask: Tensor | None, images: Tensor) -> Tensor | None:
     """The positions whose pixels all count in `mask`, bool [B, H, W]: bool [B, h, w]. Padding does
-    not count.
+    not count. None for the mask: all pixels count. None as the result: all positions count.
     """
-    if mask is None:
-        return None
     h, w = position_size(images)
-    below, right_of = STRIDE * h - mask.shape[1], STRIDE * w - mask.shape[2]
+    below, right_of = STRIDE * h - images.shape[2], STRIDE * w - images.shape[3]
+    if mask is None:
+        if not (below or right_of):
+            return None
+        mask = torch.ones_like(images[:, 0], dtype=torch.bool)
     return F.max_pool2d(F.pad((~mask).float(), (0, right_of, 0, below), value=1.0), STRIDE) == 0

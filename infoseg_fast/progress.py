@@ -147,30 +147,37 @@ class Mean:
 
 
 class NonfiniteGuard:
-    """Skips the update of a step whose loss or gradient is not finite, without waiting for the
-    device.
+    """Skips a step whose loss or gradient is not finite, without waiting for the device.
 
-    AdamW with `fused=True` reads `found_inf` on the device and then changes nothing. The buffers,
-    such as the running statistics of batch normalisation, are restored.
+    AdamW with `fused=True` reads `found_inf` on the device and then changes nothing. What else the
+    step changes is restored: the buffers, such as the running statistics of batch normalisation, and
+    the parameters that are not trained, such as averaged weights.
     """
 
     def __init__(self, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
         self.recipe, self.optimizer = recipe, optimizer
 
     def remember(self) -> None:
-        """Keep the buffers. Called before the loss of a step is formed."""
-        self._buffers = [x.clone() for x in self.recipe.buffers()]
+        """Keep what a skipped step restores. Called before the loss of a step is formed."""
+        self._before = [x.clone() for x in self._others()]
 
     def check(self, loss: Tensor) -> Tensor:
         """Decide on the update. Called after the backward pass and before the update. Returns the
         loss, or NaN if the step is skipped.
         """
         gradients = [x.grad for x in self.recipe.parameters() if x.grad is not None]
-        finite = torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-        vars(self.optimizer).update(grad_scale=None, found_inf=(~finite).float())
-        for buffer, before in zip(self.recipe.buffers(), self._buffers, strict=True):
-            buffer.copy_(torch.where(finite, buffer, before))
-        return torch.where(finite, loss, math.nan)
+        self._finite = torch.isfinite(loss.detach()) & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        vars(self.optimizer).update(grad_scale=None, found_inf=(~self._finite).float())
+        return torch.where(self._finite, loss, math.nan)
+
+    def restore(self) -> None:
+        """Restore it if the step is skipped. Called after `Recipe.after_step`."""
+        for x, before in zip(self._others(), self._before, strict=True):
+            x.copy_(torch.where(self._finite, x, before))
+
+    def _others(self) -> list[Tensor]:
+        """What a step changes besides the trained parameters."""
+        return [*self.recipe.buffers(), *(x for x in self.recipe.parameters() if not x.requires_grad)]
 
 
 def stop_if_nonfinite(

@@ -47,8 +47,8 @@ def train(
         labels = isf.load("run").segment(images)
 
     Args:
-        data: as in `--data`: the name of a set, a folder, an image file, or a list of images. It
-            may be None for a resumed run.
+        data: as in `--data`: the name of a set, a folder, an image file, or a .txt file that lists
+            images. It may be None for a resumed run.
         out: the RUN. It must not exist, unless `resume`.
         resume: whether to continue the run from its last checkpoint, if it exists. A restart by
             torchrun (--max-restarts) always does.
@@ -166,6 +166,8 @@ def run_steps(
             loss = guard.check(loss)
         optimizer.step()
         recipe.after_step(progress.step)
+        if guard:
+            guard.restore()
         progress.add(loss)
 
     step_once = GraphedStep(step_of, recipe, capture, settings.cuda_graph == "on")
@@ -223,6 +225,8 @@ def run_steps(
                 if world.is_main:
                     run.save(*progress.checkpoint(segmenter_after(step).labelling, regular=saves))
                 started = time.perf_counter()
+            if logs or stopping:
+                world.share_warnings()
             if stopping:
                 raise Stopped(stopping, f"after a checkpoint of step {step}; --resume continues")
     segmenter = segmenter_after(progress.step)

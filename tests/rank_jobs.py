@@ -2,6 +2,8 @@
 expected.
 """
 
+import logging
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from infoseg_fast import report
 from infoseg_fast.data.crops import Part
 from infoseg_fast.distributed.batch_norm import synchronised
 from infoseg_fast.distributed.objective import appearance_over_ranks, loss_over_ranks
+from infoseg_fast.distributed.shared_warnings import SharedWarnings
 from infoseg_fast.distributed.world import World, rank, ranks
 from infoseg_fast.recipe.appearance import appearance_term
 from infoseg_fast.train import train
@@ -124,6 +127,23 @@ def normalisation() -> list[torch.Tensor]:
     with World(False, 60.0) as world:
         world.sum_gradients(net.parameters(), torch.zeros(()))
     return [y.detach(), x.grad, *(p.grad for p in net.parameters()), *(b.clone() for b in net.buffers())]
+
+
+def warnings_of_ranks() -> list[str]:
+    """What this rank prints of the warnings of all."""
+    printed, logger = [], logging.getLogger("infoseg_fast")
+    handler = logging.Handler()
+    handler.emit = lambda record: printed.append(record.getMessage())
+    logger.addHandler(handler)
+    with SharedWarnings(rank() == 0) as shared:
+        logger.warning("of every rank")
+        logger.warning("of number %d", rank())
+        shared.share()
+        logger.warning("of number 1")  # main has printed it
+        logger.warning("of number %d", ranks() - 1)
+        shared.share()
+    logger.removeHandler(handler)
+    return printed
 
 
 def torchmetrics_of_ranks() -> list[torch.Tensor]:

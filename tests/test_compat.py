@@ -251,3 +251,25 @@ def test_a_lightning_module_has_the_losses_of_the_loop_and_continues_from_a_chec
 
     with pytest.raises(DataError, match="accumulate_grad_batches"):
         lightning.Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False, max_steps=1).fit(module)
+
+
+def test_a_lightning_module_skips_damaged_images_and_refuses_what_the_trainer_does(folder, monkeypatch):
+    pytest.importorskip("pytorch_lightning")
+    from infoseg_fast.compat.lightning import InfoSegModule
+    from infoseg_fast.errors import DataError
+    from infoseg_fast.recipe.default import DefaultRecipe
+
+    how = {"width": 4, "dim": 8, "batch_size": 4, "crop": 32}
+    for name in ("compile", "skip_nonfinite"):
+        with pytest.raises(DataError, match=f"{name} must be False in a LightningModule"):
+            InfoSegModule.from_data(str(folder), **how, **{name: True})
+    image = folder / "images/im3.png"
+    image.write_bytes(image.read_bytes()[:200])
+    module = InfoSegModule.from_data(str(folder), **how, skip_damaged=True)
+    calls = []
+    monkeypatch.setattr(DefaultRecipe, "before_step", lambda self, step: calls.append(step))
+    monkeypatch.setattr(InfoSegModule, "log", lambda *_, **__: None)
+    monkeypatch.setattr(InfoSegModule, "global_step", 0)
+    batch = next(iter(module.train_dataloader()))
+    assert torch.isfinite(module.training_step(batch, 0)) and calls == [0]
+    assert module.scores()["num_pixels"] == 5 * 32 * 32

@@ -12,6 +12,7 @@ from infoseg_fast import report
 from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.data.crops import Part
+from infoseg_fast.errors import DataError
 from infoseg_fast.export import export
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.iic import IICRecipe, displaced_joint, iic_loss
@@ -110,3 +111,11 @@ def test_its_labels_are_written_and_exported(backbone, how, tmp_path):
     model, images = torch.jit.load(tmp_path / "model.pt"), torch.rand(3, 3, 44, 50)
     assert (model(image)[0].numpy() == predicted).mean() > 0.999
     assert (model(images) == made.segment(images)).float().mean() > 0.999
+
+
+def test_a_part_of_a_step_needs_one_image_since_there_are_no_negatives():
+    given = {"data": "x", "recipe": "iic", "batch_size": 3}
+    assert Settings.create(given).least_batch == 1
+    assert Settings.create(given | {"accumulate": 3}).least_batch == 3
+    with pytest.raises(DataError, match="--batch-size must be at least 4 for 1 ranks, --accumulate 4, not 3"):
+        Settings.create(given | {"accumulate": 4})

@@ -1,8 +1,10 @@
 """`linear_sum_assignment` on every CPU backend: scipy's answers, errors, proofs of optimality."""
 
+import itertools
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,38 @@ def test_integers_are_exact_where_floats_are_not(instruction_set):
     )  # fmt: skip
 
 
+LARGEST = np.finfo(np.float64).max
+
+
+def test_sums_of_the_largest_floats_do_not_overflow(instruction_set):
+    rng = np.random.default_rng(0)
+    kinds = (
+        lambda shape: rng.uniform(-1, 1, shape) * LARGEST,
+        lambda shape: rng.choice([LARGEST, -LARGEST, 0, 1, LARGEST / 2], shape),
+        lambda shape: np.where(rng.random(shape) < 0.3, np.inf, rng.choice([LARGEST, 1e308, -1e308, 3], shape)),
+    )
+    for trial in range(600):
+        cost = kinds[trial % 3](rng.integers(2, 5, 2))
+        turned = cost if cost.shape[0] <= cost.shape[1] else cost.T
+        chosen = (
+            turned[range(len(turned)), list(p)] for p in itertools.permutations(range(turned.shape[1]), len(turned))
+        )
+        totals = [sum(map(Fraction, one.tolist())) for one in chosen if np.isfinite(one).all()]
+        for maximize in (False, True):
+            given = -cost if maximize else cost
+            if not totals:
+                with pytest.raises(ValueError, match="infeasible"):
+                    isf.linear_sum_assignment(given, maximize)
+                continue
+            rows, cols = isf.linear_sum_assignment(given, maximize)
+            found = sum(map(Fraction, cost[rows, cols].tolist()))
+            assert abs(found - min(totals)) <= 1e-12 * Fraction(LARGEST)
+    for width in (150, 170):  # these are read in place if they are not as large
+        cost, best = rng.uniform(0.5, 1, (150, width)) * LARGEST, rng.permutation(width)[:150]
+        cost[range(150), best] = -LARGEST
+        assert (isf.linear_sum_assignment(cost)[1] == best).all()
+
+
 def test_large_matrices_are_read_in_place_and_as_copies_alike(instruction_set):
     rng = np.random.default_rng(0)
     wide = rng.random((150, 203))
@@ -144,8 +178,37 @@ def test_what_numpy_makes_an_array_of_is_taken():
     assert [x.tolist() for x in isf.linear_sum_assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]])] == [[0, 1, 2], [1, 0, 2]]
     big = np.array([[2**64 - 1, 2**64 - 2], [2**64 - 2, 2**64 - 2]], dtype=np.uint64)
     assert isf.linear_sum_assignment(big, maximize=True)[1].tolist() == [0, 1]
-    with pytest.raises(TypeError, match="real dtype"):
-        isf.linear_sum_assignment(np.ones((2, 2), complex))
+
+
+ONE = np.array([[4, 1, 3], [2, 0, 5], [3, 2, 2]])
+REFUSED = {
+    **{dtype: ONE.astype(dtype) for dtype in ("F", "D", "O", "U", "S", "M8[s]", "m8[s]")},
+    "longdouble": np.ones((2, 2), np.longdouble),  # float64 where the platform has no longer float
+    "no entry": np.zeros((0, 0), object),
+    "batch": np.zeros((2, 3, 3), object),
+    "vector": np.zeros(3, complex),
+    "list of complex": [[1j, 2], [3, 4]],
+    "list of words": [["a", "b"], ["c", "d"]],
+    "set": {1, 2},
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_extension)])
+@pytest.mark.parametrize("which", REFUSED)
+def test_what_scipy_does_not_cast_is_refused_in_its_words(which, backend):
+    try:
+        scipy.optimize.linear_sum_assignment(REFUSED[which])
+    except (TypeError, ValueError) as error:
+        with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+            isf.linear_sum_assignment(REFUSED[which], backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_extension)])
+def test_lists_of_what_float_takes_are_taken_as_in_scipy(backend):
+    for cost in ([["1", "2"], ["2", "4"]], [[Fraction(1, 3), 2], [2, 9]], [[2**70, 1], [2, 3]], [[True, False]]):
+        expected = scipy.optimize.linear_sum_assignment(cost)
+        for found, right in zip(isf.linear_sum_assignment(cost, backend=backend), expected, strict=True):
+            assert (found == right).all()
 
 
 def test_views_into_records_are_taken():
@@ -166,9 +229,10 @@ def test_empty_matrices_have_empty_answers(shape):
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3, 4)])
 @pytest.mark.parametrize("make", [np.ones, torch.ones])
-def test_other_dimensions_raise(shape, make):
-    with pytest.raises(ValueError, match="expected a matrix"):
-        isf.linear_sum_assignment(make(shape))
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_other_dimensions_raise(shape, make, backend):
+    with pytest.raises(ValueError, match=rf"expected a matrix \(2-D array\), got a {len(shape)} array"):
+        isf.linear_sum_assignment(make(shape), backend=backend)
 
 
 @needs_extension

@@ -66,7 +66,7 @@ def together(request, data, tmp_path_factory) -> tuple[int, Path]:
     """The folder of what so many ranks found."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
     jobs = [("train_in", runs(data, request.param), str(out)), ("objectives",), ("nothing_counts",)]
-    jobs += [("within_ranks",), ("normalisation",)]
+    jobs += [("within_ranks",), ("normalisation",), ("warnings_of_ranks",)]
     jobs += [("torchmetrics_of_ranks",)] * has_torchmetrics
     run_ranks(request.param, out, jobs)
     return request.param, out
@@ -138,6 +138,13 @@ def test_batch_statistics_are_those_of_all_images(together):
         part = Part.of(IMAGES, rank, number)
         for place, (x, y) in enumerate(zip(torch.load(out / f"normalisation.{rank}.pt"), expected, strict=True)):
             torch.testing.assert_close(x, y[part.inside] if place < 2 else y, rtol=1e-4, atol=1e-4)
+
+
+def test_the_main_rank_prints_each_warning_once(together):
+    number, out = together
+    printed = [torch.load(out / f"warnings_of_ranks.{rank}.pt") for rank in range(number)]
+    others = [f"rank {rank}: of number {rank}" for rank in range(1, number)]
+    assert printed == [["of every rank", "of number 0", *others], *[[]] * (number - 1)]
 
 
 SHORT = TINY | {"recipe": "paper", "steps": 12, "log_every": 2, "checkpoint_every": 5, "eval_every": 0}

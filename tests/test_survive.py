@@ -253,7 +253,8 @@ def test_a_damaged_image_is_skipped_from_the_start_and_left_out_of_the_scores(
     if not in_memory:
         monkeypatch.setattr(crops, "IN_MEMORY_BYTES", 0)
     cut(data, "im3")
-    how = TINY | {"data": data, "steps": 6, "skip_damaged": True, "workers": 0}
+    # The default recipe reads a sample of crops besides those of its steps.
+    how = TINY | {"data": data, "steps": 6, "skip_damaged": True, "workers": 0, "recipe": "default"}
     scores = train(out=tmp_path / "run", **how)
     assert scores["num_pixels"] == 9 * 32 * 32
     said = [r.getMessage() for r in caplog.records if "im3.png" in r.getMessage()]
@@ -300,8 +301,8 @@ def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, monkeypatch):
     assert all(x.isfinite().all() for x in weights(tmp_path / "run").values())
 
 
-def test_a_skipped_step_changes_no_weight_and_no_running_statistic(data, tmp_path, nonfinite, during):
-    how = TINY | {"data": data, "checkpoint_every": 1, "skip_nonfinite": True}
+def test_a_skipped_step_changes_no_weight_no_averaged_weight_and_no_running_statistic(data, tmp_path, nonfinite):
+    how = TINY | {"data": data, "checkpoint_every": 1, "skip_nonfinite": True, "average": 0.9}
     train(out=tmp_path / "run", **how | {"steps": 5})
     before = torch.load(checkpoint_file(tmp_path / "run"), weights_only=True)
     with pytest.raises(DataError, match="no loss was finite"):  # of the steps since the last log line

@@ -241,7 +241,7 @@ def test_files_of_a_run_that_were_edited_are_named_or_repaired(data, tmp_path):
     train(data, run, **SMALL, steps=4)
     whole = (run / "config.json").read_text()
     for change, without, told in (
-        ({"steps": "many"}, (), "config.json: --steps does not take 'many'"),
+        ({"steps": "many"}, (), "config.json: --steps takes a whole number, not 'many'"),
         ({"lr": None}, (), "config.json: --lr is missing"),
         ({"estimator": "none"}, (), "config.json: --estimator must be jsd or infonce"),
         ({"depth": 9}, (), "config.json: --depth must be at most 5"),
@@ -311,6 +311,10 @@ def test_positions_with_any_padding_do_not_count():
     expected = torch.zeros(1, 9, 8, dtype=torch.bool)
     expected[:, :8, 0] = True
     assert torch.equal(found, expected)
+    without_mask = position_mask(None, torch.rand(1, 3, 34, 8))
+    expected[:, :8, :2] = True
+    assert torch.equal(without_mask, expected)
+    assert position_mask(None, torch.rand(1, 3, 36, 32)) is None
 
 
 def test_a_full_disk_leaves_the_state_valid(data, tmp_path):
@@ -438,12 +442,13 @@ def test_python_code_gives_settings_by_name(data, tmp_path, capsys):
     for given, told in (
         ({"step": 4}, "no setting 'step'; did you mean steps?"),
         ({"zzz": 4}, "no setting 'zzz' .see infoseg train --help"),
-        ({"steps": "many"}, "--steps does not take 'many'"),
-        ({"steps": 2.5}, "--steps does not take 2.5"),
-        ({"refine": 3}, "--refine does not take 3"),
-        ({"bands": "red"}, "--bands does not take 'red'"),
+        ({"steps": "many"}, "--steps takes a whole number, not 'many'"),
+        ({"steps": 2.5}, "--steps takes a whole number, not 2.5"),
+        ({"lr": "fast"}, "--lr takes a number, not 'fast'"),
+        ({"refine": 3}, "--refine must be True or False, not 3"),
+        ({"bands": "red"}, "--bands takes numbers as 4,3,2, not 'red'"),
         ({"pages": "all"}, "--pages must be first or each, not 'all'"),
-        ({"num_negatives": "some"}, "--num-negatives does not take 'some'"),
+        ({"num_negatives": "some"}, "--num-negatives takes a whole number or all, not 'some'"),
     ):
         with pytest.raises(DataError, match=told) as caught:
             isf.train(data, tmp_path / "run", **SMALL | given)

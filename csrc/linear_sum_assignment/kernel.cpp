@@ -166,18 +166,21 @@ template <>
 struct Limits<double> {
   static constexpr double kFar = __builtin_inf();
   static constexpr double kClosed = -__builtin_inf();
+  static constexpr double kLarge = kLargeCost;
   static bool finite(double x) { return x < kFar; }
 };
 template <>
 struct Limits<int64_t> {
   static constexpr int64_t kFar = INT64_MAX;
   static constexpr int64_t kClosed = -(int64_t{1} << 62);
+  static constexpr int64_t kLarge = kFar;  // the caller chose a type in which no sum overflows
   static bool finite(int64_t) { return true; }
 };
 template <>
 struct Limits<__int128> {
   static constexpr __int128 kFar = static_cast<__int128>(INT64_MAX) << 63;
   static constexpr __int128 kClosed = -(static_cast<__int128>(1) << 125);
+  static constexpr __int128 kLarge = kFar;
   static bool finite(__int128) { return true; }
 };
 
@@ -431,7 +434,7 @@ struct Allotment {
 
 template <class T>
 T converted(double x, const AssignmentProblem& p) {
-  return p.maximize ? -x : x;
+  return x * p.factor;
 }
 
 template <class T>
@@ -441,22 +444,38 @@ T converted(int64_t x, const AssignmentProblem& p) {
   return static_cast<T>(p.maximize ? shift - value : value - shift);
 }
 
-// The smallest number of a row of whole vectors. `valid` is false for a NaN or the infinity that
-// would be preferred.
+// The smallest number of a row of whole vectors. `usual` is false for a NaN, for the infinity that
+// would be preferred and for a number whose sums may overflow.
 template <class T>
-T least_of(const T* cost, int32_t width, bool& valid) {
+T least_of(const T* cost, int32_t width, bool& usual) {
   using L = Lanes<T>;
-  auto least = L::all(Limits<T>::kFar);
-  auto sound = L::equal(least, least);
-  const auto floor = L::all(Limits<T>::kClosed);
+  const auto floor = L::all(-Limits<T>::kLarge), ceiling = L::all(Limits<T>::kLarge), far = L::all(Limits<T>::kFar);
+  auto least = far, greatest = floor;
+  auto above = L::equal(least, least);
 #pragma GCC unroll 2
   for (int32_t j = 0; j < width; j += L::kCount) {
     const auto x = L::load(cost + j);
-    sound = L::both(sound, L::less(floor, x));  // false for NaN too
+    above = L::both(above, L::less(floor, x));  // false for NaN too
     least = L::min(least, x);
+    greatest = L::max(greatest, L::choose_value(L::less(x, far), x, floor));
   }
-  valid = L::every(sound);
+  usual = L::every(L::both(above, L::less(greatest, ceiling)));
   return L::first(L::smallest(least));
+}
+
+// What a row that is not usual holds: kInvalid for a NaN or the infinity that would be preferred,
+// else kTooLarge for a number whose sums may overflow, else kSolved.
+template <class T>
+AssignmentStatus fault_of(const T* cost, int32_t width) {
+  auto fault = AssignmentStatus::kSolved;
+  for (int32_t j = 0; j < width; ++j) {
+    const T x = cost[j];
+    if (!(x > Limits<T>::kClosed)) return AssignmentStatus::kInvalid;
+    if (Limits<T>::finite(x) && (x <= -Limits<T>::kLarge || x >= Limits<T>::kLarge)) {
+      fault = AssignmentStatus::kTooLarge;
+    }
+  }
+  return fault;
 }
 
 // Row i of the costs: in place, or a copy. In place, the last vector of a row reads into the next
@@ -508,9 +527,12 @@ AssignmentResult solve(const AssignmentProblem& p) {
     const int32_t end = begin + kTogether < m.rows ? begin + kTogether : m.rows;
     for (int32_t i = begin; i < end; ++i) m.cost[i] = row_of_costs<In>(m, p, i, copies);
     for (int32_t i = begin; i < end; ++i) {
-      bool valid;
-      const T least = least_of(m.cost[i], m.width, valid);
-      if (!valid) return {AssignmentStatus::kInvalid, 0, nullptr};
+      bool usual;
+      const T least = least_of(m.cost[i], m.width, usual);
+      if (!usual) {
+        const auto fault = fault_of(m.cost[i], m.width);
+        if (fault != AssignmentStatus::kSolved) return {fault, 0, nullptr};
+      }
       if (square && Limits<T>::finite(least)) lower_columns(m, i, least);
     }
   }

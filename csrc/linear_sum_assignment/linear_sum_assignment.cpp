@@ -74,6 +74,7 @@ AssignmentResult solve_one(const CostBatch& costs, std::int64_t index, Workspace
   p.cols = static_cast<std::int32_t>(turned ? costs.rows : costs.cols);
   p.maximize = costs.maximize;
   p.shift = 0;
+  p.factor = p.maximize ? -1 : 1;
   // Small matrices are copied all the same: padded and aligned rows save more time than the copy
   // takes.
   p.in_place = !turned && !p.maximize && p.col_stride == 1 && p.row_stride == p.cols && p.cols > 128;
@@ -95,6 +96,11 @@ AssignmentResult solve_one(const CostBatch& costs, std::int64_t index, Workspace
     }
   }
   p.workspace = workspace.of(assignment_workspace(p.rows, p.cols, p.wide ? 16 : 8, p.in_place));
+  const AssignmentResult result = solve_problem(p);
+  if (result.status != AssignmentStatus::kTooLarge) return result;
+  p.in_place = false;
+  p.factor *= kLargeFactor;
+  p.workspace = workspace.of(assignment_workspace(p.rows, p.cols, sizeof(double), p.in_place));
   return solve_problem(p);
 }
 

@@ -19,8 +19,8 @@ struct CostBatch {
 // Why a problem has no answer. `kInvalid`: an entry is NaN, or infinite with the sign that would
 // always be preferred. `kInfeasibleRow`, or `kInfeasibleColumn` with more rows than columns:
 // forbidden entries (infinite of the other sign) leave no place for one row or column beside those
-// that are matched.
-enum class AssignmentStatus { kSolved, kInvalid, kInfeasibleRow, kInfeasibleColumn };
+// that are matched. `kTooLarge`, from a kernel only: sums of the costs may overflow.
+enum class AssignmentStatus { kSolved, kInvalid, kInfeasibleRow, kInfeasibleColumn, kTooLarge };
 
 struct AssignmentOutcome {
   AssignmentStatus status = AssignmentStatus::kSolved;

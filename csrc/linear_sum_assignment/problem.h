@@ -19,6 +19,7 @@ struct AssignmentProblem {
   bool maximize;
   bool in_place;       // rows are read where they are: contiguous, of the type of the sums, to be minimised
   std::int64_t shift;  // integers: costs are taken as x - shift, or as shift - x when maximising
+  double factor;       // floating point: costs are taken as x * factor, a power of two, negative when maximising
   void* workspace;     // assignment_workspace() bytes
 };
 
@@ -31,6 +32,12 @@ struct AssignmentResult {
 struct IntegerRange {
   std::int64_t least, greatest;
 };
+
+// With costs below kLargeCost no sum of a problem overflows, whatever its number of rows (< 2^31).
+// For other costs the kernel gives kTooLarge. Multiplied by kLargeFactor, which is exact, they are
+// below it.
+constexpr double kLargeCost = 0x1p984;
+constexpr double kLargeFactor = 0x1p-40;
 
 // Workspaces are aligned to this, the size of the widest vector, so rows padded to it suit every
 // kernel.

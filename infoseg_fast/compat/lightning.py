@@ -25,6 +25,7 @@ from ..batches import batches_per_epoch, crops, data_info, sample_of
 from ..config import Settings, checked
 from ..data import ImageSet, for_training
 from ..data.crops import held_in_memory
+from ..data.damaged import skip_damaged
 from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..recipe import Recipe, recipe_class
@@ -84,7 +85,8 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         Args:
             data: as in `infoseg train --data`.
             given: options of `infoseg train --help`, with "_" for "-". The Trainer's arguments
-                replace `steps`, `precision`, `device` and the options of the run folder.
+                replace `steps`, `precision`, `device` and the options of the run folder. The loop's
+                own `accumulate`, `compile` and `skip_nonfinite` are refused.
 
         Raises:
             DataError: the settings or the images are not accepted.
@@ -94,6 +96,11 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         settings = settings.resolve(train_set, eval_set)
         if settings.accumulate != 1:
             raise DataError("accumulate must be 1 in a LightningModule: its steps are whole batches")
+        for name in ("compile", "skip_nonfinite"):
+            if getattr(settings, name):
+                raise DataError(f"{name} must be False in a LightningModule: the Trainer owns the steps")
+        if settings.skip_damaged:
+            train_set, eval_set = skip_damaged(train_set), skip_damaged(eval_set, scored=True)
         train_set = held_in_memory(train_set)
         with float32_on_cpu():
             info = data_info(train_set, settings)
@@ -137,9 +144,10 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
             self.recipe.begin(self._sample_on_device())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The recipe's loss of a batch, augmented as in `infoseg train`."""
+        """The recipe's loss of a batch, augmented as in `infoseg train`. `before_step` comes first."""
         images, mask = batch if isinstance(batch, (tuple, list)) else (batch, None)
         step = self.global_step
+        self.recipe.before_step(step)
         images, mask = augmented(images, mask, self.settings, step, position=self.recipe.data.position)
         loss = self.recipe.loss(step, images, mask)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))

@@ -84,12 +84,13 @@ def skip_damaged(images: ImageSet, scored: bool = False) -> ImageSet:
     """Make a set tolerate images that cannot be read. Returns the set itself.
 
     Args:
-        images: the set. Its new attribute `damaged` has the error of each such image by its index.
+        images: the set. Its new attribute `damaged` has the error of each such image by its index,
+            and `named` the errors that training has logged.
         scored: whether the set is for evaluation, which leaves a damaged image out of the scores.
             In training the next readable image replaces it, so that batches keep their size and
             steps their random numbers.
     """
-    vars(images)["damaged"] = {}
+    vars(images).update(damaged={}, named=set())
     images.__class__ = _mixed(_Unscored if scored else _Skipping, type(images))
     return images
 

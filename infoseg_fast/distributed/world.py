@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import DataError, first_line
+from .shared_warnings import SharedWarnings
 
 T = TypeVar("T")
 
@@ -73,6 +73,7 @@ class World:
     def __init__(self, cuda: bool, timeout: float) -> None:
         self.cuda, self.timeout = cuda, timeout
         self._joined = False
+        self._warnings: SharedWarnings | None = None
 
     def __enter__(self) -> World:
         if number_of("WORLD_SIZE", 1) > 1 and not dist.is_initialized():
@@ -94,11 +95,13 @@ class World:
                 ) from error
             self._joined = True
         self.rank, self.size = rank(), ranks()
-        if self._joined and not self.is_main:  # only the main rank logs
-            logging.getLogger("infoseg_fast").setLevel(logging.ERROR)
+        if self._joined:
+            self._warnings = SharedWarnings(self.is_main).__enter__()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._warnings is not None:
+            self._warnings.__exit__()
         if self._joined and error is None:  # after an error the others may not answer
             dist.destroy_process_group()
         if self.size > 1 and isinstance(error, RuntimeError) and is_of_collective(error):
@@ -126,6 +129,11 @@ class World:
         if isinstance(sent[0], DataError):
             raise sent[0]
         return sent[0]
+
+    def share_warnings(self) -> None:
+        """Let the main rank log the warnings of the other ranks, each once. Every rank must call it."""
+        if self._warnings is not None:
+            self._warnings.share()
 
     def largest(self, number: int) -> int:
         """The largest `number` over the ranks. It does not wait for a GPU."""

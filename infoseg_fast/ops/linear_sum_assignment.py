@@ -35,8 +35,9 @@ def linear_sum_assignment(
     integers exactly.
 
     Args:
-        cost_matrix: [N, M], or a batch [B, N, M]; tensor, numpy array or nested list of a real
-            dtype. Entries of +inf are forbidden (-inf if maximising).
+        cost_matrix: [N, M], or a batch [B, N, M]; tensor, numpy array or nested list of a dtype that
+            numpy casts safely to float64 (bool, integers, floats of up to 64 bits). Entries of +inf
+            are forbidden (-inf if maximising).
         maximize: whether to choose the largest total.
         backend: "auto", "cpp" (C++ solver on the CPU), "cuda" (CUDA tensors, up to 2,048 rows and
             columns) or "reference" (scipy).
@@ -52,7 +53,7 @@ def linear_sum_assignment(
         ValueError: the cost has another number of dimensions, or a NaN or an infinity that every
             assignment would prefer, or no assignment avoids the forbidden entries (these on CUDA
             only with `check`). The text names the row.
-        TypeError: the dtype is not real.
+        TypeError: the dtype is another one.
         BackendUnavailableError: the backend that is named cannot run here.
     """
     if backend not in BACKENDS:
@@ -103,16 +104,17 @@ def _wrong_shape(shape: Sequence[int]) -> ValueError:
 
 def _solve_array(cost: ArrayLike, maximize: bool, backend: str) -> tuple[np.ndarray, np.ndarray]:
     global _solve
-    if backend == "reference" or (_solve is None and not _find_solver(backend)):
-        return reference.linear_sum_assignment(np.asarray(cost), maximize)
-    if type(cost) is np.ndarray and cost.ndim == 2:
+    by_scipy = backend == "reference" or (_solve is None and not _find_solver(backend))
+    if type(cost) is np.ndarray and cost.ndim == 2 and not by_scipy:
         try:
             return _solve(cost, maximize)
         except TypeError:
             pass  # the dtype is converted below
-    cost = np.asarray(cost)
+    cost = _as_numbers(cost)
     if cost.ndim not in (2, 3):
         raise _wrong_shape(cost.shape)
+    if by_scipy:
+        return reference.linear_sum_assignment(cost, maximize)
     threads = torch.get_num_threads() if cost.ndim == 3 else 1
     try:
         return _solve(cost, bool(maximize), threads)
@@ -133,26 +135,33 @@ def _find_solver(backend: str) -> bool:
     return True
 
 
+def _as_numbers(cost: ArrayLike) -> np.ndarray:
+    """The cost as an array whose dtype numpy casts safely to float64. As in scipy, other arrays are
+    refused, and other sequences become float64.
+    """
+    found = np.asarray(cost)
+    if np.can_cast(found.dtype, np.float64):
+        return found
+    if isinstance(cost, np.ndarray):
+        raise _no_safe_cast(found.dtype)
+    return np.asarray(cost, np.float64)
+
+
 def readable(cost: np.ndarray) -> np.ndarray:
-    """A copy of the same problem in a dtype that the solver reads: float32, float64 or int64."""
+    """A copy of the same problem, of a dtype from `_as_numbers`, in one that the solver reads:
+    float32, float64 or int64.
+    """
     kind, size = cost.dtype.kind, cost.dtype.itemsize
     if kind == "u" and size == 8:
         # Subtracting 2**63 from all entries changes no choice, and all entries then fit.
         return (cost.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
     if kind in "biu":
         return cost.astype(np.int64)
-    if kind == "f":
-        return cost.astype(np.float32 if size == 4 else np.float64)
-    if kind == "O":
-        return cost.astype(np.float64)
-    raise _no_real_dtype(cost.dtype)
+    return cost.astype(np.float32 if size == 4 else np.float64)
 
 
-def _no_real_dtype(dtype: object) -> TypeError:
-    return TypeError(
-        f"Cannot cast array data from {dtype!r} to dtype('float64') according to the rule 'safe': "
-        "costs need a real dtype"
-    )
+def _no_safe_cast(dtype: object) -> TypeError:
+    return TypeError(f"Cannot cast array data from {dtype!r} to dtype('float64') according to the rule 'safe'")
 
 
 def _array_of(cost: Tensor) -> np.ndarray:
@@ -163,7 +172,7 @@ def _array_of(cost: Tensor) -> np.ndarray:
 
 def _solve_on_device(cost: Tensor, maximize: bool, backend: str, check: bool) -> tuple[Tensor, Tensor]:
     if cost.is_complex():
-        raise _no_real_dtype(cost.dtype)
+        raise _no_safe_cast(cost.dtype)
     if cost.ndim not in (2, 3):
         raise _wrong_shape(cost.shape)
     if backend == "cpp":

@@ -109,6 +109,8 @@ class Recipe(nn.Module):
     # The part of the step's batch that `loss` gets. None: the whole batch. The loop sets it for
     # ranks and --accumulate, so that random numbers can be drawn for the whole batch.
     part: Part | None = None
+    # Whether the loss compares images with others: each part of a step needs --num-negatives + 1 then.
+    compares_images: ClassVar[bool] = True
     # Tensors of the last step for `metrics`. A replay of a CUDA graph sets it to the graph's tensors.
     last: Any = None
 

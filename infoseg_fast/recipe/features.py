@@ -114,6 +114,7 @@ class FeaturesRecipe(Recipe):
     defaults: ClassVar[dict[str, Any]] = {
         "batch_size": 32, "lr": 1e-3, "average": 0.98, "refine": True, "smooth": 0,
     }  # fmt: skip
+    compares_images = False
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__(settings, data)

@@ -45,6 +45,7 @@ class IICRecipe(Recipe):
     """
 
     defaults: ClassVar[dict[str, Any]] = {"overcluster": 3.0}
+    compares_images = False
 
     def __init__(self, settings: Settings, data: DataInfo) -> None:
         super().__init__(settings, data)
