@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -314,7 +315,7 @@ def run_prepare(arguments: argparse.Namespace) -> None:
         if given or arguments.check or arguments.workers or arguments.root is None:
             raise DataError("shards takes --root, a folder as --data takes it, and --out; no other option")
         images, pattern = write_shards(arguments.root, arguments.out)
-        print(f"{images} images written; --data '{pattern}'")
+        print(f"{images} images written; --data {shlex.quote(pattern)}")
         return
     if arguments.name not in PROTOCOLS:
         if given or arguments.root or arguments.check or arguments.workers:

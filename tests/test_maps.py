@@ -24,9 +24,9 @@ from infoseg_fast.checkpoint import save
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
-from infoseg_fast.maps.lock import FolderLock
 from infoseg_fast.maps.pipeline import Ahead, Behind
 from infoseg_fast.maps.writers import PngWriter, key_of
+from infoseg_fast.output_folder import FolderLock
 from infoseg_fast.palette import palette
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.labelling import Labelling
@@ -412,7 +412,7 @@ def test_a_signal_leaves_no_part_of_a_file_and_the_call_goes_on(run, tmp_path, m
 def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):
     picture = tmp_path / "x.png"
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
-    with FolderLock(tmp_path / "out") as lock:
+    with FolderLock(tmp_path / "out", "predict") as lock:
         lock.take()
         with pytest.raises(DataError, match="out is in use"):
             predict(made, [picture], tmp_path / "out")
