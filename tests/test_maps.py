@@ -601,7 +601,8 @@ def segmented(run, pixels):
 
 def _segmented_twice(rank, number, run, pixels, method):
     """The labels here, with threads, and then in a process that `method` starts."""
-    torch.set_num_threads(2)
+    isf.load(run)
+    torch.set_num_threads(2)  # after `load`, since this process is a fork too
     here = segmented(run, pixels)
     with multiprocessing.get_context(method).Pool(1) as pool:
         return here, pool.apply_async(segmented, (run, pixels)).get(timeout=120)
@@ -611,6 +612,26 @@ def _segmented_twice(rank, number, run, pixels, method):
 def test_load_works_in_another_process(run, method):
     ((here, there),) = each_rank(_segmented_twice, 1, run, torch.rand(1, 3, 200, 200), method)
     assert np.array_equal(here, there)
+
+
+def _segmented_by_the_inherited(rank, number, run, pixels):
+    """The labels here, with threads, and then in a forked process with the same segmenter."""
+    segmenter = isf.load(run)
+    torch.set_num_threads(2)  # after `load`, since this process is a fork too
+    here = segmenter.segment(pixels).numpy()
+    there = multiprocessing.get_context("fork").SimpleQueue()
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: there.put((segmenter.segment(pixels).numpy(), torch.get_num_threads()))
+    )
+    child.start()
+    child.join(timeout=60)
+    child.kill()
+    return here, *(there.get() if not there.empty() else (None, None))
+
+
+def test_a_segmenter_works_in_a_forked_process(run):
+    ((here, there, threads),) = each_rank(_segmented_by_the_inherited, 1, run, torch.rand(1, 3, 200, 200))
+    assert np.array_equal(here, there) and threads == 1
 
 
 def test_arrays_are_segmented_in_the_runs_own_scale():

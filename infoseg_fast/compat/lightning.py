@@ -25,6 +25,7 @@ from ..batches import batches_per_epoch, crops, data_info, sample_of
 from ..config import Settings, checked
 from ..data import ImageSet, for_training
 from ..data.crops import held_in_memory
+from ..data.damaged import skip_damaged
 from ..defaults import float32_on_cpu
 from ..errors import DataError
 from ..recipe import Recipe, recipe_class
@@ -33,6 +34,11 @@ from ..scores.evaluate import LOGGED_SCORES, evaluate
 from ..segmenter import Segmenter
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+# Settings of the loop of `infoseg train` that a Trainer has not, with the values that change nothing.
+NOT_TAKEN = {
+    "accumulate": (1,), "compile": (False,), "cuda_graph": ("auto", "off"), "skip_nonfinite": (False,),
+    "workers": (None, 0),
+}  # fmt: skip
 
 
 def _module_class() -> type:
@@ -60,7 +66,8 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
             `train_set`, as in `infoseg train`.
         train_set: the images of `train_dataloader`. None: the Trainer gets a data loader. Its
             batches are images, float [B, c, n, n] in [0, 1], or pairs of images and mask, bool [B,
-            n, n].
+            n, n]. If `recipe.data.position`, the last channel is the position of the pixels
+            (`infoseg_fast.position.with_position`).
         eval_set: the images of `scores`, or None.
     """
 
@@ -89,10 +96,13 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
             DataError: the settings or the images are not accepted.
         """
         settings = Settings.create(checked({"data": data} | given))
+        for name, accepted in NOT_TAKEN.items():
+            if (value := getattr(settings, name)) not in accepted:
+                raise DataError(f"{name}={value!r} would have no effect in a LightningModule; leave it out")
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
         settings = settings.resolve(train_set, eval_set)
-        if settings.accumulate != 1:
-            raise DataError("accumulate must be 1 in a LightningModule: its steps are whole batches")
+        if settings.skip_damaged:
+            train_set, eval_set = skip_damaged(train_set), skip_damaged(eval_set, scored=True)
         train_set = held_in_memory(train_set)
         with float32_on_cpu():
             info = data_info(train_set, settings)
@@ -123,17 +133,27 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         """Check the Trainer.
 
         Raises:
-            DataError: it accumulates gradients, or has several processes.
+            DataError: it accumulates gradients, has several processes, or casts the parameters.
         """
         if self.trainer.accumulate_grad_batches != 1:
             raise DataError("Trainer: accumulate_grad_batches must be 1: draws follow from the number of the step")
         if self.trainer.world_size != 1:
             raise DataError("Trainer: one process trains a LightningModule; torchrun -m infoseg_fast takes several")
 
+        if self.trainer.precision.endswith("-true") and self.trainer.precision != "32-true":
+            raise DataError(
+                f"Trainer: precision must be 32-true, bf16-mixed or 16-mixed, not {self.trainer.precision}: parameters "
+                "are float32"
+            )
+
     def on_train_start(self) -> None:
         """Call the recipe's `begin` before the first step of a new run."""
         if self.global_step == 0:
             self.recipe.begin(self._sample_on_device())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Call the recipe's `before_step`."""
+        self.recipe.before_step(self.global_step)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The recipe's loss of a batch, augmented as in `infoseg train`."""
