@@ -626,6 +626,7 @@ def test_a_damaged_prepared_set_is_refused(coco, damage):
         (["coco-stuff-15", "--root", "{raw}"], "--out"),
         (["coco-stuff-15", "--root", "{raw}", "--out", "x", "--workers", "0"], "--workers"),
         (["landcover", "--root", "{raw}", "--out", "x"], "landcover"),
+        (["landcover", "--out", "x", "--workers", "0"], "no other option"),
         (["potsdam-6", "--root", "{raw}", "--check", "--unlabelled", "iic"], "--unlabelled"),
         (["potsdam-6", "--root", "{raw}", "--check", "--split-seed", "-1"], "--split-seed must be at least 0, not -1"),
         (["coco-persons", "--root", "{raw}", "--check", "--min-side", "-1"], "--min-side must be at least 0, not -1"),

@@ -272,6 +272,17 @@ def test_one_call_at_a_time_writes_a_folder_of_shards(folder, tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {"data", "shards"}
 
 
+def test_lists_that_are_not_taken_and_missing_labels_are_named(folder, tmp_path, caplog):
+    (folder / "eval.txt").write_text("im1\nim2\n")
+    (folder / "labels/im0.png").unlink()
+    _, pattern = write_shards(folder, tmp_path / "shards")
+    assert not open_set(pattern, "eval").has_labels
+    assert [record.getMessage() for record in caplog.records] == [
+        "eval.txt not taken: shards have the same images in every split",
+        f"{pattern}: no scores, since 1 images have no label map",
+    ]
+
+
 def test_patterns_that_are_names(folder, tmp_path):
     tar_file(tmp_path / "x{0..1}.tar", "a.png")
     assert len(open_set(str(tmp_path / "x{0..1}.tar"), "train")) == 1

@@ -4,6 +4,7 @@ as shards.
 
 import itertools
 import json
+import logging
 import shutil
 import tarfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from .folder import FolderSet
 from .images import companions
 from .landcover import LandcoverSet
 from .shards import INDEX, LABEL, RANGE, members_in
+
+logger = logging.getLogger("infoseg_fast")
 
 SHARD_BYTES = 2**28  # size of a shard
 
@@ -70,6 +73,8 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder with images")
     source = FolderSet(root, "all")
+    if lists := [name for name in ("train.txt", "eval.txt") if (root / name).exists()]:
+        logger.warning("%s not taken: shards have the same images in every split", " and ".join(lists))
     files, headers = source._files, source._headers
     keys = [file.stem.replace(".", "_") for file in files]
     if len(set(keys)) < len(keys):

@@ -95,7 +95,10 @@ class ShardSet(FileSet):
             raise DataError(f"{pattern}: the shards hold no image in a format that can be read")
         self.sizes = [(header.height, header.width) for header in self._headers]
         self._find_channels()
-        self.has_labels = all(place is not None for place in self._labels)
+        unlabelled = self._labels.count(None)
+        self.has_labels = not unlabelled
+        if 0 < unlabelled < len(self._labels):
+            logger.warning("%s: no scores, since %d images have no label map", printable(pattern), unlabelled)
         self.classes = class_names(self._shards[0].parent / "classes.txt")
         self.num_classes = num_classes if self.classes is None else len(self.classes)
         if self.num_classes is None:
