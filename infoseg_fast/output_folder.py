@@ -45,6 +45,7 @@ class FolderLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._new = False  # the folder is that of the other call
             raise DataError(f"--out {self.out} is in use: another infoseg {self.command} writes to it") from error
         except OSError:  # a file system without locks
             pass
