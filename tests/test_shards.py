@@ -147,6 +147,13 @@ def test_indexed_images_are_not_opened_before_they_are_read(shards, monkeypatch)
         ShardSet(shards, options=ReadOptions(bands=(5,)))
 
 
+@pytest.mark.parametrize("member", [["im0.png", 0, "x"], ["im0.png", None, 5], [1, 2, 3], ["im0.png", 0.5, 2]])
+def test_an_index_that_is_none_is_not_used(shards, member):
+    index = Path(f"{expanded(shards)[0]}.index.json")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"members": [member]}))
+    assert len(open_set(shards, "train")) == 12
+
+
 def test_an_image_that_differs_from_the_index_is_refused(shards):
     index = Path(f"{expanded(shards)[0]}.index.json")
     record = json.loads(index.read_text())

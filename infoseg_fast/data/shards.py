@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import sha256
+from operator import index as whole
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,7 +234,7 @@ def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Descripti
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         record = json.loads(beside.read_text())
         if record["bytes"] == shard.stat().st_size:
-            places = [(name, offset, size) for name, offset, size in record["members"]]
+            places = [(os.fspath(name), whole(offset), whole(size)) for name, offset, size in record["members"]]
             return places, {
                 name: Description(rows, columns, bands, np.dtype(dtype), *others)
                 for name, (rows, columns, bands, dtype, *others) in record["images"].items()
