@@ -24,6 +24,8 @@ def check_target(option: str, path: Path, ending: str = "") -> None:
         raise DataError(f"{option} {path}: the name must end in {ending}")
     if path.is_dir():
         raise DataError(f"{option} {path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():  # a device or a pipe, which the file would replace
+        raise DataError(f"{option} {path} is no regular file; give the name of a file")
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -313,13 +314,13 @@ def run_prepare(arguments: argparse.Namespace) -> None:
     if arguments.out is None and not arguments.check:
         raise DataError("--out is missing: the folder to be made (or --check, to verify the raw files only)")
     if arguments.name == SHARDS:
-        if given or arguments.check or arguments.workers or arguments.root is None:
+        if given or arguments.check or arguments.workers is not None or arguments.root is None:
             raise DataError("shards takes --root, a folder as --data takes it, and --out; no other option")
         images, pattern = write_shards(arguments.root, arguments.out)
-        print(f"{images} images written; --data '{pattern}'")
+        print(f"{images} images written; --data {shlex.quote(pattern)}")
         return
     if arguments.name not in PROTOCOLS:
-        if given or arguments.root or arguments.check or arguments.workers:
+        if given or arguments.root or arguments.check or arguments.workers is not None:
             raise DataError(f"{arguments.name} comes from installed packages; it takes --out and no other option")
         number = export_landcover(arguments.name, arguments.out)
         print(f"{number} images written to {arguments.out}")

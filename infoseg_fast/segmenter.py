@@ -24,7 +24,7 @@ from .run_folder import RunFolder
 from .tile_labels import Part, TileLabeller
 from .tiling import Band, Plan
 
-PROCESS = os.getpid()  # the process that imported this module
+_process = os.getpid()  # the process that imported this module, or the forked one that computes
 BATCH_PIXELS = 2**20  # pixels of the images that are segmented together
 
 
@@ -194,6 +194,10 @@ class Segmenter:
             the two numbers.
         """
         images = self._checked_shape(images)
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor, not {type(target).__name__}")
+        if target.dim() != 3 or len(target) != len(images):
+            raise ValueError(f"target must be [{len(images)}, H, W], not {list(target.shape)}")
         if target.device.type == "cpu":  # the flat index of an error in a part would not be that in the target
             wrong = ((target < 0) | (target >= num_classes)) & (target != IGNORE)
             if wrong.any():
@@ -225,6 +229,7 @@ class Segmenter:
 
     def parts(self, plan: Plan, bands: Iterator[Band], confidence: bool = False) -> Iterator[Part]:
         """The label maps part by part, see `TileLabeller.parts`."""
+        compute_in_this_process()
         return self.tiles.parts(plan, bands, confidence)
 
     def _batches(self, images: Tensor) -> Iterator[tuple[Tensor, slice]]:
@@ -254,6 +259,7 @@ class Segmenter:
 
     def _checked_shape(self, images: Tensor) -> Tensor:
         """The images as float32, whatever their values."""
+        compute_in_this_process()
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, not {type(images).__name__} (segment_array takes stored values)")
         if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
@@ -281,11 +287,21 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     return rows, columns
 
 
+def compute_in_this_process() -> None:
+    """Compute with one thread in a forked process, where OpenMP would wait for the threads of the
+    parent process for ever.
+    """
+    global _process
+    if os.getpid() != _process:
+        _process = os.getpid()
+        torch.set_num_threads(1)
+
+
 def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "cpu") -> Segmenter:
     """The segmenter of a training run.
 
-    In a forked process PyTorch then computes with one thread, since OpenMP would wait for the
-    threads of the parent process for ever.
+    In a forked process PyTorch computes with one thread from then on, as it does from the first call
+    of a segmenter that the process inherited.
 
     Args:
         run: the RUN folder.
@@ -296,8 +312,7 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         DataError: there is no such run or checkpoint, the checkpoint is damaged, or its layout
             version is another.
     """
-    if os.getpid() != PROCESS:
-        torch.set_num_threads(1)
+    compute_in_this_process()
     return load_with_step(run, checkpoint, device)[0]
 
 

@@ -187,6 +187,10 @@ def test_counts_stay_whole_numbers(metrics):
 def test_labels_out_of_range_raise(metrics):
     with pytest.raises(ValueError, match="5"):
         metrics.ClusterAccuracy(5, 3).update(torch.tensor([5]), torch.tensor([0]))
+    with pytest.raises(TypeError, match="preds must be a tensor, not ndarray"):
+        metrics.ClusterAccuracy(5, 3).update(np.zeros(1, int), torch.tensor([0]))
+    with pytest.raises(TypeError, match="target must be a tensor, not list"):
+        metrics.ClusterAccuracy(5, 3).update(torch.tensor([0]), [0])
 
 
 # Imports
@@ -208,6 +212,52 @@ def test_a_missing_package_is_one_line_that_names_its_extra(extra, monkeypatch):
 
 
 # lightning
+
+
+SMALL = {"width": 4, "dim": 8, "batch_size": 4, "crop": 32, "depth": 0}
+
+
+def test_a_lightning_module_calls_every_hook_of_a_recipe(folder, monkeypatch):
+    lightning = pytest.importorskip("pytorch_lightning")
+    from infoseg_fast.compat.lightning import InfoSegModule
+    from infoseg_fast.errors import DataError
+
+    module, called = InfoSegModule.from_data(str(folder), recipe="paper", **SMALL), []
+    for name in ("before_step", "loss", "after_step"):
+        hook = getattr(module.recipe, name)
+
+        def noted(step, *given, name=name, hook=hook):
+            called.append((name, step))
+            return hook(step, *given)
+
+        monkeypatch.setattr(module.recipe, name, noted)
+    how = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lightning.Trainer(max_steps=2, limit_val_batches=0, **how).fit(module)
+    assert called == [(name, step) for step in (0, 1) for name in ("before_step", "loss", "after_step")]
+    for precision in ("bf16-true", "64-true"):
+        with pytest.raises(DataError, match=f"precision must be .*, not {precision}"):
+            lightning.Trainer(max_steps=1, precision=precision, **how).fit(module)
+
+
+@pytest.mark.parametrize("setting", [{"compile": True}, {"workers": 3}, {"skip_nonfinite": True}, {"accumulate": 2}])
+def test_settings_without_effect_in_a_lightning_module_are_refused(folder, setting):
+    pytest.importorskip("pytorch_lightning")
+    from infoseg_fast.compat.lightning import InfoSegModule
+    from infoseg_fast.errors import DataError
+
+    with pytest.raises(DataError, match=f"{next(iter(setting))}=.* would have no effect"):
+        InfoSegModule.from_data(str(folder), **SMALL | setting)
+
+
+def test_a_lightning_module_skips_damaged_images(folder):
+    pytest.importorskip("pytorch_lightning")
+    from infoseg_fast.compat.lightning import InfoSegModule
+
+    path = next((folder / "images").iterdir())
+    path.write_bytes(path.read_bytes()[:-300])
+    module = InfoSegModule.from_data(str(folder), skip_damaged=True, **SMALL)
+    assert len([None for images, _ in module.train_dataloader() if len(images) == 4]) == len(module.train_set) // 4
+    assert str(path) in next(iter(module.train_set.damaged.values()))
 
 
 @pytest.mark.long
@@ -251,25 +301,3 @@ def test_a_lightning_module_has_the_losses_of_the_loop_and_continues_from_a_chec
 
     with pytest.raises(DataError, match="accumulate_grad_batches"):
         lightning.Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False, max_steps=1).fit(module)
-
-
-def test_a_lightning_module_skips_damaged_images_and_refuses_what_the_trainer_does(folder, monkeypatch):
-    pytest.importorskip("pytorch_lightning")
-    from infoseg_fast.compat.lightning import InfoSegModule
-    from infoseg_fast.errors import DataError
-    from infoseg_fast.recipe.default import DefaultRecipe
-
-    how = {"width": 4, "dim": 8, "batch_size": 4, "crop": 32}
-    for name in ("compile", "skip_nonfinite"):
-        with pytest.raises(DataError, match=f"{name} must be False in a LightningModule"):
-            InfoSegModule.from_data(str(folder), **how, **{name: True})
-    image = folder / "images/im3.png"
-    image.write_bytes(image.read_bytes()[:200])
-    module = InfoSegModule.from_data(str(folder), **how, skip_damaged=True)
-    calls = []
-    monkeypatch.setattr(DefaultRecipe, "before_step", lambda self, step: calls.append(step))
-    monkeypatch.setattr(InfoSegModule, "log", lambda *_, **__: None)
-    monkeypatch.setattr(InfoSegModule, "global_step", 0)
-    batch = next(iter(module.train_dataloader()))
-    assert torch.isfinite(module.training_step(batch, 0)) and calls == [0]
-    assert module.scores()["num_pixels"] == 5 * 32 * 32

@@ -1,6 +1,7 @@
 """Export: the labels of the written model are those of the segmenter, at any batch and size."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -59,3 +60,10 @@ def test_a_run_that_resizes_its_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="--scale 1, not 0.5"):
         export(segmenter(scale=0.5), "torchscript", tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_the_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="--out .*pipe is no regular file"):
+        export(segmenter(), "torchscript", tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1

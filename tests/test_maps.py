@@ -26,9 +26,9 @@ from infoseg_fast.data.reader import ReadOptions
 from infoseg_fast.data.scaling import Scaling, eight_bit
 from infoseg_fast.errors import DataError
 from infoseg_fast.maps import Products, predict
-from infoseg_fast.maps.lock import FolderLock
 from infoseg_fast.maps.pipeline import Ahead, Behind
 from infoseg_fast.maps.writers import PngWriter, key_of
+from infoseg_fast.output_folder import FolderLock
 from infoseg_fast.palette import palette
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.labelling import Labelling
@@ -429,7 +429,7 @@ def test_a_signal_leaves_no_part_of_a_file_and_the_call_goes_on(run, tmp_path, m
 def test_one_call_at_a_time_writes_to_a_folder(made, tmp_path):
     picture = tmp_path / "x.png"
     Image.fromarray(pixels_of(40, 50).transpose(1, 2, 0)).save(picture)
-    with FolderLock(tmp_path / "out") as lock:
+    with FolderLock(tmp_path / "out", "predict") as lock:
         lock.take()
         with pytest.raises(DataError, match="out is in use"):
             predict(made, [picture], tmp_path / "out")
@@ -670,7 +670,8 @@ def segmented(run, pixels):
 
 def _segmented_twice(rank, number, run, pixels, method):
     """The labels here, with threads, and then in a process that `method` starts."""
-    torch.set_num_threads(2)
+    isf.load(run)
+    torch.set_num_threads(2)  # after `load`, since this process is a fork too
     here = segmented(run, pixels)
     with multiprocessing.get_context(method).Pool(1) as pool:
         return here, pool.apply_async(segmented, (run, pixels)).get(timeout=120)
@@ -680,6 +681,26 @@ def _segmented_twice(rank, number, run, pixels, method):
 def test_load_works_in_another_process(run, method):
     ((here, there),) = each_rank(_segmented_twice, 1, run, torch.rand(1, 3, 200, 200), method)
     assert np.array_equal(here, there)
+
+
+def _segmented_by_the_inherited(rank, number, run, pixels):
+    """The labels here, with threads, and then in a forked process with the same segmenter."""
+    segmenter = isf.load(run)
+    torch.set_num_threads(2)  # after `load`, since this process is a fork too
+    here = segmenter.segment(pixels).numpy()
+    there = multiprocessing.get_context("fork").SimpleQueue()
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: there.put((segmenter.segment(pixels).numpy(), torch.get_num_threads()))
+    )
+    child.start()
+    child.join(timeout=60)
+    child.kill()
+    return here, *(there.get() if not there.empty() else (None, None))
+
+
+def test_a_segmenter_works_in_a_forked_process(run):
+    ((here, there, threads),) = each_rank(_segmented_by_the_inherited, 1, run, torch.rand(1, 3, 200, 200))
+    assert np.array_equal(here, there) and threads == 1
 
 
 def test_arrays_are_segmented_in_the_runs_own_scale():

@@ -337,6 +337,8 @@ def test_potsdam_tiles_that_are_missing_damaged_or_of_another_size(potsdam, monk
     tifffile.imwrite(image, np.zeros((50, 50, 4), np.uint8), photometric="rgb")
     faulty("potsdam-6", potsdam, str(image), "50 x 50 x 4", "48 x 48 x 4")
     image.write_bytes(content)
+    (potsdam / "4_Ortho_RGBIR/._top_potsdam_7_13_RGBIR.tif").write_bytes(b"hidden, of another system")
+    prepare.prepare("potsdam-6", potsdam, None, check=True, workers=1, progress=False)
     stray = potsdam / "5_Labels_for_participants/top_potsdam_9_9_label.tif"
     shutil.copy(potsdam / "5_Labels_for_participants/top_potsdam_2_10_label.tif", stray)
     faulty("potsdam-6", potsdam, str(stray), "has no image")
@@ -390,6 +392,9 @@ def test_faults_of_the_persons_annotations(people, monkeypatch):
     faulty("coco-persons", people, str(path), "damaged", "annotations_trainval2017.zip")
     changed(lambda content: content["images"].append(content["images"][0]))
     faulty("coco-persons", people, "image id 20 twice")
+    for key, value in (("height", "80"), ("height", 80.0), ("width", None), ("file_name", 5)):
+        changed(lambda content, key=key, value=value: content["images"][0].update({key: value}))
+        faulty("coco-persons", people, str(path), "damaged", "TypeError")
     changed(lambda content: content["annotations"][0].update(image_id=99))
     faulty("coco-persons", people, "image 99")
     changed(lambda content: content["images"][0].update(height=81))
@@ -574,7 +579,24 @@ def test_a_folder_that_exists_is_left_alone(coco):
     refused(lambda: prepare.prepare("coco-stuff-15", coco, coco.parent / "mine"), "--out", "exists")
 
 
-@pytest.mark.parametrize("damage", ["shard", "index", "manifest", "format", "split"])
+def test_one_call_at_a_time_prepares_a_folder(coco, monkeypatch):
+    read, out = prepare.coco.read, coco.parent / "out"
+
+    def call() -> None:
+        prepare.prepare("coco-stuff-3", coco, out, workers=1, progress=False)
+
+    def called_again(*arguments):
+        refused(call, "--out", "is in use: another infoseg prepare writes to it")
+        yield from read(*arguments)
+
+    monkeypatch.setattr(prepare.coco, "read", called_again)
+    call()
+    assert len(open_set(str(out), "all")) == 7
+    (coco.parent / "link").symlink_to(coco.parent / "nowhere")
+    refused(lambda: prepare.prepare("coco-stuff-3", coco, coco.parent / "link"), "link exists")
+
+
+@pytest.mark.parametrize("damage", ["shard", "index", "empty", "other", "manifest", "list", "format", "split"])
 def test_a_damaged_prepared_set_is_refused(coco, damage):
     root = prepared("coco-stuff-15", coco)
     manifest = root / "manifest.json"
@@ -583,6 +605,14 @@ def test_a_damaged_prepared_set_is_refused(coco, damage):
         path.write_bytes(path.read_bytes()[:-1])
     elif damage == "index":
         np.save(root / "index.npy", np.load(root / "index.npy")[:-1])
+    elif damage == "empty":
+        (root / "index.npy").write_bytes(b"")
+    elif damage == "other":
+        index = np.load(root / "index.npy")
+        index["offset"] += 1
+        np.save(root / "index.npy", index)
+    elif damage == "list":
+        manifest.write_text("[]")
     elif damage == "manifest":
         manifest.write_text(manifest.read_text()[:-20])
     elif damage == "format":
@@ -608,7 +638,10 @@ def test_a_label_that_is_no_class_is_named_where_it_is_scored(coco):
         (["coco-stuff-15", "--root", "{raw}"], "--out"),
         (["coco-stuff-15", "--root", "{raw}", "--out", "x", "--workers", "0"], "--workers"),
         (["landcover", "--root", "{raw}", "--out", "x"], "landcover"),
+        (["landcover", "--out", "x", "--workers", "0"], "no other option"),
         (["potsdam-6", "--root", "{raw}", "--check", "--unlabelled", "iic"], "--unlabelled"),
+        (["potsdam-6", "--root", "{raw}", "--check", "--split-seed", "-1"], "--split-seed must be at least 0, not -1"),
+        (["coco-persons", "--root", "{raw}", "--check", "--min-side", "-1"], "--min-side must be at least 0, not -1"),
     ],
 )
 def test_the_command_line_names_the_option(coco, arguments, told, capsys):

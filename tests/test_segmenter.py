@@ -168,6 +168,15 @@ def test_count_refuses_a_target_out_of_range(network, refined, monkeypatch):
         found.count(torch.rand(2, 3, 32, 32), target, 4)
 
 
+def test_count_names_a_target_of_another_shape(network):
+    found, images = segmenter(network), torch.rand(2, 3, 32, 32)
+    for shape in ((3, 32, 32), (1, 32, 32), (32, 32), (2, 1, 32, 32)):
+        with pytest.raises(ValueError, match=r"target must be \[2, H, W\], not \[[0-9, ]*32\]"):
+            found.count(images, torch.zeros(shape, dtype=torch.uint8), 4)
+    with pytest.raises(TypeError, match="target must be a tensor, not ndarray"):
+        found.count(images, np.zeros((2, 32, 32), np.uint8), 4)
+
+
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 @pytest.mark.parametrize("refined", [False, True])
 def test_labels_have_the_images_size_at_any_scale(network, scale, refined):

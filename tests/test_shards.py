@@ -14,7 +14,7 @@ from PIL import Image
 from test_train import SMALL, losses, same_weights, weights
 
 from infoseg_fast import cli
-from infoseg_fast.data import crops, open_set
+from infoseg_fast.data import crops, export, open_set
 from infoseg_fast.data.crops import CropSampler, crop_loader
 from infoseg_fast.data.export import write_shards
 from infoseg_fast.data.reader import ReadOptions
@@ -147,6 +147,13 @@ def test_indexed_images_are_not_opened_before_they_are_read(shards, monkeypatch)
         ShardSet(shards, options=ReadOptions(bands=(5,)))
 
 
+@pytest.mark.parametrize("member", [["im0.png", 0, "x"], ["im0.png", None, 5], [1, 2, 3], ["im0.png", 0.5, 2]])
+def test_an_index_that_is_none_is_not_used(shards, member):
+    index = Path(f"{expanded(shards)[0]}.index.json")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"members": [member]}))
+    assert len(open_set(shards, "train")) == 12
+
+
 def test_an_image_that_differs_from_the_index_is_refused(shards):
     index = Path(f"{expanded(shards)[0]}.index.json")
     record = json.loads(index.read_text())
@@ -180,6 +187,119 @@ def test_faults_are_named(shards, tmp_path):
         open_set(str(tmp_path / "no.tar"), "train")
     with pytest.raises(DataError, match="compressed shards cannot be read at random; decompress them to .tar"):
         open_set("a-{0..3}.tar.gz", "train")
+
+
+def test_images_that_are_links_are_in_the_shards_as_files(folder, tmp_path):
+    """A link that stayed one, and a second name of one file, would not be read."""
+    (folder / "images/im0.png").rename(tmp_path / "elsewhere.png")
+    (folder / "images/im0.png").symlink_to(tmp_path / "elsewhere.png")
+    (folder / "images/im1.png").unlink()
+    os.link(folder / "images/im2.png", folder / "images/im1.png")
+    number, pattern = write_shards(folder, tmp_path / "shards")
+    found, expected = open_set(pattern, "train"), open_set(str(folder), "train")
+    assert len(found) == number == 12
+    assert all(np.array_equal(found.read(index)[0], expected.read(index)[0]) for index in range(12))
+
+
+def test_labels_of_pixels_without_data_do_not_count(tmp_path):
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/labels").mkdir()
+    pixels = np.random.default_rng(0).random((40, 36), dtype=np.float32)
+    pixels[:9] = np.nan
+    tifffile.imwrite(tmp_path / "data/images/a.tif", pixels)
+    Image.fromarray(np.ones((40, 36), np.uint8)).save(tmp_path / "data/labels/a.png")
+    images = open_set(write_shards(tmp_path / "data", tmp_path / "shards")[1], "eval")
+    assert (images.label(0)[:9] == 255).all() and (images.label(0)[9:] == 1).all()
+
+
+def tar_file(path: Path, *members: str) -> Path:
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image, "png")
+    with tarfile.open(path, "w") as archive:
+        for name in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(image.getvalue())
+            archive.addfile(member, io.BytesIO(image.getvalue()))
+    return path
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_shard_does_not_end_at_a_damaged_header(tmp_path, cut):
+    shard = tar_file(tmp_path / "a.tar", "0.png", "1.png", "2.png")
+    with tarfile.open(shard) as archive:
+        at = archive.getmembers()[1].offset
+    content = shard.read_bytes()
+    shard.write_bytes(content[: at + 100] if cut else content[:at] + b"\xff" * 100 + content[at + 100 :])
+    with pytest.raises(DataError, match=rf"a\.tar cannot be read: no header at byte {at} \(damaged\)"):
+        open_set(str(shard), "train")
+
+
+def test_members_that_look_like_images_are_not_left_out_in_silence(tmp_path, caplog):
+    shard = tar_file(tmp_path / "a.tar", "./a.png", "a.1.png", "b.2.png", "c.png", "c.depth.png", ".hidden/d.png")
+    assert open_set(str(shard), "train").stems == ["a/./a", "a/c"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{shard}: left out, because a key ends at the first dot of a name: {shard}:a.1.png and 1 others"
+    ]
+    with pytest.raises(DataError, match=r"left out, .*: .*b\.tar:x\.1\.png"):
+        open_set(str(tar_file(tmp_path / "b.tar", "x.1.png")), "train")
+    with pytest.raises(DataError, match=r"two images of the key a: a\.png and a\.PNG"):
+        open_set(str(tar_file(tmp_path / "c.tar", "a.png", "a.PNG")), "train")
+    with tarfile.open(shard, "a") as archive:
+        member = tarfile.TarInfo("link.png")
+        member.type, member.linkname = tarfile.LNKTYPE, "c.png"
+        archive.addfile(member)
+    with pytest.raises(DataError, match=r"its member link\.png is a link"):
+        open_set(str(shard), "train")
+
+
+def test_shards_of_one_name_in_several_folders_have_stems_of_their_own(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"part{number}").mkdir()
+        tar_file(tmp_path / f"part{number}/x.tar", "a.png")
+    assert open_set(str(tmp_path / "part{1..2}/x.tar"), "train").stems == ["part1/x/a", "part2/x/a"]
+
+
+def test_one_call_at_a_time_writes_a_folder_of_shards(folder, tmp_path, monkeypatch):
+    within = export.members_in
+
+    def called_again(shard):
+        with pytest.raises(DataError, match="shards is in use: another infoseg prepare writes to it"):
+            write_shards(folder, tmp_path / "shards")
+        return within(shard)
+
+    monkeypatch.setattr(export, "members_in", called_again)
+    assert len(open_set(write_shards(folder, tmp_path / "shards")[1], "train")) == 12
+
+    def interrupted(shard):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "members_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(folder, tmp_path / "more")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "shards"}
+
+
+def test_lists_that_are_not_taken_and_missing_labels_are_named(folder, tmp_path, caplog):
+    (folder / "eval.txt").write_text("im1\nim2\n")
+    (folder / "labels/im0.png").unlink()
+    _, pattern = write_shards(folder, tmp_path / "shards")
+    assert not open_set(pattern, "eval").has_labels
+    assert [record.getMessage() for record in caplog.records] == [
+        "eval.txt not taken: shards have the same images in every split",
+        f"{pattern}: no scores, since 1 images have no label map",
+    ]
+
+
+def test_patterns_that_are_names(folder, tmp_path):
+    tar_file(tmp_path / "x{0..1}.tar", "a.png")
+    assert len(open_set(str(tmp_path / "x{0..1}.tar"), "train")) == 1
+    with pytest.raises(DataError, match="would take for numbers of shards"):
+        write_shards(folder, tmp_path / "y{0..1}")
+    (tmp_path / "z").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="z exists; choose another folder"):
+        write_shards(folder, tmp_path / "z")
+    with pytest.raises(DataError, match=r"a-0\.tar does not exist"):
+        expanded("a-{0..999999999999}.tar")
 
 
 def test_ranges_count_with_the_digits_of_their_first_number(tmp_path):

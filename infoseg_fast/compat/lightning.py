@@ -35,6 +35,11 @@ from ..scores.evaluate import evaluate
 from ..segmenter import Segmenter
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+# Settings of the loop of `infoseg train` that a Trainer has not, with the values that change nothing.
+NOT_TAKEN = {
+    "accumulate": (1,), "compile": (False,), "cuda_graph": ("auto", "off"), "skip_nonfinite": (False,),
+    "workers": (None, 0),
+}  # fmt: skip
 
 
 def _module_class() -> type:
@@ -62,7 +67,8 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
             `train_set`, as in `infoseg train`.
         train_set: the images of `train_dataloader`. None: the Trainer gets a data loader. Its
             batches are images, float [B, c, n, n] in [0, 1], or pairs of images and mask, bool [B,
-            n, n].
+            n, n]. If `recipe.data.position`, the last channel is the position of the pixels
+            (`infoseg_fast.position.with_position`).
         eval_set: the images of `scores`, or None.
     """
 
@@ -85,20 +91,18 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         Args:
             data: as in `infoseg train --data`.
             given: options of `infoseg train --help`, with "_" for "-". The Trainer's arguments
-                replace `steps`, `precision`, `device` and the options of the run folder. The loop's
-                own `accumulate`, `compile` and `skip_nonfinite` are refused.
+                replace `steps`, `precision`, `device` and the options of the run folder. Options that
+                only the loop of `infoseg train` knows are refused (NOT_TAKEN).
 
         Raises:
             DataError: the settings or the images are not accepted.
         """
         settings = Settings.create(checked({"data": data} | given))
+        for name, accepted in NOT_TAKEN.items():
+            if (value := getattr(settings, name)) not in accepted:
+                raise DataError(f"{name}={value!r} would have no effect in a LightningModule; leave it out")
         train_set, eval_set = for_training(settings.open("train")), settings.open("eval")
         settings = settings.resolve(train_set, eval_set)
-        if settings.accumulate != 1:
-            raise DataError("accumulate must be 1 in a LightningModule: its steps are whole batches")
-        for name in ("compile", "skip_nonfinite"):
-            if getattr(settings, name):
-                raise DataError(f"{name} must be False in a LightningModule: the Trainer owns the steps")
         if settings.skip_damaged:
             train_set, eval_set = skip_damaged(train_set), skip_damaged(eval_set, scored=True)
         train_set = held_in_memory(train_set)
@@ -131,23 +135,32 @@ class InfoSegModule(_module_class()):  # type: ignore[misc]
         """Check the Trainer.
 
         Raises:
-            DataError: it accumulates gradients, or has several processes.
+            DataError: it accumulates gradients, has several processes, or casts the parameters.
         """
         if self.trainer.accumulate_grad_batches != 1:
             raise DataError("Trainer: accumulate_grad_batches must be 1: draws follow from the number of the step")
         if self.trainer.world_size != 1:
             raise DataError("Trainer: one process trains a LightningModule; torchrun -m infoseg_fast takes several")
 
+        if self.trainer.precision.endswith("-true") and self.trainer.precision != "32-true":
+            raise DataError(
+                f"Trainer: precision must be 32-true, bf16-mixed or 16-mixed, not {self.trainer.precision}: parameters "
+                "are float32"
+            )
+
     def on_train_start(self) -> None:
         """Call the recipe's `begin` before the first step of a new run."""
         if self.global_step == 0:
             self.recipe.begin(self._sample_on_device())
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Call the recipe's `before_step`."""
+        self.recipe.before_step(self.global_step)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The recipe's loss of a batch, augmented as in `infoseg train`. `before_step` comes first."""
+        """The recipe's loss of a batch, augmented as in `infoseg train`."""
         images, mask = batch if isinstance(batch, (tuple, list)) else (batch, None)
         step = self.global_step
-        self.recipe.before_step(step)
         images, mask = augmented(images, mask, self.settings, step, position=self.recipe.data.position)
         loss = self.recipe.loss(step, images, mask)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(images))

@@ -69,9 +69,13 @@ class _MatchedMetric(Metric):
             target: classes of any integer dtype. Positions of `ignore_index` do not count.
 
         Raises:
+            TypeError: preds or target is no tensor, or target has another dtype.
             ValueError: shapes or devices differ, or a label is out of range. On a GPU `compute`
                 raises for a label out of range, since nothing waits for the device.
         """
+        for name, value in (("preds", preds), ("target", target)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
         if preds.is_floating_point():
             if preds.ndim != target.ndim + 1 or preds.shape[1] != self.num_clusters:
                 raise ValueError(

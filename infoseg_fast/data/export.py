@@ -4,7 +4,7 @@ as shards.
 
 import itertools
 import json
-import os
+import logging
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,10 +14,13 @@ from PIL import Image
 
 from ..checkpoint import write_atomically
 from ..errors import DataError
+from ..output_folder import new_folder, require_new
 from .folder import FolderSet
 from .images import companions
 from .landcover import LandcoverSet
-from .shards import INDEX, LABEL, members_in
+from .shards import INDEX, LABEL, RANGE, members_in
+
+logger = logging.getLogger("infoseg_fast")
 
 SHARD_BYTES = 2**28  # size of a shard
 
@@ -31,14 +34,10 @@ def export_landcover(name: str, out: Path) -> int:
     Raises:
         DataError: `out` exists or cannot be written, or a wheel is not installed.
     """
-    if out.exists():
-        raise DataError(f"--out {out} exists; choose another folder")
     tiles, held_out = LandcoverSet(name, "all"), set(LandcoverSet(name, "eval").stems)
-    scratch = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with new_folder(out, "prepare") as scratch:
         for folder in ("images", "labels"):
-            (scratch / folder).mkdir(parents=True)
+            (scratch / folder).mkdir()
         for index, stem in enumerate(tiles.stems):
             pixels = np.ascontiguousarray(tiles.native_image(index).transpose(1, 2, 0))
             Image.fromarray(pixels).save(scratch / "images" / f"{stem}.png")
@@ -50,10 +49,6 @@ def export_landcover(name: str, out: Path) -> int:
         }
         for list_name, lines in lists.items():
             (scratch / f"{list_name}.txt").write_text("\n".join(lines) + "\n")
-        os.rename(scratch, out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
     return len(tiles)
 
 
@@ -72,11 +67,14 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
     Raises:
         DataError: the folder is not accepted, or `out` exists or cannot be written.
     """
-    if out.exists():
-        raise DataError(f"--out {out} exists; choose another folder")
+    require_new(out)
+    if RANGE.search(str(out)):
+        raise DataError(f"--out {out} holds {{first..last}}, which --data would take for numbers of shards")
     if not root.is_dir():
         raise DataError(f"--root {root} is no folder with images")
     source = FolderSet(root, "all")
+    if lists := [name for name in ("train.txt", "eval.txt") if (root / name).exists()]:
+        logger.warning("%s not taken: shards have the same images in every split", " and ".join(lists))
     files, headers = source._files, source._headers
     keys = [file.stem.replace(".", "_") for file in files]
     if len(set(keys)) < len(keys):
@@ -87,16 +85,14 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
             raise DataError(
                 f"image {file.path} needs {others[0]} too, which a shard does not hold; write it as one file"
             )
-    scratch = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+    with new_folder(out, "prepare") as scratch:
         number = 0
         waiting = iter(zip(keys, files, headers, strict=True))
         while (first := next(waiting, None)) is not None:
             shard = scratch / f"shards-{number:04d}.tar"
             images = {}
-            with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as archive:
+            # A shard holds files, not links: neither to other files nor to an earlier member.
+            with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
                 for key, file, header in itertools.chain([first], waiting):
                     name = key + file.path.suffix.lower()
                     archive.add(file.path, name)
@@ -110,8 +106,4 @@ def write_shards(root: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> tuple
             number += 1
         if (root / "classes.txt").is_file():
             shutil.copy(root / "classes.txt", scratch)
-        os.rename(scratch, out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise DataError(f"--out {out} cannot be written: {error.strerror or error}") from error
     return len(files), str(out / f"shards-{{0000..{number - 1:04d}}}.tar")

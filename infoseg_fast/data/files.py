@@ -178,7 +178,7 @@ class FileSet(ImageSet):
         return to_channels(pixels, self.channels)
 
     def label(self, index: int) -> np.ndarray:
-        values = self._read_label(self._files[index])
+        values = self._stored_label(index)
         if self.may_lack_data(index):
             rows, columns = self.sizes[index]
             step = max(1, MANY_PIXELS // columns) if self.windowed else rows
@@ -188,6 +188,10 @@ class FileSet(ImageSet):
                 if valid is not None:
                     part[~valid] = IGNORE
         return values
+
+    def _stored_label(self, index: int) -> np.ndarray:
+        """The label map as it is stored, whether the image has data or not."""
+        return self._read_label(self._files[index])
 
     def label_part(self, index: int, row: int, column: int, height: int, width: int) -> np.ndarray:
         if not self.windowed:

@@ -10,6 +10,8 @@ window within a range. The manifest records these rules.
 
 import json
 from collections import defaultdict
+from operator import index
+from os import fspath
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,10 @@ def _annotations(path: Path) -> tuple[dict[int, dict], dict[int, list]]:
         for entry in content["images"]:
             if entry["id"] in images:
                 raise DataError(f"{path} has the image id {entry['id']} twice; get it again from {WHERE['instances']}")
-            images[entry["id"]] = {name: entry[name] for name in ("id", "file_name", "height", "width")}
+            images[entry["id"]] = {
+                "id": entry["id"], "file_name": fspath(entry["file_name"]),
+                "height": index(entry["height"]), "width": index(entry["width"]),
+            }  # fmt: skip
         for entry in content["annotations"]:
             if entry["category_id"] == PERSON:
                 if entry["image_id"] not in images:

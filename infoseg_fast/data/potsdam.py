@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import DataError, first_line
 from .images import IGNORE
 from .protocols import PALETTE, WHERE, Options, Protocol
-from .raw import Raw, class_table, read_bytes, require_files, require_folder, require_package
+from .raw import Raw, class_table, files_in, read_bytes, require_files, require_folder, require_package
 from .resize import halved
 
 IMAGES, LABELS = "4_Ortho_RGBIR", "5_Labels_for_participants"
@@ -43,8 +43,8 @@ def find(protocol: Protocol, options: Options, root: Path) -> Raw:
     require_folder(root / LABELS, WHERE["potsdam"])
     require_package("tifffile")
     require_package("imagecodecs")
-    tiles = sorted(path.name.removesuffix(IMAGE_ENDING) for path in (root / IMAGES).glob(f"*{IMAGE_ENDING}"))
-    labels = sorted(path.name.removesuffix(LABEL_ENDING) for path in (root / LABELS).glob(f"*{LABEL_ENDING}"))
+    tiles = sorted(files_in(root / IMAGES, IMAGE_ENDING))
+    labels = sorted(files_in(root / LABELS, LABEL_ENDING))
     without_image = [tile for tile in labels if tile not in set(tiles)]
     if without_image:
         raise DataError(

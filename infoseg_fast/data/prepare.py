@@ -12,6 +12,7 @@ zeros (label 255). The folder gets its name when it is complete. Until then `.DI
 finished shards, and the same command continues there.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from ..checkpoint import write_atomically
 from ..env import versions
 from ..errors import DataError
+from ..output_folder import FolderLock, clear, require_new
 from . import coco, persons, potsdam
 from .images import IGNORE
 from .protocols import CROWDS, OPTIONS_OF, PARTITIONS, PROTOCOLS, UNLABELLED, Options, Protocol
@@ -60,6 +62,9 @@ def options_for(protocol: Protocol, given: dict) -> Options:
     for name, choices in (("partition", PARTITIONS), ("unlabelled", UNLABELLED), ("crowd", CROWDS)):
         if getattr(options, name) not in choices:
             raise DataError(f"--{name} must be one of {', '.join(choices)}, not {getattr(options, name)!r}")
+    for name in ("split_seed", "min_side"):
+        if getattr(options, name) < 0:
+            raise DataError(f"--{name.replace('_', '-')} must be at least 0, not {getattr(options, name)}")
     if not 0 <= options.person_min <= options.person_max <= 1:
         raise DataError(f"--person-min and --person-max must be 0 <= {options.person_min} <= {options.person_max} <= 1")
     return options
@@ -97,14 +102,19 @@ def prepare(
     protocol = PROTOCOLS[name]
     reader = READERS[protocol.source]
     options = options_for(protocol, given or {})
-    if not check and out.exists():
-        raise DataError(f"--out {out} exists; choose another folder")
+    if not check:
+        require_new(out)
     if not root.is_dir():
         raise DataError(f"--root {root} is not a folder; it is where the raw download was unpacked")
     workers = workers or len(os.sched_getaffinity(0))
 
     raw = reader.find(protocol, options, root)
-    with Pool(workers, progress) as pool:
+    scratch = None if check else out.with_name(f".{out.name}.partial")
+    locked = contextlib.nullcontext() if check else FolderLock(out, "prepare", scratch)
+    with locked as lock, Pool(workers, progress) as pool:
+        if not check:
+            lock.take()
+            require_new(out)  # the call that held the lock before may have made it
         sizes = pool.over_items(measure, (protocol,), raw.items, "headers")
         if protocol.source == "coco-persons":
             raw, sizes = _selected(pool, protocol, options, raw, sizes)
@@ -113,7 +123,7 @@ def prepare(
         if check:
             _convert(pool, protocol, options, raw, index, groups, None, "checking")
             return manifest
-        return _write(pool, protocol, options, raw, index, groups, manifest, out)
+        return _write(pool, protocol, options, raw, index, groups, manifest, out, scratch)
 
 
 def measure(protocol: Protocol, items: list) -> list[tuple[int, int]]:
@@ -187,16 +197,15 @@ def manifest_of(protocol: Protocol, options: Options, raw: Raw, index: np.ndarra
     }
 
 
-def _write(pool, protocol, options, raw, index, groups, manifest, out: Path) -> dict:
+def _write(pool, protocol, options, raw, index, groups, manifest, out: Path, scratch: Path) -> dict:
     """Write the missing shards, then index and manifest, and rename the folder."""
-    scratch = out.with_name(f".{out.name}.partial")
     key = (
         json.dumps(manifest | {"sizes": hashlib.sha256(index.tobytes()).hexdigest()}, sort_keys=True) + "\n"
     ).encode()
     try:
-        if scratch.exists() and not _same_plan(scratch / PLAN, key):
-            shutil.rmtree(scratch)
-        (scratch / SHARDS).mkdir(parents=True, exist_ok=True)
+        if not _same_plan(scratch / PLAN, key):
+            clear(scratch)
+        (scratch / SHARDS).mkdir(exist_ok=True)
         write_atomically(scratch / PLAN, key)
         done = {shard: record for shard in range(len(groups)) if (record := _finished(scratch, shard)) is not None}
         pixels = np.bincount(index["shard"], index["rows"].astype(np.int64) * index["columns"], len(groups))

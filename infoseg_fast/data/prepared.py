@@ -1,5 +1,7 @@
 """`PreparedSet`: a folder that `infoseg prepare` made. Its shards are mapped into memory."""
 
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -17,7 +19,7 @@ SPLITS = ("train", "eval", "all", "val")
 
 
 def is_prepared(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    return (folder / MANIFEST).is_file() and (folder / SHARDS).is_dir()
 
 
 class PreparedSet(ImageSet):
@@ -42,10 +44,13 @@ class PreparedSet(ImageSet):
             version = manifest["format"]
             if version == FORMAT:
                 protocol, options = manifest["protocol"], manifest["options"]
-                index = np.load(root / INDEX_FILE)
+                data = (root / INDEX_FILE).read_bytes()
+                if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
+                    raise ValueError(f"{INDEX_FILE} is not as it was written")
+                index = np.load(io.BytesIO(data))
                 stems = (root / STEMS).read_text().split("\n")[:-1]
                 shards = [(record["image_bytes"], record["label_bytes"]) for record in manifest["shards"]]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"prepared set {root} is damaged ({error}); prepare it again") from error
         if version != FORMAT:
             raise DataError(f"prepared set {root} has format {version}, this version reads {FORMAT}; prepare it again")

@@ -15,6 +15,7 @@ Without an index the headers of all members and images are read when the set is 
 import contextlib
 import itertools
 import json
+import logging
 import os
 import re
 import tarfile
@@ -22,12 +23,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import sha256
+from operator import index as whole
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, printable
 from .base import ImageSet, Pixels
 from .files import File, FileSet, file_digest
 from .folder import class_names
@@ -38,7 +40,9 @@ LABEL = ".label.png"  # ending of a label map
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # endings of shards that are refused
 OPEN_SHARDS = 64  # number of shards that are kept open
 INDEX = ".index.json"  # appended to the name of a shard
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # in a pattern
 _unique = itertools.count(1)
+logger = logging.getLogger("infoseg_fast")
 
 
 class Place(NamedTuple):
@@ -70,20 +74,32 @@ class ShardSet(FileSet):
         self._labels: list[Place | None] = []
         self._files, self._headers, self.stems = [], [], []
         same: dict[Description, Description] = {}  # equal headers are kept once
+        common = Path(os.path.commonpath([shard.absolute().parent for shard in self._shards]))
+        left_out: list[str] = []
         for number, shard in enumerate(self._shards):
-            for key, name, image, label, header in members_of(shard, self.options):
-                self.stems.append(f"{shard.stem}/{key}")
+            within = shard.absolute().relative_to(common).with_suffix("").as_posix()
+            for key, name, image, label, header in members_of(shard, self.options, left_out):
+                self.stems.append(f"{within}/{key}")
                 self._files.append(
                     File(self.stems[-1], f"{shard}:{name}", 0, f"{shard}:{key}{LABEL}" if label else None)
                 )
                 self._images.append(Place(number, *image))
                 self._labels.append(Place(number, *label) if label else None)
                 self._headers.append(same.setdefault(header, header))
+        if left_out:
+            note = f"left out, because a key ends at the first dot of a name: {left_out[0]}"
+            note += f" and {len(left_out) - 1} others" if len(left_out) > 1 else ""
+            if not self.stems:
+                raise DataError(f"{pattern}: {note}")
+            logger.warning("%s: %s", printable(pattern), printable(note))
         if not self.stems:
             raise DataError(f"{pattern}: the shards hold no image in a format that can be read")
         self.sizes = [(header.height, header.width) for header in self._headers]
         self._find_channels()
-        self.has_labels = all(place is not None for place in self._labels)
+        unlabelled = self._labels.count(None)
+        self.has_labels = not unlabelled
+        if 0 < unlabelled < len(self._labels):
+            logger.warning("%s: no scores, since %d images have no label map", printable(pattern), unlabelled)
         self.classes = class_names(self._shards[0].parent / "classes.txt")
         self.num_classes = num_classes if self.classes is None else len(self.classes)
         if self.num_classes is None:
@@ -102,17 +118,17 @@ class ShardSet(FileSet):
 
     read_window = ImageSet.read_window
 
-    def label(self, index: int) -> np.ndarray:
+    def _stored_label(self, index: int) -> np.ndarray:
         with self._member(self._labels[index], self._files[index].label) as path:
             if (size := label_size(path)) != self.sizes[index]:
                 raise DataError(f"label {path} is {size[1]} x {size[0]} pixels, its image is not")
-            return read_label(path, self.num_classes)
+            return read_label(path, self.num_classes, max_bytes=self.options.max_bytes)
 
     def _all_labels(self) -> Iterator[np.ndarray]:
         labelled = (index for index, place in enumerate(self._labels) if place is not None)
         with ThreadPoolExecutor() as pool:
             while chunk := list(itertools.islice(labelled, 256)):
-                yield from pool.map(self.label, chunk)
+                yield from pool.map(self._stored_label, chunk)
 
     def digests(self) -> list[bytes]:
         of_shards = [file_digest(shard) for shard in self._shards]
@@ -137,22 +153,31 @@ def expanded(pattern: str) -> list[Path]:
     """
     if pattern.lower().endswith(COMPRESSED):
         raise DataError(f"--data {pattern}: compressed shards cannot be read at random; decompress them to .tar")
-    found = [pattern]
-    while match := re.search(r"\{(\d+)\.\.(\d+)\}", found[0]):
-        first, last = match.groups()
-        numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-        found = [re.sub(r"\{\d+\.\.\d+\}", number, one, count=1) for one in found for number in numbers]
-        if not found:
-            raise DataError(f"--data {pattern}: {{{first}..{last}}} counts no shard")
-    for path in map(Path, found):
-        if not path.is_file():
-            raise DataError(f"--data {pattern}: shard {path} does not exist")
-    return [Path(one) for one in found]
+    found = []
+    for one in _numbered(pattern):
+        found.append(Path(one))
+        if not found[-1].is_file():
+            raise DataError(f"--data {pattern}: shard {one} does not exist")
+    return found
 
 
-def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
+def _numbered(pattern: str) -> Iterator[str]:
+    """The names of a pattern, one after the other: a typing error may count to billions."""
+    match = RANGE.search(pattern)
+    if match is None or Path(pattern).is_file():
+        yield pattern
+        return
+    first, last = match.groups()
+    if int(first) > int(last):
+        raise DataError(f"--data {pattern}: {match[0]} counts no shard")
+    for number in range(int(first), int(last) + 1):
+        yield from _numbered(f"{pattern[: match.start()]}{str(number).zfill(len(first))}{pattern[match.end() :]}")
+
+
+def members_of(shard: Path, options: ReadOptions, left_out: list[str]) -> Iterator[tuple]:
     """For each image of a shard: key, name, (offset, size), (offset, size) of its label map or
-    None, and description.
+    None, and description. The names of images in whose keys a dot splits the name, such as
+    a.1.png, are appended to `left_out` if the key has no other image.
     """
     endings = image_endings()
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
@@ -160,14 +185,21 @@ def members_of(shard: Path, options: ReadOptions) -> Iterator[tuple]:
     for name, offset, size in places:
         folder, _, last = name.rpartition("/")
         key, _, ending = last.partition(".")
-        if key:  # else a hidden file
-            key = f"{folder}/{key}" if folder else key
-            samples.setdefault(key, {})["." + ending.lower()] = (name, offset, size)
+        # Neither a hidden file nor in a hidden folder. tar may write ./ before a name.
+        if key and not any(part[:1] == "." and part.strip(".") for part in folder.split("/")):
+            key, ending = f"{folder}/{key}" if folder else key, "." + ending.lower()
+            other = samples.setdefault(key, {}).setdefault(ending, (name, offset, size))
+            if other[0] != name and ending in endings:
+                raise DataError(f"shard {shard} has two images of the key {key}: {other[0]} and {name}")
+            samples[key][ending] = (name, offset, size)  # the last of equal names, as tar has it
     for key, members in samples.items():
         images = [ending for ending in members if ending in endings]
         if len(images) > 1:
             raise DataError(f"shard {shard} has {len(images)} images of the key {key}")
-        if images:
+        if not images:
+            left_out += [f"{shard}:{name}" for ending, (name, *_) in members.items()
+                         if ending != LABEL and Path(ending).suffix in endings]  # fmt: skip
+        else:
             name, *place = members[images[0]]
             label = members.get(LABEL)
             header = _header(shard, name, place, described.get(name), options)
@@ -202,7 +234,7 @@ def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Descripti
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         record = json.loads(beside.read_text())
         if record["bytes"] == shard.stat().st_size:
-            places = [(name, offset, size) for name, offset, size in record["members"]]
+            places = [(os.fspath(name), whole(offset), whole(size)) for name, offset, size in record["members"]]
             return places, {
                 name: Description(rows, columns, bands, np.dtype(dtype), *others)
                 for name, (rows, columns, bands, dtype, *others) in record["images"].items()
@@ -213,8 +245,17 @@ def _index(shard: Path) -> tuple[list[tuple[str, int, int]], dict[str, Descripti
 def members_in(shard: Path) -> list[tuple[str, int, int]]:
     """(name, offset, size) of the files of a shard, from the headers of the tar file."""
     try:
-        with tarfile.open(shard, "r:") as archive:
-            return [(one.name, one.offset_data, one.size) for one in archive if one.isreg()]
+        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            members = list(archive)
+            # tarfile takes a damaged header for the end, which is a block of zeros.
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {archive.offset} (damaged)")
+        endings = image_endings()
+        for one in members:
+            if (one.issym() or one.islnk()) and Path(one.name).suffix.lower() in endings:
+                raise tarfile.ReadError(f"its member {one.name} is a link, not a file (tar has -h, --hard-dereference)")
+        return [(one.name, one.offset_data, one.size) for one in members if one.isreg()]
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"shard {shard} cannot be read: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..output_folder import FolderLock
 from ..segmenter import Segmenter
 from ..signals import Stopped, StopSignals
 from ..tiling import Band, Plan
@@ -20,7 +21,6 @@ from .areas import AreaTable
 from .image_maps import ImageMaps, rows_of, stale
 from .jobs import Job, check_transforms, find_sources, jobs_of, recipe_key
 from .labels import Labels
-from .lock import FolderLock
 from .pipeline import Ahead, Behind
 from .polygons import PolygonFile
 from .writers import BESIDE, UnwrittenError, key_of
@@ -132,7 +132,7 @@ def predict(segmenter: Segmenter, sources: Sequence[Path], out: Path, products: 
     bar = tqdm(total=len(found), desc="predicting", unit="image", disable=None)
     try:
         with (
-            StopSignals() as stop, bar, polygons or contextlib.nullcontext(), FolderLock(out) as lock,
+            StopSignals() as stop, bar, polygons or contextlib.nullcontext(), FolderLock(out, "predict") as lock,
             Ahead(read(), READ_AHEAD) as messages, Behind(WRITE_BEHIND) as behind,
         ):  # fmt: skip
             stop.defer()
