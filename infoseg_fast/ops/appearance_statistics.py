@@ -38,7 +38,7 @@ def appearance_statistics(
         BackendUnavailableError: the backend that is named cannot run here.
     """
     checks.floating("appearance", appearance, "B, d, h, w")
-    checks.position_mask(mask, appearance)
+    checks.matching_mask(mask, appearance)
     if not isinstance(smooth, int) or smooth < 0:
         raise ValueError(f"smooth must be a whole number of at least 0, not {smooth!r}")
     y = appearance.detach()

@@ -178,7 +178,7 @@ def floating(name: str, x: Tensor, dims: str, sizes: Sequence[int] | None = None
         raise ValueError(f"{name} must be on {like.device}, as the other tensors are, not {described(x)}")
 
 
-def position_mask(mask: Tensor | None, positions: Tensor) -> None:
+def matching_mask(mask: Tensor | None, positions: Tensor) -> None:
     """Raise unless `mask` is None or a bool [B, h, w] of the positions [B, _, h, w]."""
     if mask is None:
         return
@@ -196,7 +196,7 @@ def position_mask(mask: Tensor | None, positions: Tensor) -> None:
 
 def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
     """`mask` as a contiguous bool [B, P]."""
-    position_mask(mask, features)
+    matching_mask(mask, features)
     return None if mask is None else mask.flatten(1).contiguous()
 
 
