@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
     export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
 
-    baseline = add("baseline", run_baseline, "Score a method that trains no network, on the images and pixels of eval.")
+    baseline = add("baseline", run_baseline, "Score a method that trains no network, on the pixels of infoseg eval.")
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     baseline.add_argument(
