@@ -337,6 +337,7 @@ def test_own_reflection_is_pytorchs_and_keeps_channels_last():
 
 
 def test_float32_products_are_tensor_float32_on_a_gpu_which_is_said_once(caplog):
+    caplog.set_level("INFO", "infoseg_fast")
     before = torch.get_float32_matmul_precision()
     with precision.policy(False):
         assert torch.get_float32_matmul_precision() == before and not caplog.records
