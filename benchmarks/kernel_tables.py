@@ -1,21 +1,30 @@
-"""Print the tables of docs/cpu_kernels.md from the rows of one run of `infoseg bench --csv
-ROWS.csv`.
+"""Print the times and errors of docs/cpu_kernels.md from the rows of one run of `infoseg bench
+--csv ROWS.csv`.
 
     python benchmarks/kernel_tables.py ROWS.csv
+
+The column "goal" has the ratio that the case was planned with.
 """
 
-import csv
-import sys
+import argparse
 from collections import defaultdict
+from pathlib import Path
 
-from infoseg_fast.bench.providers import RESULTS, chosen_cases
+from infoseg_fast.bench.providers import MEASURED, RESULTS, chosen_cases
+from infoseg_fast.bench.tables import read_csv
+from infoseg_fast.errors import DataError
 
 
-def main() -> None:
-    with open(sys.argv[1], newline="") as file:
-        cases = defaultdict(dict)
-        for row in csv.DictReader(file):
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path, help="written by infoseg bench --csv")
+    args = parser.parse_args(argv)
+    cases = defaultdict(dict)
+    try:
+        for row in read_csv(args.csv, MEASURED, "csv", "infoseg bench --csv"):
             cases[row["op"], row["case"]][row["provider"]] = row  # the last mode has the gradients
+    except DataError as error:
+        parser.error(str(error))
     goals = {(case.op, case.name): case.speedup for case in chosen_cases("cpu", ())}
 
     print("| op | case | op, ms | best PyTorch, ms | ratio | goal | times the floor, ms | extra MB, PyTorch's |")
@@ -36,7 +45,7 @@ def main() -> None:
             f"{op['median_ms']} ({op['p20_ms']})",
             f"{by_median['median_ms']} ({best('p20_ms')['p20_ms']}), {by_median['provider']}",
             f"{ratio('median_ms')} ({ratio('p20_ms')})",
-            goals[key],
+            goals.get(key, ""),  # an older file may have other cases
             f"{float(op['median_ms']) / float(op['floor_ms']):.1f} of {op['floor_ms']}",
             f"{op['extra_mb']}, {by_median['extra_mb']}",
         )

@@ -7,10 +7,13 @@ marker is the median of a provider over that of the op, a bar from its 20 % to i
 """
 
 import argparse
-import csv
 from pathlib import Path
 
+from infoseg_fast.bench.tables import read_csv
+from infoseg_fast.errors import DataError
+
 OURS = "infoseg_fast"
+COLUMNS = ("case", "mode", "provider", "median_ms", "p20_ms", "p80_ms", "machine", "threads", "torch", "commit")
 
 
 def ratios(rows: list[dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -61,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("csv", type=Path, help="written by infoseg bench --csv")
     parser.add_argument("picture", type=Path, help="file to write")
     args = parser.parse_args(argv)
-    with args.csv.open(newline="") as lines:
-        draw(list(csv.DictReader(lines)), args.picture)
+    try:
+        draw(read_csv(args.csv, COLUMNS, "csv", "infoseg bench --csv"), args.picture)
+    except DataError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

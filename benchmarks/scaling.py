@@ -10,7 +10,6 @@ more threads by the clock: the machine should be idle.
 """
 
 import argparse
-import csv
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 
 from infoseg_fast.allocator import keep_freed_memory
 from infoseg_fast.bench import cpu, providers
-from infoseg_fast.bench.tables import aligned, write_csv
+from infoseg_fast.bench.tables import aligned, read_csv, write_csv
+from infoseg_fast.errors import DataError
 from infoseg_fast.ops import OPS
 from infoseg_fast.ops.record import Case
 
@@ -137,8 +137,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--from", dest="source", type=Path, metavar="CSV", help="draw these rows and measure nothing")
     args = parser.parse_args(argv)
     if args.source is not None:
-        with args.source.open(newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        try:
+            rows = read_csv(args.source, COLUMNS[:9], "--from", "benchmarks/scaling.py --csv")
+        except DataError as error:
+            parser.error(str(error))
     else:
         rows = []
         for size, values in sizes_of(args.op).items():

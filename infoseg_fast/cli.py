@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,12 @@ BACKBONE_OPTIONS = ("backbone", "backbone_weights", "local_index")  # settings t
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line."""
+    """Reports a usage error in one line. A value may be any negative number or list of numbers."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        # argparse takes -9999 for a value, but -3.4e+38, -inf and -2,-1 for options.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf$)")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -129,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, choices=("onnx", "torchscript"), help="format of the model")
     export.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write")
 
-    baseline = add("baseline", run_baseline, "Score a method that trains no network, on the images and pixels of eval.")
+    baseline = add("baseline", run_baseline, "Score a method that trains no network, on the pixels of infoseg eval.")
     baseline.add_argument("method", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     baseline.add_argument("--data", required=True, metavar="NAME|DIR", help=data)
     baseline.add_argument(
@@ -207,6 +213,16 @@ def run_train(arguments: argparse.Namespace) -> None:
     train(given.pop("data", None), arguments.out, resume=arguments.resume, **given)
 
 
+def check_writable(name: str, file: Path) -> None:
+    """Raise DataError unless the file can be written."""
+    if file.is_dir():
+        raise DataError(f"{name} {file} is a folder; give the name of a file")
+    if not file.parent.is_dir():
+        raise DataError(f"{name} {file}: there is no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise DataError(f"{name} {file} cannot be written: no permission")
+
+
 def run_bench(args) -> int:
     import torch
 
@@ -227,8 +243,8 @@ def run_bench(args) -> int:
         if getattr(args, name) < least:
             raise DataError(f"--{name} must be at least {least}, not {getattr(args, name)}")
     before = None if args.compare is None else regressions.read(args.compare)
-    if args.csv is not None and not args.csv.parent.is_dir():
-        raise DataError(f"--csv {args.csv}: there is no folder {args.csv.parent}")
+    if args.csv is not None:
+        check_writable("--csv", args.csv)  # before minutes of measurements
     if args.device == "cpu":
         torch.set_num_threads(args.threads)
         rows, wrong = bench.run(args.ops, args.repeats, args.compile, args.csv)
@@ -417,7 +433,14 @@ def run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("infoseg_fast").setLevel(logging.INFO)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the package reports a damaged file itself
-    arguments = parser().parse_args(argv)
+    try:
+        try:
+            arguments = parser().parse_args(argv)
+        finally:
+            sys.stdout.flush()
+    except DataError as error:  # the help or the version could not be written
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # the user chose the files; aerial images are larger than Pillow's guard

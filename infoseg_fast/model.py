@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops.checks import described, matching_mask
 from .reference.tracing import recorded
 
 INPUTS = ("rgb", "grey", "sobel")  # the images; their grey; the images and two Sobel maps of their grey
@@ -270,9 +271,12 @@ class InfoSegNet(nn.Module):
             f [B, C, h, w] with h = ceil(H_img / 4), at least 8, and H [B, K, D].
 
         Raises:
-            ValueError: see `normalize`.
+            TypeError: the backbone returns no list of maps.
+            ValueError: see `normalize`, or mask has another shape or dtype.
         """
         maps = self.backbone(self.normalize(images))
+        if not isinstance(maps, (list, tuple)):
+            raise TypeError(f"the backbone must return a list of maps [B, channels, h, w], not {described(maps)}")
         try:
             features, deep = (maps[index] for index in self._indices)
         except IndexError:
@@ -280,6 +284,7 @@ class InfoSegNet(nn.Module):
                 f"local_index and global_index must be indices of the {len(maps)} maps of the backbone, "
                 f"not {self._indices}"
             ) from None
+        matching_mask(mask, features)
         if any(isinstance(p, nn.parameter.UninitializedParameter) for p in self.local_projection.parameters()):
             self.local_projection(features.detach()[:1, :, :1, :1])  # makes the weight, which the ops use
         return features, self.global_features(mean_of(deep, mask))

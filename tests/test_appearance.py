@@ -206,6 +206,46 @@ def test_wrong_arguments_are_named(change, told):
         isf.appearance_information(given.pop("probs"), given.pop("appearance"), **given)
 
 
+@pytest.mark.parametrize(
+    ("act", "error", "told"),
+    [
+        (
+            lambda: local_appearance(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (2, 2)),
+            TypeError,
+            r"images must be a floating-point tensor \[B, c, H, W\], not a uint8 tensor",
+        ),
+        (lambda: local_appearance(torch.zeros(3, 8, 8), (2, 2)), ValueError, "images must be"),
+        (
+            lambda: local_appearance(torch.zeros(1, 3, 8, 8), (2, 0)),
+            ValueError,
+            "size must be two numbers of positions",
+        ),
+        (
+            lambda: appearance_statistics(torch.rand(2, 3, 4, 4), torch.ones(2, 4, 3, dtype=torch.bool)),
+            ValueError,
+            r"mask must be a bool tensor of shape \[2, 4, 4\] on cpu",
+        ),
+        (
+            lambda: appearance_statistics(torch.rand(2, 3, 4, 4), torch.ones(2, 4, 4)),
+            ValueError,
+            r"mask must be .* not a float32 tensor",
+        ),
+        (lambda: appearance_statistics(torch.rand(2, 3, 4, 4), smooth=-1), ValueError, "smooth must be .* not -1"),
+        (lambda: information_of_moments(torch.rand(3, 9), torch.rand(9)), ValueError, r"S = \(d \+ 1\) \(d \+ 2\) / 2"),
+        (lambda: information_of_moments(torch.rand(3, 10), torch.rand(9)), ValueError, r"total must be \[S\] = \[10\]"),
+        (
+            lambda: information_of_moments(torch.rand(3, 10), torch.rand(10), math.nan),
+            ValueError,
+            "resolution must be a finite number above 0, not nan",
+        ),
+    ],
+)
+def test_ops_name_arguments_that_do_not_fit(act, error, told):
+    """A kernel would read outside of them, or take values of 0 to 255 for 0 to 1."""
+    with pytest.raises(error, match=told):
+        act()
+
+
 def test_appearance_is_colour_roughness_and_coherence_of_the_cells():
     images = torch.full((1, 3, 32, 32), 0.2)
     images[..., 16:] = 0.7

@@ -1,6 +1,8 @@
 """`infoseg bench`: its rows and errors, and that the baselines compute what the ops compute."""
 
 import csv
+import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +139,40 @@ def test_bench_does_not_report_an_op_whose_results_are_wrong(known_rates, tmp_pa
     assert list(csv.DictReader(file.open())) == []
     error = capsys.readouterr().err
     assert error.startswith("infoseg bench: information_of_moments, information, forward: error 1.0e-02")
+
+
+def test_bench_names_a_file_that_cannot_be_written_before_it_measures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "run", lambda *arguments: pytest.fail("it measured"))
+    for file, told in ((tmp_path, "is a folder"), (tmp_path / "none/rows.csv", "there is no folder")):
+        assert main([*CHEAP, "--csv", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert f"--csv {file}" in error and told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["kernel_tables", "ratio_plot", "scaling"])
+def test_scripts_name_a_file_that_has_no_such_rows(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    main = importlib.import_module(f"benchmarks.{script}").main
+    file, picture = tmp_path / "rows.csv", str(tmp_path / "picture.png")
+    arguments = {"kernel_tables": [], "ratio_plot": [picture], "scaling": ["--plot", picture]}[script]
+    for text, told in ((None, "cannot be read: No such file"), ("", "it has no '"), ("a,b\n1,2\n", "it has no '")):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            main([*(["--from"] if script == "scaling" else []), str(file), *arguments])
+        assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_the_tables_of_the_kernels_have_the_rows_of_the_page(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import kernel_tables
+
+    kernel_tables.main([str(ROOT / "benchmarks/timings/amx.csv")])
+    printed = capsys.readouterr().out
+    page = (ROOT / "docs/cpu_kernels.md").read_text()
+    (errors,) = re.findall(r"(?<=^\| jsd K=27 )\| 8.0e-08.*$", page, flags=re.MULTILINE)
+    assert f"| jsd K=27 {errors}\n" in printed and "| refined_labels | refined labels 128x128 | 4.4421" in printed
 
 
 def test_bench_names_an_unknown_op(capsys):

@@ -12,7 +12,7 @@ import pytest
 from conftest import call, write_folder
 from PIL import Image
 
-from infoseg_fast.cli import main
+from infoseg_fast.cli import main, parser
 
 TRAIN = shlex.split("--crop 32 --width 8 --dim 16 --batch-size 4 --steps 6 --checkpoint-every 3 --eval-every 0")
 
@@ -221,10 +221,25 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+def test_negative_numbers_are_values():
+    """argparse takes -9999 for a value, but -3.4e+38, the no-data value of many rasters, for an option."""
+    given = parser().parse_args(
+        ["train", "--out", "run", "--nodata", "-3.4028234663852886e+38", "--local-index", "-2,-1"]
+    )
+    assert given.nodata == -3.4028234663852886e38 and given.local_index == (-2, -1)
+
+
+def test_a_baseline_of_0_classes_is_refused(trained, capsys):
+    assert call("baseline", "constant", "--data", trained / "data", "--classes", 0) == 2
+    assert "--classes must be from 2 to 256" in capsys.readouterr().err
+
+
 def test_closed_and_full_streams(tmp_path):
-    command = f"{sys.executable} -m infoseg_fast env"
-    for redirection, status, told in ((">&-", 0, ""), (">/dev/full", 2, "<stdout> could not be written: No space")):
-        done = subprocess.run(f"{command} {redirection}", shell=True, capture_output=True, text=True)
+    full = "<stdout> could not be written: No space"
+    for arguments, status, told in (("env >&-", 0, ""), ("env >/dev/full", 2, full), ("--help >/dev/full", 2, full)):
+        done = subprocess.run(
+            f"{sys.executable} -m infoseg_fast {arguments}", shell=True, capture_output=True, text=True
+        )
         assert done.returncode == status and told in done.stderr and "Traceback" not in done.stderr
 
 

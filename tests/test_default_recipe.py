@@ -94,8 +94,8 @@ def test_one_labelling_gives_maps_of_any_number_of_classes(refine):
     assert found.groups == groups and (refinement is None) == (found.refinement is None)
     if refine:
         torch.testing.assert_close(found.refinement.residual, refinement.residual)
-    for number in (1, 10):
-        with pytest.raises(DataError, match=f"from 2 to the run's 9 over-clusters, not {number}"):
+    for number in (1, 10, 2.5):
+        with pytest.raises(DataError, match=f"a whole number from 2 to the run's 9 over-clusters, not {number}"):
             labelling.with_clusters(number)
     with pytest.raises(DataError, match="no over-clusters"):
         dataclasses.replace(labelling, over_clusters=None).with_clusters(2)
@@ -116,7 +116,7 @@ def test_predict_writes_maps_of_the_number_of_classes_that_is_asked_for(how, tmp
     assert np.array_equal(expected.segment_file(image), found[9][0])
     capsys.readouterr()
     assert main([*command, str(tmp_path / "none"), "--classes", "10"]) == 2
-    assert "--classes must be from 2 to the run's 9 over-clusters, not 10" in capsys.readouterr().err
+    assert "--classes must be a whole number from 2 to the run's 9 over-clusters, not 10" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "none"), "--classes", "2", "--match"]) == 2
     assert not (tmp_path / "none").exists()
 

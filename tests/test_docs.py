@@ -50,6 +50,11 @@ def test_the_questions_quote_texts_of_the_package():
         assert re.search(".{0,200}?".join(parts), source), text
 
 
+def test_every_public_name_is_on_the_page_of_the_api():
+    described = re.findall(r"^::: infoseg_fast\.(\w+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
+    assert set(described) == set(isf.__all__)
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (DOCS.parent / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):

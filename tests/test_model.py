@@ -162,6 +162,23 @@ def test_the_border_cannot_be_told_from_the_inside():
     torch.testing.assert_close(features, features[..., :1, :1].expand_as(features))
 
 
+def test_a_mask_that_does_not_fit_the_positions_is_named():
+    model = isf.InfoSegNet(3, 4, width=8, dim=16)
+    for wrong in (
+        torch.ones(2, 3, 3, dtype=torch.bool),
+        torch.ones(1, 16, 24, dtype=torch.bool),
+        torch.ones(2, 16, 24),
+    ):
+        with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \[2, 16, 24\]"):
+            model(torch.rand(2, 3, 64, 96), wrong)
+
+
+def test_a_backbone_that_returns_one_map_is_named():
+    model = isf.InfoSegNet.from_backbone(nn.Conv2d(3, 8, 4, 4), 0, 0, num_classes=3, dim=8)
+    with pytest.raises(TypeError, match="the backbone must return a list of maps .* not a float32 tensor"):
+        model(torch.rand(2, 3, 64, 96))
+
+
 def test_global_features_are_of_the_positions_that_count():
     model = isf.InfoSegNet(3, 4, width=8, dim=16).eval()
     images, mask = torch.rand(2, 3, 64, 96), torch.ones(2, 16, 24, dtype=torch.bool)

@@ -52,3 +52,22 @@ def test_nan_gives_some_label(backend):
     prior, *others = problem(h=8, w=8, size=(32, 32))
     prior[0, :, 1, 1] = float("nan")
     assert refined_labels(prior, *others, backend=backend).max() < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "error", "told"),
+    [
+        ("prior", torch.rand(3, 4, 5), ValueError, r"prior must be \[B, K, h, w\], not a float32 tensor"),
+        ("colour", torch.rand(1, 3, 16, 20), ValueError, r"colour must be \[B, c, H, W\] = \[2, 3, 16, 20\]"),
+        ("colour", torch.zeros(2, 3, 16, 20, dtype=torch.uint8), TypeError, "colour must be a floating-point tensor"),
+        ("around", torch.rand(2, 3, 4, 4), ValueError, r"around must be \[B, c, h, w\] = \[2, 3, 4, 5\]"),
+        ("residual", torch.rand(3, 3, 6), ValueError, r"residual must be \[K, c, 2c \+ 1\] = \[3, 3, 7\]"),
+        ("log_scale", torch.rand(2), ValueError, r"log_scale must be \[K\] = \[3\], not .* shape \[2\]"),
+        ("log_scale", torch.rand(3).double(), TypeError, "log_scale must be torch.float32, as the other tensors are"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(name, wrong, error, told):
+    """A kernel would read outside of them."""
+    given = dict(zip(("prior", "colour", "around", "residual", "log_scale"), problem(), strict=True))
+    with pytest.raises(error, match=told):
+        refined_labels(**given | {name: wrong})

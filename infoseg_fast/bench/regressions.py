@@ -1,15 +1,14 @@
 """`infoseg bench --compare FILE`: comparison of the rows of a run with the rows of an earlier run.
 
 An op is slower if two ratios exceed `LIMIT`: the ratio of its times, and the ratio of its times
-relative to plain PyTorch in the same run. The second ratio hardly changes on a busy machine. Rows of another
-machine have only the second ratio.
+relative to plain PyTorch in the same run. The second ratio hardly changes on a busy machine. Rows
+of another machine have only the second ratio.
 """
 
-import csv
 from pathlib import Path
 
 from ..errors import DataError
-from .tables import aligned
+from .tables import aligned, read_csv
 
 LIMIT = 1.15
 OWN, PLAIN = "infoseg_fast", "eager"
@@ -24,14 +23,7 @@ def read(file: Path) -> list[dict]:
     Raises:
         DataError: the file cannot be read, or `infoseg bench --csv` did not write it.
     """
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"--compare {file} cannot be read: {error}") from error
-    missing = [name for name in NEEDED if not rows or rows[0].get(name) is None]
-    if missing:
-        raise DataError(f"--compare {file} is not a file of infoseg bench --csv: it has no {missing[0]!r}")
+    rows = read_csv(file, NEEDED, "--compare", "infoseg bench --csv")
     for number, row in enumerate(rows, 2):
         try:
             positive = float(row["median_ms"]) > 0

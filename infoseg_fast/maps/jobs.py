@@ -1,8 +1,8 @@
 """The jobs of `infoseg predict`: images, paths of their maps, and keys of finished maps.
 
 Every map carries a key: a digest of the labelling, of the options that change its content, of the
-place, and of the sizes and the modification times of the files of the image. An interrupted call continues with
-the images whose maps lack the key.
+place, and of the sizes and the modification times of the files of the image. An interrupted call
+continues with the images whose maps lack the key.
 """
 
 from __future__ import annotations

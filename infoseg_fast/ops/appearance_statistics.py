@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import dispatch
+from . import checks, dispatch
 from .factory import Wiring
 from .inputs import DATA_SETS, DOUBLE, FLOAT
 from .record import Case, Op
@@ -32,8 +32,15 @@ def appearance_statistics(
         counts.
 
     Raises:
+        TypeError: appearance is no floating-point tensor.
+        ValueError: appearance or mask have another shape, mask another dtype or device, or smooth is
+            no whole number of at least 0.
         BackendUnavailableError: the backend that is named cannot run here.
     """
+    checks.floating("appearance", appearance, "B, d, h, w")
+    checks.matching_mask(mask, appearance)
+    if not isinstance(smooth, int) or smooth < 0:
+        raise ValueError(f"smooth must be a whole number of at least 0, not {smooth!r}")
     y = appearance.detach()
     backend = dispatch.select("appearance_statistics", backend, y)
     if backend == "reference" or y.numel() == 0:

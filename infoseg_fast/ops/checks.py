@@ -159,21 +159,45 @@ def num_negatives(value: int | str, B: int) -> int:
     return int(value)
 
 
-def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
-    """`mask` as a contiguous bool [B, P]."""
+def floating(name: str, x: Tensor, dims: str, sizes: Sequence[int] | None = None, like: Tensor | None = None) -> None:
+    """Raise unless `x` is a floating-point tensor of these dimensions.
+
+    Args:
+        dims: names of the dimensions, as "B, c, h, w".
+        sizes: their sizes. None: any.
+        like: a tensor whose dtype and device `x` must have.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor [{dims}], not {described(x)}")
+    if x.dim() != dims.count(",") + 1 or (sizes is not None and x.shape != torch.Size(sizes)):
+        accepted = "" if sizes is None else f" = {list(sizes)}"
+        raise ValueError(f"{name} must be [{dims}]{accepted}, not {described(x)}")
+    if like is not None and x.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype}, as the other tensors are, not {described(x)}")
+    if like is not None and x.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, as the other tensors are, not {described(x)}")
+
+
+def matching_mask(mask: Tensor | None, positions: Tensor) -> None:
+    """Raise unless `mask` is None or a bool [B, h, w] of the positions [B, _, h, w]."""
     if mask is None:
-        return None
-    shape = (features.shape[0], *features.shape[2:])
+        return
+    shape = (positions.shape[0], *positions.shape[2:])
     if (
         not isinstance(mask, Tensor)
         or mask.dtype != torch.bool
         or mask.shape != shape
-        or mask.device != features.device
+        or mask.device != positions.device
     ):
         raise ValueError(
-            f"mask must be a bool tensor of shape {list(shape)} on {features.device}, not {described(mask)}"
+            f"mask must be a bool tensor of shape {list(shape)} on {positions.device}, not {described(mask)}"
         )
-    return mask.flatten(1).contiguous()
+
+
+def validity_mask(mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """`mask` as a contiguous bool [B, P]."""
+    matching_mask(mask, features)
+    return None if mask is None else mask.flatten(1).contiguous()
 
 
 def position_statistics(statistics: Tensor, features: Tensor) -> Tensor:
@@ -201,15 +225,21 @@ def image_size(name: str, size: Sequence[int] | None, features: Tensor) -> tuple
     rows, columns = features.shape[2:]
     if size is None:
         return rows, columns
-    # A recorded graph has symbolic numbers of pixels, or tensors.
+    found = rows_and_columns(name, size, "pixels")
+    if rows * columns == 0:
+        raise ValueError(f"features must have at least one position to be upsampled, not {described(features)}")
+    return found
+
+
+def rows_and_columns(name: str, size: Sequence[int], unit: str) -> tuple[int, int]:
+    """`size` as (rows, columns). Raises ValueError unless both are whole numbers of at least 1."""
+    # A recorded graph has symbolic numbers, or tensors.
     numbers = (int, np.integer, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, np.integer, torch.SymInt)
     if (
         not isinstance(size, (tuple, list, torch.Size))
         or len(size) != 2
         or not all(isinstance(n, numbers) and n >= 1 for n in size)
     ):
-        raise ValueError(f"{name} must be two numbers of pixels, (rows, columns), each at least 1, not {size!r}")
-    if rows * columns == 0:
-        raise ValueError(f"features must have at least one position to be upsampled, not {described(features)}")
+        raise ValueError(f"{name} must be two numbers of {unit}, (rows, columns), each at least 1, not {size!r}")
     rows, columns = (int(n) if isinstance(n, np.integer) else n for n in size)
     return rows, columns

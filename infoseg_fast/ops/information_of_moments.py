@@ -2,13 +2,14 @@
 classes.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from . import dispatch
+from . import checks, dispatch
 from .appearance_statistics import products_of
 from .factory import Wiring
 from .inputs import DATA_SETS, DOUBLE, FLOAT
@@ -33,9 +34,21 @@ def information_of_moments(
         A scalar in the dtype of the moments. Differentiable in the moments.
 
     Raises:
+        TypeError: moments or total are no floating-point tensor.
+        ValueError: moments or total have another shape, S is no (d + 1) (d + 2) / 2, or resolution is
+            not above 0.
         BackendUnavailableError: the backend that is named cannot run here.
     """
-    total = total.detach().to(moments.dtype)
+    checks.floating("moments", moments, "K, S")
+    S = moments.shape[1]
+    # torch.compile knows no isqrt of a dynamic size.
+    if not torch.compiler.is_compiling() and (S == 0 or products_of((math.isqrt(8 * S + 1) - 3) // 2) != S):
+        raise ValueError(
+            f"moments must be [K, S] with S = (d + 1) (d + 2) / 2 for some d, not {checks.described(moments)}"
+        )
+    checks.floating("total", total, "S", (S,))
+    resolution = checks.real("resolution", resolution, positive=True)
+    total = total.detach().to(moments)
     backend = dispatch.select("information_of_moments", backend, moments)
     if backend == "reference":
         return reference.information_of_moments(moments, total, resolution)

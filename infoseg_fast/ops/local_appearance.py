@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import dispatch
+from . import checks, dispatch
 from .factory import Wiring
 from .inputs import DATA_SETS
 from .record import Case, Op
@@ -28,11 +28,14 @@ def local_appearance(images: Tensor, size: tuple[int, int], *, backend: str = "a
         the difference of the eigenvalues divided by their sum: 0 for grain, 1 for stripes.
 
     Raises:
-        ValueError: the backend that is named does not take cells of this size.
+        TypeError: images are no floating-point tensor.
+        ValueError: images or size have another shape, or the backend that is named does not take
+            cells of this size.
         BackendUnavailableError: the backend that is named cannot run here.
     """
-    images, size = images.detach().float(), (size[0], size[1])
-    whole = all(n > 0 and m % n == 0 for n, m in zip(size, images.shape[2:], strict=True))
+    checks.floating("images", images, "B, c, H, W")
+    images, size = images.detach().float(), checks.rows_and_columns("size", size, "positions")
+    whole = all(m % n == 0 for n, m in zip(size, images.shape[2:], strict=True))
     if not whole and backend not in ("auto", "reference"):
         raise ValueError(
             f"backend {backend!r} takes cells of whole pixels, not {list(size)} of images {list(images.shape)}"

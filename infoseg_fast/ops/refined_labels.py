@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import dispatch
+from . import checks, dispatch
 from .factory import Wiring
 from .inputs import DATA_SETS, DOUBLE, FLOAT, normal
 from .record import Case, Op
@@ -31,8 +31,17 @@ def refined_labels(
         Labels [B, H, W] uint8. A tie gives the lowest class. A NaN gives some label below K.
 
     Raises:
+        TypeError: an argument is no floating-point tensor, or the dtypes differ.
+        ValueError: the shapes do not fit each other, or the devices differ.
         BackendUnavailableError: the backend that is named cannot run here.
     """
+    checks.floating("prior", prior, "B, K, h, w")
+    checks.floating("colour", colour, "B, c, H, W", like=prior)
+    (B, K, h, w), c = prior.shape, colour.shape[1]
+    checks.floating("colour", colour, "B, c, H, W", (B, c, *colour.shape[2:]))
+    checks.floating("around", around, "B, c, h, w", (B, c, h, w), prior)
+    checks.floating("residual", residual, "K, c, 2c + 1", (K, c, 2 * c + 1), prior)
+    checks.floating("log_scale", log_scale, "K", (K,), prior)
     backend = dispatch.select("refined_labels", backend, prior)
     if backend == "reference" or prior.numel() == 0:
         return reference.refined_labels(prior, colour, around, residual, log_scale)

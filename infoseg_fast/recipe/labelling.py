@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,8 +81,8 @@ class Labelling:
                 f"--classes: the run has no over-clusters; it makes maps of {self.num_clusters} classes alone"
             )
         most = self.over_clusters.num_classes
-        if not 2 <= number <= most:
-            raise DataError(f"--classes must be from 2 to the run's {most} over-clusters, not {number}")
+        if not isinstance(number, (int, np.integer)) or not 2 <= number <= most:
+            raise DataError(f"--classes must be a whole number from 2 to the run's {most} over-clusters, not {number}")
         groups = self.over_clusters.groups(number)
         refinement = self.over_clusters.refinement(groups, self.smooth)
         device = next(self.network.parameters()).device

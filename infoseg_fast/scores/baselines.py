@@ -76,7 +76,7 @@ def baseline(
     if not images.has_labels:
         raise DataError(f"--data {data} has no labels for its {split} split: nothing to score")
     images.check_labels()
-    number = num_clusters or images.num_classes or 0
+    number = (images.num_classes or 0) if num_clusters is None else num_clusters
     if not 2 <= number <= 256 or samples < number:
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
     train_set = open_set(data, "train")

@@ -52,6 +52,9 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
         method: "hungarian" matches one to one. "many_to_one" gives each cluster its most frequent
             class. Its scores are higher, so report them under this name.
 
+    Returns:
+        A `Match` with the class of each cluster (`mapping`) and the `accuracy`.
+
     Raises:
         ValueError: `counts` has another shape or dtype, or `method` is unknown.
     """
