@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import CHECKPOINTS, LAST
+from .config import pick_device
 from .data.base import scaled_size
 from .data.images import IGNORE, described_with, read_with
 from .encoding import Area
@@ -309,8 +310,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
         device: device of the segmenter.
 
     Raises:
-        DataError: there is no such run or checkpoint, the checkpoint is damaged, or its layout
-            version is another.
+        DataError: there is no such run, checkpoint or device, the checkpoint is damaged, or its
+            layout version is another.
     """
     compute_in_this_process()
     return load_with_step(run, checkpoint, device)[0]
@@ -319,6 +320,8 @@ def load(run: str | Path, checkpoint: str = LAST, device: str | torch.device = "
 def load_with_step(run: str | Path, checkpoint: str, device: str | torch.device) -> tuple[Segmenter, int]:
     """`load`, and the step of the checkpoint."""
     folder = RunFolder(run)
+    if torch.device(device).type == "cuda":
+        pick_device("cuda")  # raises where there is none
     if checkpoint not in CHECKPOINTS:
         raise DataError(f"--checkpoint must be one of {', '.join(CHECKPOINTS)}, not {checkpoint!r}")
     if not folder.path.is_dir():

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import call, write_folder
 from PIL import Image
 
+from infoseg_fast import load
 from infoseg_fast.cli import main, parser
+from infoseg_fast.errors import DataError
 
 TRAIN = shlex.split("--crop 32 --width 8 --dim 16 --batch-size 4 --steps 6 --checkpoint-every 3 --eval-every 0")
 
@@ -232,6 +235,20 @@ def test_negative_numbers_are_values():
 def test_a_baseline_of_0_classes_is_refused(trained, capsys):
     assert call("baseline", "constant", "--data", trained / "data", "--classes", 0) == 2
     assert "--classes must be from 2 to 256" in capsys.readouterr().err
+
+
+def test_a_baseline_without_a_labelled_pixel_asks_for_the_classes(tmp_path, capsys):
+    write_folder(tmp_path / "data")
+    for file in (tmp_path / "data/labels").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(file)
+    assert call("baseline", "constant", "--data", tmp_path / "data") == 2
+    assert "name fewer than two classes; give the number with --classes" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_segmenter_for_a_missing_gpu_is_refused(trained):
+    with pytest.raises(DataError, match="torch sees no CUDA device here"):
+        load(trained / "run", device="cuda")
 
 
 def test_closed_and_full_streams(tmp_path):

@@ -171,6 +171,14 @@ def test_counts_that_are_no_whole_numbers_are_refused(dtype):
             metrics.add(counts)
 
 
+def test_negative_counts_are_refused():
+    counts = torch.tensor([[3, -1], [0, 2]])
+    with pytest.raises(ValueError, match="counts must be at least 0, not -1"):
+        isf.ClusterMetrics(2, 2).add(counts)
+    with pytest.raises(ValueError, match="counts must be at least 0, not -1"):
+        isf.match_clusters(counts)
+
+
 @pytest.mark.parametrize("bootstrap", [0, 5])
 def test_label_maps_of_different_numbers_of_images_are_refused(bootstrap):
     pred, target = images(3)

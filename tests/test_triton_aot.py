@@ -199,6 +199,9 @@ def test_the_command_prints_json_and_fails_on_a_fault(capsys, monkeypatch):
     assert aot.main(["--only", "sum_partials_kernel fp32", "--capability", "90", "--jobs", "1"]) == 1
     printed = capsys.readouterr()
     assert "shared memory" in printed.err and "1 with a fault" in printed.out
+    with pytest.raises(SystemExit, match="2"):
+        aot.main(["--only", "nosuch"])
+    assert "--only nosuch: no specialisation" in capsys.readouterr().err
 
 
 def test_a_table_goes_between_its_marks(tmp_path):

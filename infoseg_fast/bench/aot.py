@@ -219,6 +219,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("nothing is compiled with TRITON_INTERPRET=1; unset it")
     uses = ("aot", "aot_more", *(["aot_all"] if arguments.all else []))
     found = reports(uses, arguments.capability, arguments.jobs, arguments.only)
+    if not found:
+        parser.error(f"--only {arguments.only}: no specialisation has this text in its description")
     if arguments.json:
         print(json.dumps([asdict(r) for r in found], indent=1))
     else:

@@ -77,6 +77,8 @@ def baseline(
         raise DataError(f"--data {data} has no labels for its {split} split: nothing to score")
     images.check_labels()
     number = (images.num_classes or 0) if num_clusters is None else num_clusters
+    if num_clusters is None and number < 2:
+        raise DataError(f"the labels of --data {data} name fewer than two classes; give the number with --classes")
     if not 2 <= number <= 256 or samples < number:
         raise DataError(f"--classes must be from 2 to 256 and --samples at least that, not {number} and {samples}")
     train_set = open_set(data, "train")

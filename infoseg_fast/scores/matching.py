@@ -56,12 +56,14 @@ def match_clusters(counts: Tensor | np.ndarray, method: str = "hungarian") -> Ma
         A `Match` with the class of each cluster (`mapping`) and the `accuracy`.
 
     Raises:
-        ValueError: `counts` has another shape or dtype, or `method` is unknown.
+        ValueError: `counts` has another shape or dtype or a negative number, or `method` is unknown.
     """
     check_method(method)
     counts = counts.cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
     if counts.ndim != 2 or counts.dtype.kind not in "iu":
         raise ValueError(f"counts must be an integer matrix [clusters, classes], not {counts.dtype} {counts.shape}")
+    if (counts < 0).any():
+        raise ValueError(f"counts must be at least 0, not {counts.min()}")
     mapping = np.full(len(counts), -1, dtype=np.int64)
     if method == "hungarian":
         rows, cols = linear_sum_assignment(counts, maximize=True)

@@ -123,7 +123,7 @@ class ClusterMetrics:
                 with `return_outside`). `compute` raises if there were any.
 
         Raises:
-            ValueError: counts has another shape or dtype.
+            ValueError: counts has another shape or dtype, or a negative number on a CPU.
         """
         if not isinstance(counts, Tensor):
             array = np.asarray(counts)
@@ -135,6 +135,8 @@ class ClusterMetrics:
         expected = (self.num_clusters, self.num_classes)
         if counts.shape[-2:] != expected or counts.dim() not in (2, 3):
             raise ValueError(f"counts must be [..., {expected[0]}, {expected[1]}], not {list(counts.shape)}")
+        if counts.device.type == "cpu" and (counts < 0).any():
+            raise ValueError(f"counts must be at least 0, not {int(counts.min())}")
         if counts.dim() == 2:
             counts = counts[None]
         self._to(counts.device)
