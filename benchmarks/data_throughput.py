@@ -52,6 +52,7 @@ def write_prepared(out: Path, images: int) -> None:
         np.where(labels < 15, labels, 255).astype(np.uint8).tofile(paths[1])
         manifest["shards"].append({"image_bytes": 3 * pixels, "label_bytes": pixels})
     np.save(out / prepare.INDEX_FILE, index)
+    manifest["index_sha256"] = hashlib.sha256((out / prepare.INDEX_FILE).read_bytes()).hexdigest()
     (out / prepare.STEMS).write_text("\n".join(stems) + "\n")
     (out / prepare.MANIFEST).write_text(json.dumps(manifest))
 
