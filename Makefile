@@ -32,7 +32,7 @@ $(VENV)/.ready: $(VENV)/.package
 demo: export INFOSEG_BUILD_ISA ?= native
 $(VENV)/.package: export INFOSEG_BUILD_CUDA ?= $(if $(wildcard /dev/nvidia0),auto,0)
 $(VENV)/.package: pyproject.toml setup.py constraints.txt $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) "setuptools>=77" "pybind11>=2.12" "ninja>=1.11"
 	nice $(BIN)/python setup.py --quiet build_ext & \
 	INFOSEG_BUILD_CPP=0 INFOSEG_BUILD_CUDA=0 $(PIP) --no-build-isolation -c constraints.txt -e . && \

@@ -19,6 +19,7 @@ it.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -31,6 +32,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OBJECTS = ROOT / "build" / f"csrc-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -71,15 +73,26 @@ def warn(message: str) -> None:
 
 
 def first_error(output: str) -> str:
-    lines = output.splitlines()
+    # Ninja prints its folder, and commands after [n/m] and FAILED. Their paths may contain the word.
+    pairs = itertools.pairwise(["", *output.splitlines()])
+    lines = [line for last, line in pairs if not line.startswith(("ninja: E", "[")) and not last.startswith("FAILED")]
     errors = [line for line in lines if "error" in line.lower() or "unsupported" in line.lower()] or lines
     return errors[0].strip() if errors else "without a message"
 
 
+def switch(name: str, *accepted: str) -> str:
+    """The value of a switch of the build. Unset or empty: the first that is accepted."""
+    value = os.environ.get(name) or accepted[0]
+    if value not in accepted:
+        raise BuildError(f"{name} is {value!r}; {', '.join(accepted[:-1])} and {accepted[-1]} are accepted")
+    return value
+
+
 def find_compiler() -> list[str]:
-    for candidate in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if candidate and shutil.which(shlex.split(candidate)[0]):
-            return shlex.split(candidate)
+    for candidate in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        words = shlex.split(candidate)
+        if words and shutil.which(words[0]):
+            return words
     raise BuildError("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
 
 
@@ -89,9 +102,7 @@ def version_of(command: list[str]) -> str:
 
 def chosen_sets(compiler: list[str]) -> list[str]:
     """The instruction sets to compile for, as INFOSEG_BUILD_ISA says."""
-    wanted = os.environ.get("INFOSEG_BUILD_ISA", "all")
-    if wanted not in ("all", "native"):
-        raise BuildError(f"INFOSEG_BUILD_ISA is {wanted!r}; all and native are accepted")
+    wanted = switch("INFOSEG_BUILD_ISA", "all", "native")
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["portable"]
 
@@ -127,19 +138,22 @@ def ninja_file(compiler: list[str], version: str, sets: list[str], output: Path)
     import pybind11
 
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
-    flags = shlex.join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *includes])
+    call = shlex.join(compiler).replace("$", "$$")
+    flags = shlex.join([*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), *includes]).replace("$", "$$")
+    # The Python that loads the extension has the functions of Python. The linker of macOS asks for them.
+    python = " -undefined dynamic_lookup" if sys.platform == "darwin" else ""
     escape = str.maketrans({"$": "$$", " ": "$ ", ":": "$:"})
     lines = [
         "ninja_required_version = 1.5",
         "rule compile",
         # The comment makes a new version of the compiler a new command: ninja then compiles
         # everything again.
-        f"  command = {shlex.join(compiler)} -MMD -MF $out.d $optimisation {flags} $flags -c $in -o $out # {version}",
+        f"  command = {call} -MMD -MF $out.d $optimisation {flags} $flags -c $in -o $out # {version}",
         "  description = compile $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {shlex.join(compiler)} -shared -pthread $in -o $out",
+        f"  command = {call} -shared -pthread{python} $in -o $out",
     ]
     for source, name, own in compilations(sets):
         # clang does not know this flag; it makes the same vectors with -O2.
@@ -173,6 +187,15 @@ def cuda_targets(nvcc: str) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
 
 
+class FreshModules(build_py):
+    """Leaves nothing of an earlier build: a module that was deleted since would be installed."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "infoseg_fast"), ignore_errors=True)
+        super().run()
+
+
 class NinjaBuild(build_ext):
     """Builds both libraries. When one fails, says why and continues without it."""
 
@@ -190,7 +213,7 @@ class NinjaBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            if os.environ.get("INFOSEG_BUILD_CPP", "1") == "0":
+            if switch("INFOSEG_BUILD_CPP", "1", "0") == "0":
                 raise BuildError("it was switched off at build time (INFOSEG_BUILD_CPP=0)")
             self.status["cpp"] = self.compile(Path(self.get_ext_fullpath(ext.name)).resolve())
         except (BuildError, OSError) as error:
@@ -206,18 +229,19 @@ class NinjaBuild(build_ext):
         for folder in (OBJECTS, output.parent):
             folder.mkdir(parents=True, exist_ok=True)
         sets = chosen_sets(compiler)
-        (OBJECTS / "build.ninja").write_text(ninja_file(compiler, version, sets, output))
+        # Paths and messages that the locale cannot write do not stop the build.
+        (OBJECTS / "build.ninja").write_bytes(os.fsencode(ninja_file(compiler, version, sets, output)))
         command = [sys.executable, "-m", "ninja", "-C", str(OBJECTS)]
-        ninja = subprocess.run(command, capture_output=True, text=True, check=False)
+        ninja = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", check=False)
         sys.stdout.write(ninja.stdout)
         if ninja.returncode:
             raise BuildError(f"{shlex.join(compiler)} failed: {first_error(ninja.stdout + ninja.stderr)}")
         return {"built": True, "reason": None, "compiler": version, "instruction_sets": sets}
 
     def build_cuda(self, output: Path) -> dict:
-        wanted = os.environ.get("INFOSEG_BUILD_CUDA", "auto")
+        quiet = os.environ.get("INFOSEG_BUILD_CUDA", "") in ("", "auto", "0")
         try:
-            if wanted == "0":
+            if switch("INFOSEG_BUILD_CUDA", "auto", "0", "1") == "0":
                 raise BuildError("it was switched off at build time (INFOSEG_BUILD_CUDA=0)")
             nvcc = find_nvcc()
             version = version_of([nvcc])
@@ -228,6 +252,7 @@ class NinjaBuild(build_ext):
             kept, record = OBJECTS / "_cuda.so", OBJECTS / "cuda.sha256"
             if not (kept.exists() and record.exists() and record.read_text() == stamp):
                 OBJECTS.mkdir(parents=True, exist_ok=True)
+                record.unlink(missing_ok=True)  # an nvcc that is stopped can leave a part of its output
                 done = subprocess.run([*command, "-o", str(kept)], capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise BuildError(f"{nvcc} failed: {first_error(done.stdout + done.stderr)}")
@@ -237,7 +262,7 @@ class NinjaBuild(build_ext):
             return {"built": True, "reason": None, "compiler": release[0] if release else nvcc}
         except (BuildError, OSError) as error:
             output.unlink(missing_ok=True)
-            if wanted == "1":
+            if not quiet:
                 warn(f"the CUDA library was NOT built: {error}.")
             return {"built": False, "reason": str(error)}
 
@@ -260,5 +285,5 @@ setup(
     package_dir={"infoseg_fast": "infoseg_fast", "infoseg_fast.kernels": "kernels"},
     package_data={"infoseg_fast": ["_build.json", "py.typed"]},
     ext_modules=[Extension("infoseg_fast._C", SOURCES, optional=True)],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "build_py": FreshModules},
 )

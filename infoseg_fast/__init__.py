@@ -3,10 +3,11 @@
 Ops for any training loop, and a training loop of its own (`infoseg --help`).
 """
 
-from importlib.util import find_spec as _find_spec
 from pathlib import Path as _Path
 
-if _find_spec(f"{__name__}.kernels") is None:  # a checkout: kernels/ lies beside the package, not in it
+# A checkout: kernels/ lies beside the package, not in it. An editable installation of another checkout
+# would find its own.
+if not (_Path(__file__).parent / "kernels" / "__init__.py").exists():
     __path__.append(str(_Path(__file__).resolve().parent.parent))
 
 from .errors import BackendUnavailableError, DataError

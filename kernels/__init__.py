@@ -32,7 +32,7 @@ def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if interpreted():
-        return None
+        return _import_error()
     import torch
 
     if not torch.cuda.is_available():
@@ -42,6 +42,15 @@ def unavailable() -> str | None:
     capability = torch.cuda.get_device_capability()
     if capability < MIN_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
+    return _import_error()
+
+
+def _import_error() -> str | None:
+    """Why a Triton that is installed cannot be imported, such as one for another PyTorch, or None."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"importing triton failed: {error}"
     return None
 
 

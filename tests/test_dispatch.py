@@ -1,6 +1,7 @@
 """Which backend runs, and what is said when one cannot."""
 
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -81,3 +82,23 @@ print(isf.confusion_matrix(torch.zeros(3, dtype=torch.uint8), torch.zeros(3, dty
     assert done.returncode == 0, done.stderr
     assert "[[3, 0], [0, 0]]" in done.stdout
     assert "does not run on the cpp backend" in done.stderr
+
+
+def test_a_triton_that_cannot_be_imported_is_a_reason(tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").write_text("raise ImportError('for another PyTorch')")
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(tmp_path)!r})
+import infoseg_fast as isf
+assert isf.backends()["triton"] == "importing triton failed: for another PyTorch", isf.backends()
+try:
+    isf.segment(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 4), backend="triton")
+except isf.BackendUnavailableError as error:
+    assert "for another PyTorch" in str(error)
+else:
+    raise AssertionError
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

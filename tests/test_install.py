@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,95 @@ def build_in(checkout: Path, compiler: Path | str, **environment) -> list[str]:
     record = json.loads((checkout / "infoseg_fast/_build.json").read_text())["cpp"]
     assert record["built"], record["reason"]
     return record["instruction_sets"]
+
+
+@pytest.fixture
+def stub(tmp_path) -> Path:
+    """A compiler that makes empty files. It fails if a folder of headers does not exist."""
+    compiler = tmp_path / "compiler"
+    write_program(
+        compiler,
+        'case "$*" in --version) echo 14.1; exit;; *-dM*) exit;; esac\n'
+        'for word; do case "$word" in -I*) [ -d "${word#-I}" ] || exit 1;; esac; done\n'
+        'while [ "$1" != -o ]; do shift; done\n: > "$2"\n',
+    )
+    return compiler
+
+
+def test_a_checkout_may_have_any_path(checkout, stub, tmp_path):
+    moved = checkout.rename(tmp_path / "a $path of é's")
+    build_in(moved, stub, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+
+
+def test_a_wheel_has_no_module_of_an_earlier_build(checkout, stub, tmp_path):
+    (checkout / "kernels/deleted.py").write_text("")
+    build(checkout, tmp_path / "first", "wheel", CXX=str(stub))
+    (checkout / "kernels/deleted.py").unlink()
+    with zipfile.ZipFile(build(checkout, tmp_path / "second", "wheel", CXX=str(stub))) as archive:
+        names = archive.namelist()
+    assert "infoseg_fast/kernels/deleted.py" not in names and "infoseg_fast/kernels/tiles.py" in names
+
+
+def test_an_sdist_has_no_record_of_a_build(checkout, tmp_path):
+    (checkout / "infoseg_fast/_build.json").write_text("{}")
+    with tarfile.open(build(checkout, tmp_path / "sdist", "sdist")) as archive:
+        assert not any(name.endswith("_build.json") for name in archive.getnames())
+
+
+def built(checkout: Path, **environment) -> tuple[dict, str]:
+    """The record and the messages of a build."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    environment = os.environ | {"INFOSEG_BUILD_CUDA": "0"} | environment
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+    return json.loads((checkout / "infoseg_fast/_build.json").read_text()), done.stderr
+
+
+@pytest.mark.parametrize("library, name, accepted", [("cpp", "CPP", "1 and 0"), ("cuda", "CUDA", "auto, 0 and 1")])
+def test_a_switch_that_is_not_accepted_is_named(checkout, stub, library, name, accepted):
+    record, messages = built(checkout, **{"CXX": str(stub), f"INFOSEG_BUILD_{name}": "no"})
+    expected = f"INFOSEG_BUILD_{name} is 'no'; {accepted} are accepted"
+    assert record[library] == {"built": False, "reason": expected} and expected in messages
+
+
+def test_empty_variables_are_unset(checkout, stub, tmp_path):
+    stub.rename(tmp_path / "c++")
+    variables = {"INFOSEG_BUILD_ISA": "", "INFOSEG_BUILD_CPP": "", "CXX": " "}
+    record, _ = built(checkout, PATH=f"{tmp_path}:{os.environ['PATH']}", **variables)
+    assert record["cpp"]["built"] and len(record["cpp"]["instruction_sets"]) == (5 if X86 else 1)
+
+
+def test_the_reason_of_a_compiler_that_says_nothing_names_the_object(checkout, tmp_path):
+    moved = checkout.rename(tmp_path / "errors")  # no message, though the word is in the paths
+    record, _ = built(moved, CXX="false")
+    assert "failed: FAILED: " in record["cpp"]["reason"] and "Entering" not in record["cpp"]["reason"]
+
+
+def test_a_checkout_has_its_own_kernels_beside_an_editable_installation(checkout):
+    # The finder of the editable installation knows infoseg_fast.kernels of another checkout.
+    code = """
+import sys, types
+from importlib import util
+
+def find_spec(name, path=None, target=None):
+    if name == "infoseg_fast.kernels":
+        return util.spec_from_file_location(name, sys.argv[1], submodule_search_locations=[])
+
+sys.meta_path.append(types.SimpleNamespace(find_spec=find_spec))
+import infoseg_fast.kernels
+print(infoseg_fast.kernels.__file__)
+"""
+    command = [sys.executable, "-c", code, str(ROOT / "kernels/__init__.py")]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == checkout / "kernels/__init__.py"
+
+
+def test_on_macos_the_extension_takes_python_from_the_process_that_loads_it(monkeypatch):
+    monkeypatch.setattr("setuptools.setup", lambda **settings: None)
+    ninja_file = runpy.run_path(str(ROOT / "setup.py"))["ninja_file"]
+    arguments = ["c++"], "Apple clang version 17", ["portable"], Path("_C.so")
+    assert "dynamic_lookup" not in ninja_file(*arguments) or sys.platform == "darwin"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "-shared -pthread -undefined dynamic_lookup $in" in ninja_file(*arguments)
 
 
 X86 = platform.machine() == "x86_64"
