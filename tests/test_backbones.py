@@ -65,6 +65,11 @@ def test_features_have_stride_4_for_maps_of_any_stride(local_index, channels, si
     assert features.shape == (2, channels, h, w) and global_features.shape == (2, 3, 5)
 
 
+def test_images_are_padded_for_the_maps_that_are_not_used_too():
+    model = network("tiny_backbones:joined", local_index=(0,), global_index=0).eval()
+    assert model(torch.rand(1, 3, 36, 52))[0].shape[2:] == (9, 13)
+
+
 def test_maps_are_upsampled_at_their_place():
     """A map of stride 16 over an image of 36 px covers 48: its third cell begins at position 8."""
     net = tiny_backbones.Pyramid().eval()
@@ -276,8 +281,9 @@ def test_the_receptive_radius_is_measured():
     assert radius(1) <= 4 and 8 <= radius(3) <= 40
 
 
-def test_a_backbone_that_sees_the_whole_image_is_not_tiled(monkeypatch):
-    made, images = segmenter_of("tiny_backbones:attentive"), torch.rand(1, 3, 200, 130)
+@pytest.mark.parametrize("name", ["attentive", "windows", "finite"])
+def test_a_backbone_that_needs_the_whole_image_is_not_tiled(name, monkeypatch):
+    made, images = segmenter_of(f"tiny_backbones:{name}", local_index=(1,), global_index=0), torch.rand(1, 3, 200, 130)
     assert made.labelling.network.backbone.receptive_radius() is None
     labels = made.segment(images)
     monkeypatch.setattr(tile_labels, "TILE", 96)
