@@ -7,6 +7,7 @@ and the `Labelling`. `infoseg train --recipe MODULE:CLASS` trains a user's own r
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -185,13 +186,18 @@ def imported(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise DataError(f"{what} must be MODULE:NAME, not {name!r}")
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
+        if module.startswith("."):
+            raise ImportError("the name of a module begins with no dot")
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{what} {name} cannot be imported: {error}") from error
+    except Exception as error:  # the module is the user's: it may raise anything
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise DataError(f"{what} {name} cannot be imported: {kind}{error}") from error
     finally:
-        sys.path.remove(os.getcwd())
+        with contextlib.suppress(ValueError):  # the module may have changed the path
+            sys.path.remove(folder)
 
 
 def recipe_class(name: str) -> type[Recipe]:
