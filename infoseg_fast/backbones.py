@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone_modules import module_of, normalization, weights_hash
+from .backbone_modules import hash_of, module_of, normalization
 from .errors import DataError
 from .feature_cache import FeatureCache
 from .model import STRIDE, InfoSegNet, padded
@@ -35,7 +35,7 @@ class Frozen:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.requires_grad_(False).eval()
-        self.sha256 = weights_hash(net)
+        self.sha256 = hash_of(net.state_dict())
         self.cache: FeatureCache | None = None
 
     def __deepcopy__(self, memo: dict) -> Frozen:
@@ -269,6 +269,8 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
                 "--backbone: the module must return a list of maps [B, channels, h, w] whose strides divide "
                 f"{PROBE_SIDE}; map {i} of an image of {PROBE_SIDE} x {PROBE_SIDE} px is {found}"
             )
+        if x.dtype != torch.float32:
+            raise DataError(f"--backbone: the module must return float32 maps; map {i} is {x.dtype}")
     strides = [PROBE_SIDE // x.shape[2] for x in maps]
     multiple = math.lcm(STRIDE, *strides)
     height = -(-LEAST_SIDE // multiple) * multiple
@@ -360,7 +362,9 @@ def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int
 def cache_features(backbone: Backbone) -> None:
     """Cache the maps of a frozen backbone on disk from now on."""
     if backbone.frozen is not None:
-        kind = type(backbone.net)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        key = f"{backbone.frozen.sha256.hex()} {name} {backbone.used} torch {torch.__version__}"
+        # Modules with the same weights may compute other maps from them, for example with another
+        # activation.
+        image = torch.rand(1, backbone.in_channels, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+        maps = hash_of({str(i): values for i, values in backbone.maps(padded(image, backbone.multiple)).items()})
+        key = f"{backbone.frozen.sha256.hex()} {maps.hex()} {backbone.used} torch {torch.__version__}"
         backbone.frozen.cache = FeatureCache(key)

@@ -19,7 +19,7 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast import report, tile_labels
 from infoseg_fast.backbone_modules import MEAN, STD, normalization
-from infoseg_fast.backbones import Backbone, build
+from infoseg_fast.backbones import Backbone, build, cache_features
 from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
@@ -100,6 +100,8 @@ def test_the_normalisation_is_the_backbones_own():
         ({"backbone": "tiny_backbones:one_map"}, r"map 0 of an image of 224 x 224 px is \[12544\]"),
         ({"backbone": "tiny_backbones:four_channels"}, "cannot take images of 3 channels"),
         ({"backbone": "tiny_backbones:one_size"}, r"has stride 32, and of one of 64 x 96 px it is \[1, 3, 7, 7\]"),
+        ({"backbone": "tiny_backbones:failing"}, "failing cannot be made: FileNotFoundError: no weights here"),
+        ({"backbone": "tiny_backbones:half"}, "must return float32 maps; map 0 is torch.float16"),
         ({"local_index": (4,)}, "--local-index must be from 0 to 3, or from -4 to -1, not 4"),
         ({"global_index": -5}, "--global-index must be from 0 to 3"),
         ({"weights": "no_such_file"}, "--backbone-weights no_such_file is no file"),
@@ -223,6 +225,16 @@ def test_the_cache_changes_no_bit(tmp_path):
     (file, *_) = model.backbone.frozen.cache.folder.iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     assert torch.equal(model(x)[0], computed), "a damaged file is computed again"
+
+
+def test_modules_with_the_same_weights_have_their_own_caches():
+    images = torch.rand(1, 3, 32, 32)
+    for name in (PYRAMID, "tiny_backbones:swapped"):
+        model = network(name).eval()
+        before = model(images)
+        cache_features(model.backbone)
+        for _ in range(2):  # computed, then read
+            assert all(torch.equal(x, y) for x, y in zip(model(images), before, strict=True))
 
 
 def test_the_cache_is_bounded_and_may_be_missing(tmp_path, caplog):

@@ -79,6 +79,29 @@ def attentive() -> nn.Module:
     return Attentive()
 
 
+def swapped() -> nn.Module:
+    """The weights of Pyramid, with another activation."""
+    net = Pyramid()
+    for stage in net.stages:
+        stage[2] = nn.GELU()
+    return net
+
+
+def failing() -> nn.Module:
+    raise FileNotFoundError("no weights here")
+
+
+class Half(Pyramid):
+    """As Pyramid, with maps in float16."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [m.half() for m in super().forward(x)]
+
+
+def half() -> nn.Module:
+    return Half()
+
+
 def windows() -> nn.Module:
     return Windows()
 
