@@ -99,6 +99,37 @@ def test_a_state_that_could_not_be_loaded_is_refused_before_it_is_saved(how, tmp
     assert not [*(tmp_path / "run" / "checkpoints").glob("*")]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda loss: None, "loss must return a tensor, not NoneType"),
+        (lambda loss: loss[None], r"loss must return a scalar .*, not \[1\] on the graph"),
+        (lambda loss: loss.detach(), r"loss must return a scalar .*, not \[\] off the graph"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_a_loss_without_a_gradient_is_named(change, message, precision, how, tmp_path, monkeypatch):
+    how["precision"] = precision
+    kind = recipe_class(NAME)
+    loss = kind.loss
+    monkeypatch.setattr(kind, "loss", lambda *given: change(loss(*given)))
+    with pytest.raises(DataError, match=f"--recipe {NAME}: {message}"):
+        train(out=tmp_path / "run", **how)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"colour": 3}, "there is no setting 'colour'"),
+        ({"batch_size": -3}, "--batch-size must be"),
+    ],
+)
+def test_defaults_that_are_no_settings_are_named(defaults, message, how, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_class(NAME), "defaults", defaults)
+    with pytest.raises(DataError, match=f"--recipe {NAME}: defaults: {message}"):
+        train(out=tmp_path / "run", **how)
+
+
 def test_the_example_is_short():
     lines = (EXAMPLES / "own_recipe.py").read_text().splitlines()
     code = lines[lines.index("class NeighbourRecipe(Recipe):") :]

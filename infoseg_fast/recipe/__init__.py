@@ -173,6 +173,19 @@ class Recipe(nn.Module):
         """Restore the result of `state`."""
 
 
+def checked_loss(loss: Any, recipe: str) -> Tensor:
+    """The result of `Recipe.loss`. Raise DataError unless `backward` can be called on it."""
+    if not isinstance(loss, Tensor):
+        raise DataError(f"--recipe {recipe}: loss must return a tensor, not {type(loss).__name__}")
+    if loss.dim() or not loss.requires_grad:
+        graph = "on" if loss.requires_grad else "off"
+        raise DataError(
+            f"--recipe {recipe}: loss must return a scalar that is attached to the graph of a trained parameter, not "
+            f"{list(loss.shape)} {graph} the graph"
+        )
+    return loss
+
+
 def imported(name: str, what: str) -> Any:
     """The object that "module:attribute" names. The working directory is searched too.
 
