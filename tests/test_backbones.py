@@ -24,7 +24,7 @@ from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.export import export
-from infoseg_fast.feature_cache import FeatureCache
+from infoseg_fast.feature_cache import FeatureCache, cache_root
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.features import FREEDOM, MixtureHead, whole_cells
 from infoseg_fast.recipe.labelling import Labelling
@@ -235,6 +235,14 @@ def test_modules_with_the_same_weights_have_their_own_caches():
         cache_features(model.backbone)
         for _ in range(2):  # computed, then read
             assert all(torch.equal(x, y) for x, y in zip(model(images), before, strict=True))
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch):
+    for name in ("INFOSEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
+    with pytest.raises(DataError, match="set INFOSEG_CACHE to a folder"):
+        cache_root()
 
 
 def test_the_cache_is_bounded_and_may_be_missing(tmp_path, caplog):
