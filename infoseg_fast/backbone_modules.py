@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError
+from .errors import DataError, first_line
 from .recipe import imported
 
 TIMM = "timm:"
@@ -27,7 +27,11 @@ def module_of(name: str, weights: str | None, channels: int, pretrained: bool) -
     state = None if weights is None else read_weights(weights)
     if name.startswith(TIMM):
         return timm_module(name.removeprefix(TIMM), state, weights, channels, pretrained)
-    net = imported(name, "--backbone")()
+    function = imported(name, "--backbone")
+    try:
+        net = function()
+    except Exception as error:  # the function is the user's: it may raise anything
+        raise DataError(f"--backbone {name} cannot be made: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise DataError(f"--backbone {name} must return a torch.nn.Module, not {type(net).__name__}")
     if state is not None:
@@ -110,7 +114,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(f"--backbone-weights {file} is no state dict ({str(error).splitlines()[0]})") from error
+        raise DataError(f"--backbone-weights {file} is no state dict ({first_line(error)})") from error
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise DataError(f"--backbone-weights {file} must hold a state dict: names and tensors, and nothing else")
     return state
@@ -145,10 +149,10 @@ def normalization(net: nn.Module, channels: int) -> tuple[list[float] | None, li
     return (found[0], found[1]) if None not in found else (None, None)
 
 
-def weights_hash(net: nn.Module) -> bytes:
-    """SHA-256 of the names, shapes and values of all parameters and buffers."""
+def hash_of(values: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of the names, dtypes, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
+    for name, value in values.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

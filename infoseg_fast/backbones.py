@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone_modules import module_of, normalization, weights_hash
+from .backbone_modules import hash_of, module_of, normalization
 from .errors import DataError
 from .feature_cache import FeatureCache
 from .model import STRIDE, InfoSegNet, padded
@@ -25,6 +25,8 @@ PROBE_SIDE = 224  # pixels: a multiple of all usual strides, also of 14
 EPSILON = 1e-12  # least variance of a component
 MIN_PROBABILITY = 1e-6
 MAX_RECEPTIVE_RADIUS = 512  # pixels; images of a backbone that sees more are not cut into tiles
+UNKNOWN_RADIUS = MAX_RECEPTIVE_RADIUS + 1  # pixels, of a backbone that needs the whole image
+MAX_DIFFERENCE = 1e-3  # of the maps of a part of an image, by another order of sums; a share of the largest value
 LEAST_SIDE = 64  # pixels, least short side of the other images that a module is probed with
 
 
@@ -33,7 +35,7 @@ class Frozen:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.requires_grad_(False).eval()
-        self.sha256 = weights_hash(net)
+        self.sha256 = hash_of(net.state_dict())
         self.cache: FeatureCache | None = None
 
     def __deepcopy__(self, memo: dict) -> Frozen:
@@ -93,7 +95,7 @@ class Backbone(nn.Module):
                 raise DataError(f"{name} must be from 0 to {number - 1}, or from -{number} to -1, not {index}")
         self.local_index, self.global_index = [i % number for i in local_index], global_index % number
         self.used = sorted({*self.local_index, self.global_index})
-        self.multiple = math.lcm(STRIDE, *(self.strides[i] for i in self.used))  # pixels, of the padded sides
+        self.multiple = math.lcm(STRIDE, *self.strides)  # pixels, of the padded sides
         self.local_stride = max(STRIDE, min(self.strides[i] for i in self.local_index))
         self.global_stride = self.local_stride if components else self.strides[self.global_index]
         number = sum(self.map_channels[i] for i in self.local_index)
@@ -196,12 +198,16 @@ class Backbone(nn.Module):
 
     def receptive_radius(self) -> int | None:
         """Number of pixels each way that a position depends on. None: more than
-        MAX_RECEPTIVE_RADIUS, for example with attention or squeeze-excitation.
+        MAX_RECEPTIVE_RADIUS, for example with attention or squeeze-excitation, or the features
+        depend on the place in the image, for example with attention in windows.
 
         It is measured with NaN in some pixels, which spreads to every position that reads them.
         """
         if self._radius.pixels is None:
-            self._radius.pixels = max(self._measured_radius(dim) for dim in (2, 3))
+            radius = max(self._measured_radius(dim) for dim in (2, 3))
+            if radius <= MAX_RECEPTIVE_RADIUS and not all(self._moves_with_images(dim, radius) for dim in (2, 3)):
+                radius = UNKNOWN_RADIUS
+            self._radius.pixels = radius
         return self._radius.pixels if self._radius.pixels <= MAX_RECEPTIVE_RADIUS else None
 
     @torch.no_grad()
@@ -217,9 +223,35 @@ class Backbone(nn.Module):
         radius = 0
         for values, stride in zip(maps, (STRIDE, self.global_stride), strict=True):
             seen = values.isnan().movedim(dim, -1).flatten(0, -2).any(dim=0).nonzero()
+            if not len(seen):  # the network replaces NaN
+                return UNKNOWN_RADIUS
             first, last = int(seen.min()) * stride, (int(seen.max()) + 1) * stride
             radius = max(radius, reach - first, last - reach - self.multiple)
         return radius
+
+    @torch.no_grad()
+    def _moves_with_images(self, dim: int, radius: int) -> bool:
+        """Whether the maps of a part of an image are those of the image, away from the borders of the
+        part. The part begins at a multiple of the strides, as the windows of tiles do.
+        """
+        net, like = self.net, next(self.net.parameters(), torch.zeros(()))
+        training = net.training
+        net.eval()
+        step = self.multiple
+        border = -(-radius // step) * step
+        size = 1, self.in_channels, -(-LEAST_SIDE // step) * step, 2 * border + -(-LEAST_SIDE // step) * step + step
+        images = torch.rand(size, generator=torch.Generator().manual_seed(0))
+        images = (images if dim == 3 else images.mT.contiguous()).to(like)
+        whole = self.native(images, project=False)
+        part = self.native(images.narrow(dim, step, size[3] - step).contiguous(), project=False)
+        net.train(training)
+        for values, others, stride in zip(whole, part, (self.local_stride, self.global_stride), strict=True):
+            number = (size[3] - step - 2 * border) // stride
+            values = values.narrow(dim, (step + border) // stride, number)
+            others = others.narrow(dim, border // stride, number)
+            if (values - others).abs().max() > MAX_DIFFERENCE * values.abs().max():
+                return False
+        return True
 
 
 def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
@@ -237,6 +269,8 @@ def probed(net: nn.Module, channels: int) -> tuple[list[int], list[int]]:
                 "--backbone: the module must return a list of maps [B, channels, h, w] whose strides divide "
                 f"{PROBE_SIDE}; map {i} of an image of {PROBE_SIDE} x {PROBE_SIDE} px is {found}"
             )
+        if x.dtype != torch.float32:
+            raise DataError(f"--backbone: the module must return float32 maps; map {i} is {x.dtype}")
     strides = [PROBE_SIDE // x.shape[2] for x in maps]
     multiple = math.lcm(STRIDE, *strides)
     height = -(-LEAST_SIDE // multiple) * multiple
@@ -328,7 +362,9 @@ def frozen_network(backbone: str, weights: str | None, local_index: Sequence[int
 def cache_features(backbone: Backbone) -> None:
     """Cache the maps of a frozen backbone on disk from now on."""
     if backbone.frozen is not None:
-        kind = type(backbone.net)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        key = f"{backbone.frozen.sha256.hex()} {name} {backbone.used} torch {torch.__version__}"
+        # Modules with the same weights may compute other maps from them, for example with another
+        # activation.
+        image = torch.rand(1, backbone.in_channels, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+        maps = hash_of({str(i): values for i, values in backbone.maps(padded(image, backbone.multiple)).items()})
+        key = f"{backbone.frozen.sha256.hex()} {maps.hex()} {backbone.used} torch {torch.__version__}"
         backbone.frozen.cache = FeatureCache(key)

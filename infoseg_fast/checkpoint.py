@@ -4,6 +4,8 @@ import contextlib
 import io
 import logging
 import os
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -66,14 +68,23 @@ def save(folder: Path, state: dict[str, Any], is_best: bool) -> None:
     former last checkpoint becomes the previous one.
 
     Raises:
-        DataError: the disk is full, or the folder cannot be written. The former checkpoints are
-            unchanged.
+        DataError: the disk is full, the folder cannot be written, or `state` holds objects that
+            `load` would refuse. The former checkpoints are unchanged.
     """
     last = _path(folder, LAST)
     # Serialised in memory, so that only write_atomically meets a full disk. It leaves no part
     # behind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="meta", weights_only=True)  # without the values of tensors
+    except pickle.UnpicklingError as error:  # a recipe of the user's may have any state
+        found = re.search(r"(?:GLOBAL|type:) (\S+)", str(error))
+        raise DataError(
+            f"a checkpoint takes tensors, numbers, text, lists and dicts alone, but {found[1] if found else error} is "
+            "in Recipe.state, or in the state or the arguments of the Labelling"
+        ) from error
     try:
         folder.mkdir(exist_ok=True)
         if last.is_file():

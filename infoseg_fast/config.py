@@ -249,7 +249,13 @@ class Settings:
         if given.get("freeze_backbone"):  # features of repeated crops are read from the cache
             given = {"flip": False, "rotate": False, "recipe": "features", **given}
         _check_length(given)
-        settings = cls(**{**COMMON_DEFAULTS, **recipe_class(given.get("recipe", cls.recipe)).defaults, **given})
+        name = given.get("recipe", cls.recipe)
+        defaults = recipe_class(name).defaults
+        try:
+            checked({key: value for key, value in defaults.items() if value is not None})
+        except DataError as error:
+            raise DataError(f"--recipe {name}: defaults: {error}") from error
+        settings = cls(**{**COMMON_DEFAULTS, **defaults, **given})
         if settings.steps is None and settings.epochs is None:
             settings = dataclasses.replace(settings, steps=DEFAULT_STEPS)
         settings._check()

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import DataError
+
 logger = logging.getLogger("infoseg_fast")
 
 MAX_BYTES = 4 * 2**30  # largest size of a cache; further maps are not kept
@@ -20,10 +22,19 @@ MIN_FREE_BYTES = 2**30  # space on the disk that a cache leaves free
 
 
 def cache_root() -> Path:
-    """The folder of all caches: $INFOSEG_CACHE, else infoseg-fast in the user's cache folder."""
+    """The folder of all caches: $INFOSEG_CACHE, else infoseg-fast in the user's cache folder.
+
+    Raises:
+        DataError: INFOSEG_CACHE is not set, and the user has no home folder, as in a container.
+    """
     if os.environ.get("INFOSEG_CACHE"):
         return Path(os.environ["INFOSEG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infoseg-fast"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infoseg-fast"
+    except RuntimeError as error:
+        raise DataError(
+            "the user has no home folder for the cache of features; set INFOSEG_CACHE to a folder"
+        ) from error
 
 
 class FeatureCache:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .config import Settings
 from .defaults import float32_on_cpu
 from .distributed.world import World
-from .recipe import Recipe
+from .recipe import Recipe, checked_loss
 
 logger = logging.getLogger("infoseg_fast")
 
@@ -101,7 +101,7 @@ def decide(recipe: Recipe, images: Tensor) -> str:
             start = time.perf_counter()
             with autocast(name, images.device):
                 loss = recipe.loss(0, images, None)
-            loss.backward()
+            checked_loss(loss, recipe.settings.recipe).backward()
             _finish(images.device)
             if turn:  # the first turn warms up
                 taken.append(time.perf_counter() - start)

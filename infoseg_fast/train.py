@@ -29,7 +29,7 @@ from .distributed.world import World, restarts
 from .errors import DataError
 from .finish import finish
 from .progress import NonfiniteGuard, Progress, stop_if_nonfinite
-from .recipe import DataInfo, recipe_class
+from .recipe import DataInfo, checked_loss, recipe_class
 from .recipe.sample import Sample
 from .run_folder import LOGGED_SCORES, RunFolder
 from .scores.evaluate import evaluate
@@ -158,7 +158,7 @@ def run_steps(
         for stored, draws, recipe.part in parts:
             images, mask = changed(*crops.decoded(*stored), settings, draws, recipe.data.position)
             with precision.autocast(settings.precision, device):
-                weighted = loss_of(progress.step, images, mask) * recipe.part.share
+                weighted = checked_loss(loss_of(progress.step, images, mask), settings.recipe) * recipe.part.share
             weighted.backward()
             loss += weighted.detach()
         loss = world.sum_gradients(recipe.parameters(), loss)

@@ -19,12 +19,12 @@ from PIL import Image
 import infoseg_fast as isf
 from infoseg_fast import report, tile_labels
 from infoseg_fast.backbone_modules import MEAN, STD, normalization
-from infoseg_fast.backbones import Backbone, build
+from infoseg_fast.backbones import Backbone, build, cache_features
 from infoseg_fast.cli import main
 from infoseg_fast.config import Settings
 from infoseg_fast.errors import DataError
 from infoseg_fast.export import export
-from infoseg_fast.feature_cache import FeatureCache
+from infoseg_fast.feature_cache import FeatureCache, cache_root
 from infoseg_fast.recipe import DataInfo
 from infoseg_fast.recipe.features import FREEDOM, MixtureHead, whole_cells
 from infoseg_fast.recipe.labelling import Labelling
@@ -65,6 +65,11 @@ def test_features_have_stride_4_for_maps_of_any_stride(local_index, channels, si
     assert features.shape == (2, channels, h, w) and global_features.shape == (2, 3, 5)
 
 
+def test_images_are_padded_for_the_maps_that_are_not_used_too():
+    model = network("tiny_backbones:joined", local_index=(0,), global_index=0).eval()
+    assert model(torch.rand(1, 3, 36, 52))[0].shape[2:] == (9, 13)
+
+
 def test_maps_are_upsampled_at_their_place():
     """A map of stride 16 over an image of 36 px covers 48: its third cell begins at position 8."""
     net = tiny_backbones.Pyramid().eval()
@@ -95,6 +100,8 @@ def test_the_normalisation_is_the_backbones_own():
         ({"backbone": "tiny_backbones:one_map"}, r"map 0 of an image of 224 x 224 px is \[12544\]"),
         ({"backbone": "tiny_backbones:four_channels"}, "cannot take images of 3 channels"),
         ({"backbone": "tiny_backbones:one_size"}, r"has stride 32, and of one of 64 x 96 px it is \[1, 3, 7, 7\]"),
+        ({"backbone": "tiny_backbones:failing"}, "failing cannot be made: FileNotFoundError: no weights here"),
+        ({"backbone": "tiny_backbones:half"}, "must return float32 maps; map 0 is torch.float16"),
         ({"local_index": (4,)}, "--local-index must be from 0 to 3, or from -4 to -1, not 4"),
         ({"global_index": -5}, "--global-index must be from 0 to 3"),
         ({"weights": "no_such_file"}, "--backbone-weights no_such_file is no file"),
@@ -220,6 +227,24 @@ def test_the_cache_changes_no_bit(tmp_path):
     assert torch.equal(model(x)[0], computed), "a damaged file is computed again"
 
 
+def test_modules_with_the_same_weights_have_their_own_caches():
+    images = torch.rand(1, 3, 32, 32)
+    for name in (PYRAMID, "tiny_backbones:swapped"):
+        model = network(name).eval()
+        before = model(images)
+        cache_features(model.backbone)
+        for _ in range(2):  # computed, then read
+            assert all(torch.equal(x, y) for x, y in zip(model(images), before, strict=True))
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch):
+    for name in ("INFOSEG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
+    with pytest.raises(DataError, match="set INFOSEG_CACHE to a folder"):
+        cache_root()
+
+
 def test_the_cache_is_bounded_and_may_be_missing(tmp_path, caplog):
     x, compute, shapes = torch.rand(3, 8, 8), lambda image: [image[:2]], [(2, 8, 8)]
     full = FeatureCache("key", tmp_path, limit=1000)
@@ -276,8 +301,9 @@ def test_the_receptive_radius_is_measured():
     assert radius(1) <= 4 and 8 <= radius(3) <= 40
 
 
-def test_a_backbone_that_sees_the_whole_image_is_not_tiled(monkeypatch):
-    made, images = segmenter_of("tiny_backbones:attentive"), torch.rand(1, 3, 200, 130)
+@pytest.mark.parametrize("name", ["attentive", "windows", "finite"])
+def test_a_backbone_that_needs_the_whole_image_is_not_tiled(name, monkeypatch):
+    made, images = segmenter_of(f"tiny_backbones:{name}", local_index=(1,), global_index=0), torch.rand(1, 3, 200, 130)
     assert made.labelling.network.backbone.receptive_radius() is None
     labels = made.segment(images)
     monkeypatch.setattr(tile_labels, "TILE", 96)

@@ -39,7 +39,8 @@ def scored(folder, num_clusters, num_classes=None):
     return evaluate(isf.Segmenter(labelling), images, torch.device("cpu")), images
 
 
-def test_a_scene_is_scored_by_windows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1.3])
+def test_a_scene_is_scored_by_windows(scale, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -52,10 +53,13 @@ def test_a_scene_is_scored_by_windows(tmp_path, monkeypatch):
     with torch.no_grad():  # centred features, so that several classes are in use
         mean = network(torch.rand(4, 3, 64, 64))[0].mean(dim=(0, 2, 3))
         network.local_projection.bias.copy_(-network.local_projection.weight[:, :, 0, 0] @ mean)
-    images = open_set(str(tmp_path), "all")
-    labelling = Labelling(network, {}, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, images.scaling))
+    images = open_set(str(tmp_path), "all", scale=scale)
+    labelling = Labelling(network, {}, DataInfo(3, 3, None, [0.5] * 3, [0.3] * 3, images.scaling, scale))
     given = isf.Segmenter(labelling), images, torch.device("cpu")
     expected = evaluate(*given)
+    labels = given[0].segment_file(tmp_path / "images/x.tif")
+    counts = isf.confusion_matrix(labels, np.where(labels == 255, 255, images.label(0)), 256, 3)
+    assert expected["confusion"] == counts[:5].tolist(), "those of the label map"
     assert expected["num_pixels"] == 150 * 130 - 40 * 80
     assert np.count_nonzero(np.sum(expected["confusion"], axis=1)) > 1
     monkeypatch.setattr(evaluate_module, "SCENE_PIXELS", 1000)

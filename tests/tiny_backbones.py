@@ -36,6 +36,33 @@ class Attentive(Pyramid):
         return [m * m.mean(dim=(2, 3), keepdim=True).sigmoid() for m in super().forward(x)]
 
 
+class Windows(Pyramid):
+    """As Pyramid, with the means of windows of 7 x 7 positions, as attention in windows has them."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for m in super().forward(x):
+            h, w = m.shape[2:]
+            means = nn.functional.avg_pool2d(nn.functional.pad(m, (0, -w % 7, 0, -h % 7)), 7)
+            maps.append(m + means.repeat_interleave(7, 2).repeat_interleave(7, 3)[:, :, :h, :w])
+        return maps
+
+
+class Finite(Pyramid):
+    """As Pyramid, with zeros in place of NaN."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return super().forward(x.nan_to_num())
+
+
+class Joined(Pyramid):
+    """A map of stride 4 that is joined with the upsampled map of stride 16, and this map."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        _, fine, _, coarse = super().forward(x)
+        return [torch.cat([fine, nn.functional.interpolate(coarse, scale_factor=4)], dim=1), coarse]
+
+
 def pyramid() -> nn.Module:
     return Pyramid()
 
@@ -50,6 +77,41 @@ def four_channels() -> nn.Module:
 
 def attentive() -> nn.Module:
     return Attentive()
+
+
+def swapped() -> nn.Module:
+    """The weights of Pyramid, with another activation."""
+    net = Pyramid()
+    for stage in net.stages:
+        stage[2] = nn.GELU()
+    return net
+
+
+def failing() -> nn.Module:
+    raise FileNotFoundError("no weights here")
+
+
+class Half(Pyramid):
+    """As Pyramid, with maps in float16."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [m.half() for m in super().forward(x)]
+
+
+def half() -> nn.Module:
+    return Half()
+
+
+def windows() -> nn.Module:
+    return Windows()
+
+
+def finite() -> nn.Module:
+    return Finite()
+
+
+def joined() -> nn.Module:
+    return Joined()
 
 
 def one_map() -> nn.Module:

@@ -7,6 +7,7 @@ and the `Labelling`. `infoseg train --recipe MODULE:CLASS` trains a user's own r
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -172,6 +173,19 @@ class Recipe(nn.Module):
         """Restore the result of `state`."""
 
 
+def checked_loss(loss: Any, recipe: str) -> Tensor:
+    """The result of `Recipe.loss`. Raise DataError unless `backward` can be called on it."""
+    if not isinstance(loss, Tensor):
+        raise DataError(f"--recipe {recipe}: loss must return a tensor, not {type(loss).__name__}")
+    if loss.dim() or not loss.requires_grad:
+        graph = "on" if loss.requires_grad else "off"
+        raise DataError(
+            f"--recipe {recipe}: loss must return a scalar that is attached to the graph of a trained parameter, not "
+            f"{list(loss.shape)} {graph} the graph"
+        )
+    return loss
+
+
 def imported(name: str, what: str) -> Any:
     """The object that "module:attribute" names. The working directory is searched too.
 
@@ -185,13 +199,18 @@ def imported(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise DataError(f"{what} must be MODULE:NAME, not {name!r}")
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
+        if module.startswith("."):
+            raise ImportError("the name of a module begins with no dot")
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DataError(f"{what} {name} cannot be imported: {error}") from error
+    except Exception as error:  # the module is the user's: it may raise anything
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise DataError(f"{what} {name} cannot be imported: {kind}{error}") from error
     finally:
-        sys.path.remove(os.getcwd())
+        with contextlib.suppress(ValueError):  # the module may have changed the path
+            sys.path.remove(folder)
 
 
 def recipe_class(name: str) -> type[Recipe]:

@@ -140,6 +140,8 @@ class FeaturesRecipe(Recipe):
                 f"--data {self.settings.data} has {len(points)} cells of {backbone.local_stride} px with data in the "
                 f"sample of crops, and {backbone.components} components need more; a larger --crop has more"
             )
+        if not points.isfinite().all():
+            raise DataError(f"--backbone {self.settings.backbone}: the features of the images are not finite")
         backbone.set_components(points)
         backbone.head.fit(points @ backbone.axes.T + backbone.offset, self.settings.seed)
         if self.settings.average:

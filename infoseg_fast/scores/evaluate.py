@@ -1,5 +1,6 @@
 """Scoring of a segmenter on a set, image by image. Memory does not grow with the number of images."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,8 @@ def evaluate(segmenter: Segmenter, images: ImageSet, device: torch.device, progr
         return counts
 
     images.scaling = trained.scaling
+    images = copy.copy(images)
+    images.scale = 1.0  # the segmenter scales the images
     by_windows = count_scene if segmenter.num_clusters <= IGNORE else None  # with 256 clusters, label 255 is a cluster
     scores = score(count, segmenter.num_clusters, images, progress, by_windows)
     raise_for(*faults.tolist())
