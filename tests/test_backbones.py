@@ -240,7 +240,11 @@ def test_modules_with_the_same_weights_have_their_own_caches():
 def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch):
     for name in ("INFOSEG_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
     with pytest.raises(DataError, match="set INFOSEG_CACHE to a folder"):
         cache_root()
 
